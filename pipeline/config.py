@@ -1,0 +1,336 @@
+"""One YAML file, typed and strict: the whole of what a user decides.
+
+`load_config` reads a file, applies `key.path=value` overrides and returns a frozen `Config`, or raises one
+ConfigError that names the key, what it got and what it takes. Rules across sections are checked here, before
+anything is read or loaded. Each class default is the vetted setting. Imports only pydantic and yaml.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+# Metrics that read one margin only; the others read both.
+EXPLICIT_ONLY: Final = frozenset({"explicit"})
+IMPLICIT_ONLY: Final = frozenset({"implicit"})
+NO_MARGIN: Final = frozenset({"random"})
+OBJECTIVES_WITH_REFERENCE: Final = frozenset({"dpo"})
+
+_CREDENTIALS_IN_URL = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _checked_url(url: str) -> str:
+    if _CREDENTIALS_IN_URL.match(url):
+        raise ValueError("must not carry credentials; use the AWS variables or an instance role")
+    if url.startswith(("http://", "https://")):
+        raise ValueError("must be a local path or an object-store URL such as s3://bucket/prefix")
+    return url
+
+
+class Source(Section):
+    """Where the preference pairs are and how to read them."""
+
+    path: str
+    format: str = "auto"
+    id_column: str | None = None
+    """Column that holds a unique id; left out, the id is a hash of the content."""
+    passthrough: tuple[str, ...] = ()
+    """Source columns to carry along unchanged."""
+
+    _path = field_validator("path")(_checked_url)
+
+
+class Storage(Section):
+    """How to reach S3; credentials come from the usual AWS variables, files and roles, never from here."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    anonymous: bool = False
+    max_attempts: int = Field(default=10, ge=1)
+
+
+class TorchModel(Section):
+    """A causal language model run by alignpot's own scoring engine."""
+
+    backend: Literal["torch"] = "torch"
+    model: str
+    """Hub id or local directory."""
+    revision: str = "main"
+    dtype: Dtype = "bfloat16"
+    adapter: str | None = None
+    """Directory or hub id of a LoRA adapter on top of the model."""
+    trust_remote_code: bool = False
+    num_gpus: Literal["auto"] | float = "auto"
+    """GPUs one replica reserves; auto is 1 where the cluster has GPUs, else 0."""
+    num_cpus: float = Field(default=1.0, gt=0)
+    num_threads: int = Field(default=1, ge=1)
+    """Torch threads of one replica on CPU."""
+    replicas: int = Field(default=1, ge=1)
+    token_budget: int = Field(default=16384, ge=1)
+    """Most tokens in one forward; a single longer row runs alone."""
+
+
+class ColumnsModel(Section):
+    """Log-probabilities and token counts that the source already holds, under the scored column names."""
+
+    backend: Literal["columns"]
+
+
+class ColumnsReward(Section):
+    """Scores that the source already holds."""
+
+    backend: Literal["columns"] = "columns"
+
+
+class ClassifierReward(TorchModel):
+    """A reward model: a sequence classifier with one logit, or a model that returns `.score`."""
+
+    backend: Literal["classifier"]  # type: ignore[assignment]
+    max_length: int = Field(default=4096, ge=2)
+
+
+def _backend(default: str) -> Discriminator:
+    def tag(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return str(value.get("backend", default))
+        return str(getattr(value, "backend", default))
+
+    return Discriminator(tag)
+
+
+Model = Annotated[
+    Annotated[TorchModel, Tag("torch")] | Annotated[ColumnsModel, Tag("columns")], _backend("torch")
+]
+Reward = Annotated[
+    Annotated[ColumnsReward, Tag("columns")] | Annotated[ClassifierReward, Tag("classifier")], _backend("columns")
+]
+
+
+class Tokens(Section):
+    """Templating and truncation, the same for policy and reference."""
+
+    preset: Literal["trl", "paper"] = "trl"
+    max_length: int = Field(default=2048, ge=2)
+    """Most tokens of prompt and response together."""
+    max_prompt_length: int = Field(default=1800, ge=1)
+    """Used by the paper preset only."""
+    truncation: Literal["keep_start", "keep_end"] = "keep_start"
+    chat_template: str | None = None
+    """Jinja file to use instead of the tokenizer's own template."""
+
+    @model_validator(mode="after")
+    def _paper_lengths(self) -> "Tokens":
+        if self.preset == "paper" and self.max_prompt_length >= self.max_length:
+            raise ValueError("max_prompt_length must be below max_length with preset: paper")
+        return self
+
+
+class Objective(Section):
+    """The training objective, which gives the implicit reward its form."""
+
+    name: Literal["simpo", "dpo"] = "simpo"
+    beta: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+
+
+class Metric(Section):
+    """What pairs are ranked by."""
+
+    name: Literal["potential", "explicit", "implicit", "random"] = "potential"
+    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """w of M_AP = explicit - w * implicit."""
+    normalise: Literal["zscore", "none"] = "zscore"
+    explicit: Literal["signed", "absolute", "candidates"] = "signed"
+    implicit: Literal["absolute", "signed"] = "absolute"
+
+
+class Select(Section):
+    """How much of the ranking to keep: a fraction (floor of fraction x rows) or k rows."""
+
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    k: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "Select":
+        if (self.fraction is None) == (self.k is None):
+            raise ValueError("takes exactly one of fraction and k")
+        return self
+
+
+class Output(Section):
+    """Where the subset goes and in which layouts."""
+
+    path: str
+    formats: tuple[Literal["hf", "parquet"], ...] = ("hf", "parquet")
+    slim: bool = False
+    """Keep prompt, chosen and rejected only."""
+    rows_per_file: int = Field(default=100_000, ge=1)
+
+    _path = field_validator("path")(_checked_url)
+
+
+class Run(Section):
+    """How the work is laid out. Nothing here can move a number."""
+
+    engine: Literal["ray", "plain"] = "ray"
+    address: str | None = None
+    """Ray cluster to join; left out, RAY_ADDRESS or else a local one."""
+    placement: Literal["pooled", "colocated"] = "pooled"
+    """Each model in its own pool of actors, or all of them in every actor."""
+    shard_rows: int = Field(default=256, ge=1)
+    max_dropped: float = Field(default=0.1, ge=0, le=1)
+    """Largest share of rows that may be dropped before the run ends with exit code 3."""
+
+
+class Config(Section):
+    """The whole file. `score` needs source, scored and what the metric reads; `select` needs scored and output."""
+
+    source: Source | None = None
+    storage: Storage = Storage()
+    policy: Model | None = None
+    reference: Model | None = None
+    reward: Reward | None = None
+    tokens: Tokens = Tokens()
+    scored: str
+    objective: Objective = Objective()
+    metric: Metric = Metric()
+    select: Select | None = None
+    output: Output | None = None
+    run: Run = Run()
+
+    _scored = field_validator("scored")(_checked_url)
+
+    @model_validator(mode="after")
+    def _metric_has_its_models(self) -> "Config":
+        if self.source is None:
+            return self
+        name = self.metric.name
+        if name not in EXPLICIT_ONLY | NO_MARGIN:
+            if self.policy is None:
+                raise ValueError(f"metric {name} reads the implicit margin: add a policy section")
+            if self.objective.name in OBJECTIVES_WITH_REFERENCE and self.reference is None:
+                raise ValueError(
+                    f"objective {self.objective.name} needs reference log-probs: add a reference section, "
+                    "or choose an objective without one, such as simpo"
+                )
+        if name not in IMPLICIT_ONLY | NO_MARGIN and self.reward is None:
+            raise ValueError(f"metric {name} reads the explicit margin: add a reward section")
+        return self
+
+    @model_validator(mode="after")
+    def _places_differ(self) -> "Config":
+        others = [section.path for section in (self.source, self.output) if section is not None]
+        places = [self.scored, *others]
+        if len({p.rstrip("/") for p in places}) < len(places):
+            raise ValueError(f"source.path, scored and output.path must differ, got {places}")
+        return self
+
+    def torch_models(self) -> dict[str, TorchModel]:
+        """The models that alignpot runs itself, by role, in the order policy, reference, reward."""
+        roles = {"policy": self.policy, "reference": self.reference, "reward": self.reward}
+        return {role: m for role, m in roles.items() if isinstance(m, TorchModel)}
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML config and apply `key.path=value` overrides, whose values are YAML too.
+
+    Raises:
+        ConfigError: the file is missing or no mapping, an override is malformed, or a key or value is wrong.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}. Give the path of a YAML file.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {path} holds a {type(data).__name__}; wanted a mapping of sections.")
+    for override in overrides:
+        _apply_override(data, override)
+    return parse_config(data, where=str(path))
+
+
+def parse_config(data: Mapping[str, Any], *, where: str = "config") -> Config:
+    """Check a mapping of sections against the schema.
+
+    Raises:
+        ConfigError: naming every wrong key with the nearest known one, and every wrong value.
+    """
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors(include_url=False))
+        raise ConfigError(f"{where} is not usable:\n{problems}") from None
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The config with every default filled in, as JSON-ready values."""
+    return config.model_dump(mode="json")
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    names = key.strip().split(".")
+    if not sign or not all(names):
+        raise ConfigError(f"--set {override!r} is not usable; wanted key.path=value, such as select.fraction=0.1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: the value is not YAML") from None
+    node = data
+    for name in names[:-1]:
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: {name} holds a value, not a section")
+        node = child
+    node[names[-1]] = value
+
+
+def _describe(problem: Any) -> str:
+    # Union tags (torch, columns, ...) stand in the location beside the keys; they are no keys of the file.
+    path = [str(part) for part in problem["loc"] if part not in ("torch", "columns", "classifier")]
+    key = ".".join(path) or "config"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(sorted(known))}"
+        return f"{key}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: required, but not given"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    scalar = isinstance(problem["input"], (str, int, float, bool)) and "credentials" not in message
+    return f"{key}: {message}" + (f" (got {problem['input']!r})" if scalar else "")
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    sections: dict[str, list[type[BaseModel]]] = {
+        "": [Config],
+        "source": [Source],
+        "storage": [Storage],
+        "policy": [TorchModel],
+        "reference": [TorchModel],
+        "reward": [ClassifierReward],
+        "tokens": [Tokens],
+        "objective": [Objective],
+        "metric": [Metric],
+        "select": [Select],
+        "output": [Output],
+        "run": [Run],
+    }
+    return [key for model in sections.get(".".join(path), []) for key in model.model_fields]
