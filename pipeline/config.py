@@ -130,7 +130,17 @@ class Tokens(Section):
     """Used by the paper preset only."""
     truncation: Literal["keep_start", "keep_end"] = "keep_start"
     chat_template: str | None = None
-    """Jinja file to use instead of the tokenizer's own template."""
+    """Jinja file to use instead of the tokenizer's own template; read here, so that workers need no such file."""
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_text(cls, value: str | None) -> str | None:
+        if value is None or "{" in value:
+            return value
+        try:
+            return Path(value).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"the file cannot be read ({type(error).__name__})") from None
 
     @model_validator(mode="after")
     def _paper_lengths(self) -> "Tokens":

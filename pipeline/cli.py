@@ -1,0 +1,140 @@
+"""The `alignpot` command. Parses first and imports the heavy parts after, so that help and config errors are quick."""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from pipeline import __version__
+from pipeline.errors import AlignpotError, TemporaryError
+
+app = typer.Typer(
+    name="alignpot",
+    help="Choose the preference pairs a language model can still learn most from.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one key of the config; may be repeated."),
+]
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Score, select and report: the whole job."""
+    from pipeline.config import load_config
+    from pipeline.flows.run import run_all
+
+    typer.echo(run_all(load_config(config, overrides or ())))
+
+
+@app.command()
+def score(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Run the models over the pairs and write the scored dataset; goes on where an earlier run stopped."""
+    from pipeline.config import load_config
+    from pipeline.flows.run import score_only
+
+    typer.echo(score_only(load_config(config, overrides or ())))
+
+
+@app.command()
+def select(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Rank a scored dataset and write the subset; needs no model and no GPU."""
+    from pipeline.config import load_config
+    from pipeline.flows.run import select_only
+
+    typer.echo(select_only(load_config(config, overrides or ())))
+
+
+@app.command()
+def report(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print the report of a subset that was written before."""
+    from pipeline.config import load_config
+    from pipeline.flows.run import report_only
+
+    typer.echo(report_only(load_config(config, overrides or ())))
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="File, folder or URL of preference data.", show_default=False)],
+    source_format: Annotated[str, typer.Option("--format", help="Read as this format instead of deciding.")] = "auto",
+    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
+) -> None:
+    """Show what alignpot sees in preference data: format, rows, columns, shapes, lengths, problems."""
+    from pipeline.config import Storage
+    from pipeline.sources.inspect import inspect_source, render
+    from pipeline.storage.filesystem import check_readable, open_filesystem
+
+    fs, root = open_filesystem(path, Storage(endpoint_url=endpoint_url))
+    check_readable(fs, root, path)
+    typer.echo(render(inspect_source(fs, root, source_format)))
+
+
+@app.command()
+def submit(
+    job: Annotated[str, typer.Argument(help="run, score_pairs or select_pairs.", show_default=False)],
+    config: ConfigPath,
+    address: Annotated[str, typer.Option(help="Ray dashboard, such as http://head:8265.", show_default=False)],
+    overrides: Overrides = None,
+    *,
+    wait: Annotated[bool, typer.Option(help="Follow the job and end with its exit code.")] = True,
+) -> None:
+    """Submit a job to a Ray cluster through its Job API."""
+    from pipeline.flows.submit import submit_job
+
+    raise typer.Exit(submit_job(job, config, overrides or [], address=address, wait=wait, echo=typer.echo))
+
+
+@app.command()
+def demo(
+    workdir: Annotated[Path, typer.Option(help="Where models, data and results go.")] = Path(".demo"),
+) -> None:
+    """Run the whole job on a small dataset that ships with alignpot, with real small models."""
+    from pipeline.flows.demo import run_demo
+
+    typer.echo(run_demo(workdir))
+
+
+def _version(*, value: bool) -> None:
+    if value:
+        typer.echo(f"alignpot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")] = False,
+) -> None:
+    """Choose the preference pairs a language model can still learn most from."""
+    del version
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command line and exit with its code: one clear line on stderr for every error of ours."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        app(args=argv, prog_name="alignpot")
+    except AlignpotError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    raise TemporaryError("terminated by SIGTERM. Run the same command again: it goes on where it stopped.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Score the pending shards of a run on Ray Data: shards as blocks, models in pools of actors.
+
+    read shard | tokenise | RewardActor pool | policy pool | reference pool | commit part
+
+Each pool works on another shard at the same time, so explicit and implicit scoring overlap. With
+`placement: colocated` one pool holds all models and runs them one after another.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import ray.data
+from ray.data.block import Block, BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from pipeline.config import Run
+from pipeline.flows.envelope import from_block, to_block
+from pipeline.flows.session import gpus_per_replica
+from pipeline.sources.reader import PairReader
+from pipeline.sources.shards import Shard
+from pipeline.stages.plan import Stage
+from pipeline.stages.work import Commit, ShardWork, commit_shard, read_shard
+
+# Ray retries without end by default: a row that kills its worker would never end the run.
+_MAX_RESTARTS: Final = 20
+_MAX_SHARD_RETRIES: Final = 3
+
+_TOKENISE_CPUS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreJob:
+    """What the shards of a run have in common: how to read, what to do, where to commit."""
+
+    reader: PairReader
+    stages: tuple[Stage, ...]
+    commit: Commit
+    run: Run
+
+
+class ShardSource(Datasource):  # type: ignore[misc]
+    """One read task, and one block, for each shard."""
+
+    def __init__(self, reader: PairReader, shards: Sequence[Shard]) -> None:
+        super().__init__()
+        self._reader = reader
+        self._shards = shards
+
+    def get_name(self) -> str:
+        """The name Ray shows for the operator."""
+        return "Pairs"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown before reading."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """The read tasks, in the order of the plan; a shard is never shared between tasks."""
+        del parallelism, per_task_row_limit, data_context
+        unknown = BlockMetadata(num_rows=1, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(_ReadShard(self._reader, shard), unknown) for shard in self._shards]
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadShard:
+    reader: PairReader
+    shard: Shard
+
+    def __call__(self) -> Iterable[Block]:
+        yield to_block(read_shard(self.reader, self.shard))
+
+
+@dataclass(frozen=True, slots=True)
+class CommitPart:
+    """Writes the part of a shard and passes its summary on; runs as a task on any node."""
+
+    commit: Commit
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return to_block(commit_shard(from_block(block), self.commit))
+
+
+class StageActor:
+    """Holds the stages it is given, built once in its own process, and applies them to one shard a call."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = [(stage.name, stage.build()) for stage in stages]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        work = from_block(block)
+        for name, apply in self._stages:
+            work = work.after(name, apply)
+        return to_block(work)
+
+
+# Ray names bars, logs and dashboard rows after the class.
+class TokeniseActor(StageActor):
+    """Chat templates and token ids, on CPUs."""
+
+
+class RewardActor(StageActor):
+    """Rewards of both dialogues."""
+
+
+class PolicyLogprobActor(StageActor):
+    """Log-probabilities under the policy."""
+
+
+class ReferenceLogprobActor(StageActor):
+    """Log-probabilities under the reference."""
+
+
+class ColocatedActor(StageActor):
+    """Every model of the run, one after another."""
+
+
+_ACTORS: Final[dict[str, type[StageActor]]] = {
+    "tokenise": TokeniseActor,
+    "reward": RewardActor,
+    "policy": PolicyLogprobActor,
+    "reference": ReferenceLogprobActor,
+}
+
+
+def score_on_ray(job: ScoreJob, shards: Sequence[Shard]) -> Iterator[ShardWork]:
+    """Run every stage over the shards and commit their parts.
+
+    Yields the work on each committed shard in the order of completion, its table replaced by the part's summary.
+    """
+    io_cpus = _io_cpus(job.stages)
+    dataset = ray.data.read_datasource(
+        ShardSource(job.reader, shards), ray_remote_args={"num_cpus": io_cpus}, override_num_blocks=len(shards)
+    )
+    for group in _groups(job.stages, job.run):
+        dataset = dataset.map_batches(**_pool(group))
+    dataset = dataset.map_batches(
+        CommitPart(job.commit), batch_size=1, batch_format="pyarrow", zero_copy_batch=True, num_cpus=io_cpus
+    )
+    for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+        yield from_block(block)
+
+
+def _groups(stages: Sequence[Stage], run: Run) -> list[list[Stage]]:
+    """Stages that share an actor: each its own, or all models together."""
+    if run.placement == "pooled":
+        return [[stage] for stage in stages]
+    plain, with_model = [s for s in stages if s.model is None], [s for s in stages if s.model is not None]
+    return [[s] for s in plain] + ([with_model] if with_model else [])
+
+
+def _pool(group: Sequence[Stage]) -> dict[str, Any]:
+    """Arguments of the map_batches call that runs a group of stages."""
+    models = [stage.model for stage in group if stage.model is not None]
+    return {
+        "fn": ColocatedActor if len(models) > 1 else _ACTORS[group[0].name],
+        "fn_constructor_args": (list(group),),
+        "batch_size": 1,
+        "batch_format": "pyarrow",
+        "zero_copy_batch": True,
+        "compute": ray.data.ActorPoolStrategy(
+            size=max((m.replicas for m in models), default=1), max_tasks_in_flight_per_actor=3
+        ),
+        "num_cpus": max((m.num_cpus for m in models), default=_TOKENISE_CPUS),
+        "num_gpus": max((gpus_per_replica(m) for m in models), default=0.0) or None,
+        "max_restarts": _MAX_RESTARTS,
+        "max_task_retries": _MAX_SHARD_RETRIES,
+    }
+
+
+def _io_cpus(stages: Sequence[Stage]) -> float:
+    """CPUs of a read or commit task: unlike any actor's, or Ray Data would fuse reading into the first pool."""
+    taken = {stage.model.num_cpus for stage in stages if stage.model is not None} | {_TOKENISE_CPUS}
+    return next(cpus for cpus in (0.25, 0.2, 0.3, 0.15) if cpus not in taken)

@@ -1,0 +1,183 @@
+"""Score a preference dataset: the table of contents of the main job.
+
+    open source -> check models -> plan (run.json) -> pending shards -> stages -> parts -> _SUCCESS.json
+
+Everything that can be wrong is found before a model is loaded. Run again, the same config continues where it stopped,
+and does nothing when it had finished.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from pipeline import __version__
+from pipeline.config import ColumnsModel, ColumnsReward, Config, Source, resolved
+from pipeline.errors import ConfigError, TooManyDroppedError
+from pipeline.flows.summary import ScoreSummary
+from pipeline.flows.timeline import Timeline
+from pipeline.sources.reader import PairReader, open_source
+from pipeline.sources.shards import Shard, plan_shards
+from pipeline.stages.plan import score_stages
+from pipeline.stages.rows import without_transient
+from pipeline.stages.work import Commit, ShardWork, score_plain
+from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem
+from pipeline.storage.scored import Manifest, RunPlan, begin_run, commit_part, committed_parts, finish_run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRun:
+    """A checked and planned run: nothing is left that the config could be wrong about."""
+
+    config: Config
+    plan: RunPlan
+    reader: PairReader
+    fs: fsspec.AbstractFileSystem
+    root: str
+
+
+def prepare_score(config: Config) -> ScoreRun:
+    """Check source, storage and models, and write or find the plan.
+
+    Raises:
+        AlignpotError: what is wrong, before any weights are read.
+    """
+    source = _source(config)
+    source_fs, source_root = open_filesystem(source.path, config.storage)
+    check_readable(source_fs, source_root, source.path)
+    fs, root = open_filesystem(config.scored, config.storage)
+    check_writable(fs, root, config.scored)
+    reader, files = open_source(
+        source_fs,
+        source_root,
+        source,
+        rewards=isinstance(config.reward, ColumnsReward),
+        policy_logps=isinstance(config.policy, ColumnsModel),
+        reference_logps=isinstance(config.reference, ColumnsModel),
+    )
+    fingerprint = {
+        "source": {
+            "format": reader.format,
+            "id_column": source.id_column,
+            "passthrough": list(source.passthrough),
+            "files": {file.path: f"{file.size}:{file.digest}" for file in files},
+        },
+        **_model_fingerprints(config),
+    }
+    plan = begin_run(
+        fs,
+        root,
+        RunPlan(
+            version=__version__,
+            fingerprint=fingerprint,
+            config=resolved(config),
+            shards=[asdict(shard) for shard in plan_shards(files, config.run.shard_rows)],
+            schema=reader.schema,
+        ),
+    )
+    return ScoreRun(config=config, plan=plan, reader=reader, fs=fs, root=root)
+
+
+def score(run: ScoreRun) -> ScoreSummary:
+    """Score the shards that have no part yet and publish the manifest.
+
+    Raises:
+        TooManyDroppedError: more rows were dropped than `run.max_dropped`; the scored dataset is complete all the same.
+        AlignpotError: what stopped the run; parts committed so far stay.
+    """
+    started = time.monotonic()
+    shards = [Shard(**shard) for shard in run.plan.shards]
+    done = committed_parts(run.fs, run.root, run.plan)
+    pending = [shard for shard in shards if shard.index not in done]
+    timeline, num_tokens = Timeline(), 0
+    for work in _work(run, pending):
+        timeline.add(work.timings)
+        num_tokens += json.loads(work.table.column("summary")[0].as_py())["num_tokens"]
+    manifest = finish_run(run.fs, run.root, run.plan)
+    summary = ScoreSummary(
+        scored_url=run.config.scored,
+        num_rows=manifest.num_rows,
+        num_scored=manifest.num_scored,
+        drops=manifest.drops,
+        num_shards=len(shards),
+        num_shards_done_now=len(pending),
+        num_tokens_now=num_tokens,
+        seconds=time.monotonic() - started,
+        busy_s=timeline.busy_s(),
+        overlap_s=timeline.overlap_s(),
+    )
+    return summary
+
+
+def check_dropped(config: Config, manifest: Manifest) -> None:
+    """Raise a TooManyDroppedError if the share of dropped rows is over the limit."""
+    dropped = manifest.num_rows - manifest.num_scored
+    if dropped > config.run.max_dropped * manifest.num_rows:
+        raise TooManyDroppedError(
+            f"{dropped} of {manifest.num_rows} rows were dropped ({_shares(manifest)}); run.max_dropped allows a share "
+            f"of {config.run.max_dropped}. Mend the source, or raise run.max_dropped and run again: nothing is rescored."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CommitTo:
+    """Commits parts to the scored dataset of a plan; travels to whatever process runs the last stage."""
+
+    fs: fsspec.AbstractFileSystem
+    root: str
+    plan: RunPlan
+
+    def __call__(self, index: int, table: pa.Table) -> pa.Table:
+        """Write the part of a shard; its summary as a one-row table."""
+        summary = commit_part(self.fs, self.root, self.plan, index, without_transient(table))
+        return pa.table({"summary": [json.dumps(asdict(summary))]})
+
+
+def _work(run: ScoreRun, pending: Sequence[Shard]) -> Iterator[ShardWork]:
+    if not pending:
+        return
+    stages = score_stages(run.config)
+    commit: Commit = CommitTo(run.fs, run.root, run.plan)
+    if run.config.run.engine == "plain":
+        yield from score_plain(run.reader, pending, stages, commit)
+        return
+    from pipeline.flows.on_ray import ScoreJob, score_on_ray
+    from pipeline.flows.session import ray_session
+
+    models = [stage.model for stage in stages if stage.model is not None]
+    with ray_session(run.config.run, models):
+        job = ScoreJob(reader=run.reader, stages=tuple(stages), commit=commit, run=run.config.run)
+        yield from score_on_ray(job, pending)
+
+
+def _source(config: Config) -> Source:
+    if config.source is None:
+        raise ConfigError("score needs a source section with the path of the preference data; the config has none.")
+    return config.source
+
+
+def _model_fingerprints(config: Config) -> dict[str, Any]:
+    """What identifies every number a model contributes; checks that the models fit each other."""
+    models = config.torch_models()
+    columns = {
+        role: "columns"
+        for role, section in (("policy", config.policy), ("reference", config.reference), ("reward", config.reward))
+        if isinstance(section, (ColumnsModel, ColumnsReward))
+    }
+    if not models:
+        return dict(columns)
+    from pipeline.models.loading import check_models, model_fingerprint
+
+    check_models(models, config.tokens)
+    fingerprints: dict[str, Any] = {role: model_fingerprint(model) for role, model in models.items()}
+    if "policy" in models or "reference" in models:
+        fingerprints["tokens"] = config.tokens.model_dump(mode="json")
+    return {**columns, **fingerprints}
+
+
+def _shares(manifest: Manifest) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in sorted(manifest.drops.items()))

@@ -1,0 +1,108 @@
+"""Submit a job script and its config to a Ray cluster through Ray's Job SDK.
+
+The cluster's image provides the dependencies; the job ships the `pipeline` package of this installation, the job
+script and the config, so that the cluster runs the code it was submitted with. Weights and data are never shipped.
+"""
+
+import hashlib
+import json
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+import pipeline
+from pipeline.config import load_config
+from pipeline.errors import ConfigError, TemporaryError
+
+JOBS: Final = {"run": "run", "score_pairs": "score", "select_pairs": "select"}
+
+_POLL_S: Final = 1.0
+
+
+def submit_job(
+    job: str, config: Path, overrides: Sequence[str], *, address: str, wait: bool, echo: Callable[[str], None]
+) -> int:
+    """Submit `job` with a config and return the exit code: the job's own if we waited for it, else 0.
+
+    The submission id is made of the job and the resolved config, so that submitting twice while the first still runs
+    follows that one instead of starting another.
+
+    Raises:
+        ConfigError: an unknown job, or a config that does not parse: found before anything is sent.
+        TemporaryError: no Ray dashboard answers at `address`.
+    """
+    if job not in JOBS:
+        raise ConfigError(f"unknown job {job!r}; wanted one of {', '.join(JOBS)}")
+    resolved = load_config(config, overrides).model_dump(mode="json")
+    client = _client(address)
+    submission_id = f"alignpot-{job.replace('_', '-')}-{_digest(resolved)}"
+    if _is_running(client, submission_id):
+        echo(f"job {submission_id} is running already")
+    else:
+        submission_id = _submit(client, job, resolved, submission_id)
+        echo(f"submitted {submission_id} to {address}")
+    return _follow(client, submission_id, echo) if wait else 0
+
+
+def _client(address: str) -> JobSubmissionClient:
+    try:
+        return JobSubmissionClient(address)
+    except ConnectionError as error:
+        raise TemporaryError(f"no Ray dashboard answers at {address}: {error}") from None
+    except RuntimeError as error:
+        raise ConfigError(
+            f"Ray at {address} refused the client: {str(error).splitlines()[0]}. "
+            "With token authentication on, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+        ) from None
+
+
+def _is_running(client: JobSubmissionClient, submission_id: str) -> bool:
+    jobs = {job.submission_id: job.status for job in client.list_jobs()}
+    return submission_id in jobs and not jobs[submission_id].is_terminal()
+
+
+def _submit(client: JobSubmissionClient, job: str, resolved: dict[str, object], submission_id: str) -> str:
+    earlier = sum(1 for j in client.list_jobs() if str(j.submission_id).startswith(submission_id))
+    with tempfile.TemporaryDirectory(prefix="alignpot-job-") as folder:
+        work = Path(folder)
+        shutil.copytree(
+            Path(pipeline.__file__).parent, work / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        (work / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        return str(
+            client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "pipeline.cli", JOBS[job], "config.yaml"]),
+                runtime_env={"working_dir": str(work)},
+                submission_id=submission_id if not earlier else f"{submission_id}-{earlier + 1}",
+                metadata={"alignpot_job": job},
+            )
+        )
+
+
+def _follow(client: JobSubmissionClient, submission_id: str, echo: Callable[[str], None]) -> int:
+    printed = 0
+    while True:
+        status = client.get_job_status(submission_id)
+        logs = client.get_job_logs(submission_id)
+        if len(logs) > printed:
+            echo(logs[printed:].rstrip("\n"))
+            printed = len(logs)
+        if status.is_terminal():
+            break
+        time.sleep(_POLL_S)
+    details = client.get_job_info(submission_id)
+    echo(f"job {submission_id}: {status.value}")
+    if status == JobStatus.SUCCEEDED:
+        return 0
+    return int(details.driver_exit_code or 1)
+
+
+def _digest(resolved: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,60 @@
+"""The table a run ends with, and plain-text tables in general."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSummary:
+    """What a score run did. Counts are of the whole scored dataset; seconds and tokens of this run's share."""
+
+    scored_url: str
+    num_rows: int
+    num_scored: int
+    drops: Mapping[str, int]
+    """Dropped rows by "stage: reason"."""
+    num_shards: int
+    num_shards_done_now: int
+    num_tokens_now: int
+    """Prompt and response tokens of the pairs scored now, the prompt counted once."""
+    seconds: float
+    busy_s: Mapping[str, float] = field(default_factory=dict)
+    overlap_s: float = 0.0
+
+    @property
+    def num_dropped(self) -> int:
+        """Rows dropped for any reason."""
+        return sum(self.drops.values())
+
+
+def render_score(summary: ScoreSummary) -> str:
+    """The summary as a table for the terminal."""
+    rows: list[tuple[str, str]] = [
+        ("rows read", f"{summary.num_rows:,}"),
+        ("rows scored", f"{summary.num_scored:,}"),
+        ("rows dropped", f"{summary.num_dropped:,}"),
+        *((f"  {reason}", f"{count:,}") for reason, count in sorted(summary.drops.items())),
+        ("shards", f"{summary.num_shards:,} ({summary.num_shards_done_now:,} now)"),
+        ("seconds", f"{summary.seconds:.1f}"),
+    ]
+    if summary.num_tokens_now and summary.seconds:
+        rate = summary.num_tokens_now / summary.seconds
+        rows.append(("tokens", f"{summary.num_tokens_now:,} ({rate:,.0f}/s through every model)"))
+    rows += [(f"  busy {stage}", f"{seconds:.1f} s") for stage, seconds in summary.busy_s.items()]
+    if summary.overlap_s:
+        rows.append(("  reward with policy/reference", f"{summary.overlap_s:.1f} s at once"))
+    rows.append(("scored dataset", summary.scored_url))
+    return render_table(rows)
+
+
+def render_table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = ()) -> str:
+    """Columns padded to their widest cell; a rule below the header."""
+    lines = [list(header)] if header else []
+    lines += [list(row) for row in rows]
+    if not lines:
+        return ""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if header:
+        texts.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(texts)

@@ -1,0 +1,83 @@
+"""Which stages a config asks for, in order, and how to build each one where its model shall live.
+
+    tokenise -> reward -> policy -> reference
+
+`score_stages` only describes; weights are loaded by `Stage.build`, in the actor or loop that will run the stage.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import pyarrow as pa
+
+from pipeline.config import ClassifierReward, Config, TorchModel
+
+Apply = Callable[[pa.Table], pa.Table]
+StageName = Literal["tokenise", "reward", "policy", "reference"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of a shard: what it is called, how it is built, and the model that wants a place to live."""
+
+    name: StageName
+    build: Callable[[], Apply]
+    model: TorchModel | None = None
+    """The model it holds, whose section says how many replicas, CPUs and GPUs; null for a stage without one."""
+
+
+def score_stages(config: Config) -> list[Stage]:
+    """The stages that fill the score columns which the source does not hold already."""
+    stages: list[Stage] = []
+    models = config.torch_models()
+    if models:
+        stages.append(Stage(name="tokenise", build=partial(_build_tokenise, config)))
+    reward = models.get("reward")
+    if isinstance(reward, ClassifierReward):
+        stages.append(Stage(name="reward", build=partial(_build_reward, reward), model=reward))
+    for role in ("policy", "reference"):
+        if (model := models.get(role)) is not None:
+            stages.append(Stage(name=role, build=partial(_build_logprobs, model, role), model=model))
+    return stages
+
+
+def _build_tokenise(config: Config) -> Apply:
+    from pipeline.models.loading import load_tokenizer
+    from pipeline.models.prompts import PairTokenizer
+    from pipeline.models.rewards import DialogueTokenizer
+    from pipeline.stages.tokenise import TokeniseDialogues, TokenisePairs
+
+    steps: list[Apply] = []
+    models = config.torch_models()
+    pair_model = models.get("policy") or models.get("reference")
+    if pair_model is not None:
+        steps.append(TokenisePairs(PairTokenizer(load_tokenizer(pair_model), config.tokens)))
+    reward = models.get("reward")
+    if isinstance(reward, ClassifierReward):
+        steps.append(TokeniseDialogues(DialogueTokenizer(load_tokenizer(reward), reward.max_length)))
+    return partial(_apply_all, steps)
+
+
+def _apply_all(steps: list[Apply], table: pa.Table) -> pa.Table:
+    for step in steps:
+        table = step(table)
+    return table
+
+
+def _build_reward(reward: ClassifierReward) -> Apply:
+    from pipeline.models.loading import load_classifier
+    from pipeline.models.rewards import ClassifierEngine
+    from pipeline.stages.score import ScoreRewards
+
+    return ScoreRewards(ClassifierEngine(load_classifier(reward), token_budget=reward.token_budget))
+
+
+def _build_logprobs(model: TorchModel, role: Literal["policy", "reference"]) -> Apply:
+    from pipeline.models.loading import load_causal_lm
+    from pipeline.models.logprobs import LogprobEngine
+    from pipeline.stages.score import ScoreLogprobs
+
+    return ScoreLogprobs(LogprobEngine(load_causal_lm(model), token_budget=model.token_budget), role)
+

@@ -1,0 +1,115 @@
+"""Chat templates and token ids, once per tokenizer: messages in, token ids of both answers out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.models.prompts import PairTokenizer, TokenizedPair
+from pipeline.models.rewards import DialogueTokenizer
+from pipeline.schema import (
+    CHOSEN,
+    NUM_TOKENS_CHOSEN,
+    NUM_TOKENS_PROMPT,
+    NUM_TOKENS_REJECTED,
+    PROMPT,
+    REJECTED,
+    TOOLS,
+    TRUNCATED,
+)
+from pipeline.stages.rows import drop_rows, scored_rows, set_column, spread
+
+CHOSEN_IDS = "_chosen_ids"
+REJECTED_IDS = "_rejected_ids"
+CHOSEN_START = "_chosen_start"
+REJECTED_START = "_rejected_start"
+REWARD_CHOSEN_IDS = "_reward_chosen_ids"
+REWARD_REJECTED_IDS = "_reward_rejected_ids"
+
+PAIR_COLUMNS = [
+    CHOSEN_IDS,
+    REJECTED_IDS,
+    CHOSEN_START,
+    REJECTED_START,
+    NUM_TOKENS_PROMPT,
+    NUM_TOKENS_CHOSEN,
+    NUM_TOKENS_REJECTED,
+    TRUNCATED,
+]
+
+_IDS = pa.list_(pa.int32())
+
+
+class TokenisePairs:
+    """Adds the token ids that policy and reference share, the token counts and the truncation flag."""
+
+    def __init__(self, tokenizer: PairTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Tokenise the rows still to be scored; drop those the template or the length limit makes unusable."""
+        kept, table = _tokenise(
+            table, lambda row: self._tokenizer.tokenize(row[PROMPT], row[CHOSEN], row[REJECTED], row[TOOLS])
+        )
+        pairs: dict[int, TokenizedPair] = kept
+        columns = {
+            CHOSEN_IDS: (_IDS, [p.chosen_ids for p in pairs.values()]),
+            REJECTED_IDS: (_IDS, [p.rejected_ids for p in pairs.values()]),
+            CHOSEN_START: (pa.int64(), [p.chosen_start for p in pairs.values()]),
+            REJECTED_START: (pa.int64(), [p.rejected_start for p in pairs.values()]),
+            NUM_TOKENS_PROMPT: (pa.int64(), [p.num_tokens_prompt for p in pairs.values()]),
+            NUM_TOKENS_CHOSEN: (pa.int64(), [p.num_tokens_chosen for p in pairs.values()]),
+            NUM_TOKENS_REJECTED: (pa.int64(), [p.num_tokens_rejected for p in pairs.values()]),
+            TRUNCATED: (pa.bool_(), [p.truncated for p in pairs.values()]),
+        }
+        return _with_columns(table, list(pairs), columns)
+
+
+class TokeniseDialogues:
+    """Adds the token ids that the reward model reads: each dialogue whole, by the reward model's own template."""
+
+    def __init__(self, tokenizer: DialogueTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Tokenise both dialogues of the rows still to be scored."""
+        kept, table = _tokenise(
+            table, lambda row: self._tokenizer.tokenize(row[PROMPT], row[CHOSEN], row[REJECTED], row[TOOLS])
+        )
+        columns = {
+            REWARD_CHOSEN_IDS: (_IDS, [chosen for chosen, _ in kept.values()]),
+            REWARD_REJECTED_IDS: (_IDS, [rejected for _, rejected in kept.values()]),
+        }
+        return _with_columns(table, list(kept), columns)
+
+
+def pair_of(row: Mapping[str, Any]) -> TokenizedPair:
+    """The tokenised pair that a row of the table stands for."""
+    return TokenizedPair(
+        chosen_ids=np.asarray(row[CHOSEN_IDS], np.int32),
+        rejected_ids=np.asarray(row[REJECTED_IDS], np.int32),
+        chosen_start=row[CHOSEN_START],
+        rejected_start=row[REJECTED_START],
+        num_tokens_prompt=row[NUM_TOKENS_PROMPT],
+        num_tokens_chosen=row[NUM_TOKENS_CHOSEN],
+        num_tokens_rejected=row[NUM_TOKENS_REJECTED],
+        truncated=row[TRUNCATED],
+    )
+
+
+def _tokenise(table: pa.Table, tokenize: Callable[[Mapping[str, Any]], Any]) -> tuple[dict[int, Any], pa.Table]:
+    rows = scored_rows(table)
+    messages = table.select([PROMPT, CHOSEN, REJECTED, TOOLS]).take(pa.array(rows)).to_pylist()
+    outcomes = {int(row): tokenize(message) for row, message in zip(rows, messages, strict=True)}
+    dropped = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, str)}
+    kept = {row: outcome for row, outcome in outcomes.items() if row not in dropped}
+    return kept, drop_rows(table, dropped, stage="tokens")
+
+
+def _with_columns(
+    table: pa.Table, rows: list[int], columns: Mapping[str, tuple[pa.DataType, list[Any]]]
+) -> pa.Table:
+    for name, (of_type, values) in columns.items():
+        table = set_column(table, name, spread(values, rows, num_rows=table.num_rows, of_type=of_type))
+    return table
