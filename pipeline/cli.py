@@ -76,7 +76,7 @@ def inspect(
     from pipeline.storage.filesystem import check_readable, open_filesystem
 
     fs, root = open_filesystem(path, Storage(endpoint_url=endpoint_url))
-    check_readable(fs, root, path)
+    check_readable(fs, root)
     typer.echo(render(inspect_source(fs, root, source_format)))
 
 

@@ -112,9 +112,7 @@ def _backend(default: str) -> Discriminator:
     return Discriminator(tag)
 
 
-Model = Annotated[
-    Annotated[TorchModel, Tag("torch")] | Annotated[ColumnsModel, Tag("columns")], _backend("torch")
-]
+Model = Annotated[Annotated[TorchModel, Tag("torch")] | Annotated[ColumnsModel, Tag("columns")], _backend("torch")]
 Reward = Annotated[
     Annotated[ColumnsReward, Tag("columns")] | Annotated[ClassifierReward, Tag("classifier")], _backend("columns")
 ]

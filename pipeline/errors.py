@@ -4,6 +4,7 @@
     +-- ConfigError               2   a key, value or combination in the config or on the command line
     +-- SourceError               2   input that cannot be read or is of no known format
     +-- SchemaError               2   a table lacks a column or has it with another type
+    +-- DataError                 2   values that no metric or selection can be computed from
     +-- ModelError                2   a model, tokenizer, template or adapter that does not fit
     +-- FingerprintError          2   the output holds a run of another fingerprint
     +-- StorageError              2   no such bucket, no credentials, no permission
@@ -38,6 +39,12 @@ class SourceError(AlignpotError):
 
 class SchemaError(AlignpotError):
     """A table lacks a column that is needed, or has it with another type."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class DataError(AlignpotError):
+    """Values that a metric or a selection cannot be computed from, such as margins that are all equal."""
 
     exit_code: ClassVar[int] = 2
 

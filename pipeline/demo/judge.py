@@ -10,11 +10,11 @@ from typing import Final
 
 _WORD: Final = re.compile(r"[A-Za-z0-9']+")
 _STEM: Final = 5  # letters compared, so that plant matches plants
-_STOP_WORDS: Final = frozenset(
-    "about after answer at brief briefly between does each explain every example from give have into keep line "
-    "make many name only please sentence sentences short should show simple some summarise that their them then "
-    "there these they this three turn what when where which will with words write your".split()
-)
+_STOP_WORDS: Final = """
+    about after answer brief briefly between does each explain every example from give have into keep line
+    make many name only please sentence sentences short should show simple some summarise that their them then
+    there these they this three turn what when where which will with words write your
+"""
 _CLOSING: Final = (".", "!", "?", '"', "'", ")", "]", "*", "`", ">", ":)")
 
 
@@ -43,7 +43,7 @@ def judge(question: str, answer: Answer, expect: tuple[str, ...] = ()) -> float:
 
 
 def _on_topic(question: str, words: list[str]) -> float:
-    stems = {w.lower()[:_STEM] for w in _WORD.findall(question) if len(w) > 3 and w.lower() not in _STOP_WORDS}
+    stems = {w.lower()[:_STEM] for w in _WORD.findall(question) if len(w) > 3 and w.lower() not in _STOP_WORDS.split()}
     if not stems:
         return 1.0
     return min(1.0, 2 * len(stems & {word[:_STEM] for word in words}) / len(stems))
@@ -61,6 +61,8 @@ def _finished(answer: Answer) -> float:
 
 
 def _expected(text: str, expect: tuple[str, ...]) -> float:
-    found = [re.search(rf"(?<!\w){re.escape(item)}" + (r"(?!\w)" if item[-1:].isalnum() else ""), text, re.I)
-             for item in expect]
+    found = [
+        re.search(rf"(?<!\w){re.escape(item)}" + (r"(?!\w)" if item[-1:].isalnum() else ""), text, re.I)
+        for item in expect
+    ]
     return sum(match is not None for match in found) / len(expect)

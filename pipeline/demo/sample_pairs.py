@@ -78,6 +78,11 @@ def load_prompts(path: Path = PROMPTS_FILE) -> list[Prompt]:
     ]
 
 
+def read_pairs(path: Path = PAIRS_FILE) -> list[dict[str, Any]]:
+    """The rows of pairs.jsonl, in its order."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def sample_round(prompts: list[Prompt], model_dir: Path, sampling: Sampling) -> list[Answer]:
     """One answer a prompt, drawn with transformers in float32; deterministic for one machine and library version."""
     import torch

@@ -81,6 +81,7 @@ class CommitPart:
     commit: Commit
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        """Commit one shard."""
         return to_block(commit_shard(from_block(block), self.commit))
 
 
@@ -91,6 +92,7 @@ class StageActor:
         self._stages = [(stage.name, stage.build()) for stage in stages]
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        """Apply the stages to one shard."""
         work = from_block(block)
         for name, apply in self._stages:
             work = work.after(name, apply)
@@ -133,7 +135,7 @@ def score_on_ray(job: ScoreJob, shards: Sequence[Shard]) -> Iterator[ShardWork]:
     """
     io_cpus = _io_cpus(job.stages)
     dataset = ray.data.read_datasource(
-        ShardSource(job.reader, shards), ray_remote_args={"num_cpus": io_cpus}, override_num_blocks=len(shards)
+        ShardSource(job.reader, shards), num_cpus=io_cpus, override_num_blocks=len(shards)
     )
     for group in _groups(job.stages, job.run):
         dataset = dataset.map_batches(**_pool(group))

@@ -8,7 +8,7 @@ and does nothing when it had finished.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ from pipeline.stages.plan import score_stages
 from pipeline.stages.rows import without_transient
 from pipeline.stages.work import Commit, ShardWork, score_plain
 from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem
-from pipeline.storage.scored import Manifest, RunPlan, begin_run, commit_part, committed_parts, finish_run
+from pipeline.storage.manifest import Manifest, finish_run
+from pipeline.storage.parts import commit_part, committed_parts
+from pipeline.storage.runs import PartSpec, RunPlan, begin_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +50,9 @@ def prepare_score(config: Config) -> ScoreRun:
     """
     source = _source(config)
     source_fs, source_root = open_filesystem(source.path, config.storage)
-    check_readable(source_fs, source_root, source.path)
+    check_readable(source_fs, source_root)
     fs, root = open_filesystem(config.scored, config.storage)
-    check_writable(fs, root, config.scored)
+    check_writable(fs, root)
     reader, files = open_source(
         source_fs,
         source_root,
@@ -75,73 +77,86 @@ def prepare_score(config: Config) -> ScoreRun:
             version=__version__,
             fingerprint=fingerprint,
             config=resolved(config),
-            shards=[asdict(shard) for shard in plan_shards(files, config.run.shard_rows)],
+            shards=tuple(shard.to_dict() for shard in plan_shards(files, config.run.shard_rows)),
             schema=reader.schema,
+            source_format=reader.format,
         ),
     )
     return ScoreRun(config=config, plan=plan, reader=reader, fs=fs, root=root)
 
 
-def score(run: ScoreRun) -> ScoreSummary:
-    """Score the shards that have no part yet and publish the manifest.
+def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
+    """Score the shards that have no part yet, check ids and publish the manifest.
 
     Raises:
-        TooManyDroppedError: more rows were dropped than `run.max_dropped`; the scored dataset is complete all the same.
         AlignpotError: what stopped the run; parts committed so far stay.
     """
     started = time.monotonic()
-    shards = [Shard(**shard) for shard in run.plan.shards]
     done = committed_parts(run.fs, run.root, run.plan)
-    pending = [shard for shard in shards if shard.index not in done]
+    pending = [Shard.from_dict(shard) for index, shard in enumerate(run.plan.shards) if index not in done]
     timeline, num_tokens = Timeline(), 0
     for work in _work(run, pending):
         timeline.add(work.timings)
-        num_tokens += json.loads(work.table.column("summary")[0].as_py())["num_tokens"]
-    manifest = finish_run(run.fs, run.root, run.plan)
+        num_tokens += sum(_summary(work)["num_tokens"].values())
+    manifest = finish_run(run.fs, run.root, run.plan, {})
     summary = ScoreSummary(
         scored_url=run.config.scored,
         num_rows=manifest.num_rows,
         num_scored=manifest.num_scored,
-        drops=manifest.drops,
-        num_shards=len(shards),
+        drops=drops_by_reason(manifest),
+        num_shards=len(run.plan.shards),
         num_shards_done_now=len(pending),
         num_tokens_now=num_tokens,
         seconds=time.monotonic() - started,
         busy_s=timeline.busy_s(),
         overlap_s=timeline.overlap_s(),
     )
-    return summary
+    return summary, manifest
 
 
 def check_dropped(config: Config, manifest: Manifest) -> None:
     """Raise a TooManyDroppedError if the share of dropped rows is over the limit."""
-    dropped = manifest.num_rows - manifest.num_scored
-    if dropped > config.run.max_dropped * manifest.num_rows:
+    if manifest.fraction_dropped > config.run.max_dropped:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in drops_by_reason(manifest).items())
         raise TooManyDroppedError(
-            f"{dropped} of {manifest.num_rows} rows were dropped ({_shares(manifest)}); run.max_dropped allows a share "
-            f"of {config.run.max_dropped}. Mend the source, or raise run.max_dropped and run again: nothing is rescored."
+            f"{manifest.num_dropped} of {manifest.num_rows} rows were dropped ({reasons}); run.max_dropped allows a "
+            f"share of {config.run.max_dropped}. Mend the source, or raise run.max_dropped and run again: nothing is "
+            "rescored."
         )
 
 
-@dataclass(frozen=True, slots=True)
+def drops_by_reason(manifest: Manifest) -> dict[str, int]:
+    """Dropped rows by "stage: reason"."""
+    return {
+        f"{stage}: {reason}": count for stage, reasons in manifest.drops.items() for reason, count in reasons.items()
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommitTo:
     """Commits parts to the scored dataset of a plan; travels to whatever process runs the last stage."""
 
     fs: fsspec.AbstractFileSystem
     root: str
-    plan: RunPlan
+    specs: Mapping[int, PartSpec]
 
     def __call__(self, index: int, table: pa.Table) -> pa.Table:
         """Write the part of a shard; its summary as a one-row table."""
-        summary = commit_part(self.fs, self.root, self.plan, index, without_transient(table))
+        summary = commit_part(self.fs, self.root, self.specs[index], without_transient(table))
         return pa.table({"summary": [json.dumps(asdict(summary))]})
+
+
+def _summary(work: ShardWork) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(work.table.column("summary")[0].as_py())
+    return summary
 
 
 def _work(run: ScoreRun, pending: Sequence[Shard]) -> Iterator[ShardWork]:
     if not pending:
         return
     stages = score_stages(run.config)
-    commit: Commit = CommitTo(run.fs, run.root, run.plan)
+    specs = {shard.index: run.plan.part_spec(shard.index) for shard in pending}
+    commit: Commit = CommitTo(fs=run.fs, root=run.root, specs=specs)
     if run.config.run.engine == "plain":
         yield from score_plain(run.reader, pending, stages, commit)
         return
@@ -177,7 +192,3 @@ def _model_fingerprints(config: Config) -> dict[str, Any]:
     if "policy" in models or "reference" in models:
         fingerprints["tokens"] = config.tokens.model_dump(mode="json")
     return {**columns, **fingerprints}
-
-
-def _shares(manifest: Manifest) -> str:
-    return ", ".join(f"{reason}: {count}" for reason, count in sorted(manifest.drops.items()))

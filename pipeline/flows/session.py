@@ -21,7 +21,7 @@ _LOCAL_IO_CPUS = 2
 
 @contextmanager
 def ray_session(run: Run, models: Sequence[TorchModel]) -> Iterator[None]:
-    """A Ray to work on: the one this process is in already, the cluster at `run.address` or RAY_ADDRESS, or a local one.
+    """A Ray to work on: one this process is in already, the cluster at `run.address` or RAY_ADDRESS, or a local one.
 
     A local Ray gets enough logical CPUs for every actor to be placed: on a small machine the pools share its cores.
 

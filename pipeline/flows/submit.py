@@ -18,7 +18,7 @@ import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import pipeline
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, TemporaryError
 
 JOBS: Final = {"run": "run", "score_pairs": "score", "select_pairs": "select"}
@@ -40,7 +40,9 @@ def submit_job(
     """
     if job not in JOBS:
         raise ConfigError(f"unknown job {job!r}; wanted one of {', '.join(JOBS)}")
-    resolved = load_config(config, overrides).model_dump(mode="json")
+    parsed = load_config(config, overrides)
+    _check_paths(parsed)
+    resolved = parsed.model_dump(mode="json")
     client = _client(address)
     submission_id = f"alignpot-{job.replace('_', '-')}-{_digest(resolved)}"
     if _is_running(client, submission_id):
@@ -49,6 +51,18 @@ def submit_job(
         submission_id = _submit(client, job, resolved, submission_id)
         echo(f"submitted {submission_id} to {address}")
     return _follow(client, submission_id, echo) if wait else 0
+
+
+def _check_paths(config: Config) -> None:
+    """Relative paths mean something else on the cluster's head node, and nothing on its workers."""
+    sections = {"source.path": config.source, "output.path": config.output}
+    places = {"scored": config.scored, **{name: s.path for name, s in sections.items() if s is not None}}
+    relative = [name for name, path in places.items() if "://" not in path and not Path(path).is_absolute()]
+    if relative:
+        raise ConfigError(
+            f"{', '.join(relative)}: a relative path cannot be submitted. Give an object-store URL such as "
+            "s3://bucket/prefix, or the absolute path of a folder that every node mounts."
+        )
 
 
 def _client(address: str) -> JobSubmissionClient:
@@ -72,9 +86,7 @@ def _submit(client: JobSubmissionClient, job: str, resolved: dict[str, object], 
     earlier = sum(1 for j in client.list_jobs() if str(j.submission_id).startswith(submission_id))
     with tempfile.TemporaryDirectory(prefix="alignpot-job-") as folder:
         work = Path(folder)
-        shutil.copytree(
-            Path(pipeline.__file__).parent, work / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(Path(pipeline.__file__).parent, work / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         (work / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
         return str(
             client.submit_job(

@@ -37,9 +37,12 @@ def score_stages(config: Config) -> list[Stage]:
     reward = models.get("reward")
     if isinstance(reward, ClassifierReward):
         stages.append(Stage(name="reward", build=partial(_build_reward, reward), model=reward))
-    for role in ("policy", "reference"):
-        if (model := models.get(role)) is not None:
-            stages.append(Stage(name=role, build=partial(_build_logprobs, model, role), model=model))
+    roles: tuple[Literal["policy", "reference"], ...] = ("policy", "reference")
+    stages.extend(
+        Stage(name=role, build=partial(_build_logprobs, models[role], role), model=models[role])
+        for role in roles
+        if role in models
+    )
     return stages
 
 
@@ -80,4 +83,3 @@ def _build_logprobs(model: TorchModel, role: Literal["policy", "reference"]) -> 
     from pipeline.stages.score import ScoreLogprobs
 
     return ScoreLogprobs(LogprobEngine(load_causal_lm(model), token_budget=model.token_budget), role)
-

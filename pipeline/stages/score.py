@@ -77,4 +77,3 @@ def _with_sides(
         table = set_column(table, name, column)
     reason = "non_finite_reward" if stage == "reward" else "non_finite_logp"
     return drop_rows(table, dict.fromkeys(rows[~finite].tolist(), reason), stage=stage)
-

@@ -107,9 +107,7 @@ def _tokenise(table: pa.Table, tokenize: Callable[[Mapping[str, Any]], Any]) -> 
     return kept, drop_rows(table, dropped, stage="tokens")
 
 
-def _with_columns(
-    table: pa.Table, rows: list[int], columns: Mapping[str, tuple[pa.DataType, list[Any]]]
-) -> pa.Table:
+def _with_columns(table: pa.Table, rows: list[int], columns: Mapping[str, tuple[pa.DataType, list[Any]]]) -> pa.Table:
     for name, (of_type, values) in columns.items():
         table = set_column(table, name, spread(values, rows, num_rows=table.num_rows, of_type=of_type))
     return table

@@ -1,0 +1,13 @@
+"""The whole job on the dataset that ships with alignpot: what `alignpot demo` runs."""
+
+from pathlib import Path
+
+from pipeline.config import load_config
+from pipeline.demo.run import write_demo
+from pipeline.flows.run import run_all
+
+
+def run_demo(workdir: Path) -> str:
+    """Write models, data and a config to `workdir`, then run that config as any other."""
+    config = write_demo(workdir)
+    return f"{run_all(load_config(config))}\n\nThe config of this run: {config}"

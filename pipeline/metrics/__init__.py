@@ -1,0 +1,28 @@
+"""Formulas over scored columns: objectives, margins, exact moments and the metrics pairs are ranked by.
+
+    columns      Arrow columns as float64 arrays
+    objectives   implicit reward of each training objective
+    margins      explicit and implicit margin, chosen minus rejected
+    moments      exact, mergeable mean and standard deviation
+    ids          seeded hash of row ids
+    potential    M_AP and the other metrics
+
+Plain numpy over Arrow; knows no storage, no models and no Ray.
+"""
+
+from pipeline.metrics.margins import explicit_margin, implicit_margin
+from pipeline.metrics.moments import Moments, moments_of
+from pipeline.metrics.objectives import OBJECTIVES, implicit_reward, objective_columns
+from pipeline.metrics.potential import METRICS, Ranker
+
+__all__ = [
+    "METRICS",
+    "OBJECTIVES",
+    "Moments",
+    "Ranker",
+    "explicit_margin",
+    "implicit_margin",
+    "implicit_reward",
+    "moments_of",
+    "objective_columns",
+]

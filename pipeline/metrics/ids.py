@@ -1,0 +1,73 @@
+"""A seeded 64-bit hash of row ids, the same on every machine and in any order of rows.
+
+It draws random selections and sums up to digests that name a set of rows. It is no cryptographic hash: good against
+chance, not against malice. The values are part of the file format of selections and must not change.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+HashArray = npt.NDArray[np.uint64]
+
+_WORD: Final = 8  # bytes
+_GAMMA: Final = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2: Final = np.uint64(0x94D049BB133111EB)
+_MASKS: Final = np.array([(1 << (8 * n)) - 1 for n in range(_WORD + 1)], dtype=np.uint64)
+_DIGEST_SEED: Final = 0x616C69676E706F74
+
+
+def hash_ids(ids: pa.Array, seed: int) -> HashArray:
+    """Hash of (seed, id) for a string array, uint64 [num_ids]; null counts as the empty string.
+
+    The id's UTF-8 bytes are taken as little-endian 64-bit words, each mixed in with the SplitMix64 finaliser, then
+    the length in bytes.
+    """
+    starts, lengths, words = _words_of(ids.cast(pa.large_string()))
+    hashes = np.full(len(ids), _mix(np.array([seed & (2**64 - 1)], dtype=np.uint64) + _GAMMA)[0])
+    for offset in range(0, int(lengths.max(initial=0)), _WORD):
+        left = lengths - offset
+        if left.min() >= _WORD:
+            hashes = _mix((hashes ^ words[starts + offset]) + _GAMMA)
+            continue
+        rows = np.flatnonzero(left > 0)
+        word = words[starts[rows] + offset] & _MASKS[np.minimum(left[rows], _WORD)]
+        hashes[rows] = _mix((hashes[rows] ^ word) + _GAMMA)
+    return _mix((hashes ^ lengths.astype(np.uint64)) + _GAMMA)
+
+
+def uniform(ids: pa.Array, seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each id, uniform, independent of the other rows and their order."""
+    return (hash_ids(ids, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def digest_sum(ids: pa.Array) -> int:
+    """A number below 2**64 for a set of ids in any order; sums of parts, modulo 2**64, give that of the whole."""
+    return int(hash_ids(ids, _DIGEST_SEED).sum(dtype=np.uint64))
+
+
+def _words_of(ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], HashArray]:
+    """Start of each id in bytes, its length, and the 8 bytes from every byte position on as little-endian words."""
+    if len(ids) == 0:
+        empty = np.zeros(0, dtype=np.int64)
+        return empty, empty, np.zeros(0, dtype=np.uint64)
+    _, offsets_buffer, data_buffer = ids.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    first, last = int(offsets[0]), int(offsets[-1])
+    data = np.zeros(last - first + _WORD, dtype=np.uint8)
+    if last > first:
+        data[: last - first] = np.frombuffer(data_buffer, dtype=np.uint8)[first:last]
+    words: HashArray = np.ndarray(shape=(last - first + 1,), dtype="<u8", buffer=data.data, strides=(1,))
+    return offsets[:-1] - first, np.diff(offsets), words
+
+
+def _mix(values: HashArray) -> HashArray:
+    values = values ^ (values >> np.uint64(30))
+    values *= _MIX_1
+    values ^= values >> np.uint64(27)
+    values *= _MIX_2
+    values ^= values >> np.uint64(31)
+    return values

@@ -1,0 +1,73 @@
+"""Margins of a table of scored pairs: what separates chosen from rejected, in reward and in the policy's eyes.
+
+Always chosen minus rejected, float64, one value a row; a value that cannot be computed is NaN, for the caller to count.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema
+from pipeline.config import Objective
+from pipeline.errors import SchemaError
+from pipeline.metrics.columns import FloatArray, float_column, floats, single_array
+from pipeline.metrics.objectives import implicit_reward
+
+Explicit = Literal["signed", "absolute", "candidates"]
+
+EXPLICIT_COLUMNS: Final[Mapping[Explicit, tuple[str, ...]]] = {
+    "signed": (schema.REWARD_CHOSEN, schema.REWARD_REJECTED),
+    "absolute": (schema.REWARD_CHOSEN, schema.REWARD_REJECTED),
+    "candidates": (schema.REWARDS_ALL,),
+}
+
+
+def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed") -> FloatArray:
+    """Reward margin of every pair, float64 [num_rows].
+
+    signed: r*(chosen) - r*(rejected); absolute: its magnitude; candidates: largest minus smallest reward of all K
+    responses the pair was drawn from, whichever of them are chosen and rejected (the recipe of the paper's code).
+    NaN where a reward is null or NaN, or a row has no candidates.
+
+    Raises:
+        SchemaError: a column is missing or of another type.
+    """
+    if kind == "candidates":
+        return _spread_of_candidates(single_array(table, schema.REWARDS_ALL))
+    with np.errstate(invalid="ignore", over="ignore"):
+        margin = float_column(table, schema.REWARD_CHOSEN) - float_column(table, schema.REWARD_REJECTED)
+    return np.abs(margin) if kind == "absolute" else margin
+
+
+def implicit_margin(table: pa.Table | pa.RecordBatch, objective: Objective) -> FloatArray:
+    """Implicit reward margin of every pair under the objective, signed, float64 [num_rows].
+
+    Raises:
+        SchemaError: a column that the objective reads is missing or not numeric.
+    """
+    chosen = implicit_reward(table, objective, "chosen")
+    with np.errstate(invalid="ignore", over="ignore"):
+        return chosen - implicit_reward(table, objective, "rejected")
+
+
+def _spread_of_candidates(rewards: pa.Array) -> FloatArray:
+    spread = np.full(len(rewards), np.nan)
+    kind = rewards.type
+    if pa.types.is_null(kind):
+        return spread
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise SchemaError(
+            f"column {schema.REWARDS_ALL} has type {kind}; wanted a list of numbers, the rewards of all candidates."
+        )
+    lengths = pc.fill_null(pc.list_value_length(rewards), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    filled = np.flatnonzero(lengths)
+    if filled.size:
+        values = floats(rewards.flatten(), schema.REWARDS_ALL)
+        # Rows without values take no room in `values`, so each start marks the end of the filled row before it.
+        starts = (np.cumsum(lengths) - lengths)[filled]
+        with np.errstate(invalid="ignore", over="ignore"):
+            spread[filled] = np.maximum.reduceat(values, starts) - np.minimum.reduceat(values, starts)
+    return spread

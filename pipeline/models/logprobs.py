@@ -1,0 +1,214 @@
+"""Summed log-probabilities of completions under a causal language model.
+
+`LogprobEngine` runs packed steps (see packing) and computes logits only in the rows that predict a response
+token, in float32 whatever the model's dtype: the log-sum-exp of a row and its target's logit, never a whole
+log-softmax. Sums over tokens are float64. A completion's sum depends on the model and its own group alone: not on
+the budget, the order or the other groups (to the bit on CPU).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from pipeline.models.backbone import Backbone, Float64Array
+from pipeline.models.packing import ROW_MULTIPLE, Completion, Group, Int32Array, Int64Array, Step, response_step
+
+_HEAD_BYTES_CPU: Final = 128 << 20
+_HEAD_BYTES_GPU: Final = 512 << 20
+_CACHE_ROWS: Final = 8  # rows of logits that a CPU core keeps in its cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scores:
+    """One entry a sequence, in the order of the groups.
+
+    Attributes:
+        sum_logp: natural log-probability of the response tokens, summed, float64.
+        num_tokens: how many there are, int64.
+    """
+
+    sum_logp: Float64Array
+    num_tokens: Int64Array
+
+
+class LogprobEngine:
+    """Scores completions under one causal language model.
+
+    Args:
+        model: a transformers causal LM in evaluation mode, or a peft model around one.
+        token_budget: most tokens in one forward; a longer group runs alone.
+    """
+
+    def __init__(self, model: Any, token_budget: int = 16384) -> None:
+        self._backbone = Backbone(model, token_budget)
+        self._head = _Head(self._backbone)
+        if self._backbone.model.get_output_embeddings() is not None:
+            self._backbone.choose_kernel(self._mean_packed, self._mean_plain)
+
+    @property
+    def kernel(self) -> str:
+        """How it runs: sdpa or varlen (packed steps), or naive (one sequence at a time)."""
+        return self._backbone.kernel
+
+    @torch.inference_mode()
+    def score(self, groups: Sequence[Group]) -> Scores:
+        """Sum the log-probabilities of every completion's tokens from its `start` on.
+
+        A completion without response tokens gets 0.0 and 0. Non-finite sums are returned as they are.
+
+        Raises:
+            ModelError: a response without a token before it, or a group that does not fit the GPU.
+        """
+        sums = self._plain(groups) if self.kernel == "naive" else self._packed(groups)
+        lengths = [len(c.ids) - c.start for group in groups for c in group]
+        return Scores(sum_logp=sums, num_tokens=np.asarray(lengths, dtype=np.int64))
+
+    def _packed(self, groups: Sequence[Group]) -> Float64Array:
+        sums: list[Float64Array] = []
+
+        def run(some: Sequence[Group]) -> None:
+            step = response_step(some)
+            logp = self._head.logp(self._backbone.hidden_rows(step), step)
+            sums.append(np.bincount(step.target_sequences, weights=logp, minlength=step.num_sequences))
+
+        self._backbone.steps(groups, run)
+        return np.concatenate([np.zeros(0), *sums])
+
+    def _plain(self, groups: Sequence[Group]) -> Float64Array:
+        return np.asarray([self._plain_sum(c) for group in groups for c in group], dtype=np.float64)
+
+    def _plain_sum(self, completion: Completion) -> float:
+        step = response_step([[completion]])
+        logits = self._backbone.forward_one(completion).logits[0]
+        rows = torch.as_tensor(step.rows, device=logits.device)
+        logits = logits.index_select(0, rows).float()
+        targets = torch.as_tensor(step.targets, device=logits.device)[:, None]
+        logp = logits.gather(1, targets).squeeze(1).double() - torch.logsumexp(logits, dim=1).double()
+        return float(logp.sum())
+
+    @torch.inference_mode()
+    def _mean_packed(self, groups: Sequence[Group]) -> Float64Array:
+        return self._packed(groups) / [len(c.ids) - c.start for group in groups for c in group]
+
+    @torch.inference_mode()
+    def _mean_plain(self, groups: Sequence[Group]) -> Float64Array:
+        return self._plain(groups) / [len(c.ids) - c.start for group in groups for c in group]
+
+
+class _Head:
+    """The language-model head on selected rows: float32 logits, chunk by chunk in one buffer."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._module = backbone.model.get_output_embeddings()
+        self._device = backbone.device
+        config = backbone.config
+        self._scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._weight: torch.Tensor | None = None
+        self._bias: torch.Tensor | None = None
+        if type(self._module) is torch.nn.Linear:
+            # Products of half-precision numbers are exact in float32; CPUs have no mixed matrix product, so copy.
+            weight = self._module.weight.detach()
+            self._weight = weight.float() if self._device.type == "cpu" else weight
+            self._bias = None if self._module.bias is None else self._module.bias.detach().float()
+        self._buffer: torch.Tensor | None = None
+
+    def logp(self, hidden: torch.Tensor, step: Step) -> Float64Array:
+        """Log-probability of each target of a step, shape (N,), from its hidden rows of shape (R, d)."""
+        result = np.empty(len(step.targets), dtype=np.float64)
+        chunk = self._chunk_rows()
+        for begin in range(0, len(hidden), chunk):
+            logits = self._logits(hidden[begin : begin + chunk])
+            chosen = np.flatnonzero((step.target_rows >= begin) & (step.target_rows < begin + len(logits)))
+            rows = torch.as_tensor(step.target_rows[chosen] - begin, device=self._device)
+            targets = torch.as_tensor(step.targets[chosen], device=self._device)
+            target_logits = logits[rows, targets].double()
+            normalisers = _logsumexp_(logits)[rows].double()
+            result[chosen] = (target_logits - normalisers).cpu().numpy()
+        return result
+
+    def _chunk_rows(self) -> int:
+        vocabulary = self._module.weight.shape[0]
+        limit = _HEAD_BYTES_CPU if self._device.type == "cpu" else _HEAD_BYTES_GPU
+        return max(ROW_MULTIPLE, limit // (4 * vocabulary) // ROW_MULTIPLE * ROW_MULTIPLE)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        num_rows = len(hidden)
+        hidden = F.pad(hidden, (0, 0, 0, -num_rows % ROW_MULTIPLE))
+        if self._weight is None:
+            logits = self._module(hidden).float()
+        elif self._device.type == "cpu":
+            with _bfloat16_products(enabled=hidden.dtype == torch.bfloat16):
+                logits = torch.mm(hidden.float(), self._weight.t(), out=self._rows(len(hidden)))
+        elif hidden.dtype == torch.float32:
+            logits = hidden @ self._weight.t()
+        else:
+            logits = torch.mm(hidden, self._weight.t(), out_dtype=torch.float32)
+        if self._bias is not None:
+            logits += self._bias
+        if self._scale != 1.0:
+            logits *= self._scale
+        if self._softcap is not None:
+            logits = logits.div_(self._softcap).tanh_().mul_(self._softcap)
+        return logits[:num_rows]
+
+    def _rows(self, num_rows: int) -> torch.Tensor:
+        assert self._weight is not None  # noqa: S101
+        if self._buffer is None:
+            self._buffer = torch.empty(self._chunk_rows(), self._weight.shape[0])
+        return self._buffer[:num_rows]
+
+
+@contextmanager
+def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices that hold bfloat16 values as such; sums and output stay float32."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16" if enabled else before
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+def _logsumexp_(logits: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of exponentials of each row, shape (R,). Overwrites `logits`."""
+    if logits.device.type != "cpu":
+        return torch.logsumexp(logits, dim=1)
+    found = []
+    for rows in logits.split(_CACHE_ROWS):
+        highest = rows.amax(dim=1, keepdim=True)
+        found.append(rows.sub_(highest).exp_().sum(dim=1).log_() + highest[:, 0])
+    return torch.cat(found)
+
+
+class PairLike(Protocol):
+    """What `score_pairs` reads of a tokenised pair."""
+
+    @property
+    def chosen_ids(self) -> Int32Array: ...
+    @property
+    def rejected_ids(self) -> Int32Array: ...
+    @property
+    def chosen_start(self) -> int: ...
+    @property
+    def rejected_start(self) -> int: ...
+
+
+def score_pairs(engine: LogprobEngine, pairs: Sequence[PairLike]) -> tuple[Float64Array, Float64Array]:
+    """Summed log-probabilities of the chosen and of the rejected responses, one entry a pair, float64."""
+    groups = [
+        (
+            Completion(ids=pair.chosen_ids, start=pair.chosen_start),
+            Completion(ids=pair.rejected_ids, start=pair.rejected_start),
+        )
+        for pair in pairs
+    ]
+    sums: npt.NDArray[np.float64] = engine.score(groups).sum_logp.reshape(-1, 2)
+    return sums[:, 0].copy(), sums[:, 1].copy()

@@ -1,0 +1,98 @@
+"""The m-th smallest id of a stream, exactly, in memory that does not depend on how many ids there are.
+
+Rows of equal score are kept in order of id (UTF-8 bytes, ascending). Where many rows tie, their ids are narrowed down
+pass by pass: to what the smallest and largest have in common, then by the next two bytes, until the rest fits in
+memory.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import IntegrityError
+
+IdStream: TypeAlias = Callable[[], Iterator[pa.Array]]
+"""Starts a pass over string arrays, each pass the same."""
+
+_HELD_IDS: Final = 2**15
+_SYMBOLS: Final = 257  # a byte plus one, or 0 past the end of the id
+_DUPLICATE: Final = "Two rows share an id and a score; name the duplicates of the scored dataset, or remove them."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Range:
+    """Ids from `low` to `high`, both included, whose two bytes after the shared `depth` bytes are `pair`."""
+
+    low: str
+    high: str
+    depth: int
+    pair: int
+
+
+def mth_smallest_id(ids: IdStream, m: int, num_ids: int) -> str:
+    """The m-th smallest of `num_ids` distinct ids, 1 <= m <= num_ids.
+
+    Raises:
+        IntegrityError: ids repeat, or a pass gave another number of them.
+    """
+    within: _Range | None = None
+    while num_ids > _HELD_IDS:
+        low, high = _extremes(_inside(ids, within), num_ids)
+        depth = _shared_bytes(low.encode(), high.encode())
+        histogram = np.zeros(_SYMBOLS**2, dtype=np.int64)
+        for part in _inside(ids, within):
+            histogram += np.bincount(_pairs(part, depth), minlength=_SYMBOLS**2)
+        reached = np.cumsum(histogram)
+        pair = int(np.searchsorted(reached, m))
+        num_ids = int(histogram[pair])
+        m -= int(reached[pair]) - num_ids
+        within = _Range(low=low, high=high, depth=depth, pair=pair)
+    held = sorted(id_ for part in _inside(ids, within) for id_ in part.to_pylist())
+    if len(held) != num_ids:
+        raise IntegrityError(f"a pass over the tied ids gave {len(held)} of them, an earlier one {num_ids}.")
+    return str(held[m - 1])
+
+
+def _extremes(parts: Iterator[pa.Array], num_ids: int) -> tuple[str, str]:
+    bounds = [pc.min_max(part).as_py() for part in parts if len(part)]
+    low, high = min(b["min"] for b in bounds), max(b["max"] for b in bounds)
+    if low == high:
+        raise IntegrityError(f"id {low!r} stands in {num_ids} scored rows. {_DUPLICATE}")
+    return low, high
+
+
+def _shared_bytes(low: bytes, high: bytes) -> int:
+    shortest = min(len(low), len(high))
+    return next((place for place in range(shortest) if low[place] != high[place]), shortest)
+
+
+def _inside(ids: IdStream, within: _Range | None) -> Iterator[pa.Array]:
+    for part in ids():
+        if within is None:
+            yield part
+            continue
+        bounded = part.filter(pc.and_(pc.greater_equal(part, within.low), pc.less_equal(part, within.high)))
+        yield bounded.filter(pa.array(_pairs(bounded, within.depth) == within.pair))
+
+
+def _pairs(ids: pa.Array, depth: int) -> npt.NDArray[np.int64]:
+    """Two bytes from `depth` on as one integer in the order of the ids; every id has at least `depth` bytes."""
+    raw = ids.cast(pa.large_binary())
+    if len(raw) == 0:
+        return np.zeros(0, dtype=np.int64)
+    _, offsets_buffer, data_buffer = raw.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[raw.offset : raw.offset + len(raw) + 1]
+    data = np.frombuffer(data_buffer, dtype=np.uint8) if data_buffer is not None else np.zeros(0, dtype=np.uint8)
+    ends = offsets[1:]
+    pair = np.zeros(len(raw), dtype=np.int64)
+    for place in (offsets[:-1] + depth, offsets[:-1] + depth + 1):
+        symbol = np.zeros(len(raw), dtype=np.int64)
+        there = place < ends
+        symbol[there] = data[place[there]].astype(np.int64) + 1
+        pair = pair * _SYMBOLS + symbol
+    return pair

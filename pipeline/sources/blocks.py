@@ -1,0 +1,206 @@
+"""Ranges of rows out of one data file, as Arrow tables, for readers that come back for the next range.
+
+Reading starts at the nearest mark before the range. Rows of Parquet row groups and of compressed JSON Lines cannot
+be reached without decoding what lies before them, so a process keeps a few half-read files open: going on with the
+next range of the same file costs only that range.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import SourceError
+from pipeline.sources.probe import FileKind, lines, raise_if_storage
+
+LINE: Final = "line"
+"""The one column, of bytes, in which JSON Lines are handed out."""
+
+_BATCH_ROWS: Final = 256
+_KEPT_CURSORS: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A range of rows of one file; `mark` as in `shards.Shard`, `columns` are ignored for JSON Lines."""
+
+    path: str
+    kind: FileKind
+    first_row: int
+    num_rows: int
+    mark: tuple[int, int]
+    columns: tuple[str, ...]
+
+
+class Cursor:
+    """A file being read forward; holds it open until closed."""
+
+    def __init__(self, fs: Any, span: Span) -> None:
+        self._stack = contextlib.ExitStack()
+        self._pending: list[pa.RecordBatch] = []
+        self.row = span.mark[0]
+        try:
+            # Whole column chunks are asked for at once, so read-ahead would only fetch bytes twice.
+            kwargs = {"cache_type": "none"} if span.kind is FileKind.PARQUET else {}
+            file = self._stack.enter_context(fs.open(span.path, "rb", **kwargs))
+            self._batches = _batches(file, span)
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self, first_row: int, num_rows: int) -> list[pa.RecordBatch]:
+        """The rows of the range, fewer where the file ends; `first_row` must not be before `self.row`."""
+        self._advance(first_row - self.row)
+        return self._advance(num_rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def _advance(self, num_rows: int) -> list[pa.RecordBatch]:
+        taken: list[pa.RecordBatch] = []
+        while num_rows > 0:
+            if not self._pending:
+                batch = next(self._batches, None)
+                if batch is None:
+                    break
+                self._pending.append(batch)
+            batch = self._pending.pop()
+            piece = batch.slice(0, num_rows)
+            if batch.num_rows > num_rows:
+                self._pending.append(batch.slice(num_rows))
+            taken.append(piece)
+            num_rows -= piece.num_rows
+            self.row += piece.num_rows
+        return taken
+
+
+# Half-read files of this process, oldest first. A cursor in use is taken out, so two threads never share one.
+_CURSORS: dict[tuple[Any, ...], Cursor] = {}
+_CURSORS_LOCK = threading.Lock()
+
+
+def read_span(fs: Any, span: Span, *, shown: str) -> pa.Table:
+    """Exactly the rows of the span, in order; JSON Lines as one column of bytes. `shown` names the file in errors.
+
+    Raises:
+        SourceError: the file is corrupt, gone, or has fewer rows than when it was planned.
+        OSError: the storage failed.
+    """
+    try:
+        key = (type(fs), span.path, fs.ukey(span.path), span.columns)
+        cursor = _borrowed(key)
+        # A mark past the cursor is a shorter way than reading on to it.
+        if cursor is not None and not span.mark[0] <= cursor.row <= span.first_row:
+            cursor.close()
+            cursor = None
+        cursor = cursor or Cursor(fs, span)
+        try:
+            batches = cursor.take(span.first_row, span.num_rows)
+        except BaseException:
+            cursor.close()
+            raise
+    except FileNotFoundError:
+        raise SourceError(f"source file {shown} is gone since the run was planned. Put it back.") from None
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise_if_storage(error)
+        rows = f"rows {span.first_row} to {span.first_row + span.num_rows - 1}"
+        raise SourceError(f"source file {shown} is corrupt in {rows} or before: {error}. Replace it.") from None
+    _keep(key, cursor)
+    num_read = sum(batch.num_rows for batch in batches)
+    if num_read != span.num_rows:
+        raise SourceError(
+            f"source file {shown} has changed since the run was planned: {num_read} rows from row "
+            f"{span.first_row} on, wanted {span.num_rows}. Put the old file back, or write to another output."
+        )
+    return pa.Table.from_batches(batches)
+
+
+def close_cursors() -> None:
+    """Close every half-read file of this process."""
+    with _CURSORS_LOCK:
+        for cursor in _CURSORS.values():
+            cursor.close()
+        _CURSORS.clear()
+
+
+def _borrowed(key: tuple[Any, ...]) -> Cursor | None:
+    with _CURSORS_LOCK:
+        return _CURSORS.pop(key, None)
+
+
+def _keep(key: tuple[Any, ...], cursor: Cursor) -> None:
+    with _CURSORS_LOCK:
+        surplus = [_CURSORS.pop(key)] if key in _CURSORS else []
+        _CURSORS[key] = cursor
+        if len(_CURSORS) > _KEPT_CURSORS:
+            surplus.append(_CURSORS.pop(next(iter(_CURSORS))))
+    for old in surplus:
+        old.close()
+
+
+def _batches(file: Any, span: Span) -> Iterator[pa.RecordBatch]:
+    if span.kind is FileKind.PARQUET:
+        return _parquet_batches(file, span.columns, span.mark[1])
+    if span.kind is FileKind.ARROW_FILE:
+        return _arrow_file_batches(file, span.columns, span.mark[1])
+    if span.kind is FileKind.ARROW_STREAM:
+        return _arrow_stream_batches(file, span.columns, span.mark[1])
+    return _line_batches(file, span.kind.codec, span.mark[1])
+
+
+def _parquet_batches(file: Any, columns: Sequence[str], first_group: int) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        # Arrow fetches the column chunks of all the row groups it is given before the first batch: give it one.
+        for group in range(first_group, parquet.metadata.num_row_groups):
+            yield from parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=list(columns))
+
+
+def _arrow_file_batches(file: Any, columns: Sequence[str], first_batch: int) -> Iterator[pa.RecordBatch]:
+    with pa.ipc.open_file(file) as whole:
+        fields = [index for index, name in enumerate(whole.schema.names) if name in columns]
+    with pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields)) as reader:
+        for index in range(first_batch, reader.num_record_batches):
+            yield reader.get_batch(index)
+
+
+def _arrow_stream_batches(file: Any, columns: Sequence[str], position: int) -> Iterator[pa.RecordBatch]:
+    native = pa.PythonFile(file, mode="r")
+    if position == 0:
+        for batch in pa.ipc.open_stream(native):
+            yield _selected(batch, columns)
+        return
+    schema = pa.ipc.read_schema(native)
+    native.seek(position)
+    while True:
+        try:
+            message = pa.ipc.read_message(native)
+        except EOFError:
+            return
+        yield _selected(pa.ipc.read_record_batch(message, schema), columns)
+
+
+def _selected(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+    return batch.select([name for name in batch.schema.names if name in columns])
+
+
+def _line_batches(file: Any, codec: str | None, position: int) -> Iterator[pa.RecordBatch]:
+    if position:
+        file.seek(position)
+    stream = pa.CompressedInputStream(file, codec) if codec else file
+    held: list[bytes] = []
+    for _, line in lines(stream.read, position):
+        held.append(line)
+        if len(held) == _BATCH_ROWS:
+            yield _line_batch(held)
+            held = []
+    if held:
+        yield _line_batch(held)
+
+
+def _line_batch(held: Sequence[bytes]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(held, pa.large_binary())], names=[LINE])

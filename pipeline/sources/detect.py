@@ -1,0 +1,61 @@
+"""The format of a table, decided from its columns and a sample of rows, or refused.
+
+Formats whose columns are missing are out; of the rest, each says whether it claims the table. One claim decides;
+none or several end with a SourceError that names the `source.format` values to choose from.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from pipeline.errors import SchemaError, SourceError
+from pipeline.sources.columns import Columns
+from pipeline.sources.formats import AUTO, FORMATS, check_format_name
+from pipeline.sources.rows import Row
+
+SAMPLE_ROWS: Final = 64
+
+
+def detect(columns: Columns, sample: Sequence[Row]) -> str:
+    """Name of the one format that claims a table of these columns and sampled rows.
+
+    Raises:
+        SourceError: no format claims it, or more than one does.
+    """
+    names = [name for name, known in FORMATS.items() if known.matches(columns, sample)]
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise SourceError(
+            f"the source can be read as {' or '.join(names)}: {described(columns)}. "
+            f"Set source.format to one of: {', '.join(names)}."
+        )
+    known = "\n".join(f"  {name}: {known.about}" for name, known in FORMATS.items())
+    raise SourceError(
+        f"the source is of no known format: it has {described(columns)}. "
+        f"Rename its columns to fit one of these, or set source.format:\n{known}"
+    )
+
+
+def resolve_format(name: str, columns: Columns, sample: Sequence[Row]) -> str:
+    """The format to read with: `name`, once its columns are there, or for auto the detected one.
+
+    Raises:
+        ConfigError: no such format.
+        SchemaError: the table lacks columns that the named format needs.
+        SourceError: auto finds none or several.
+    """
+    check_format_name(name)
+    if name == AUTO:
+        return detect(columns, sample)
+    missing = FORMATS[name].needs(columns)
+    if missing:
+        raise SchemaError(
+            f"source.format {name} needs {', '.join(missing)}; the source has {described(columns)}. "
+            "Choose another source.format, or auto."
+        )
+    return name
+
+
+def described(columns: Columns) -> str:
+    """The columns with their kinds, for a message."""
+    return ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no columns"

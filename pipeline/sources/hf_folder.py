@@ -1,0 +1,64 @@
+"""Folders that `datasets` wrote with save_to_disk: which of their files hold the rows to read.
+
+Only the two small JSON files that lie in such a folder are read; the library itself is not needed.
+"""
+
+import json
+import posixpath
+from collections.abc import Iterable
+from typing import Any, Final
+
+from pipeline.errors import SourceError
+
+_DICT_FILE: Final = "dataset_dict.json"
+_STATE_FILE: Final = "state.json"
+_TRAIN: Final = "train"
+
+
+def dataset_files(fs: Any, base: str, found: Iterable[str], shown: str) -> list[str] | None:
+    """Relative paths of the data files of a saved Dataset, or of the train or only split of a saved DatasetDict.
+
+    None where the folder is neither. `shown` is the path as the user gave it.
+
+    Raises:
+        SourceError: the splits are several and none is called train, or a description is damaged.
+    """
+    names = set(found)
+    if _DICT_FILE in names:
+        split = _split(_load(fs, base, _DICT_FILE).get("splits"), shown)
+        return _listed(fs, base, f"{split}/")
+    return _listed(fs, base, "") if _STATE_FILE in names else None
+
+
+def _split(splits: Any, shown: str) -> str:
+    names = [str(name) for name in splits] if isinstance(splits, list) else []
+    if _TRAIN in names:
+        return _TRAIN
+    if len(names) == 1:
+        return names[0]
+    raise SourceError(
+        f"source {shown} is a saved DatasetDict with the splits {names}, none of them {_TRAIN!r}. "
+        f"Give source.path the folder of one split, such as {posixpath.join(shown, names[0] if names else 'train')}."
+    )
+
+
+def _listed(fs: Any, base: str, folder: str) -> list[str]:
+    state = _load(fs, base, f"{folder}{_STATE_FILE}")
+    try:
+        return [f"{folder}{entry['filename']}" for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        raise SourceError(
+            f"source {base}: {folder}{_STATE_FILE} lists no data files. Save the dataset again."
+        ) from None
+
+
+def _load(fs: Any, base: str, name: str) -> dict[str, Any]:
+    try:
+        loaded = json.loads(fs.cat_file(posixpath.join(base, name)))
+    except FileNotFoundError:
+        raise SourceError(f"source {base}: {name} is missing. Save the dataset again.") from None
+    except ValueError:
+        raise SourceError(f"source {base}: {name} is no JSON. Save the dataset again.") from None
+    if not isinstance(loaded, dict):
+        raise SourceError(f"source {base}: {name} holds no JSON object. Save the dataset again.")
+    return loaded

@@ -1,0 +1,26 @@
+"""The digest of a pair's content, which is its id where the source names none."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from pipeline.sources.rows import Turn
+
+DIGEST_CHARS: Final = 32
+
+
+def content_digest(
+    prompt: Sequence[Turn], chosen: Sequence[Turn], rejected: Sequence[Turn], tools: str | None = None
+) -> str:
+    """First 32 hex digits of the SHA-256 of the pair as canonical JSON: sorted keys, no spaces, UTF-8.
+
+    Depends on nothing but the turns and the text of the tools. Lone surrogates, which the reader drops as
+    undecodable_text, are hashed as they are rather than raise.
+    """
+    turns = {
+        name: [{"content": turn["content"], "role": turn["role"]} for turn in side]
+        for name, side in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
+    }
+    canonical = json.dumps({**turns, "tools": tools}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_CHARS]

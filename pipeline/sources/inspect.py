@@ -1,0 +1,210 @@
+"""What a source is, for people: format, columns, shapes and lengths of its pairs, and what would be dropped.
+
+Shows counts, names and types only, never the text of a row.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline.errors import SchemaError, SourceError
+from pipeline.sources.columns import Columns, Kind
+from pipeline.sources.decode import Sample
+from pipeline.sources.decode import sample_rows as rows_sampled
+from pipeline.sources.detect import SAMPLE_ROWS, resolve_format
+from pipeline.sources.files import SourceScan, scan_files
+from pipeline.sources.formats import AUTO, FORMATS, check_format_name
+from pipeline.sources.ids import content_digest
+from pipeline.sources.rows import Drop, PairRow, Row, Turn
+from pipeline.sources.scores import ALL_SCORE_COLUMNS, plan_scores
+from pipeline.sources.turns import SYSTEM_ROLES
+
+_DIALOGUES_BESIDE_TEXT: Final = frozenset({"binarized", "candidates", "responses", "judged"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Spread of a count over the sampled pairs; p95 is the least value that 95% do not exceed."""
+
+    least: int
+    median: int
+    p95: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """Findings about a source. Figures are of the pairs in the sample; empty where it has none."""
+
+    root: str
+    format: str | None
+    decided: str
+    """How the format was decided."""
+    num_files: int
+    num_rows: int
+    num_bytes: int
+    file_kinds: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    """Name and type; for JSON Lines the kind seen in the sample."""
+    num_sampled: int
+    num_pairs: int
+    turns: Mapping[str, Figures]
+    """Turns of prompt, chosen and rejected."""
+    chars: Mapping[str, Figures]
+    """Characters of prompt, chosen and rejected, all turns together."""
+    num_with_system: int
+    num_with_tools: int
+    drop_reasons: Mapping[str, int]
+    score_columns: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 1000) -> Inspection:  # noqa: A002
+    """Look at a source's files and its first `sample_rows` rows.
+
+    A format that cannot be told, or scores that cannot be used, are problems of the inspection, not errors.
+
+    Raises:
+        ConfigError: no such format.
+        SourceError: bad files, or no rows.
+        OSError: the storage failed.
+    """
+    check_format_name(format)
+    scan = scan_files(fs, root)
+    head = rows_sampled(fs, scan, SAMPLE_ROWS, first_file_only=True)
+    sample = rows_sampled(fs, scan, sample_rows, first_file_only=False)
+    problems: list[str] = []
+    name: str | None = None
+    try:
+        name = resolve_format(format, head.columns, head.decoded)
+        problems += _score_problems(head.columns, name)
+    except (SourceError, SchemaError) as error:
+        problems.append(str(error))
+    pairs, drops, num_unlike = _pairs(name, sample)
+    if num_unlike:
+        problems.append(
+            f"in {num_unlike:,} sampled rows the prompt text is no user turn of the dialogues; the dialogues are trusted"
+        )
+    sides: dict[str, Callable[[PairRow], Sequence[Turn]]] = {
+        "prompt": lambda pair: pair.prompt,
+        "chosen": lambda pair: pair.chosen,
+        "rejected": lambda pair: pair.rejected,
+    }
+    return Inspection(
+        root=root,
+        format=name,
+        decided="set by source.format" if format != AUTO else f"from the columns and {len(head.rows)} rows",
+        num_files=len(scan.files),
+        num_rows=scan.num_rows,
+        num_bytes=sum(file.size for file in scan.files),
+        file_kinds=tuple(sorted({str(file.kind) for file in scan.files})),
+        columns=_column_types(scan, sample.columns),
+        num_sampled=len(sample.rows),
+        num_pairs=len(pairs),
+        turns={name: _figures([len(side(p)) for p in pairs]) for name, side in sides.items() if pairs},
+        chars={name: _figures([_num_chars(side(p)) for p in pairs]) for name, side in sides.items() if pairs},
+        num_with_system=sum(any(turn["role"] in SYSTEM_ROLES for turn in pair.prompt) for pair in pairs),
+        num_with_tools=sum(pair.tools is not None for pair in pairs),
+        drop_reasons=dict(sorted(drops.items())),
+        score_columns=_score_columns(sample.columns),
+        problems=(*problems, *_pair_problems(name, pairs)),
+    )
+
+
+def render(inspection: Inspection) -> str:
+    """The inspection as plain text for a terminal."""
+    found = inspection
+    kinds = ", ".join(found.file_kinds)
+    out = [
+        f"source    {found.root}",
+        f"files     {found.num_files:,} ({kinds}), {found.num_bytes:,} bytes",
+        f"rows      {found.num_rows:,}",
+        f"format    {found.format or 'unknown'} ({found.decided})",
+        "columns",
+        *(f"  {name}: {kind}" for name, kind in found.columns),
+        f"scores    {', '.join(found.score_columns) or 'none'}",
+        f"sample    {found.num_sampled:,} rows, {found.num_pairs:,} pairs, "
+        f"{found.num_with_system:,} with a system turn, {found.num_with_tools:,} with tools",
+    ]
+    for title, table in (("turns", found.turns), ("characters", found.chars)):
+        if table:
+            out.append(f"{title:<12}{'min':>10}{'median':>10}{'p95':>10}{'max':>10}")
+            out += [f"  {s:<10}{f.least:>10,}{f.median:>10,}{f.p95:>10,}{f.most:>10,}" for s, f in table.items()]
+    out.append(f"dropped   {sum(found.drop_reasons.values()):,} of the sample")
+    out += [f"  {reason}: {count:,}" for reason, count in found.drop_reasons.items()]
+    out.append("problems" if found.problems else "problems  none")
+    out += [f"  {line}" for problem in found.problems for line in problem.splitlines()]
+    return "\n".join(out)
+
+
+def _pairs(name: str | None, sample: Sample) -> tuple[list[PairRow], Counter[str], int]:
+    """The sample's pairs, its drops by reason, and how many pairs disagree with their row's prompt text."""
+    pairs: list[PairRow] = []
+    drops: Counter[str] = Counter()
+    num_unlike = 0
+    for row in sample.rows:
+        outcome = _converted(name, row)
+        if isinstance(outcome, Drop):
+            drops[str(outcome.reason)] += 1
+        elif outcome is not None:
+            pairs.append(outcome)
+            num_unlike += name in _DIALOGUES_BESIDE_TEXT and _prompt_differs(row, outcome)
+    return pairs, drops, num_unlike
+
+
+def _prompt_differs(row: Row | Drop, pair: PairRow) -> bool:
+    text = None if isinstance(row, Drop) else row.get("prompt")
+    return isinstance(text, str) and all(turn["content"] != text for turn in pair.prompt)
+
+
+def _converted(name: str | None, row: Row | Drop) -> PairRow | Drop | None:
+    if isinstance(row, Drop):
+        return row
+    return None if name is None else FORMATS[name].convert(row)
+
+
+def _score_problems(columns: Columns, name: str) -> list[str]:
+    if not _score_columns(columns):
+        return []
+    try:
+        plan_scores(columns, name, rewards=True, policy_logps=False, reference_logps=False)
+    except SchemaError as error:
+        return [str(error)]
+    return []
+
+
+def _pair_problems(name: str | None, pairs: Sequence[PairRow]) -> list[str]:
+    if name is None:
+        return []
+    if not pairs:
+        return ["no row of the sample yields a pair"]
+    num_distinct = len({content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools) for pair in pairs})
+    repeated = len(pairs) - num_distinct
+    return [f"{repeated:,} pairs of the sample repeat an earlier one"] if repeated else []
+
+
+def _score_columns(columns: Columns) -> tuple[str, ...]:
+    wanted = {Kind.NUMBER, Kind.NUMBERS, Kind.FLAG}
+    return tuple(name for name in dict.fromkeys(ALL_SCORE_COLUMNS) if columns.get(name) in wanted)
+
+
+def _column_types(scan: SourceScan, columns: Columns) -> tuple[tuple[str, str], ...]:
+    if scan.schema is None:
+        return tuple((name, str(kind)) for name, kind in columns.items())
+    return tuple((field.name, str(field.type)) for field in scan.schema)
+
+
+def _num_chars(turns: Sequence[Turn]) -> int:
+    return sum(len(turn["content"]) for turn in turns)
+
+
+def _figures(counts: Sequence[int]) -> Figures:
+    ordered = sorted(counts)
+    last = len(ordered) - 1
+    return Figures(
+        least=ordered[0],
+        median=ordered[last // 2],
+        p95=ordered[-(-len(ordered) * 95 // 100) - 1],
+        most=ordered[last],
+    )

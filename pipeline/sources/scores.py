@@ -1,0 +1,185 @@
+"""Scores that the source already holds, beside pairs of any format.
+
+Rewards are, in this order: `reward_chosen` and `reward_rejected`; one other spelling of the two; the row's own
+candidates; `margin`, which is stored as reward_chosen = margin and reward_rejected = 0. Log-probs and token counts
+bear the names of `pipeline.schema`: sums over response tokens, natural logarithm.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline import schema as s
+from pipeline.errors import SchemaError
+from pipeline.sources.columns import Columns, Kind
+from pipeline.sources.detect import described
+from pipeline.sources.formats import FORMATS
+from pipeline.sources.ranked import number_of, numbers_of
+from pipeline.sources.rows import Drop, DropRow, PairRow, Reason, Row
+
+OWN_REWARDS: Final = (s.REWARD_CHOSEN, s.REWARD_REJECTED)
+OTHER_REWARDS: Final = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_reward", "rejected_reward"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
+)
+CANDIDATE_SCORES: Final = (s.REWARDS_ALL, "all_rm_scores", "rewards", "ratings")
+MARGIN: Final = "margin"
+POLICY_LOGPS: Final = (s.POLICY_LOGP_CHOSEN, s.POLICY_LOGP_REJECTED)
+REFERENCE_LOGPS: Final = (s.REFERENCE_LOGP_CHOSEN, s.REFERENCE_LOGP_REJECTED)
+RESPONSE_COUNTS: Final = (s.NUM_TOKENS_CHOSEN, s.NUM_TOKENS_REJECTED)
+ALL_SCORE_COLUMNS: Final = (
+    *(name for pair in (OWN_REWARDS, *OTHER_REWARDS) for name in pair),
+    *CANDIDATE_SCORES,
+    *(MARGIN, *POLICY_LOGPS, *REFERENCE_LOGPS, s.NUM_TOKENS_PROMPT, *RESPONSE_COUNTS, s.TRUNCATED),
+)
+
+# Rounding can lift the log-prob of a certain response above 0, by no more than this.
+_LOGP_ROUNDING: Final = 1e-3
+_MOST_TOKENS: Final = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorePlan:
+    """Which columns of the source give which scores; an empty plan reads none."""
+
+    rewards: tuple[str, ...] = ()
+    """Chosen and rejected, or `margin` alone, or nothing where only the candidates give them."""
+    candidates: bool = False
+    """Rewards come from the format's own candidates, unless `rewards` names columns for the row's pair."""
+    rewards_all: str | None = None
+    logps: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
+    truncated: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns of the source that this plan looks at."""
+        extra = [self.rewards_all] if self.rewards_all else []
+        return (*self.rewards, *extra, *self.logps, *self.counts, *([s.TRUNCATED] if self.truncated else []))
+
+
+NO_SCORES: Final = ScorePlan()
+
+
+def plan_scores(
+    columns: Columns, format_name: str, *, rewards: bool, policy_logps: bool, reference_logps: bool
+) -> ScorePlan:
+    """Where each wanted score comes from.
+
+    Raises:
+        SchemaError: a wanted score has no column, or rewards have several that could differ.
+    """
+    logps = (*(POLICY_LOGPS if policy_logps else ()), *(REFERENCE_LOGPS if reference_logps else ()))
+    counts: tuple[str, ...] = RESPONSE_COUNTS if policy_logps else ()
+    missing = [name for name in (*logps, *counts) if columns.get(name) is not Kind.NUMBER]
+    if missing:
+        raise SchemaError(
+            f"backend: columns needs {missing} as numbers; the source has {described(columns)}. "
+            "Add them, or set a model to compute them."
+        )
+    if counts and columns.get(s.NUM_TOKENS_PROMPT) is Kind.NUMBER:
+        counts = (s.NUM_TOKENS_PROMPT, *counts)
+    truncated = policy_logps and columns.get(s.TRUNCATED) is Kind.FLAG
+    if not rewards:
+        return ScorePlan(logps=logps, counts=counts, truncated=truncated)
+    candidates = _gives_candidates(format_name)
+    return ScorePlan(
+        rewards=_reward_columns(columns, candidates=candidates),
+        candidates=candidates,
+        rewards_all=None if candidates else recognised_candidate_scores(columns),
+        logps=logps,
+        counts=counts,
+        truncated=truncated,
+    )
+
+
+def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any] | Drop:
+    """The planned scores of one row under the names of `pipeline.schema`, or why the row has none to use."""
+    try:
+        return {
+            **_rewards(row, pair, plan),
+            **{name: _logp(row.get(name)) for name in plan.logps},
+            **{name: _count(row.get(name)) for name in plan.counts},
+            **({s.TRUNCATED: _flag(row.get(s.TRUNCATED))} if plan.truncated else {}),
+        }
+    except DropRow as drop:
+        return Drop(drop.reason)
+
+
+def recognised_rewards(columns: Columns) -> list[tuple[str, ...]]:
+    """Every spelling of rewards that a table has: pairs of columns, then the margin."""
+    pairs = [pair for pair in (OWN_REWARDS, *OTHER_REWARDS) if all(columns.get(n) is Kind.NUMBER for n in pair)]
+    return [*pairs, *([(MARGIN,)] if columns.get(MARGIN) is Kind.NUMBER else [])]
+
+
+def recognised_candidate_scores(columns: Columns) -> str | None:
+    """The column with the rewards of all candidates, if a table has one."""
+    return next((name for name in CANDIDATE_SCORES if columns.get(name) is Kind.NUMBERS), None)
+
+
+def _gives_candidates(format_name: str) -> bool:
+    return not set(CANDIDATE_SCORES).isdisjoint(FORMATS[format_name].reads)
+
+
+def _reward_columns(columns: Columns, *, candidates: bool) -> tuple[str, ...]:
+    found = recognised_rewards(columns)
+    if OWN_REWARDS in found:
+        return OWN_REWARDS
+    pairs = [names for names in found if len(names) == 2]
+    if len(pairs) > 1:
+        raise SchemaError(
+            f"the source has {len(pairs)} spellings of rewards: {pairs}. "
+            f"Rename the wanted two to {OWN_REWARDS[0]} and {OWN_REWARDS[1]}, or leave the others out."
+        )
+    if pairs or candidates:
+        return pairs[0] if pairs else ()
+    if found:
+        return found[0]
+    known = ", ".join("/".join(pair) for pair in (OWN_REWARDS, *OTHER_REWARDS))
+    raise SchemaError(
+        f"reward backend columns needs rewards; the source has {described(columns)}. "
+        f"Wanted {known}, {MARGIN}, or candidates with scores; or set a reward model."
+    )
+
+
+def _rewards(row: Row, pair: PairRow, plan: ScorePlan) -> Mapping[str, Any]:
+    if not (plan.rewards or plan.candidates):
+        return {}
+    own = pair.rewards
+    if plan.candidates and (pair.picked or not plan.rewards):
+        if own is None or isinstance(own, Drop):
+            raise DropRow(own.reason if isinstance(own, Drop) else Reason.NULL_SCORE)
+        return {s.REWARD_CHOSEN: own.chosen, s.REWARD_REJECTED: own.rejected, s.REWARDS_ALL: list(own.all)}
+    chosen = number_of(row.get(plan.rewards[0]))
+    rejected = 0.0 if plan.rewards == (MARGIN,) else number_of(row.get(plan.rewards[1]))
+    rewards = {s.REWARD_CHOSEN: chosen, s.REWARD_REJECTED: rejected}
+    if plan.candidates:
+        every = None if own is None or isinstance(own, Drop) else list(own.all)
+    else:
+        listed = row.get(plan.rewards_all) if plan.rewards_all else None
+        every = None if listed is None else list(numbers_of(listed))
+    return {**rewards, s.REWARDS_ALL: every}
+
+
+def _logp(value: Any) -> float:
+    logp = number_of(value)
+    if logp > _LOGP_ROUNDING:
+        raise DropRow(Reason.POSITIVE_LOGP)
+    return logp
+
+
+def _count(value: Any) -> int:
+    count = number_of(value)
+    if not 1 <= count <= _MOST_TOKENS or count != int(count):
+        raise DropRow(Reason.INVALID_TOKEN_COUNT)
+    return int(count)
+
+
+def _flag(value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise DropRow(Reason.WRONG_TYPE)
+    return value

@@ -1,0 +1,222 @@
+"""From the values of a row to checked turns: the rules that every format shares.
+
+A pair is kept if the prompt holds a user turn with text and ends with a user or tool turn, and each completion
+starts and ends with an assistant turn, holds no user or system turn, and ends with text. System turns may stand
+anywhere in a prompt and may be empty. Text is taken as it is; only white space alone counts as empty.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pipeline.sources.columns import TURN_LIKE, Columns, Kind
+from pipeline.sources.rows import DropRow, PairRow, Reason, Row, Turn
+
+SYSTEM_ROLES: Final = frozenset({"system", "developer"})
+ROLES: Final = SYSTEM_ROLES | {"user", "assistant", "tool"}
+PROMPT_TEXT_COLUMNS: Final = ("prompt", "instruction", "question", "input")
+SYSTEM_TEXT_COLUMNS: Final = ("system", "system_prompt")
+
+# Keys of a message that change what a model would read or write, so that role and content alone are not the turn.
+_BEYOND_TEXT: Final = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")
+
+
+def text_of(value: Any) -> str:
+    """The value as text that can be written as UTF-8, or DropRow."""
+    if value is None:
+        raise DropRow(Reason.NULL_FIELD)
+    if not isinstance(value, str):
+        raise DropRow(Reason.WRONG_TYPE)
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DropRow(Reason.UNDECODABLE_TEXT) from None
+    return value
+
+
+def turns_of(value: Any) -> list[Turn]:
+    """The messages of a list, or of a single message object, as plain role and content turns, or DropRow."""
+    if value is None:
+        raise DropRow(Reason.NULL_FIELD)
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list):
+        raise DropRow(Reason.WRONG_TYPE)
+    return [_turn(item) for item in value]
+
+
+def completion_of(value: Any) -> list[Turn]:
+    """Turns of a completion that is given as messages or as text, which becomes one assistant turn."""
+    return [{"role": "assistant", "content": value}] if isinstance(text_or(value), str) else turns_of(value)
+
+
+def text_or(value: Any) -> Any:
+    """The value, checked to be writable if it is text."""
+    return text_of(value) if isinstance(value, str) else value
+
+
+def user_turn(text: str) -> Turn:
+    """A user turn with this content."""
+    return {"role": "user", "content": text}
+
+
+def prompt_text_column(columns: Columns) -> str | None:
+    """The column that holds the prompt as text: the first present of prompt, instruction, question, input."""
+    return next((name for name in PROMPT_TEXT_COLUMNS if columns.get(name) is Kind.TEXT), None)
+
+
+def prompt_from_texts(row: Row) -> list[Turn]:
+    """A system turn, where the row has one, and a user turn from the row's prompt text.
+
+    `input` beside `instruction` is its second part, joined by a line break, as in the Alpaca layout.
+    """
+    value = next((row[name] for name in PROMPT_TEXT_COLUMNS if row.get(name) is not None), None)
+    text = text_of(value)
+    if row.get("prompt") is None and row.get("instruction") is not None and row.get("input"):
+        text = f"{text}\n{text_of(row['input'])}"
+    system = next((text_of(row[name]) for name in SYSTEM_TEXT_COLUMNS if row.get(name) is not None), "")
+    head = [{"role": "system", "content": system}] if system.strip() else []
+    return [*head, user_turn(text)]
+
+
+def split_dialogues(chosen: list[Turn], rejected: list[Turn]) -> tuple[list[Turn], list[Turn], list[Turn]]:
+    """Prompt and the two completions of two full dialogues.
+
+    The prompt is their longest common prefix of turns, less the assistant turns it ends with.
+    """
+    if not chosen or not rejected:
+        raise DropRow(Reason.EMPTY_RESPONSE)
+    if chosen == rejected:
+        raise DropRow(Reason.IDENTICAL_RESPONSES)
+    num_common = 0
+    for ours, theirs in zip(chosen, rejected, strict=False):
+        if ours != theirs:
+            break
+        num_common += 1
+    while num_common and chosen[num_common - 1]["role"] == "assistant":
+        num_common -= 1
+    return chosen[:num_common], chosen[num_common:], rejected[num_common:]
+
+
+def without_prompt(prompt: list[Turn], dialogue: list[Turn]) -> list[Turn]:
+    """The completion of a dialogue that may or may not repeat the prompt."""
+    return dialogue[len(prompt) :] if prompt and dialogue[: len(prompt)] == prompt else dialogue
+
+
+def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], row: Row) -> PairRow:
+    """The pair, if its roles and texts are those of a prompt and two different answers, or DropRow."""
+    _check_prompt(prompt)
+    for completion in (chosen, rejected):
+        _check_completion(completion)
+    if chosen == rejected:
+        raise DropRow(Reason.IDENTICAL_RESPONSES)
+    return PairRow(prompt=prompt, chosen=chosen, rejected=rejected, tools=_tools(row.get("tools")))
+
+
+def any_pair(row: Row) -> PairRow:
+    """The pair of a row whose prompt, chosen and rejected may each be text or messages.
+
+    Full dialogues beside a prompt text are trusted over it: they hold the system turn and the history that the text
+    lacks. The text is the prompt where the dialogues hold the answers only.
+    """
+    chosen, rejected = completion_of(row.get("chosen")), completion_of(row.get("rejected"))
+    prompt = row.get("prompt")
+    if isinstance(prompt, (list, Mapping)):
+        turns = turns_of(prompt)
+        return checked_pair(turns, without_prompt(turns, chosen), without_prompt(turns, rejected), row)
+    if any(turns and turns[0]["role"] == "assistant" for turns in (chosen, rejected)):
+        return checked_pair(prompt_from_texts(row), chosen, rejected, row)
+    return checked_pair(*split_dialogues(chosen, rejected), row)
+
+
+def lacking(columns: Columns, wanted: Mapping[str, frozenset[Kind]]) -> list[str]:
+    """What of `wanted` a table lacks, as `name (kind or kind)`."""
+    return [
+        f"{name} ({' or '.join(sorted(kinds))})" for name, kinds in wanted.items() if columns.get(name) not in kinds
+    ]
+
+
+def has_any_pair(columns: Columns) -> bool:
+    """Whether chosen and rejected are there, as text or as messages."""
+    return columns.get("chosen") in TURN_LIKE and columns.get("rejected") in TURN_LIKE
+
+
+def _turn(item: Any) -> Turn:
+    if item is None:
+        raise DropRow(Reason.NULL_FIELD)
+    if not isinstance(item, Mapping):
+        raise DropRow(Reason.WRONG_TYPE)
+    role = text_of(item.get("role"))
+    if role not in ROLES:
+        raise DropRow(Reason.WRONG_ROLES)
+    if any(item.get(key) for key in _BEYOND_TEXT):
+        raise DropRow(Reason.UNSUPPORTED_CONTENT)
+    return {"role": role, "content": _content(item.get("content"))}
+
+
+def _content(value: Any) -> str:
+    if not isinstance(value, list):
+        return text_of(value)
+    texts = []
+    for part in value:
+        if isinstance(part, str):
+            texts.append(text_of(part))
+        elif isinstance(part, Mapping) and part.get("type") == "text":
+            texts.append(text_of(part.get("text")))
+        else:
+            raise DropRow(Reason.UNSUPPORTED_CONTENT)
+    return "".join(texts)
+
+
+def _check_prompt(prompt: Sequence[Turn]) -> None:
+    users = [turn for turn in prompt if turn["role"] == "user"]
+    if not prompt or (users and not any(turn["content"].strip() for turn in users)):
+        raise DropRow(Reason.EMPTY_PROMPT)
+    if not users or prompt[-1]["role"] not in {"user", "tool"}:
+        raise DropRow(Reason.WRONG_ROLES)
+    if not prompt[-1]["content"].strip():
+        raise DropRow(Reason.EMPTY_PROMPT)
+
+
+def _check_completion(completion: Sequence[Turn]) -> None:
+    if not completion:
+        raise DropRow(Reason.EMPTY_RESPONSE)
+    roles = [turn["role"] for turn in completion]
+    if roles[0] != "assistant" or roles[-1] != "assistant" or not {*roles} <= {"assistant", "tool"}:
+        raise DropRow(Reason.WRONG_ROLES)
+    if not completion[-1]["content"].strip():
+        raise DropRow(Reason.EMPTY_RESPONSE)
+
+
+def _tools(value: Any) -> str | None:
+    """JSON text of a list of tool schemas; keys that are null, as Arrow structs fill in, are left out."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(text_of(value)) if value.strip() else None
+        except (ValueError, RecursionError):
+            raise DropRow(Reason.INVALID_TOOLS) from None
+    elif isinstance(value, list):
+        value = [json.loads(item) if isinstance(item, str) and _is_json(item) else item for item in value]
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise DropRow(Reason.INVALID_TOOLS)
+    try:
+        return text_of(json.dumps(_without_nulls(value), ensure_ascii=False, separators=(",", ":")))
+    except (TypeError, ValueError):
+        raise DropRow(Reason.INVALID_TOOLS) from None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,114 @@
+"""The one way anything becomes visible: an object is created whole, and only if nobody created it before.
+
+S3 and its kin: one PUT with `If-None-Match: *`. Local disk: a temporary file in the same folder, synced, then linked
+to its name. Either way a reader sees nothing or all of it, kill -9 at any moment included, and of several writers
+exactly one wins. Nothing is ever renamed, overwritten or listed.
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+import random
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import StorageError
+from pipeline.storage.faults import http_status, storage_errors
+from pipeline.storage.filesystem import display
+
+_NUM_CONFLICT_RETRIES: Final = 6
+_MULTIPART_BYTES: Final = 100 * 2**20  # s3fs sends larger objects in parts
+
+
+def create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Create the object `path` with `data`; True if this call did, False if it existed already.
+
+    False does not say who created it: a PUT whose answer was lost, and which the client repeated, finds its own
+    object. Look at the object if that matters.
+
+    Raises:
+        StorageError: no such bucket, no credentials, no permission, or a disk without hard links.
+        TemporaryError: storage is busy, unreachable or full; whether the object exists is not known.
+    """
+    with storage_errors(display(fs, path)):
+        if isinstance(fs, LocalFileSystem):
+            with _linked(Path(path)) as (file, won):
+                file.write(data)
+            return won[0]
+        return _put(fs, path, data)
+
+
+def create_from_file(fs: fsspec.AbstractFileSystem, path: str, source: Path) -> bool:
+    """`create` with the bytes of a local file, which need not fit into memory."""
+    with storage_errors(display(fs, path)), source.open("rb") as file:
+        if isinstance(fs, LocalFileSystem):
+            with _linked(Path(path)) as (target, won):
+                shutil.copyfileobj(file, target, 2**20)
+            return won[0]
+        if source.stat().st_size < _MULTIPART_BYTES:
+            return _put(fs, path, file.read())
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return _put(fs, path, mapped)
+
+
+def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | mmap.mmap) -> bool:
+    for attempt in range(_NUM_CONFLICT_RETRIES):
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            status = http_status(error)
+            if status == 412:
+                return False
+            # 409: another create of this name is under way; S3 asks to try again.
+            if status != 409 or attempt == _NUM_CONFLICT_RETRIES - 1:
+                raise
+            time.sleep(random.uniform(0.05, 0.1) * 2**attempt)  # noqa: S311
+        else:
+            return True
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _linked(path: Path) -> Iterator[tuple[BinaryIO, list[bool]]]:
+    """A file to write into; at the end of the block it bears its name, and the list says whether we were first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    won: list[bool] = []
+    try:
+        with temporary.open("xb") as file:
+            yield file, won
+            file.flush()
+            os.fsync(file.fileno())
+        won.append(_link(temporary, path))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise StorageError(
+                f"{path}: this disk has no hard links, without which a commit cannot be atomic. Use another disk."
+            ) from None
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True

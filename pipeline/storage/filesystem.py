@@ -1,0 +1,221 @@
+"""Opens the place that a URL names, and reads and checks it in a way that cannot mistake a fault for absence.
+
+Local paths, file://, s3:// and the stores whose client can create an object only if it is absent; nothing else, and
+never http. All reading below goes through here, so that every fault leaves as an error of pipeline.errors. Listing
+caches are off: a stale listing would be a wrong answer about what has been committed.
+"""
+
+import concurrent.futures
+import contextlib
+import inspect
+import os
+import re
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import config
+from pipeline.errors import ConfigError, IntegrityError, StorageError
+from pipeline.storage.faults import http_status, is_missing, storage_errors
+
+__all__ = [
+    "check_readable",
+    "check_writable",
+    "display",
+    "in_order",
+    "list_sizes",
+    "open_filesystem",
+    "read_bytes",
+    "read_range",
+    "storage_errors",
+]
+
+SUPPORTED: Final = "a local path, file://, s3://, gs:// or abfs://"
+NUM_READERS: Final = 8  # requests in flight; hides the latency of an object store, too few to be throttled
+_REMOTE: Final = frozenset({"gs", "gcs", "abfs", "abfss", "az"})
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)$", re.DOTALL)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def open_filesystem(url: str, storage: config.Storage) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem that holds `url`, and the path of `url` on it, normalised and without a trailing slash.
+
+    Opens no connection: see `check_readable` and `check_writable`. Survives pickling to other processes.
+
+    Raises:
+        ConfigError: a scheme that is not supported, or a URL that is malformed or carries credentials.
+    """
+    match = _SCHEME.match(url)
+    if "::" in url:
+        raise ConfigError(f"{url}: chained URLs are not supported; wanted {SUPPORTED}.")
+    scheme, rest = (match[1].lower(), match[2]) if match else ("file", url)
+    if scheme in ("file", "local"):
+        if not rest:
+            raise ConfigError("an empty path is not usable; '.' is the working directory.")
+        # Paths stay text here: on object stores they are keys, which pathlib would rewrite.
+        return LocalFileSystem(skip_instance_cache=True), os.path.abspath(os.path.expanduser(rest))  # noqa: PTH100, PTH111
+    if "@" in rest.partition("/")[0] and scheme not in ("abfs", "abfss", "az"):
+        raise ConfigError(f"a {scheme}:// URL must not carry credentials; use the AWS variables or an instance role.")
+    path = _checked_key(url, rest)
+    if scheme in ("s3", "s3a"):
+        return _open_s3(storage), path
+    return _open_other(url, scheme), path
+
+
+def _checked_key(url: str, rest: str) -> str:
+    path = rest.strip("/")
+    parts = path.split("/")
+    if not path or not all(parts) or {".", ".."} & {*parts}:
+        raise ConfigError(f"{url}: wanted bucket and prefix without empty, '.' or '..' segments.")
+    return path
+
+
+def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:
+    import s3fs
+
+    endpoint = storage.endpoint_url
+    if endpoint is not None and not re.match(r"^https?://[^/@]+/?$", endpoint):
+        raise ConfigError("storage.endpoint_url must be http(s)://host[:port], without path or credentials.")
+    return s3fs.S3FileSystem(
+        anon=storage.anonymous,
+        endpoint_url=endpoint,
+        client_kwargs={"region_name": storage.region} if storage.region else {},
+        config_kwargs={
+            "retries": {"mode": "adaptive", "max_attempts": storage.max_attempts},
+            "connect_timeout": 20,
+            "read_timeout": 60,
+        },
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
+def _open_other(url: str, scheme: str) -> fsspec.AbstractFileSystem:
+    if scheme not in _REMOTE:
+        raise ConfigError(f"{url}: scheme {scheme}:// is not supported; wanted {SUPPORTED}.")
+    try:
+        kind = fsspec.get_filesystem_class(scheme)
+    except ImportError:
+        client = "gcsfs" if scheme in ("gs", "gcs") else "adlfs"
+        raise ConfigError(f"{url}: {scheme}:// needs another package. Run: pip install {client}") from None
+    put = getattr(kind, "_pipe_file", kind.pipe_file)
+    if "mode" not in inspect.signature(put).parameters:
+        raise ConfigError(f"{url}: the installed client of {scheme}:// cannot create only if absent. Upgrade it.")
+    return kind(use_listings_cache=False, skip_instance_cache=True)
+
+
+def display(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """How a user writes `path`: a plain path on a local disk, else the full URL."""
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
+    """The whole object, or None where there is none (which a missing bucket or a busy server is not)."""
+    with storage_errors(display(fs, path)):
+        try:
+            return bytes(fs.cat_file(path))
+        except FileNotFoundError as error:
+            if not is_missing(error):
+                raise
+            return None
+
+
+def read_range(fs: fsspec.AbstractFileSystem, path: str, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` of an object that a manifest or listing names.
+
+    Raises:
+        IntegrityError: the object is gone, or shorter than it was.
+    """
+    where = display(fs, path)
+    with storage_errors(where):
+        try:
+            data = bytes(fs.cat_file(path, start=start, end=end))
+        except FileNotFoundError as error:
+            if not is_missing(error):
+                raise
+            raise IntegrityError(f"{where} is gone, though it was committed. Restore it, or score again.") from None
+        except OSError as error:
+            if http_status(error) != 416:
+                raise
+            data = b""
+    if len(data) != end - start:
+        raise IntegrityError(
+            f"{where} is cut short: {len(data)} bytes where {end - start} were wanted. Restore it, or score again."
+        )
+    return data
+
+
+def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
+    """Size in bytes of every object under `folder`, by name relative to it; empty if nothing is there."""
+    with storage_errors(display(fs, folder)):
+        try:
+            # Not ls(): s3fs swallows a 503 in there and calls the folder missing.
+            found: dict[str, dict[str, Any]] = fs.find(folder, detail=True)
+        except FileNotFoundError as error:
+            if not is_missing(error):
+                raise
+            found = {}
+    return {name.removeprefix(folder).lstrip("/"): int(info["size"]) for name, info in found.items()}
+
+
+def check_readable(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """See that something is at `path` and that it may be listed, before anything expensive starts.
+
+    Raises:
+        StorageError: no such bucket or folder, no credentials, no permission, or nothing there.
+        TemporaryError: storage does not answer.
+    """
+    where = display(fs, path)
+    with storage_errors(where):
+        if hasattr(fs, "call_s3"):
+            bucket, _, prefix = path.partition("/")
+            listed = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix and f"{prefix}/", MaxKeys=1)
+            if listed.get("Contents"):
+                return
+        fs.info(path)
+        if isinstance(fs, LocalFileSystem) and not os.access(path, os.R_OK):
+            raise StorageError(f"{where}: permission denied. Grant read access, or use another path.")
+
+
+def check_writable(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """See that objects can be created under `path`, and that creating one twice is refused, before anything expensive.
+
+    Raises:
+        StorageError: no such bucket, no credentials, no permission, or a store that overwrites what it must not.
+        TemporaryError: storage does not answer, or the disk is full.
+    """
+    from pipeline.storage.commit import create
+
+    probe = f"{path}/.alignpot-{uuid.uuid4().hex}"
+    create(fs, probe, b"probe")
+    honoured = not create(fs, probe, b"probe")
+    with contextlib.suppress(OSError):  # a store may allow writing without deleting; the probe is empty of meaning
+        fs.rm_file(probe)
+    if not honoured:
+        raise StorageError(
+            f"{display(fs, path)}: the store overwrote an object that it was told to create only if absent "
+            "(If-None-Match), so two runs could mix. Use a store that supports conditional writes."
+        )
+
+
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], num_threads: int = NUM_READERS
+) -> Iterator[_Result]:
+    """`function` of each item, in order, working at most `num_threads` items ahead; memory does not grow with items."""
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="alignpot-read")
+    ahead: deque[concurrent.futures.Future[_Result]] = deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > num_threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,221 @@
+"""One part of a scored dataset: a Parquet object that holds every row of its shard and is its own marker.
+
+A part is checked, encoded in memory and created by one put-if-absent. Its footer carries the counts, so that a run is
+checked without reading rows. Pages carry checksums; scores are stored plainly, each column apart from the text.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import schema as names
+from pipeline.errors import IntegrityError, SchemaError
+from pipeline.storage.commit import create
+from pipeline.storage.filesystem import display, list_sizes, read_range
+from pipeline.storage.runs import FORMAT, PartSpec, RunPlan
+
+PARTS_FOLDER: Final = "parts"
+ROW_GROUP_ROWS: Final = 4096  # text of some 16 MB; a group is the unit of reading
+_SUMMARY_KEY: Final = b"alignpot.part"
+_TAIL_BYTES: Final = 64 * 2**10
+_PART_NAME = re.compile(r"^(\d{8,})\.parquet$")
+_TOKEN_COLUMNS: Final = (names.NUM_TOKENS_PROMPT, names.NUM_TOKENS_CHOSEN, names.NUM_TOKENS_REJECTED)
+_FEW_VALUES: Final = (names.STATUS, names.DROP_STAGE, names.DROP_REASON, names.SOURCE_FILE)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PartSummary:
+    """What the footer of a part says about it."""
+
+    index: int
+    num_rows: int
+    num_scored: int
+    num_dropped: int
+    drops: Mapping[str, Mapping[str, int]]
+    """Dropped rows by stage, then reason."""
+    num_tokens: Mapping[str, int]
+    """Sums over scored rows, by column."""
+    id_digest: str
+    """Sum of the 128-bit hashes of the ids of scored rows modulo 2^128, as 32 hex digits: independent of order."""
+    fingerprint_digest: str
+    size: int
+    """Bytes of the object."""
+    footer_digest: str
+    """blake2b of the footer, which holds the place and size of every page."""
+
+
+def part_path(index: int) -> str:
+    """Path of a part, relative to the dataset."""
+    return f"{PARTS_FOLDER}/{index:08d}.parquet"
+
+
+def committed_parts(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan) -> set[int]:
+    """Indices of the shards that need no more work; other objects in the folder are left out of account."""
+    return {index for index in part_sizes(fs, root) if index < len(plan.shards)}
+
+
+def part_sizes(fs: fsspec.AbstractFileSystem, root: str) -> dict[int, int]:
+    """Bytes of every part that has been committed, by index."""
+    found = list_sizes(fs, f"{root}/{PARTS_FOLDER}").items()
+    return {int(match[1]): size for name, size in found if (match := _PART_NAME.match(name))}
+
+
+def commit_part(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, table: pa.Table) -> PartSummary:
+    """Commit `table`, all rows of one shard, as the part that `spec` describes; the first writer of a part wins.
+
+    Returns:
+        The summary of what is committed, which is another writer's part if that came first.
+
+    Raises:
+        SchemaError: the table has not the columns of the run.
+        IntegrityError: it has not every row of the shard once, an outcome or an id is missing, or a score is NaN or
+            infinite; or the part there is of another run.
+    """
+    path = f"{root}/{part_path(spec.index)}"
+    where = display(fs, path)
+    if not table.schema.equals(spec.schema):
+        raise SchemaError(f"{where}: {_schema_difference(table.schema, spec.schema)}")
+    if table.num_rows != spec.num_rows:
+        raise IntegrityError(f"{where}: {table.num_rows} rows for a shard of {spec.num_rows}; wanted each row once.")
+    data = _encoded(table, _facts(spec, table, where))
+    if create(fs, path, data):
+        return _summary(data[-_footer_bytes(data) :], len(data), where)
+    return read_part_summary(fs, root, spec.index, spec.fingerprint_digest)
+
+
+def read_part_summary(
+    fs: fsspec.AbstractFileSystem, root: str, index: int, fingerprint_digest: str, size: int | None = None
+) -> PartSummary:
+    """The summary of a committed part, from its footer alone; `size` in bytes saves a request where it is known.
+
+    Raises:
+        IntegrityError: the part is missing or damaged, or bears another fingerprint or index.
+    """
+    path = f"{root}/{part_path(index)}"
+    where = display(fs, path)
+    if size is None:
+        size = part_sizes(fs, root).get(index)
+    if size is None:
+        raise IntegrityError(f"{where} is missing. Run `alignpot score` again.")
+    summary = _summary(read_footer(fs, path, size), size, where)
+    if summary.fingerprint_digest != fingerprint_digest:
+        raise IntegrityError(
+            f"{where} bears fingerprint {summary.fingerprint_digest}, the run {fingerprint_digest}. "
+            "Someone put a part of another run there; use another `scored` path."
+        )
+    if summary.index != index:
+        raise IntegrityError(f"{where} is part {summary.index} under another name. Use another `scored` path.")
+    return summary
+
+
+def read_footer(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
+    """The footer of a Parquet object of `size` bytes: metadata, its length and the magic.
+
+    Raises:
+        IntegrityError: there is none.
+    """
+    tail = read_range(fs, path, max(0, size - _TAIL_BYTES), size)
+    length = _footer_bytes(tail)
+    if tail[-4:] != b"PAR1" or not 8 < length <= size:
+        raise IntegrityError(f"{display(fs, path)} is damaged: no Parquet footer. Restore it, or score again.")
+    return tail[-length:] if length <= len(tail) else read_range(fs, path, size - length, size)
+
+
+def digest(data: bytes) -> str:
+    """blake2b of `data`, 32 hex digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def add_id_digests(digests: Iterable[str]) -> str:
+    """The id digest of several parts together."""
+    return f"{sum(int(each, 16) for each in digests) % 2**128:032x}"
+
+
+def _footer_bytes(data: bytes) -> int:
+    return int.from_bytes(data[-8:-4], "little") + 8
+
+
+def _summary(footer: bytes, size: int, where: str) -> PartSummary:
+    try:
+        facts = json.loads(pq.read_metadata(pa.BufferReader(footer)).metadata[_SUMMARY_KEY])
+        if facts.pop("format") != FORMAT:
+            raise IntegrityError(f"{where} was written by another version. Use another `scored` path.")
+        return PartSummary(**facts, size=size, footer_digest=digest(footer))
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{where} is damaged, or no part of ours ({type(error).__name__}). Restore it, or score again."
+        ) from None
+
+
+def _facts(spec: PartSpec, table: pa.Table, where: str) -> dict[str, Any]:
+    scored = table.filter(pc.equal(table[names.STATUS], names.SCORED))
+    dropped = table.filter(pc.equal(table[names.STATUS], names.DROPPED))
+    if scored.num_rows + dropped.num_rows != table.num_rows:
+        raise IntegrityError(f"{where}: {table.num_rows} rows, {scored.num_rows} scored, {dropped.num_rows} dropped.")
+    _check_scored(scored, where)
+    drops: dict[str, collections.Counter[str]] = {}
+    stages, reasons = (dropped[name].to_pylist() for name in (names.DROP_STAGE, names.DROP_REASON))
+    for stage, reason in zip(stages, reasons, strict=True):
+        if not stage or not reason:
+            raise IntegrityError(f"{where}: a dropped row bears no stage or no reason.")
+        drops.setdefault(stage, collections.Counter())[reason] += 1
+    return {
+        "format": FORMAT,
+        "index": spec.index,
+        "num_rows": table.num_rows,
+        "num_scored": scored.num_rows,
+        "num_dropped": dropped.num_rows,
+        "drops": {stage: dict(sorted(counts.items())) for stage, counts in sorted(drops.items())},
+        "num_tokens": {name: pc.sum(scored[name], min_count=0).as_py() for name in _TOKEN_COLUMNS},
+        "id_digest": add_id_digests(digest(each.encode()) for each in scored[names.ID].to_pylist()),
+        "fingerprint_digest": spec.fingerprint_digest,
+    }
+
+
+def _check_scored(scored: pa.Table, where: str) -> None:
+    for name in (names.ID, names.CONTENT_DIGEST):
+        if scored[name].null_count:
+            raise IntegrityError(f"{where}: {scored[name].null_count} scored rows have no {name}.")
+    for field in names.SCORE_FIELDS:
+        if not pa.types.is_floating(field.type):
+            continue
+        wrong = pc.invert(pc.is_finite(scored[field.name]).fill_null(fill_value=True))
+        if pc.any(wrong, min_count=0).as_py():
+            ids = scored[names.ID].filter(wrong).to_pylist()
+            raise IntegrityError(
+                f"{where}: {field.name} is NaN or infinite in {len(ids)} scored rows, first ids {ids[:10]}. "
+                "Such rows must be dropped with a reason."
+            )
+
+
+def _schema_difference(got: pa.Schema, wanted: pa.Schema) -> str:
+    types = {field.name: str(field.type) for field in wanted}
+    wrong = [f"{f.name} is {f.type}, wanted {types.get(f.name, 'no such column')}" for f in got if f not in wanted]
+    missing = [name for name in wanted.names if name not in got.names]
+    return f"{'; '.join(wrong) or 'columns in another order'}{f'; missing {missing}' if missing else ''}."
+
+
+def _encoded(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
+    roles = [f"{column}.list.element.role" for column in (names.PROMPT, names.CHOSEN, names.REJECTED)]
+    plain = [f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        table.schema,
+        compression="zstd",
+        use_dictionary=[*_FEW_VALUES, *roles],
+        column_encoding=dict.fromkeys(plain, "PLAIN"),
+        write_page_checksum=True,
+    ) as writer:
+        writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+        writer.add_key_value_metadata({_SUMMARY_KEY.decode(): json.dumps(facts)})
+    return bytes(sink.getvalue().to_pybytes())

@@ -1,0 +1,221 @@
+"""Claims an output for one run: `run.json`, put if absent, is the first object of every scored dataset and subset.
+
+It holds the fingerprint (everything that can move a number) and the plan. Whoever comes second with the same
+fingerprint goes on with the stored plan, whatever plan it brought along; another fingerprint is refused, naming the
+fields. So results of different fingerprints are never mixed, and a run may be started any number of times.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import fsspec
+import pyarrow as pa
+
+from pipeline.errors import FingerprintError, IntegrityError, TemporaryError
+from pipeline.storage.commit import create
+from pipeline.storage.filesystem import display, read_bytes
+
+RUN_FILE: Final = "run.json"
+FORMAT: Final = 1  # layout of run.json, _SUCCESS.json and the parts; another number is another layout
+
+_ABSENT: Final = "nothing"
+_MOST_NAMED: Final = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PartSpec:
+    """What one part must look like: the small share of a plan that a worker needs."""
+
+    index: int
+    num_rows: int
+    schema: pa.Schema
+    fingerprint_digest: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What a scored dataset is made from and into which parts; part i holds the rows of shards[i]."""
+
+    fingerprint: Mapping[str, Any]
+    """JSON values of everything that can move a number."""
+    shards: tuple[Mapping[str, Any], ...]
+    """JSON values, each with `num_rows` and whatever else leads to its rows in the source."""
+    schema: pa.Schema
+    config: Mapping[str, Any]
+    """The resolved config, for people; nothing is read back from it."""
+    version: str
+    source_format: str
+
+    def part_spec(self, index: int) -> PartSpec:
+        """What a worker needs to commit part `index`."""
+        return PartSpec(
+            index=index,
+            num_rows=self.shards[index]["num_rows"],
+            schema=self.schema,
+            fingerprint_digest=fingerprint_digest(self.fingerprint),
+        )
+
+
+def begin_run(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan) -> RunPlan:
+    """Claim `root` for `plan`, or join the run of the same fingerprint that is there: the stored plan is returned.
+
+    Raises:
+        FingerprintError: the run there has another fingerprint, is a subset, or has another layout.
+        IntegrityError: its run.json is damaged.
+    """
+    stored = claim(fs, root, kind="scored", fingerprint=plan.fingerprint, body=_body(plan))
+    return _plan(stored, display(fs, f"{root}/{RUN_FILE}"))
+
+
+def load_plan(fs: fsspec.AbstractFileSystem, root: str) -> RunPlan | None:
+    """The plan of the scored run under `root`; None if none was begun."""
+    path = f"{root}/{RUN_FILE}"
+    data = read_bytes(fs, path)
+    if data is None:
+        return None
+    where = display(fs, path)
+    stored = parsed(data, where)
+    _check_kind(stored, "scored", where)
+    return _plan(stored, where)
+
+
+def run_kind(fs: fsspec.AbstractFileSystem, root: str) -> str | None:
+    """What kind of run was begun under `root`, "scored" or "subset"; None if none was."""
+    path = f"{root}/{RUN_FILE}"
+    data = read_bytes(fs, path)
+    return None if data is None else str(parsed(data, display(fs, path)).get("kind"))
+
+
+def claim(
+    fs: fsspec.AbstractFileSystem, root: str, *, kind: str, fingerprint: Mapping[str, Any], body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Create `root`/run.json, or check the one there against `fingerprint`; the stored content either way."""
+    path = f"{root}/{RUN_FILE}"
+    wanted = {"format": FORMAT, "kind": kind, "fingerprint": _plain(fingerprint), **_plain(body)}
+    if create(fs, path, json_bytes(wanted)):
+        return wanted
+    data = read_bytes(fs, path)
+    where = display(fs, path)
+    if data is None:
+        raise TemporaryError(f"{where} went away while it was read. Run the same command again.")
+    stored = parsed(data, where)
+    _check_kind(stored, kind, where)
+    _check_fingerprint(stored.get("fingerprint"), wanted["fingerprint"], where)
+    return stored
+
+
+def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+    """A short name of the fingerprint: 32 hex digits, independent of the order of keys."""
+    text = json.dumps(_plain(fingerprint), sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every field that differs, as (dotted name, stored value, wanted value); "nothing" stands for a missing one."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted({*stored, *wanted}):
+            below = f"{path}.{key}" if path else key
+            yield from differences(stored.get(key, _ABSENT), wanted.get(key, _ABSENT), below)
+    elif stored != wanted or isinstance(stored, bool) != isinstance(wanted, bool):
+        yield path or "fingerprint", stored, wanted
+
+
+def schema_json(schema: pa.Schema) -> dict[str, Any]:
+    """A schema as JSON: readable by people, and exact for machines."""
+    bare = schema.remove_metadata()
+    return {
+        "columns": {field.name: str(field.type) for field in bare},
+        "arrow": base64.b64encode(bare.serialize().to_pybytes()).decode("ascii"),
+    }
+
+
+def schema_of(value: Mapping[str, Any]) -> pa.Schema:
+    """The schema that `schema_json` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["arrow"])))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Readable JSON, the same bytes for the same value; NaN and infinity are refused with a ValueError."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def parsed(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON mapping in one of our own objects.
+
+    Raises:
+        IntegrityError: it is not one.
+        FingerprintError: it has a layout that this version does not know.
+    """
+    try:
+        value = json.loads(data)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{where} is damaged: not a JSON mapping. Restore it, or use another path.")
+    if value.get("format") != FORMAT:
+        raise FingerprintError(
+            f"{where} has layout {value.get('format')!r}; this version reads {FORMAT}. "
+            "Use another path, or the version that wrote it."
+        )
+    return value
+
+
+def _plain(value: Mapping[str, Any]) -> Any:
+    """The value as JSON gives it back, so that a tuple equals the list it is stored as."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _check_kind(stored: Mapping[str, Any], kind: str, where: str) -> None:
+    if stored.get("kind") != kind:
+        raise FingerprintError(
+            f"{where} belongs to a run of kind {stored.get('kind')!r}, not {kind}. Use another path."
+        )
+
+
+def _check_fingerprint(stored: Any, wanted: Any, where: str) -> None:
+    found = list(differences(stored, wanted))
+    if not found:
+        return
+    lines = [f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in found[:_MOST_NAMED]]
+    if len(found) > _MOST_NAMED:
+        lines.append(f"  and {len(found) - _MOST_NAMED} more")
+    raise FingerprintError(
+        f"{where} was begun with other settings, whose results must not be mixed with these:\n"
+        + "\n".join(lines)
+        + "\nUse another output path, or go back to the settings there."
+    )
+
+
+def _short(value: Any, longest: int = 80) -> str:
+    if value == _ABSENT:
+        return _ABSENT
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def _body(plan: RunPlan) -> dict[str, Any]:
+    return {
+        "version": plan.version,
+        "source_format": plan.source_format,
+        "schema": schema_json(plan.schema),
+        "config": dict(plan.config),
+        "shards": [dict(shard) for shard in plan.shards],
+    }
+
+
+def _plan(stored: Mapping[str, Any], where: str) -> RunPlan:
+    try:
+        return RunPlan(
+            fingerprint=stored["fingerprint"],
+            shards=tuple(stored["shards"]),
+            schema=schema_of(stored["schema"]),
+            config=stored["config"],
+            version=stored["version"],
+            source_format=stored["source_format"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{where} is damaged ({type(error).__name__}). Use another path.") from None

@@ -1,0 +1,45 @@
+"""What `alignpot demo` lays out, without running it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config, parse_config
+from pipeline.demo.run import demo_config, write_demo
+from pipeline.demo.sample_pairs import PAIRS_FILE
+
+
+def test_demo_config_is_one_that_the_run_command_takes(tmp_path: Path) -> None:
+    config = parse_config(demo_config(tmp_path, tmp_path / "policy", tmp_path / "reward"))
+    assert set(config.torch_models()) == {"policy", "reward"}
+    assert (config.objective.name, config.metric.name) == ("simpo", "potential")
+    assert config.select is not None
+    assert config.select.fraction == 0.4
+    assert config.output is not None
+    assert set(config.output.formats) == {"hf", "parquet"}
+
+
+def test_importing_the_demo_loads_no_model_library() -> None:
+    code = (
+        "import sys, pipeline.demo, pipeline.demo.run, pipeline.demo.sample_pairs, pipeline.demo.fit_reward;"
+        "print({'torch', 'transformers', 'ray', 'vllm', 'datasets'} & {*sys.modules})"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_write_demo_lays_out_what_its_config_names(smollm2_dir: Path, tmp_path: Path) -> None:
+    models = smollm2_dir.parent
+    path = write_demo(tmp_path, models)
+    config = load_config(path)
+    assert config.source is not None
+    assert (Path(config.source.path) / "pairs.jsonl").read_bytes() == PAIRS_FILE.read_bytes()
+    for model in config.torch_models().values():
+        assert (Path(model.model) / "model.safetensors").is_file()
+    path.write_text(path.read_text() + "# my own change\n")
+    assert write_demo(tmp_path, models) == path
+    assert "# my own change" in path.read_text()

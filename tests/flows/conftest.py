@@ -1,0 +1,56 @@
+"""A local Ray, tiny models and small sources for the flow tests."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipeline.config import Config, parse_config
+from tests.fixtures_storage import S3Server
+
+PAIRS = Path(__file__).parents[2] / "pipeline" / "demo" / "pairs.jsonl"
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3: S3Server) -> Iterator[None]:
+    """One local Ray for all flow tests, with more logical CPUs than cores so that every pool finds a place.
+
+    It starts after the S3 server, whose credentials its workers inherit.
+    """
+    del s3
+    ray.init(address="local", num_cpus=12, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[dict]:
+    """Sixty pairs of our own sample data."""
+    return [json.loads(line) for line in PAIRS.read_text().splitlines()[:60]]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def shuffled(rows: list[dict], seed: int = 0) -> list[dict]:
+    return random.Random(seed).sample(rows, len(rows))
+
+
+def make_config(workdir: Path, path: Path | str, /, **sections) -> Config:
+    """A config with everything in `workdir`; sections are merged over the defaults here."""
+    base = {
+        "source": {"path": str(path)},
+        "scored": str(workdir / "scored"),
+        "select": {"fraction": 0.4},
+        "output": {"path": str(workdir / "subset")},
+        "run": {"engine": "plain", "shard_rows": 16},
+    }
+    for name, section in sections.items():
+        base[name] = {**base.get(name, {}), **section} if isinstance(section, dict) else section
+    return parse_config(base)

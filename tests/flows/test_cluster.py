@@ -1,0 +1,176 @@
+"""The same job on clusters: three nodes in one process tree, and a head started by hand that takes submitted jobs."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from ray.cluster_utils import Cluster
+
+from pipeline.cli import main
+from pipeline.config import resolved
+from pipeline.flows.run import run_all
+from pipeline.flows.score import prepare_score, score
+from tests.fixtures_storage import S3Server
+from tests.flows.conftest import make_config, write_jsonl
+from tests.flows.test_score import scores_of, selected_ids
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.s3]
+
+
+@pytest.fixture(autouse=True)
+def no_ray_of_other_tests() -> Iterator[None]:
+    """These tests bring their own cluster; a session-wide one of other tests is left alone only if it is not up."""
+    ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
+    size = {"dtype": "float32", "num_cpus": 0.5, "replicas": 2}
+    return {
+        "policy": {"model": str(tiny_model_dir("llama", seed=1)), **size},
+        "reward": {"backend": "classifier", "model": str(tiny_reward_dir), **size},
+    }
+
+
+def put(s3: S3Server, url: str, path: Path) -> str:
+    from pipeline.storage.filesystem import open_filesystem
+
+    fs, root = open_filesystem(url, s3.storage)
+    fs.pipe_file(root, path.read_bytes())
+    return url
+
+
+def on_s3(s3: S3Server, workdir: Path, pairs: list[dict], **sections):
+    base = s3.url("job")
+    source = put(s3, f"{base}/source/pairs.jsonl", write_jsonl(workdir / "pairs.jsonl", pairs))
+    places = {"scored": f"{base}/scored", "output": {"path": f"{base}/subset"}}
+    return make_config(workdir, source, storage=s3.storage.model_dump(mode="json"), **places, **sections)
+
+
+def test_three_nodes_share_the_work_and_give_the_plain_result(
+    tmp_path: Path, pairs: list[dict], models: dict, s3: S3Server
+):
+    plain = make_config(tmp_path / "plain", write_jsonl(tmp_path / "plain.jsonl", pairs), **models)
+    run_all(plain)
+    config = on_s3(s3, tmp_path, pairs, **models, run={"engine": "ray", "shard_rows": 4})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        ray.init(address=cluster.address, logging_level="ERROR")
+        summary, _ = score(prepare_score(config))
+        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        assert len(nodes) == 3
+        assert summary.num_shards_done_now == summary.num_shards == 15
+        assert scores_of(config).equals(scores_of(plain))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def head(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """`ray start --head` with token authentication; ended by its pid. Yields the dashboard's address."""
+    del s3
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-token-" + os.urandom(16).hex())
+    dashboard = free_port()
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=6",
+        f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        "--disable-usage-stats", f"--temp-dir={tmp_path.parent / 'ray'}",
+    ]  # fmt: skip
+    log = (tmp_path / "head.log").open("wb")
+    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(dashboard, process, tmp_path / "head.log")
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-2000:]
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2)
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError(f"no dashboard after 120 s: {log.read_text()[-2000:]}")
+
+
+def submitted(config: Path, head: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["submit", "run", str(config), "--address", head])
+    out = capsys.readouterr()
+    return int(end.value.code or 0), out.out + out.err
+
+
+def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
+    tmp_path: Path,
+    pairs: list[dict],
+    models: dict,
+    s3: S3Server,
+    head: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    plain = make_config(tmp_path / "plain", write_jsonl(tmp_path / "plain.jsonl", pairs), **models)
+    run_all(plain)
+    config = on_s3(s3, tmp_path, pairs, **models, run={"engine": "ray", "shard_rows": 16})
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(resolved(config)))
+
+    code, output = submitted(path, head, capsys)
+    assert code == 0, output
+    assert "rows scored" in output
+    from pipeline.storage.filesystem import open_filesystem
+
+    fs, root = open_filesystem(config.output.path, s3.storage)
+    with fs.open(f"{root}/parquet/train-00000-of-00001.parquet") as file:
+        assert sorted(pq.read_table(file)["id"].to_pylist()) == selected_ids(plain)
+
+    path.write_text(yaml.safe_dump({**resolved(config), "tokens": {"max_length": 99}}))
+    code, output = submitted(path, head, capsys)
+    assert code == 2, output
+    assert "tokens.max_length" in output
+    assert os.environ["RAY_AUTH_TOKEN"] not in output
+    assert s3.secret_key not in output
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{head}/api/jobs/", timeout=10)
+    assert refused.value.code == 401
+
+
+@pytest.mark.parametrize("job", ["rn", "train"])
+def test_unknown_job_is_refused(job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "config.yaml"
+    path.write_text("scored: s3://bucket/scored\n")
+    with pytest.raises(SystemExit) as end:
+        main(["submit", job, str(path), "--address", "http://127.0.0.1:1"])
+    assert end.value.code == 2
+    assert "score_pairs" in capsys.readouterr().err

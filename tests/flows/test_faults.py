@@ -1,0 +1,124 @@
+"""What a run survives: kill -9 of the whole process group, a worker that dies, two drivers at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import Config, load_config, resolved
+from pipeline.flows.run import run_all
+from tests.flows.conftest import make_config, write_jsonl
+from tests.flows.test_score import scores_of, selected_ids
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+NUM_KILLS = 2
+
+
+@pytest.fixture
+def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
+    return {
+        "policy": {"model": str(tiny_model_dir("llama", seed=1)), "dtype": "float32", "num_cpus": 0.5},
+        "reward": {
+            "backend": "classifier",
+            "model": str(tiny_reward_dir),
+            "dtype": "float32",
+            "num_cpus": 0.5,
+        },
+    }
+
+
+def start(config: Config, path: Path) -> "subprocess.Popen[bytes]":
+    """`alignpot run` in a process group of its own."""
+    path.write_text(yaml.safe_dump(resolved(config)))
+    log = path.with_suffix(".log").open("ab")
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "run", str(path)], stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def num_parts(config: Config) -> int:
+    return len(list((Path(config.scored) / "parts").glob("*.parquet"))) if Path(config.scored).exists() else 0
+
+
+def descendants(pid: int) -> set[int]:
+    """Every process that comes from `pid`, Ray's own sessions included."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found, grown = {pid}, True
+    while grown:
+        more = {child for child, parent in parents.items() if parent in found} - found
+        found, grown = found | more, bool(more)
+    return found
+
+
+def kill_everything(process: "subprocess.Popen[bytes]") -> None:
+    for pid in descendants(process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list[dict], models: dict):
+    rows = [{**pair, "id": f"{pair['id']}-{copy}"} for copy in range(4) for pair in pairs]
+    source = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    whole = make_config(tmp_path / "whole", source, source={"id_column": "id"}, **models)
+    run_all(whole)
+
+    run = {"engine": "ray", "shard_rows": 4}
+    config = make_config(tmp_path / "killed", source, source={"id_column": "id"}, **models, run=run)
+    parts_after_kill = [0]
+    for kill in range(NUM_KILLS):
+        process = start(config, tmp_path / "killed.yaml")
+        deadline = time.monotonic() + 240
+        while num_parts(config) <= parts_after_kill[-1] + 2:
+            assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, f"no progress before kill {kill}"
+            time.sleep(0.05)
+        kill_everything(process)
+        parts_after_kill.append(num_parts(config))
+        assert not (Path(config.scored) / "_SUCCESS.json").exists()
+    assert 0 < parts_after_kill[1] < parts_after_kill[2] < len(rows) // 4
+
+    assert start(config, tmp_path / "killed.yaml").wait(timeout=240) == 0
+    assert scores_of(config).equals(scores_of(whole))
+    assert selected_ids(config) == selected_ids(whole)
+    leftovers = [p.name for p in (Path(config.scored) / "parts").iterdir() if p.suffix != ".parquet"]
+    assert leftovers == []
+
+
+def test_two_drivers_on_one_output_write_each_row_once(tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    config = make_config(tmp_path, source, **models, run={"engine": "plain", "shard_rows": 2})
+    drivers = [start(config, tmp_path / f"driver{i}.yaml") for i in range(2)]
+    assert [driver.wait(timeout=240) for driver in drivers] == [0, 0]
+    manifest = json.loads((Path(config.scored) / "_SUCCESS.json").read_text())
+    assert manifest["num_rows"] == len(pairs)
+    ids = scores_of(load_config(tmp_path / "driver0.yaml"))["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == len(pairs)
+
+
+def test_sigterm_ends_with_75_and_the_run_goes_on(tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs * 1)
+    config = make_config(tmp_path, source, **models, run={"engine": "plain", "shard_rows": 1})
+    process = start(config, tmp_path / "config.yaml")
+    while num_parts(config) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=60) == 75
+    assert start(config, tmp_path / "config.yaml").wait(timeout=240) == 0
+    assert scores_of(config).num_rows == len(pairs)

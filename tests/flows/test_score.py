@@ -1,0 +1,191 @@
+"""Scoring: the plain loop and Ray Data in every layout give one and the same result; nothing is lost or done twice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config import Config
+from pipeline.errors import FingerprintError, TooManyDroppedError
+from pipeline.flows.run import run_all
+from pipeline.flows.score import check_dropped, prepare_score, score
+from pipeline.storage.manifest import load_manifest
+from pipeline.storage.scored import ScoredDataset
+from tests.flows.conftest import make_config, shuffled, write_jsonl
+
+SCORES = [
+    "id",
+    "reward_chosen",
+    "reward_rejected",
+    "policy_logp_chosen",
+    "policy_logp_rejected",
+    "reference_logp_chosen",
+    "reference_logp_rejected",
+    "num_tokens_prompt",
+    "num_tokens_chosen",
+    "num_tokens_rejected",
+]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
+    """Policy, reference and reward as three tiny models of real classes."""
+    return {
+        "policy": {"model": str(tiny_model_dir("llama", seed=1)), "dtype": "float32"},
+        "reference": {"model": str(tiny_model_dir("llama", seed=2)), "dtype": "float32"},
+        "reward": {"backend": "classifier", "model": str(tiny_reward_dir), "dtype": "float32"},
+        "objective": {"name": "dpo", "beta": 0.1},
+    }
+
+
+def scores_of(config: Config) -> pa.Table:
+    """Raw scores of every scored row, sorted by id."""
+    run = prepare_score(config)
+    dataset = ScoredDataset(run.fs, run.root, load_manifest(run.fs, run.root))
+    return pa.concat_tables(dataset.tables(SCORES)).sort_by("id").combine_chunks()
+
+
+def selected_ids(config: Config) -> list[str]:
+    files = sorted((Path(config.output.path) / "parquet").glob("*.parquet"))
+    return sorted(pa.concat_tables([pa.parquet.read_table(f, columns=["id"]) for f in files])["id"].to_pylist())
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models: dict) -> tuple[pa.Table, list[str]]:
+    """Scores and selected ids of the plain loop."""
+    workdir = tmp_path_factory.mktemp("plain")
+    config = make_config(workdir, write_jsonl(workdir / "pairs.jsonl", pairs), **models)
+    run_all(config)
+    return scores_of(config), selected_ids(config)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("run", "replicas"),
+    [
+        ({"engine": "plain", "shard_rows": 7}, 1),
+        ({"engine": "ray", "shard_rows": 16}, 1),
+        ({"engine": "ray", "shard_rows": 5}, 2),
+        ({"engine": "ray", "shard_rows": 1000}, 3),
+        ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 2),
+    ],
+    ids=["plain-7", "ray-16-pooled-1", "ray-5-pooled-2", "ray-one-shard-pooled-3", "ray-9-colocated-2"],
+)
+@pytest.mark.usefixtures("local_ray")
+def test_layout_does_not_move_a_score_or_the_selection(
+    run: dict, replicas: int, tmp_path: Path, pairs: list[dict], models: dict, expected: tuple[pa.Table, list[str]]
+):
+    source = write_jsonl(tmp_path / "pairs.jsonl", shuffled(pairs, seed=replicas))
+    sized = {
+        role: {**models[role], "replicas": replicas, "num_cpus": 0.5} for role in ("policy", "reference", "reward")
+    }
+    config = make_config(tmp_path, source, **{**models, **sized, "run": run})
+    run_all(config)
+    assert scores_of(config).equals(expected[0])
+    assert selected_ids(config) == expected[1]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_explicit_and_implicit_scoring_overlap_in_time(tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    run = {"engine": "ray", "shard_rows": 4}
+    summary, _ = score(prepare_score(make_config(tmp_path, source, **models, run=run)))
+    assert {"read", "tokenise", "reward", "policy", "reference", "commit"} <= set(summary.busy_s)
+    assert summary.overlap_s > 0
+
+
+def test_second_run_scores_nothing_and_needs_no_model_load(
+    tmp_path: Path, pairs: list[dict], models: dict, monkeypatch
+):
+    config = make_config(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", pairs), **models)
+    first = run_all(config)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a finished run must not load a model")
+
+    monkeypatch.setattr("pipeline.models.loading.load_causal_lm", refuse)
+    monkeypatch.setattr("pipeline.models.loading.load_classifier", refuse)
+    before = {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+    second = run_all(config)
+    assert "(0 now)" in second
+    assert "(0 now)" not in first
+    assert {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*")) if p.is_file()} == before
+
+
+def test_performance_settings_are_no_part_of_the_fingerprint(tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    run_all(make_config(tmp_path, source, **models))
+    other = {**models, "policy": {**models["policy"], "replicas": 2, "token_budget": 512, "num_threads": 2}}
+    assert "(0 now)" in run_all(make_config(tmp_path, source, **other, run={"shard_rows": 3}))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"policy": {"dtype": "bfloat16"}}, "policy.dtype"),
+        ({"tokens": {"max_length": 77}}, "tokens.max_length"),
+        ({"reward": {"max_length": 77}}, "reward.max_length"),
+    ],
+)
+def test_other_numbers_on_the_same_output_are_refused(
+    change: dict, field: str, tmp_path: Path, pairs: list[dict], models: dict
+):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:8])
+    prepare_score(make_config(tmp_path, source, **models))
+    changed = {**models, **{name: {**models.get(name, {}), **section} for name, section in change.items()}}
+    with pytest.raises(FingerprintError, match=field.replace(".", r"\.")):
+        prepare_score(make_config(tmp_path, source, **changed))
+
+
+def test_changed_input_on_the_same_output_is_refused(tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:8])
+    prepare_score(make_config(tmp_path, source, **models))
+    write_jsonl(source, pairs[:9])
+    with pytest.raises(FingerprintError, match=r"pairs\.jsonl"):
+        prepare_score(make_config(tmp_path, source, **models))
+
+
+def test_every_row_is_scored_or_dropped_with_a_reason(tmp_path: Path, pairs: list[dict], models: dict):
+    message = [{"role": "assistant", "content": "The same answer."}]
+    bad = [
+        {**pairs[0], "id": "same", "chosen": message, "rejected": message},
+        {**pairs[1], "id": "empty", "chosen": [{"role": "assistant", "content": "  "}]},
+        {**pairs[2], "id": "null", "rejected": None},
+        {**pairs[3], "id": "long", "prompt": [{"role": "user", "content": "word " * 400}]},
+    ]
+    source = write_jsonl(tmp_path / "pairs.jsonl", [*pairs[:20], *bad])
+    config = make_config(tmp_path, source, **models, tokens={"max_length": 300}, run={"max_dropped": 0.1})
+    summary, manifest = score(prepare_score(config))
+    assert summary.num_rows == 24 == summary.num_scored + summary.num_dropped
+    assert summary.drops["source: identical_responses"] == 1
+    assert summary.drops["source: empty_response"] == 1
+    assert summary.drops["source: null_field"] == 1
+    assert summary.drops["tokens: prompt_too_long"] == 1
+    with pytest.raises(TooManyDroppedError, match=r"4 of 24 rows.*identical_responses: 1") as error:
+        check_dropped(config, manifest)
+    assert error.value.exit_code == 3
+
+
+def test_log_probs_and_rewards_may_come_from_columns(tmp_path: Path, pairs: list[dict], models: dict, expected):
+    """A scored table written out as plain rows and scored by the columns back ends gives the same selection."""
+    by_id = {row["id"]: row for row in expected[0].to_pylist()}
+    rows = [{**pair, **by_id[pair["id"]]} if pair["id"] in by_id else pair for pair in pairs]
+    if not all("policy_logp_chosen" in row for row in rows):
+        by_prompt = json.dumps([row["id"] for row in rows])
+        pytest.fail(f"sample pairs need ids that survive scoring: {by_prompt[:80]}")
+    columns = {"backend": "columns"}
+    config = make_config(
+        tmp_path,
+        write_jsonl(tmp_path / "scored.jsonl", rows),
+        source={"id_column": "id"},
+        policy=columns,
+        reference=columns,
+        reward=columns,
+        objective=models["objective"],
+    )
+    run_all(config)
+    assert scores_of(config).equals(expected[0])
+    assert selected_ids(config) == expected[1]

@@ -1,0 +1,125 @@
+import math
+from fractions import Fraction
+from functools import reduce
+from operator import add
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import DataError
+from pipeline.metrics.moments import Moments, moments_of
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+LARGEST = 1.7976931348623157e308
+SMALLEST = 5e-324
+EXTREMES = st.sampled_from([0.0, -0.0, SMALLEST, -SMALLEST, 2.2e-308, 1e-160, 1e-100, 1e130, 1e160, LARGEST, -LARGEST])
+VALUES = st.lists(FINITE | EXTREMES | st.floats(-10, 10), min_size=1, max_size=40)
+
+
+def exact(values) -> tuple[Fraction, Fraction]:
+    """Mean and variance by the textbook, in rational numbers."""
+    numbers = [Fraction(value) for value in values]
+    mean = sum(numbers) / len(numbers)
+    return mean, sum((number - mean) ** 2 for number in numbers) / len(numbers)
+
+
+def is_nearest_root(root: float, square: Fraction) -> bool:
+    """Whether no float64 is nearer to the square root, by the squares of the midpoints to both neighbours."""
+    value = Fraction(root)
+    below = (value + Fraction(math.nextafter(root, -math.inf))) / 2
+    above_float = math.nextafter(root, math.inf)
+    above = (value + Fraction(above_float)) / 2 if math.isfinite(above_float) else None
+    return (below <= 0 or below**2 <= square) and (above is None or square <= above**2)
+
+
+@given(VALUES)
+def test_mean_and_std_are_the_nearest_floats_to_the_exact_ones(values):
+    moments = moments_of(np.array(values))
+    mean, variance = exact(values)
+    assert moments.mean() == float(mean)
+    assert is_nearest_root(moments.std(), variance)
+
+
+@given(VALUES, st.randoms(use_true_random=False), st.integers(1, 7))
+def test_any_split_and_order_merges_to_the_same_bits(values, random, num_parts):
+    whole = moments_of(np.array(values))
+    shuffled = list(values)
+    random.shuffle(shuffled)
+    parts = [moments_of(np.array(shuffled[i::num_parts])) for i in range(num_parts)]
+    random.shuffle(parts)
+    assert reduce(add, parts, Moments()) == whole
+
+
+@pytest.mark.parametrize("num_values", [1, 8191, 8192, 8193, 50_000])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0, 300.0])
+def test_chunks_of_any_width_of_exponents_sum_exactly(num_values, spread):
+    rng = np.random.default_rng(num_values)
+    values = np.ldexp(rng.normal(size=num_values), np.clip(rng.normal(0, spread, num_values), -1100, 1000).astype(int))
+    moments = moments_of(values)
+    numbers = [int(Fraction(value) * 2**1074) for value in values.tolist()]
+    assert moments.total == sum(numbers)
+    assert moments.total_squares == sum(number * number for number in numbers)
+
+
+def test_random_bit_patterns_sum_exactly():
+    values = np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64).view(np.float64)
+    values = values[np.isfinite(values)]
+    numbers = [int(Fraction(value) * 2**1074) for value in values.tolist()]
+    assert moments_of(values) == Moments(
+        count=len(numbers), total=sum(numbers), total_squares=sum(number * number for number in numbers)
+    )
+
+
+def test_products_of_full_slices_do_not_round():
+    # Every slice at its largest: 2**13 values of all ones in binary, the worst case of the sum of products.
+    values = np.full(2**13, math.nextafter(1.0, 0.0))
+    number = int(Fraction(values[0]) * 2**1074)
+    assert moments_of(values).total_squares == 2**13 * number * number
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32), st.floats(-1e3, 1e3), st.floats(1e-2, 1e3))
+def test_agrees_with_numpy_on_ordinary_data(seed, centre, scale):
+    values = np.random.default_rng(seed).normal(centre, scale, 2_000)
+    moments = moments_of(values)
+    assert moments.mean() == pytest.approx(values.mean(), rel=1e-14, abs=1e-14 * np.abs(values).max())
+    assert moments.std() == pytest.approx(values.std(), rel=1e-12)
+
+
+def test_a_large_offset_does_not_cancel_the_spread():
+    assert moments_of(np.array([1e15, 1e15 + 2])).std() == 1.0
+
+
+def test_slices_and_strides_of_arrays_are_read_right():
+    values = np.arange(100.0)
+    assert moments_of(values[::-3]) == moments_of(values[::-3].copy())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_refused_with_a_count(bad):
+    with pytest.raises(DataError, match="2 of 5"):
+        moments_of(np.array([1.0, bad, 2.0, bad, 0.0]))
+
+
+def test_no_values_have_no_mean_or_spread():
+    moments = moments_of(np.array([]))
+    assert math.isnan(moments.mean())
+    assert math.isnan(moments.std())
+    assert moments.to_dict() == {"count": 0, "mean": None, "std": None}
+
+
+def test_equal_values_have_no_spread_and_no_z_score():
+    moments = moments_of(np.full(1000, 0.1))
+    assert moments.std() == 0.0
+    with pytest.raises(DataError, match=r"margin_explicit is 0\.1 in all 1000 ranked rows"):
+        moments.zscore(np.full(3, 0.1), name="margin_explicit")
+
+
+def test_z_scores_are_the_authors_formula():
+    values = np.random.default_rng(0).normal(3, 2, 1000)
+    z = moments_of(values).zscore(values, name="x")
+    assert np.allclose(z, (values - values.mean()) / values.std(), rtol=1e-13, atol=1e-13)
+    assert abs(z.mean()) < 1e-14
+    assert z.std() == pytest.approx(1, abs=1e-14)

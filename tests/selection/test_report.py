@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Metric, Objective, Select
+from pipeline.metrics import explicit_margin, implicit_margin
+from pipeline.selection import render, select, summarise
+from tests.metrics.tables import scored_table
+from tests.selection.sources import CountedSource, source_of
+
+SIMPO = Objective()
+
+
+def report_of(table, metric=None, objective=SIMPO, **rule):
+    source = CountedSource(table)
+    return summarise(source, select(source, objective, metric or Metric(), Select(**rule)))
+
+
+def test_numbers_are_those_of_the_table():
+    table = scored_table(2000)
+    selection = select(source_of(table), SIMPO, Metric(), Select(fraction=0.4))
+    report = summarise(source_of(table), selection)
+    keep = selection.mask(table)
+    explicit, implicit = explicit_margin(table), implicit_margin(table, SIMPO)
+    for group, rows in (("all", keep | True), ("selected", keep)):
+        assert report["margins"][group]["margin_explicit"]["mean"] == pytest.approx(explicit[rows].mean())
+        assert report["margins"][group]["margin_implicit"]["std"] == pytest.approx(implicit[rows].std())
+        signs = report["signs"][group]
+        assert signs["contradicted_by_reward"]["count"] == (explicit[rows] < 0).sum()
+        assert signs["contradicted_by_policy"]["share"] == pytest.approx((implicit[rows] < 0).mean())
+        assert signs["reward_against_policy"]["count"] == (explicit * implicit < 0)[rows].sum()
+    assert report["selection"]["k"] == keep.sum() == 800
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=60), st.integers(1, 12))
+def test_top_and_bottom_are_the_ends_of_a_full_sort(rewards, num):
+    table = scored_table(reward_chosen=rewards, reward_rejected=[0.0] * len(rewards))
+    selection = select(source_of(table), SIMPO, Metric(name="explicit"), Select(k=1))
+    report = summarise(CountedSource(table), selection, num_examples=num)
+    rows = list(zip(rewards, table.column("id").to_pylist(), strict=True))
+    assert [row["id"] for row in report["top"]] == [i for _, i in sorted(rows, key=lambda r: (-r[0], r[1]))[:num]]
+    assert [row["id"] for row in report["bottom"]] == [i for _, i in sorted(rows)[:num]]
+
+
+def test_report_does_not_depend_on_the_order_of_rows():
+    table = scored_table(500, reward_chosen=np.round(np.random.default_rng(0).normal(size=500)))
+    assert report_of(table, fraction=0.3) == report_of(table.take(np.arange(499, -1, -1)), fraction=0.3)
+
+
+def test_contradicted_pairs_are_counted_though_the_margin_is_absolute():
+    table = scored_table(300)
+    report = report_of(table, Metric(explicit="candidates"), k=50)
+    assert report["signs"]["all"]["contradicted_by_reward"]["count"] == (explicit_margin(table) < 0).sum()
+    assert report["margins"]["all"]["margin_explicit"]["mean"] > 0
+
+
+def test_margins_of_a_model_that_was_not_run_are_null_not_nan():
+    table = scored_table(30, policy_logp_chosen=None)
+    report = report_of(table, Metric(name="explicit"), k=3)
+    assert report["margins"]["all"]["margin_implicit"] == {"count": 0, "mean": None, "std": None}
+    assert report["signs"]["all"]["contradicted_by_policy"] == {"count": 0, "of": 0, "share": None}
+    assert report["top"][0]["margin_implicit"] is None
+
+
+def test_rows_that_cannot_be_ranked_are_in_no_number():
+    rewards = [1.0, float("nan"), 3.0, float("inf"), 2.0]
+    report = report_of(scored_table(reward_chosen=rewards), Metric(name="explicit"), k=2)
+    assert report["selection"]["excluded"]["margin_explicit_not_finite"] == 2
+    assert report["margins"]["all"]["margin_explicit"]["count"] == 3
+    assert len(report["top"]) == len(report["bottom"]) == 3
+
+
+def test_report_is_strict_json_and_survives_it():
+    report = report_of(scored_table(60, policy_logp_chosen=None), Metric(name="random"), k=3)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_table_shows_counts_shares_and_ends():
+    table = scored_table(40, reward_chosen=[float("nan"), *range(39)])
+    text = render(report_of(table, k=10))
+    assert "rows ranked and selected" in text
+    assert "margin_explicit_not_finite" in text
+    assert "reward prefers rejected" in text
+    assert text.count("\n") > 30
+    assert all(len(line) < 120 for line in text.splitlines())
+
+
+def test_no_examples_can_be_asked_for():
+    table = scored_table(20)
+    selection = select(source_of(table), SIMPO, Metric(), Select(k=5))
+    report = summarise(source_of(table), selection, num_examples=0)
+    assert report["top"] == report["bottom"] == []
+    assert render(report)

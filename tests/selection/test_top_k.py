@@ -1,0 +1,269 @@
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import Metric, Objective, Select
+from pipeline.errors import DataError, IntegrityError, SchemaError
+from pipeline.metrics import METRICS
+from pipeline.selection import num_selected, select
+from tests.metrics.tables import scored_table, swapped
+from tests.selection.sources import CountedSource, kept_ids, source_of
+
+SIMPO = Objective()
+EXPLICIT = Metric(name="explicit")
+RAW = Metric(normalise="none")
+
+
+def chosen(table, metric, *, objective=SIMPO, duplicates=None, **rule):
+    selection = select(source_of(table), objective, metric, Select(**rule), duplicates)
+    return kept_ids(selection, table)
+
+
+def ranked(table, selection) -> list[str]:
+    """Ids by (score desc, id asc), by Python's sort."""
+    scores = selection.ranker.score(table, selection.moments).tolist()
+    pairs = zip(scores, table.column("id").to_pylist(), strict=True)
+    return [id_ for score, id_ in sorted(pairs, key=lambda row: (-row[0], row[1])) if not math.isnan(score)]
+
+
+# Rewards of few values, so that scores tie.
+TIED = st.integers(1, 60).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(-2, 2).map(float), min_size=n, max_size=n),
+        st.lists(st.sampled_from([-10.0, -20.0]), min_size=n, max_size=n),
+        st.integers(1, n),
+    )
+)
+
+
+@given(TIED, st.sampled_from(["explicit", "potential", "implicit", "random"]))
+def test_kept_rows_are_the_first_k_of_a_full_sort(case, name):
+    rewards, logps, k = case
+    table = scored_table(reward_chosen=rewards, reward_rejected=[0.0] * len(rewards), policy_logp_chosen=logps)
+    selection = select(source_of(table), SIMPO, Metric(name=name, normalise="none"), Select(k=k))
+    assert kept_ids(selection, table) == set(ranked(table, selection)[:k])
+
+
+@settings(max_examples=40)
+@given(TIED, st.randoms(use_true_random=False), st.sampled_from(sorted(METRICS)))
+def test_order_and_partition_do_not_move_a_bit(case, random, name):
+    rewards, logps, k = case
+    table = scored_table(reward_chosen=rewards, policy_logp_chosen=logps)
+    metric = Metric(name=name, normalise="zscore" if len(rewards) > 1 else "none")
+    one = select(source_of(table), SIMPO, metric, Select(k=k))
+    order = list(range(table.num_rows))
+    random.shuffle(order)
+    sizes = tuple(random.randint(1, 9) for _ in range(5))
+    other = select(CountedSource(table.take(order), sizes), SIMPO, metric, Select(k=k))
+    assert other.to_dict() == one.to_dict()
+    assert other.moments == one.moments
+    assert kept_ids(other, table) == kept_ids(one, table)
+
+
+@given(TIED, st.integers(0, 60))
+def test_best_of_all_is_best_of_the_best_of_parts(case, cut):
+    rewards, _, k = case
+    table = scored_table(reward_chosen=rewards, reward_rejected=[0.0] * len(rewards))
+    parts = [part for part in (table.slice(0, cut), table.slice(cut)) if part.num_rows]
+    best = []
+    for part in parts:
+        selection = select(source_of(part), SIMPO, EXPLICIT, Select(k=min(k, part.num_rows)))
+        best.append(selection.apply(part).select(table.column_names))
+    assert chosen(pa.concat_tables(best), EXPLICIT, k=k) == chosen(table, EXPLICIT, k=k)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 99), st.sampled_from([0.25, 2.0, 64.0]), st.sampled_from([-3.0, 0.0, 1024.0]))
+def test_z_scored_potential_ignores_shift_and_scale_of_the_reward(seed, scale, shift):
+    table = scored_table(400, seed=seed)
+    reward = table.column("reward_chosen").to_numpy()
+    base = scored_table(400, seed=seed, reward_rejected=np.zeros(400))
+    moved = scored_table(400, seed=seed, reward_chosen=reward * scale + shift, reward_rejected=np.zeros(400))
+    assert chosen(moved, Metric(), fraction=0.3) == chosen(base, Metric(), fraction=0.3)
+
+
+def test_beta_cancels_in_the_z_score_and_counts_without_it():
+    table = scored_table(500)
+    low, high = Objective(beta=0.5), Objective(beta=8.0)
+    assert chosen(table, Metric(), objective=low, k=100) == chosen(table, Metric(), objective=high, k=100)
+    assert chosen(table, RAW, objective=low, k=100) != chosen(table, RAW, objective=high, k=100)
+
+
+def test_swapping_every_pair_turns_the_explicit_ranking_round():
+    table = scored_table(100)
+    assert chosen(swapped(table), EXPLICIT, k=40) == set(table.column("id").to_pylist()) - chosen(table, EXPLICIT, k=60)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_rows_that_all_tie_are_kept_by_id(k):
+    table = scored_table(id=["d", "b", "e", "a", "c"], reward_chosen=[1.0] * 5, reward_rejected=[0.0] * 5)
+    selection = select(source_of(table), SIMPO, EXPLICIT, Select(k=k))
+    assert kept_ids(selection, table) == set("abcde"[:k])
+    assert (selection.num_tied, selection.num_tied_kept) == (5, k)
+
+
+def test_kept_rows_stay_in_source_order_with_their_margins():
+    table = scored_table(reward_chosen=[3.0, 0.0, 5.0, 4.0], reward_rejected=[0.0] * 4)
+    selection = select(source_of(table), SIMPO, EXPLICIT, Select(k=3))
+    subset = selection.apply(table)
+    assert subset.column("margin_explicit").to_pylist() == [3.0, 5.0, 4.0]
+    assert subset.column("potential").to_pylist() == [3.0, 5.0, 4.0]
+    assert subset.column_names == [*table.column_names, "margin_explicit", "margin_implicit", "potential"]
+
+
+def test_one_row_is_selected_without_moments_and_refused_with_them():
+    table = scored_table(1)
+    assert len(chosen(table, RAW, fraction=1.0)) == 1
+    with pytest.raises(DataError, match="no z-score"):
+        chosen(table, Metric(), fraction=1.0)
+
+
+def test_all_rows_can_be_kept():
+    table = scored_table(100)
+    assert chosen(table, Metric(), k=100) == set(table.column("id").to_pylist())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+@pytest.mark.parametrize("column", ["reward_chosen", "policy_logp_rejected"])
+def test_rows_without_a_finite_margin_are_counted_and_never_kept(bad, column):
+    good = scored_table(20)
+    values = good.column(column).to_pylist()
+    values[3] = values[11] = bad
+    table = scored_table(20, **{column: values})
+    selection = select(source_of(table), SIMPO, Metric(), Select(fraction=1.0))
+    left = table.filter(np.isin(np.arange(20), [3, 11], invert=True))
+    assert kept_ids(selection, table) == set(left.column("id").to_pylist())
+    assert sum(selection.excluded.values()) == 2
+    assert selection.num_ranked == selection.k == 18
+    # The others are ranked as if the bad rows were not there.
+    assert selection.moments == select(source_of(left), SIMPO, Metric(), Select(k=1)).moments
+
+
+def test_zero_tokens_is_a_counted_drop():
+    table = scored_table(10, num_tokens_chosen=[0, *[5] * 9])
+    selection = select(source_of(table), SIMPO, Metric(), Select(fraction=1.0))
+    assert selection.excluded == {"margin_explicit_not_finite": 0, "margin_implicit_abs_not_finite": 1, "duplicate": 0}
+
+
+def test_a_metric_without_the_implicit_margin_needs_no_policy():
+    nothing = dict.fromkeys(["policy_logp_chosen", "policy_logp_rejected", "num_tokens_chosen", "num_tokens_rejected"])
+    table = scored_table(20, **nothing)
+    for metric in (EXPLICIT, Metric(name="random"), Metric(weight=0.0)):
+        selection = select(source_of(table), SIMPO, metric, Select(k=5))
+        assert selection.apply(table).column("margin_implicit").null_count == 5
+
+
+def test_zero_spread_is_refused_only_where_the_term_counts():
+    table = scored_table(20, policy_logp_chosen=[-5.0] * 20, policy_logp_rejected=[-5.0] * 20)
+    same_length = table.set_column(
+        table.column_names.index("num_tokens_chosen"), "num_tokens_chosen", table.column("num_tokens_rejected")
+    )
+    with pytest.raises(DataError, match=r"margin_implicit_abs is 0\.0 in all 20 ranked rows"):
+        chosen(same_length, Metric(), k=5)
+    for metric in (Metric(weight=0.0), RAW, EXPLICIT):
+        assert len(chosen(same_length, metric, k=5)) == 5
+
+
+def test_a_model_that_was_not_run_is_one_clear_error():
+    table = scored_table(5, reference_logp_chosen=None, reference_logp_rejected=None)
+    with pytest.raises(SchemaError, match=r"objective dpo reads reference_logp_chosen, .* null in all 5 scored rows"):
+        chosen(table, Metric(), objective=Objective(name="dpo"), k=1)
+    with pytest.raises(SchemaError, match="add a `reward` section"):
+        chosen(scored_table(5, reward_chosen=None), Metric(), k=1)
+    with pytest.raises(SchemaError, match="set metric.explicit to signed"):
+        chosen(scored_table(5, rewards_all=None), Metric(explicit="candidates"), k=1)
+
+
+def test_a_missing_column_and_a_column_of_text_are_named():
+    with pytest.raises(SchemaError, match="num_tokens_rejected"):
+        chosen(scored_table(5).drop_columns(["num_tokens_rejected"]), Metric(), k=1)
+
+
+def test_no_rows_and_no_finite_rows_are_errors():
+    with pytest.raises(DataError, match="no scored rows"):
+        chosen(scored_table(0), EXPLICIT, k=1)
+    with pytest.raises(DataError, match="none of 2 scored rows can be ranked"):
+        chosen(scored_table(reward_chosen=[math.nan, math.inf]), EXPLICIT, k=1)
+
+
+def test_a_weight_that_overflows_is_an_error():
+    with pytest.raises(DataError, match="overflows"):
+        chosen(scored_table(50), Metric(normalise="none", weight=1e308), k=5)
+
+
+def test_duplicates_are_kept_once_and_counted():
+    once = scored_table(50)
+    twice = pa.concat_tables([once, once.slice(10, 5), once.slice(0, 3)])
+    positions = np.arange(50, 58)
+    selection = select(CountedSource(twice), SIMPO, Metric(), Select(k=20), positions)
+    alone = select(source_of(once), SIMPO, Metric(), Select(k=20))
+    assert selection.excluded["duplicate"] == 8
+    assert selection.num_rows == 58
+    assert selection.moments == alone.moments
+    assert selection.id_digest == alone.id_digest
+    subset = pa.concat_tables(selection.apply_all(CountedSource(twice).tables(twice.column_names)))
+    assert subset.column("id").to_pylist() == alone.apply(once).column("id").to_pylist()
+
+
+@pytest.mark.parametrize("positions", [[3, 3], [4, 2], [-1], [50]])
+def test_positions_of_duplicates_that_cannot_be_are_refused(positions):
+    with pytest.raises(IntegrityError, match="positions of duplicates"):
+        chosen(scored_table(50), Metric(), k=5, duplicates=np.array(positions))
+
+
+def test_an_id_that_repeats_at_the_threshold_is_noticed():
+    table = scored_table(id=["a", "b", "b", "c"], reward_chosen=[1.0] * 4, reward_rejected=[0.0] * 4)
+    with pytest.raises(IntegrityError, match="'b'"):
+        chosen(table, EXPLICIT, k=2)
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 10, 99, 100, 1000, 59_876])
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.25, 0.4, 0.5, 1.0])
+def test_a_fraction_keeps_as_many_rows_as_the_authors_code(fraction, num_rows):
+    if int(fraction * num_rows):
+        assert num_selected(Select(fraction=fraction), num_rows) == int(fraction * num_rows)
+
+
+def test_a_fraction_is_the_decimal_it_was_written_as():
+    assert int(0.29 * 100) == 28
+    assert num_selected(Select(fraction=0.29), 100) == 29
+
+
+def test_a_fraction_of_no_rows_and_too_large_a_k_are_refused():
+    with pytest.raises(DataError, match="no row at all"):
+        num_selected(Select(fraction=0.001), 999)
+    with pytest.raises(DataError, match="only 3 rows"):
+        num_selected(Select(k=4), 3)
+
+
+def test_random_selection_repeats_by_seed_and_differs_between_seeds():
+    table = scored_table(1000)
+    metric = Metric(name="random")
+    first = chosen(table, metric, k=400, seed=1)
+    assert chosen(table.take(list(range(999, -1, -1))), metric, k=400, seed=1) == first
+    assert 100 < len(first & chosen(table, metric, k=400, seed=2)) < 220  # 160 expected
+
+
+def test_only_the_columns_of_the_metric_are_read_until_ids_are_needed():
+    source = CountedSource(scored_table(3000), (1000,))
+    select(source, SIMPO, EXPLICIT, Select(k=100))
+    narrow = ("reward_chosen", "reward_rejected")
+    assert source.readings == [narrow, narrow, ("id", *narrow)]
+
+
+def test_the_digest_names_the_set_of_kept_ids():
+    table = scored_table(100)
+    digests = {select(source_of(table), SIMPO, EXPLICIT, Select(k=k)).id_digest for k in (10, 11, 12)}
+    assert len(digests) == 3
+    assert all(len(digest) == 16 for digest in digests)
+
+
+def test_a_subset_is_not_selected_from_again_by_mistake():
+    table = scored_table(10)
+    selection = select(source_of(table), SIMPO, EXPLICIT, Select(k=5))
+    with pytest.raises(SchemaError, match="so it is a subset"):
+        selection.apply(selection.apply(table))

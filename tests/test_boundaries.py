@@ -1,0 +1,80 @@
+"""Who may import what, seen from fresh processes: light commands stay light, one folder knows Ray."""
+
+import ast
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline
+
+PACKAGE = Path(pipeline.__file__).parent
+HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft"}
+LAYERS = [  # imports go down only: a module may import its own layer and those below it
+    {"cli"},
+    {"flows"},
+    {"demo"},
+    {"stages"},
+    {"models", "storage"},
+    {"metrics", "selection", "sources"},
+    {"config"},
+    {"schema"},
+    {"errors"},
+]
+LIGHT = ["", ".config", ".schema", ".errors", ".cli", ".metrics", ".selection", ".sources", ".storage"]
+
+
+def modules_below(name: str) -> list[str]:
+    path = PACKAGE / name.strip(".")
+    if not path.is_dir():
+        return [f"pipeline{name}"]
+    names = [m.name for m in pkgutil.iter_modules([str(path)])] if name else []
+    return [f"pipeline{name}", *(f"pipeline{name}.{m}" for m in names)]
+
+
+def test_light_modules_load_no_heavy_library():
+    modules = [m for name in LIGHT for m in modules_below(name)]
+    script = (
+        "import importlib, json, sys\n"
+        "loaded = {}\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    loaded[name] = sorted({HEAVY!r} & set(sys.modules))\n"
+        "print(json.dumps(loaded))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    loaded = json.loads(done.stdout)
+    assert {name: heavy for name, heavy in loaded.items() if heavy} == {}
+
+
+def imported_modules(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path):
+    layer_of = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    names = imported_modules(path)
+    if own != "flows":
+        assert not {n for n in names if n == "ray" or n.startswith("ray.")}
+    if own in layer_of:
+        others = {n.split(".")[1] for n in names if n.startswith("pipeline.")} & set(layer_of) - {own}
+        assert {o for o in others if layer_of[o] < layer_of[own]} == set()
+
+
+def test_every_part_of_the_package_has_a_layer():
+    parts = {m.name for m in pkgutil.iter_modules([str(PACKAGE)])}
+    assert parts == set().union(*LAYERS)
