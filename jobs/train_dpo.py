@@ -3,7 +3,7 @@
     python jobs/train_dpo.py --model MODEL --data subset/hf --output adapter --steps 40
 
 Reads a `save_to_disk` folder as it is, and anything else through alignpot's own readers. Writes the adapter as
-safetensors and prints one line of JSON: rows, steps, and the loss and reward accuracy of the first and last step.
+safetensors and ends with one line of JSON: rows, steps, and the loss and reward accuracy of the first and last step.
 """
 
 import argparse

@@ -14,6 +14,7 @@ import ray.autoscaler
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.config import load_config
 from pipeline.sources.formats import check_format_name
@@ -274,6 +275,16 @@ def test_clusters_have_a_gpu_for_every_replica_of_their_config() -> None:
 def test_aws_cluster_fits_the_schema_of_the_installed_ray() -> None:
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(cluster(), schema)
+
+
+def test_aws_cluster_installs_nothing_on_its_nodes() -> None:
+    filled_in = prepare_config(cluster())
+    validate_config(filled_in)
+    assert [filled_in[key] for key in ("setup_commands", "head_setup_commands", "worker_setup_commands")] == [
+        [],
+        [],
+        [],
+    ]
 
 
 def test_aws_cluster_is_closed_to_the_outside() -> None:

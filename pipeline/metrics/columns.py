@@ -46,5 +46,6 @@ def floats(array: pa.Array, name: str) -> FloatArray:
     kind = array.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise SchemaError(f"column {name} has type {kind}; wanted a number. Cast it to double before scoring.")
-    values: FloatArray = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    doubles = array if kind == pa.float64() else array.cast(pa.float64(), safe=False)
+    values: FloatArray = doubles.to_numpy(zero_copy_only=False)
     return values

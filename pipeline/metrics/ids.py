@@ -23,20 +23,22 @@ _DIGEST_SEED: Final = 0x616C69676E706F74
 def hash_ids(ids: pa.Array, seed: int) -> HashArray:
     """Hash of (seed, id) for a string array, uint64 [num_ids]; null counts as the empty string.
 
-    The id's UTF-8 bytes are taken as little-endian 64-bit words, each mixed in with the SplitMix64 finaliser, then
-    the length in bytes.
+    The state starts from the seed and the length in bytes; then the id's UTF-8 bytes, taken as little-endian 64-bit
+    words with zeros after the end, are mixed in one by one with the SplitMix64 finaliser.
     """
     starts, lengths, words = _words_of(ids.cast(pa.large_string()))
-    hashes = np.full(len(ids), _mix(np.array([seed & (2**64 - 1)], dtype=np.uint64) + _GAMMA)[0])
+    start = _mix(np.array([seed & (2**64 - 1)], dtype=np.uint64) + _GAMMA)
+    hashes = start ^ (lengths.astype(np.uint64) * _GAMMA)
     for offset in range(0, int(lengths.max(initial=0)), _WORD):
         left = lengths - offset
-        if left.min() >= _WORD:
+        shortest = int(left.min())
+        if shortest >= _WORD:
             hashes = _mix((hashes ^ words[starts + offset]) + _GAMMA)
             continue
-        rows = np.flatnonzero(left > 0)
+        rows = slice(None) if shortest > 0 else np.flatnonzero(left > 0)
         word = words[starts[rows] + offset] & _MASKS[np.minimum(left[rows], _WORD)]
         hashes[rows] = _mix((hashes[rows] ^ word) + _GAMMA)
-    return _mix((hashes ^ lengths.astype(np.uint64)) + _GAMMA)
+    return hashes
 
 
 def uniform(ids: pa.Array, seed: int) -> npt.NDArray[np.float64]:
@@ -65,8 +67,7 @@ def _words_of(ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
 
 def _mix(values: HashArray) -> HashArray:
-    values = values ^ (values >> np.uint64(30))
-    values *= _MIX_1
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values ^= values >> np.uint64(27)
     values *= _MIX_2
     values ^= values >> np.uint64(31)

@@ -136,7 +136,8 @@ def _slices(values: FloatArray, grid: int) -> tuple[list[FloatArray], FloatArray
         part -= anchor
         slices.append(part)
         rest = rest - part
-        if not rest.any():
+        # Doubles need three slices at the least; zeros in a slice too many change nothing.
+        if len(slices) > 2 and not rest.any():
             return slices, None
         grid -= _SLICE_BITS + 1
     return slices, rest

@@ -53,6 +53,15 @@ class UnsupportedAttentionError(ModelError):
     """The model asks attention for something that the packed kernels do not compute."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a layer asks of its attention besides causality."""
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Attending:
     """The step that a forward is running on, and what its attention layers asked for."""
@@ -108,32 +117,40 @@ def packed_attention(
     state = _ATTENDING.get()
     if state is None:
         raise UnsupportedAttentionError("packed attention was called outside a step")
-    scaling, softcap = options.pop("scaling", None), options.pop("softcap", None)
-    window = options.pop("sliding_window", None)
+    asked = _Asked(
+        scaling=options.pop("scaling", None),
+        window=options.pop("sliding_window", None),
+        softcap=options.pop("softcap", None),
+    )
     _refuse_unknown(module, attention_mask, options)
     state.calls += 1
-    state.windowed_calls += window is not None
-    if state.kernel == "varlen" and softcap is None:
-        return _varlen_attention(state, query, key, value, scaling=scaling, window=window), None
+    state.windowed_calls += asked.window is not None
+    if state.kernel == "varlen" and asked.softcap is None:
+        return _varlen_attention(state, (query, key, value), asked), None
+    return _sdpa_attention(state, (query, key, value), asked), None
+
+
+def _sdpa_attention(state: Attending, states: Sequence[torch.Tensor], asked: _Asked) -> torch.Tensor:
+    query, key, value = states
     output = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
     for segment in state.segments:
-        begin, end = segment.query
+        own = query[:, :, slice(*segment.query)]
         keys, values = _visible(key, segment), _visible(value, segment)
-        mask = _mask(state, segment, window, query)
-        if softcap is None:
+        mask = _mask(state, segment, asked.window, query)
+        if asked.softcap is not None:
+            attended = _softcapped((own, keys, values), mask, asked)
+        else:
             attended = F.scaled_dot_product_attention(
-                query[:, :, begin:end],
+                own,
                 keys,
                 values,
                 attn_mask=mask,
                 is_causal=mask is None,
-                scale=scaling,
+                scale=asked.scaling,
                 enable_gqa=key.shape[1] != query.shape[1],
             )
-        else:
-            attended = _softcapped(query[:, :, begin:end], keys, values, mask, scaling=scaling, softcap=softcap)
-        output[:, begin:end] = attended.transpose(1, 2)
-    return output, None
+        output[:, slice(*segment.query)] = attended.transpose(1, 2)
+    return output
 
 
 def _refuse_unknown(module: torch.nn.Module, attention_mask: torch.Tensor | None, options: dict[str, Any]) -> None:
@@ -188,19 +205,13 @@ def _mask(state: Attending, segment: Segment, window: int | None, query: torch.T
     return mask
 
 
-def _softcapped(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    scaling: float | None,
-    softcap: float,
-) -> torch.Tensor:
-    repeats = query.shape[1] // key.shape[1]
-    keys, values = (states.float().repeat_interleave(repeats, dim=1) for states in (key, value))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.tanh(query.float() @ keys.transpose(2, 3) * (scale / softcap)) * softcap
+def _softcapped(states: Sequence[torch.Tensor], mask: torch.Tensor | None, asked: _Asked) -> torch.Tensor:
+    """Attention of query, key and value states whose scores are capped at +-softcap, in float32."""
+    assert asked.softcap is not None  # noqa: S101
+    query, *others = states
+    keys, values = (s.float().repeat_interleave(query.shape[1] // s.shape[1], dim=1) for s in others)
+    scale = query.shape[-1] ** -0.5 if asked.scaling is None else asked.scaling
+    scores = torch.tanh(query.float() @ keys.transpose(2, 3) * (scale / asked.softcap)) * asked.softcap
     if mask is None:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).triu_(1)
         scores.masked_fill_(hidden, float("-inf"))
@@ -236,23 +247,16 @@ class _Varlen:
         )
 
 
-def _varlen_attention(
-    state: Attending,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    scaling: float | None,
-    window: int | None,
-) -> torch.Tensor:
+def _varlen_attention(state: Attending, states: Sequence[torch.Tensor], asked: _Asked) -> torch.Tensor:
     from torch.nn.attention import varlen
 
+    query, key, value = states
     plan = state.varlen = state.varlen or _Varlen.of(state.step, query.device)
     num_tokens = int(state.step.last_query)
-    options: dict[str, Any] = {"scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
+    options: dict[str, Any] = {"scale": asked.scaling, "enable_gqa": key.shape[1] != query.shape[1]}
     if "num_splits" in inspect.signature(varlen.varlen_attn).parameters:
         options["num_splits"] = 1  # one split makes a sequence's result independent of the others
-    attended = varlen.varlen_attn(
+    attended: Any = varlen.varlen_attn(
         query[0].transpose(0, 1)[:num_tokens].contiguous(),
         key[0].transpose(0, 1)[plan.gather],
         value[0].transpose(0, 1)[plan.gather],
@@ -260,7 +264,7 @@ def _varlen_attention(
         plan.keys,
         plan.longest_query,
         plan.longest_key,
-        window_size=(-1 if window is None else window - 1, 0),  # causal, aligned to the last key
+        window_size=(-1 if asked.window is None else asked.window - 1, 0),  # causal, aligned to the last key
         **options,
     )
     output = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])

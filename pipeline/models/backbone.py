@@ -27,7 +27,7 @@ _KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 # Rotary embeddings of these kinds depend on the longest sequence of a forward.
 _LENGTH_DEPENDENT_ROPE: Final = frozenset({"dynamic", "longrope"})
 # Steps beyond this leave a CPU's caches and gain nothing.
-_CPU_STEP_TOKENS: Final = 100000
+_CPU_STEP_TOKENS: Final = 4096
 # Largest difference per token between the packed and the plain forward of a few random tokens.
 _TOLERANCE: Final = {torch.float32: 1e-3}
 _TOLERANCE_HALF: Final = 0.15

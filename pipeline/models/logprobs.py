@@ -9,7 +9,7 @@ the budget, the order or the other groups (to the bit on CPU).
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pipeline.models.backbone import Backbone, Float64Array
-from pipeline.models.packing import ROW_MULTIPLE, Completion, Group, Int32Array, Int64Array, Step, response_step
+from pipeline.models.packing import ROW_MULTIPLE, Completion, Group, Int64Array, Step, response_step
+from pipeline.models.prompts import TokenizedPair
 
 _HEAD_BYTES_CPU: Final = 128 << 20
 _HEAD_BYTES_GPU: Final = 512 << 20
@@ -75,7 +76,8 @@ class LogprobEngine:
         def run(some: Sequence[Group]) -> None:
             step = response_step(some)
             logp = self._head.logp(self._backbone.hidden_rows(step), step)
-            sums.append(np.bincount(step.target_sequences, weights=logp, minlength=step.num_sequences))
+            total = np.bincount(step.target_sequences, weights=logp, minlength=step.num_sequences)
+            sums.append(total.astype(np.float64))
 
         self._backbone.steps(groups, run)
         return np.concatenate([np.zeros(0), *sums])
@@ -134,7 +136,7 @@ class _Head:
         return result
 
     def _chunk_rows(self) -> int:
-        vocabulary = self._module.weight.shape[0]
+        vocabulary = int(self._module.weight.shape[0])
         limit = _HEAD_BYTES_CPU if self._device.type == "cpu" else _HEAD_BYTES_GPU
         return max(ROW_MULTIPLE, limit // (4 * vocabulary) // ROW_MULTIPLE * ROW_MULTIPLE)
 
@@ -142,7 +144,7 @@ class _Head:
         num_rows = len(hidden)
         hidden = F.pad(hidden, (0, 0, 0, -num_rows % ROW_MULTIPLE))
         if self._weight is None:
-            logits = self._module(hidden).float()
+            logits: torch.Tensor = self._module(hidden).float()
         elif self._device.type == "cpu":
             with _bfloat16_products(enabled=hidden.dtype == torch.bfloat16):
                 logits = torch.mm(hidden.float(), self._weight.t(), out=self._rows(len(hidden)))
@@ -168,9 +170,12 @@ class _Head:
 @contextmanager
 def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
     """Let oneDNN multiply float32 matrices that hold bfloat16 values as such; sums and output stay float32."""
-    settings = torch.backends.mkldnn.matmul
+    settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if not enabled or settings is None:
+        yield
+        return
     before = settings.fp32_precision
-    settings.fp32_precision = "bf16" if enabled else before
+    settings.fp32_precision = "bf16"
     try:
         yield
     finally:
@@ -182,26 +187,14 @@ def _logsumexp_(logits: torch.Tensor) -> torch.Tensor:
     if logits.device.type != "cpu":
         return torch.logsumexp(logits, dim=1)
     found = []
-    for rows in logits.split(_CACHE_ROWS):
+    for begin in range(0, len(logits), _CACHE_ROWS):
+        rows = logits[begin : begin + _CACHE_ROWS]
         highest = rows.amax(dim=1, keepdim=True)
         found.append(rows.sub_(highest).exp_().sum(dim=1).log_() + highest[:, 0])
     return torch.cat(found)
 
 
-class PairLike(Protocol):
-    """What `score_pairs` reads of a tokenised pair."""
-
-    @property
-    def chosen_ids(self) -> Int32Array: ...
-    @property
-    def rejected_ids(self) -> Int32Array: ...
-    @property
-    def chosen_start(self) -> int: ...
-    @property
-    def rejected_start(self) -> int: ...
-
-
-def score_pairs(engine: LogprobEngine, pairs: Sequence[PairLike]) -> tuple[Float64Array, Float64Array]:
+def score_pairs(engine: LogprobEngine, pairs: Sequence[TokenizedPair]) -> tuple[Float64Array, Float64Array]:
     """Summed log-probabilities of the chosen and of the rejected responses, one entry a pair, float64."""
     groups = [
         (

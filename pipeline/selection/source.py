@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.errors import IntegrityError
 from pipeline.schema import require_columns
 
 Positions = npt.NDArray[np.int64]
@@ -50,12 +51,18 @@ def blocks(source: ScoreSource, columns: Sequence[str], duplicates: Positions) -
 
     Raises:
         SchemaError: a table of the source lacks one of the columns.
+        IntegrityError: after the last block, `duplicates` does not ascend or reaches past the rows.
     """
     position = 0
     for block in _even_blocks(source, list(dict.fromkeys(columns))):
         keep = unique_rows(position, block.num_rows, duplicates)
         position += block.num_rows
         yield block if keep is None else block.filter(pa.array(keep))
+    if duplicates.size and not (duplicates[0] >= 0 and duplicates[-1] < position and (np.diff(duplicates) > 0).all()):
+        raise IntegrityError(
+            f"positions of duplicates must ascend within the {position} scored rows, got {duplicates.size} positions "
+            f"from {duplicates[0]} to {duplicates[-1]}. Find them in the dataset that is selected from."
+        )
 
 
 def unique_rows(first_row: int, num_rows: int, duplicates: Positions) -> npt.NDArray[np.bool_] | None:
@@ -76,12 +83,17 @@ def _even_blocks(source: ScoreSource, columns: list[str]) -> Iterator[pa.RecordB
         _check(table, columns)
         for batch in table.select(columns).to_batches(max_chunksize=BLOCK_ROWS):
             if held and num_held + batch.num_rows > BLOCK_ROWS:
-                yield pa.concat_batches(held)
+                yield _joined(held)
                 held, num_held = [], 0
             held.append(batch)
             num_held += batch.num_rows
     if held:
-        yield pa.concat_batches(held)
+        yield _joined(held)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    # concat_batches copies even a single one.
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _check(table: pa.Table, columns: Sequence[str]) -> None:

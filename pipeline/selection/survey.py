@@ -12,7 +12,7 @@ from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.moments import Moments, moments_of
 from pipeline.metrics.potential import EXPLICIT, UNIFORM, Ranker, Terms, finite_rows
 
-SAMPLE_ROWS: Final = 2**14
+SAMPLE_ROWS: Final = 2**16
 
 _NO_CANDIDATES: Final = "The source carries no rewards of all candidates: set metric.explicit to signed or absolute."
 _NO_REWARD: Final = "That model was not run: add a `reward` section and score again, or choose metric.name: implicit."

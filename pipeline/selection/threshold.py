@@ -104,13 +104,13 @@ def _cut_of(inside: FloatArray, rank: int, num_above: int) -> Cut:
 
 
 def _guess(sample: FloatArray, share: float) -> _Interval | None:
-    """An interval that holds the score of this rank, given as a share from the top, if the sample is a fair one."""
+    """Scores within four standard errors of this rank, given as a share from the top, by the sample."""
     if not sample.size:
         return None
     place = sample.size * (1 - share)
-    margin = 6 * math.sqrt(sample.size * share * (1 - share)) + 1
+    margin = 4 * math.sqrt(sample.size * share * (1 - share)) + 1
     low, high = math.floor(place - margin), math.ceil(place + margin)
-    ordered = np.sort(sample)
+    ordered = np.partition(sample, [max(low, 0), min(high, sample.size - 1)])
     return _Interval(
         _image(float(ordered[low])) if low >= 0 else _image(-math.inf),
         _image(float(ordered[high])) if high < sample.size else _image(math.inf),
@@ -165,7 +165,9 @@ def _score(image: int) -> float:
 
 
 def _check_finite(block: FloatArray) -> None:
-    if math.isfinite(block.sum()) or np.isfinite(block).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(block.sum())
+    if math.isfinite(total) or np.isfinite(block).all():
         return
     num_bad = int(np.count_nonzero(~np.isfinite(block)))
     raise DataError(

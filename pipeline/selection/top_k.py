@@ -45,7 +45,6 @@ def select(
     ranker = Ranker(objective=objective, metric=metric, seed=rule.seed)
     skipped = no_duplicates() if duplicates is None else np.asarray(duplicates, dtype=np.int64)
     found = survey(blocks(source, ranker.columns, skipped), ranker)
-    _check_positions(skipped, found.num_rows + skipped.size)
     stream = _Stream(source=source, ranker=ranker, moments=found.moments, duplicates=skipped)
     k = num_selected(rule, found.num_ranked)
     cut = find_cut(stream.scores, k, ranker.score_terms(found.sample, found.moments), found.num_ranked)
@@ -127,14 +126,6 @@ class _Stream:
             else:
                 finite = {name: values[keep] for name, values in terms.items()}
                 yield block.filter(pa.array(keep)), self.ranker.score_terms(finite, self.moments)
-
-
-def _check_positions(duplicates: Positions, num_rows: int) -> None:
-    if duplicates.size and not (duplicates[0] >= 0 and (np.diff(duplicates) > 0).all() and duplicates[-1] < num_rows):
-        raise IntegrityError(
-            f"positions of duplicates must ascend within the {num_rows} scored rows, got {duplicates.size} positions "
-            f"from {duplicates[0]} to {duplicates[-1]}. Find them in the dataset that is selected from."
-        )
 
 
 def _excluded(found: Survey, duplicates: Positions) -> dict[str, int]:

@@ -37,7 +37,9 @@ _EXTENSIONS: Final = {
     },
 }
 # Files that tools write beside the data; none of them holds rows.
-_NOT_DATA: Final = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "run.json"})
+_NOT_DATA: Final = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "run.json", "report.json"}
+)
 _PROBES_AT_ONCE: Final = 8
 _PROBLEMS_SHOWN: Final = 50
 

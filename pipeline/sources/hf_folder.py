@@ -12,22 +12,43 @@ from pipeline.errors import SourceError
 
 _DICT_FILE: Final = "dataset_dict.json"
 _STATE_FILE: Final = "state.json"
+_INFO_FILE: Final = "dataset_info.json"
 _TRAIN: Final = "train"
 
 
 def dataset_files(fs: Any, base: str, found: Iterable[str], shown: str) -> list[str] | None:
     """Relative paths of the data files of a saved Dataset, or of the train or only split of a saved DatasetDict.
 
-    None where the folder is neither. `shown` is the path as the user gave it.
+    None where the folder is neither and has neither below it. `shown` is the path as the user gave it.
 
     Raises:
-        SourceError: the splits are several and none is called train, or a description is damaged.
+        SourceError: the splits are several and none is called train, a description is damaged, or saved datasets lie
+            deeper in the folder.
     """
     names = set(found)
     if _DICT_FILE in names:
         split = _split(_load(fs, base, _DICT_FILE).get("splits"), shown)
         return _listed(fs, base, f"{split}/")
-    return _listed(fs, base, "") if _STATE_FILE in names else None
+    if _STATE_FILE in names:
+        return _listed(fs, base, "")
+    _refuse_nested(names, shown)
+    return None
+
+
+def _refuse_nested(names: set[str], shown: str) -> None:
+    """A folder above saved datasets may hold the same rows twice, as splits or beside Parquet."""
+    saved = {posixpath.dirname(name) for name in names if posixpath.basename(name) == _DICT_FILE}
+    saved |= {
+        folder
+        for folder in map(posixpath.dirname, names)
+        if {posixpath.join(folder, _STATE_FILE), posixpath.join(folder, _INFO_FILE)} <= names
+        and posixpath.dirname(folder) not in saved
+    }
+    if saved:
+        raise SourceError(
+            f"source {shown} is no saved dataset itself, but holds some: {', '.join(sorted(saved)[:5])}. "
+            "Give source.path one of these folders, or the folder of other files beside them."
+        )
 
 
 def _split(splits: Any, shown: str) -> str:

@@ -4,7 +4,7 @@ Shows counts, names and types only, never the text of a row.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,8 +34,20 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairFigures:
+    """Shapes of the sampled pairs, by side: prompt, chosen, rejected. Without pairs the two tables are empty."""
+
+    num_pairs: int
+    num_with_system: int
+    num_with_tools: int
+    turns: Mapping[str, Figures]
+    chars: Mapping[str, Figures]
+    """Characters of all turns together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """Findings about a source. Figures are of the pairs in the sample; empty where it has none."""
+    """Findings about a source and the pairs of its first rows."""
 
     root: str
     format: str | None
@@ -48,13 +60,7 @@ class Inspection:
     columns: tuple[tuple[str, str], ...]
     """Name and type; for JSON Lines the kind seen in the sample."""
     num_sampled: int
-    num_pairs: int
-    turns: Mapping[str, Figures]
-    """Turns of prompt, chosen and rejected."""
-    chars: Mapping[str, Figures]
-    """Characters of prompt, chosen and rejected, all turns together."""
-    num_with_system: int
-    num_with_tools: int
+    pairs: PairFigures
     drop_reasons: Mapping[str, int]
     score_columns: tuple[str, ...]
     problems: tuple[str, ...]
@@ -75,7 +81,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
     head = rows_sampled(fs, scan, SAMPLE_ROWS, first_file_only=True)
     sample = rows_sampled(fs, scan, sample_rows, first_file_only=False)
     problems: list[str] = []
-    name: str | None = None
+    name = None
     try:
         name = resolve_format(format, head.columns, head.decoded)
         problems += _score_problems(head.columns, name)
@@ -83,14 +89,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         problems.append(str(error))
     pairs, drops, num_unlike = _pairs(name, sample)
     if num_unlike:
-        problems.append(
-            f"in {num_unlike:,} sampled rows the prompt text is no user turn of the dialogues; the dialogues are trusted"
-        )
-    sides: dict[str, Callable[[PairRow], Sequence[Turn]]] = {
-        "prompt": lambda pair: pair.prompt,
-        "chosen": lambda pair: pair.chosen,
-        "rejected": lambda pair: pair.rejected,
-    }
+        problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
     return Inspection(
         root=root,
         format=name,
@@ -101,11 +100,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         file_kinds=tuple(sorted({str(file.kind) for file in scan.files})),
         columns=_column_types(scan, sample.columns),
         num_sampled=len(sample.rows),
-        num_pairs=len(pairs),
-        turns={name: _figures([len(side(p)) for p in pairs]) for name, side in sides.items() if pairs},
-        chars={name: _figures([_num_chars(side(p)) for p in pairs]) for name, side in sides.items() if pairs},
-        num_with_system=sum(any(turn["role"] in SYSTEM_ROLES for turn in pair.prompt) for pair in pairs),
-        num_with_tools=sum(pair.tools is not None for pair in pairs),
+        pairs=_pair_figures(pairs),
         drop_reasons=dict(sorted(drops.items())),
         score_columns=_score_columns(sample.columns),
         problems=(*problems, *_pair_problems(name, pairs)),
@@ -114,7 +109,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
 
 def render(inspection: Inspection) -> str:
     """The inspection as plain text for a terminal."""
-    found = inspection
+    found, pairs = inspection, inspection.pairs
     kinds = ", ".join(found.file_kinds)
     out = [
         f"source    {found.root}",
@@ -124,10 +119,10 @@ def render(inspection: Inspection) -> str:
         "columns",
         *(f"  {name}: {kind}" for name, kind in found.columns),
         f"scores    {', '.join(found.score_columns) or 'none'}",
-        f"sample    {found.num_sampled:,} rows, {found.num_pairs:,} pairs, "
-        f"{found.num_with_system:,} with a system turn, {found.num_with_tools:,} with tools",
+        f"sample    {found.num_sampled:,} rows, {pairs.num_pairs:,} pairs, "
+        f"{pairs.num_with_system:,} with a system turn, {pairs.num_with_tools:,} with tools",
     ]
-    for title, table in (("turns", found.turns), ("characters", found.chars)):
+    for title, table in (("turns", pairs.turns), ("characters", pairs.chars)):
         if table:
             out.append(f"{title:<12}{'min':>10}{'median':>10}{'p95':>10}{'max':>10}")
             out += [f"  {s:<10}{f.least:>10,}{f.median:>10,}{f.p95:>10,}{f.most:>10,}" for s, f in table.items()]
@@ -156,6 +151,21 @@ def _pairs(name: str | None, sample: Sample) -> tuple[list[PairRow], Counter[str
 def _prompt_differs(row: Row | Drop, pair: PairRow) -> bool:
     text = None if isinstance(row, Drop) else row.get("prompt")
     return isinstance(text, str) and all(turn["content"] != text for turn in pair.prompt)
+
+
+def _pair_figures(pairs: Sequence[PairRow]) -> PairFigures:
+    sides: dict[str, list[Sequence[Turn]]] = {
+        "prompt": [pair.prompt for pair in pairs],
+        "chosen": [pair.chosen for pair in pairs],
+        "rejected": [pair.rejected for pair in pairs],
+    }
+    return PairFigures(
+        num_pairs=len(pairs),
+        num_with_system=sum(any(turn["role"] in SYSTEM_ROLES for turn in pair.prompt) for pair in pairs),
+        num_with_tools=sum(pair.tools is not None for pair in pairs),
+        turns={name: _figures([len(turns) for turns in side]) for name, side in sides.items() if pairs},
+        chars={name: _figures([_num_chars(turns) for turns in side]) for name, side in sides.items() if pairs},
+    )
 
 
 def _converted(name: str | None, row: Row | Drop) -> PairRow | Drop | None:

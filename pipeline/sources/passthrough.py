@@ -1,11 +1,12 @@
 """Source columns that travel along unchanged: their types, and their values beside the rows that are kept.
 
 Columns of Parquet and Arrow stay Arrow all the way, but for dictionaries and extension types, which become plain.
-Columns of JSON Lines get their type from the sampled rows: text, whole number, number or flag; anything else,
-or a mix, travels as JSON text.
+Columns of JSON Lines get the commonest type of the sampled rows: text, whole number, number or flag; lists and objects
+travel as JSON text. A later value of another type drops its row.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ _VALUES_OF: Final[dict[Any, set[type]]] = {
     pa.float64(): {int, float},
     pa.bool_(): {bool},
 }
+
+_KIND_OF: Final = {str: "text", bool: "flag", int: "number", float: "number"}
 
 
 def passthrough_fields(
@@ -82,16 +85,14 @@ def kept_only(array: pa.Array, drops: Sequence[Drop | None]) -> pa.Array:
 
 
 def _field_of_values(name: str, values: Sequence[Any]) -> pa.Field:
-    types = {type(value) for value in values if value is not None}
-    if types <= {str}:
-        return pa.field(name, pa.string())
-    if types == {bool}:
-        return pa.field(name, pa.bool_())
-    if types == {int}:
-        return pa.field(name, pa.int64())
-    if types <= {int, float}:
-        return pa.field(name, pa.float64())
-    return pa.field(name, pa.string(), metadata=_JSON_TEXT)
+    """Field for the commonest kind of the values, so that one odd row in the sample does not decide."""
+    kinds = Counter(_KIND_OF.get(type(value), "json") for value in values if value is not None)
+    kind = kinds.most_common(1)[0][0] if kinds else "text"
+    if kind == "json":
+        return pa.field(name, pa.string(), metadata=_JSON_TEXT)
+    if kind == "number":
+        return pa.field(name, pa.float64() if any(isinstance(value, float) for value in values) else pa.int64())
+    return pa.field(name, pa.string() if kind == "text" else pa.bool_())
 
 
 def _writable_type(data_type: pa.DataType) -> pa.DataType:

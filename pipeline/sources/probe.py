@@ -82,8 +82,8 @@ def probe_file(fs: Any, path: str, extension_kind: FileKind) -> Probe:
 
 
 def raise_if_storage(error: BaseException) -> None:
-    """Raise an OSError that came from the storage; Arrow's own, about the data, bear no errno."""
-    if isinstance(error, OSError) and error.errno is not None:
+    """Raise an OSError that came from the storage: one of a subclass, or with an errno. Arrow's own has neither."""
+    if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
         raise error
 
 

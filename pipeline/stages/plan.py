@@ -48,8 +48,7 @@ def score_stages(config: Config) -> list[Stage]:
 
 def _build_tokenise(config: Config) -> Apply:
     from pipeline.models.loading import load_tokenizer
-    from pipeline.models.prompts import PairTokenizer
-    from pipeline.models.rewards import DialogueTokenizer
+    from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
     from pipeline.stages.tokenise import TokeniseDialogues, TokenisePairs
 
     steps: list[Apply] = []

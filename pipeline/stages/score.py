@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.models.logprobs import LogprobEngine, score_pairs
-from pipeline.models.rewards import ClassifierEngine
+from pipeline.models.rewards import ClassifierEngine, score_dialogues
 from pipeline.schema import (
     POLICY_LOGP_CHOSEN,
     POLICY_LOGP_REJECTED,
@@ -18,7 +18,7 @@ from pipeline.schema import (
     REWARD_REJECTED,
 )
 from pipeline.stages.rows import drop_rows, scored_rows, set_column, spread
-from pipeline.stages.tokenise import PAIR_COLUMNS, REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, pair_of
+from pipeline.stages.tokenise import DIALOGUE_COLUMNS, PAIR_COLUMNS, dialogues_of, pair_of
 
 Role = Literal["policy", "reference"]
 
@@ -52,13 +52,8 @@ class ScoreRewards:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score the rows still to be scored; drop those whose rewards are not finite."""
         rows = scored_rows(table)
-        dialogues = table.select([REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS]).take(pa.array(rows)).to_pylist()
-        groups = [
-            [np.asarray(row[REWARD_CHOSEN_IDS], np.int32), np.asarray(row[REWARD_REJECTED_IDS], np.int32)]
-            for row in dialogues
-        ]
-        rewards = self._engine.score(groups)
-        sides = (np.array([r[0] for r in rewards]), np.array([r[1] for r in rewards]))
+        dialogues = [dialogues_of(row) for row in table.select(DIALOGUE_COLUMNS).take(pa.array(rows)).to_pylist()]
+        sides = score_dialogues(self._engine, dialogues)
         return _with_sides(table, rows, sides, names=(REWARD_CHOSEN, REWARD_REJECTED), stage="reward")
 
 
@@ -70,10 +65,9 @@ def _with_sides(
     names: Sequence[str],
     stage: str,
 ) -> pa.Table:
-    finite = np.isfinite(sides[0]) & np.isfinite(sides[1]) if len(rows) else np.ones(0, bool)
+    finite = np.isfinite(sides[0]) & np.isfinite(sides[1])
     for name, values in zip(names, sides, strict=True):
-        kept = [float(v) for v in values[finite]] if len(rows) else []
-        column = spread(kept, rows[finite].tolist(), num_rows=table.num_rows, of_type=pa.float64())
+        column = spread(values[finite].tolist(), rows[finite].tolist(), num_rows=table.num_rows, of_type=pa.float64())
         table = set_column(table, name, column)
     reason = "non_finite_reward" if stage == "reward" else "non_finite_logp"
     return drop_rows(table, dict.fromkeys(rows[~finite].tolist(), reason), stage=stage)

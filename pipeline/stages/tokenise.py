@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.models.prompts import PairTokenizer, TokenizedPair
-from pipeline.models.rewards import DialogueTokenizer
+from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedDialogues, TokenizedPair
 from pipeline.schema import (
     CHOSEN,
     NUM_TOKENS_CHOSEN,
@@ -26,6 +25,7 @@ CHOSEN_START = "_chosen_start"
 REJECTED_START = "_rejected_start"
 REWARD_CHOSEN_IDS = "_reward_chosen_ids"
 REWARD_REJECTED_IDS = "_reward_rejected_ids"
+REWARD_TRUNCATED = "_reward_truncated"
 
 PAIR_COLUMNS = [
     CHOSEN_IDS,
@@ -37,6 +37,8 @@ PAIR_COLUMNS = [
     NUM_TOKENS_REJECTED,
     TRUNCATED,
 ]
+
+DIALOGUE_COLUMNS = [REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, REWARD_TRUNCATED]
 
 _IDS = pa.list_(pa.int32())
 
@@ -77,9 +79,11 @@ class TokeniseDialogues:
         kept, table = _tokenise(
             table, lambda row: self._tokenizer.tokenize(row[PROMPT], row[CHOSEN], row[REJECTED], row[TOOLS])
         )
+        dialogues: dict[int, TokenizedDialogues] = kept
         columns = {
-            REWARD_CHOSEN_IDS: (_IDS, [chosen for chosen, _ in kept.values()]),
-            REWARD_REJECTED_IDS: (_IDS, [rejected for _, rejected in kept.values()]),
+            REWARD_CHOSEN_IDS: (_IDS, [d.chosen_ids for d in dialogues.values()]),
+            REWARD_REJECTED_IDS: (_IDS, [d.rejected_ids for d in dialogues.values()]),
+            REWARD_TRUNCATED: (pa.bool_(), [d.truncated for d in dialogues.values()]),
         }
         return _with_columns(table, list(kept), columns)
 
@@ -95,6 +99,15 @@ def pair_of(row: Mapping[str, Any]) -> TokenizedPair:
         num_tokens_chosen=row[NUM_TOKENS_CHOSEN],
         num_tokens_rejected=row[NUM_TOKENS_REJECTED],
         truncated=row[TRUNCATED],
+    )
+
+
+def dialogues_of(row: Mapping[str, Any]) -> TokenizedDialogues:
+    """The tokenised dialogues, as the reward model reads them, that a row of the table stands for."""
+    return TokenizedDialogues(
+        chosen_ids=np.asarray(row[REWARD_CHOSEN_IDS], np.int32),
+        rejected_ids=np.asarray(row[REWARD_REJECTED_IDS], np.int32),
+        truncated=row[REWARD_TRUNCATED],
     )
 
 

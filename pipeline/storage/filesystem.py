@@ -28,6 +28,7 @@ __all__ = [
     "display",
     "in_order",
     "list_sizes",
+    "object_size",
     "open_filesystem",
     "read_bytes",
     "read_range",
@@ -65,7 +66,7 @@ def open_filesystem(url: str, storage: config.Storage) -> tuple[fsspec.AbstractF
     path = _checked_key(url, rest)
     if scheme in ("s3", "s3a"):
         return _open_s3(storage), path
-    return _open_other(url, scheme), path
+    return _open_other(url, scheme)
 
 
 def _checked_key(url: str, rest: str) -> str:
@@ -80,8 +81,8 @@ def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:
     import s3fs
 
     endpoint = storage.endpoint_url
-    if endpoint is not None and not re.match(r"^https?://[^/@]+/?$", endpoint):
-        raise ConfigError("storage.endpoint_url must be http(s)://host[:port], without path or credentials.")
+    if endpoint is not None and not re.match(r"^https?://[^@?#\s]+$", endpoint):
+        raise ConfigError("storage.endpoint_url must be http(s)://host[:port], without credentials.")
     return s3fs.S3FileSystem(
         anon=storage.anonymous,
         endpoint_url=endpoint,
@@ -96,7 +97,7 @@ def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:
     )
 
 
-def _open_other(url: str, scheme: str) -> fsspec.AbstractFileSystem:
+def _open_other(url: str, scheme: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if scheme not in _REMOTE:
         raise ConfigError(f"{url}: scheme {scheme}:// is not supported; wanted {SUPPORTED}.")
     try:
@@ -107,7 +108,8 @@ def _open_other(url: str, scheme: str) -> fsspec.AbstractFileSystem:
     put = getattr(kind, "_pipe_file", kind.pipe_file)
     if "mode" not in inspect.signature(put).parameters:
         raise ConfigError(f"{url}: the installed client of {scheme}:// cannot create only if absent. Upgrade it.")
-    return kind(use_listings_cache=False, skip_instance_cache=True)
+    fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+    return fs, str(path).rstrip("/")
 
 
 def display(fs: fsspec.AbstractFileSystem, path: str) -> str:
@@ -151,6 +153,17 @@ def read_range(fs: fsspec.AbstractFileSystem, path: str, start: int, end: int) -
     return data
 
 
+def object_size(fs: fsspec.AbstractFileSystem, path: str) -> int | None:
+    """Bytes of the object; None where there is none."""
+    with storage_errors(display(fs, path)):
+        try:
+            return int(fs.info(path)["size"])
+        except FileNotFoundError as error:
+            if not is_missing(error):
+                raise
+            return None
+
+
 def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
     """Size in bytes of every object under `folder`, by name relative to it; empty if nothing is there."""
     with storage_errors(display(fs, folder)):
@@ -161,7 +174,12 @@ def list_sizes(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, int]:
             if not is_missing(error):
                 raise
             found = {}
-    return {name.removeprefix(folder).lstrip("/"): int(info["size"]) for name, info in found.items()}
+    within = f"{folder}/"
+    return {
+        name.removeprefix(within): int(info["size"])
+        for name, info in found.items()
+        if info["type"] == "file" and name.startswith(within)
+    }
 
 
 def check_readable(fs: fsspec.AbstractFileSystem, path: str) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline import schema as names
 from pipeline.errors import IntegrityError, SchemaError
 from pipeline.storage.commit import create
-from pipeline.storage.filesystem import display, list_sizes, read_range
+from pipeline.storage.filesystem import display, list_sizes, object_size, read_range
 from pipeline.storage.runs import FORMAT, PartSpec, RunPlan
 
 PARTS_FOLDER: Final = "parts"
@@ -103,7 +103,7 @@ def read_part_summary(
     path = f"{root}/{part_path(index)}"
     where = display(fs, path)
     if size is None:
-        size = part_sizes(fs, root).get(index)
+        size = object_size(fs, path)
     if size is None:
         raise IntegrityError(f"{where} is missing. Run `alignpot score` again.")
     summary = _summary(read_footer(fs, path, size), size, where)

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from pipeline.errors import IntegrityError, SchemaError
 from pipeline.storage.commit import create, create_from_file
-from pipeline.storage.filesystem import display, list_sizes, read_bytes, read_range, storage_errors
+from pipeline.storage.filesystem import display, list_sizes, object_size, read_bytes, read_range, storage_errors
 from pipeline.storage.runs import FORMAT, claim, fingerprint_digest, json_bytes, parsed, schema_json
 from pipeline.storage.subset_files import SubsetFile, dataset_info_json, state_json
 
@@ -236,6 +236,8 @@ class SubsetWriter:
     def _check_same(self, path: str, size: int, content: str) -> None:
         """The file that an earlier attempt left must be the one we would have written."""
         full = f"{self._root}/{path}"
+        if object_size(self._fs, full) != size:
+            raise self._other_content(full)
         hasher = _blake2b()
         for start in range(0, size, _CHUNK_BYTES):
             hasher.update(read_range(self._fs, full, start, min(size, start + _CHUNK_BYTES)))

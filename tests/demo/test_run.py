@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.config import load_config, parse_config
+from pipeline.config import Source, load_config, parse_config
 from pipeline.demo.run import demo_config, write_demo
-from pipeline.demo.sample_pairs import PAIRS_FILE
+from pipeline.demo.sample_pairs import PAIRS_FILE, read_pairs
+from pipeline.sources.reader import open_source
+from pipeline.sources.shards import plan_shards
 
 
 def test_demo_config_is_one_that_the_run_command_takes(tmp_path: Path) -> None:
@@ -19,6 +22,19 @@ def test_demo_config_is_one_that_the_run_command_takes(tmp_path: Path) -> None:
     assert config.select.fraction == 0.4
     assert config.output is not None
     assert set(config.output.formats) == {"hf", "parquet"}
+
+
+def test_the_source_reader_takes_every_shipped_pair() -> None:
+    source = Source(path=str(PAIRS_FILE), format="messages", id_column="id", passthrough=("label",))
+    reader, files = open_source(
+        LocalFileSystem(), source.path, source, rewards=False, policy_logps=False, reference_logps=False
+    )
+    (shard,) = plan_shards(files, 10_000)
+    table = reader.read(shard)
+    pairs = read_pairs()
+    assert table.column("status").unique().to_pylist() == ["scored"]
+    for name in ("id", "prompt", "chosen", "rejected", "label"):
+        assert table.column(name).to_pylist() == [pair[name] for pair in pairs]
 
 
 def test_importing_the_demo_loads_no_model_library() -> None:

@@ -45,7 +45,7 @@ def shuffled(rows: list[dict], seed: int = 0) -> list[dict]:
 def make_config(workdir: Path, path: Path | str, /, **sections) -> Config:
     """A config with everything in `workdir`; sections are merged over the defaults here."""
     base = {
-        "source": {"path": str(path)},
+        "source": {"path": str(path), "id_column": "id"},
         "scored": str(workdir / "scored"),
         "select": {"fraction": 0.4},
         "output": {"path": str(workdir / "subset")},

@@ -48,7 +48,7 @@ def test_empty_dataset_is_refused(tmp_path: Path):
 def test_truncated_parquet_and_drift_are_all_named_at_once(tmp_path: Path, pairs: list[dict]):
     folder = tmp_path / "data"
     folder.mkdir()
-    table = pa.table({name: [row[name] for row in pairs] for name in ("prompt", "chosen", "rejected")})
+    table = pa.table({name: [row[name] for row in pairs] for name in ("id", "prompt", "chosen", "rejected")})
     pq.write_table(table, folder / "a.parquet")
     (folder / "b.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-100])
     (folder / "c.parquet").write_bytes(b"")
@@ -59,8 +59,10 @@ def test_truncated_parquet_and_drift_are_all_named_at_once(tmp_path: Path, pairs
 def test_missing_score_columns_are_named(tmp_path: Path, pairs: list[dict]):
     plain = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in pairs]
     source = write_jsonl(tmp_path / "pairs.jsonl", plain)
-    refused(make_config(tmp_path, source, **COLUMNS), "policy_logp_chosen")
-    refused(make_config(tmp_path, source, reward={"backend": "columns"}, metric={"name": "explicit"}), "reward")
+    no_id = {"source": {"id_column": None}}
+    refused(make_config(tmp_path, source, **COLUMNS, **no_id), "policy_logp_chosen")
+    explicit = {"reward": {"backend": "columns"}, "metric": {"name": "explicit"}}
+    refused(make_config(tmp_path, source, **explicit, **no_id), "reward")
 
 
 def test_unknown_format_and_passthrough_are_refused(tmp_path: Path, pairs: list[dict]):
@@ -120,7 +122,7 @@ def test_policy_and_reference_with_other_tokenizers_are_refused(tmp_path: Path, 
 def test_same_id_with_other_content_is_an_error_that_names_it(tmp_path: Path, pairs: list[dict]):
     rows = [{**row, "id": "twice" if i < 2 else row["id"]} for i, row in enumerate(pairs)]
     source = write_jsonl(tmp_path / "pairs.jsonl", rows)
-    config = make_config(tmp_path, source, source={"id_column": "id"}, metric={"name": "random"})
+    config = make_config(tmp_path, source, metric={"name": "random"})
     with pytest.raises(AlignpotError, match="twice") as error:
         run_all(config)
     assert error.value.exit_code == 2

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.selection import TableSource
@@ -23,19 +22,6 @@ class CountedSource:
             size = self.sizes[step % len(self.sizes)]
             yield self.table.select(columns).slice(start, size)
             start, step = start + size, step + 1
-
-
-@dataclass
-class MadeSource:
-    """`num_rows` rows made up block by block, so that the source itself takes no memory."""
-
-    num_rows: int
-    make: object  # (positions) -> pa.Table
-    block_rows: int = 50_000
-
-    def tables(self, columns):
-        for start in range(0, self.num_rows, self.block_rows):
-            yield self.make(np.arange(start, min(start + self.block_rows, self.num_rows))).select(columns)
 
 
 def kept_ids(selection, table: pa.Table) -> set[str]:

@@ -174,7 +174,7 @@ def test_a_model_that_was_not_run_is_one_clear_error():
         chosen(table, Metric(), objective=Objective(name="dpo"), k=1)
     with pytest.raises(SchemaError, match="add a `reward` section"):
         chosen(scored_table(5, reward_chosen=None), Metric(), k=1)
-    with pytest.raises(SchemaError, match="set metric.explicit to signed"):
+    with pytest.raises(SchemaError, match=r"set metric\.explicit to signed"):
         chosen(scored_table(5, rewards_all=None), Metric(explicit="candidates"), k=1)
 
 

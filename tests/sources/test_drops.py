@@ -151,7 +151,10 @@ def test_line_that_is_no_json_object_is_dropped_in_place(tmp_path, line, reason)
     [
         ({"all_rm_scores": [1.0, 2.0]}, "score_not_found"),
         (
-            {"all_generated_responses": ["Up to 5.5 metres."] * 2 + ["Giraffes eat leaves."], "all_rm_scores": [1, 2, 0]},
+            {
+                "all_generated_responses": ["Up to 5.5 metres."] * 2 + ["Giraffes eat leaves."],
+                "all_rm_scores": [1, 2, 0],
+            },
             "ambiguous_score",
         ),
     ],

@@ -103,9 +103,7 @@ def test_transcript_keeps_blank_lines_inside_a_turn():
 
 def test_extra_message_keys_and_null_extras_leave_no_trace():
     p = to.pair()
-    extra = {
-        side: [{**t, "tool_calls": None, "name": None, "id": 7} for t in p[side]] for side in ("prompt", "chosen")
-    }
+    extra = {side: [{**t, "tool_calls": None, "name": None, "id": 7} for t in p[side]] for side in ("prompt", "chosen")}
     assert digest_of_row("messages", {**p, **extra}) == digest(p)
 
 
@@ -150,7 +148,10 @@ def test_equal_candidates_with_one_score_are_not_ambiguous():
 
 
 def test_system_turns_may_stand_later_in_the_prompt_and_be_empty():
-    p = {**to.pair(), "prompt": [to.turn("system", ""), to.turn("user", "a"), to.turn("system", "b"), to.turn("user", "c")]}
+    p = {
+        **to.pair(),
+        "prompt": [to.turn("system", ""), to.turn("user", "a"), to.turn("system", "b"), to.turn("user", "c")],
+    }
     assert digest_of_row("messages", p) == digest(p)
 
 

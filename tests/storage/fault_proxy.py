@@ -5,68 +5,22 @@ import http.client
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 Fault = str | None
-BUSY, RESET, LOSE_ANSWER = "busy", "reset", "lose answer"
-_SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
+BUSY, RESET, LOSE_ANSWER, CONFLICT = "busy", "reset", "lose answer", "conflict"
+_SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+_OF_THIS_HOP = {"connection", "transfer-encoding", "content-length"}
 
 
 @contextlib.contextmanager
 def faulty(endpoint_url: str, fault: Callable[[str, str], Fault]) -> Iterator[str]:
     """Endpoint of a proxy that asks `fault(method, path)` what to do with a request; None is to pass it on."""
-    upstream = urlsplit(endpoint_url).netloc
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _handle(self) -> None:
-            body = self._body()
-            what = fault(self.command, self.path)
-            if what == RESET:
-                self.close_connection = True
-                return
-            if what == BUSY:
-                self._answer(503, {}, b"" if self.command == "HEAD" else _SLOW_DOWN)
-                return
-            connection = http.client.HTTPConnection(upstream)
-            # The Host header is part of what was signed, so it goes on as it came.
-            headers = {key: value for key, value in self.headers.items() if key.lower() != "transfer-encoding"}
-            connection.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
-            answer = connection.getresponse()
-            content = answer.read()
-            connection.close()
-            if what == LOSE_ANSWER:
-                self.close_connection = True
-                return
-            self._answer(answer.status, dict(answer.getheaders()), content)
-
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _handle  # noqa: N815
-
-        def _body(self) -> bytes:
-            if self.headers.get("Expect", "").lower() == "100-continue":
-                self.send_response_only(100)
-                self.end_headers()
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-        def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
-            self.send_response_only(status)
-            length = headers.pop("Content-Length", str(len(content)))
-            for key, value in headers.items():
-                if key.lower() not in ("connection", "transfer-encoding", "content-length"):
-                    self.send_header(key, value)
-            self.send_header("Content-Length", length if self.command == "HEAD" else str(len(content)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-        def handle_expect_100(self) -> bool:
-            return True
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    settings = {"upstream": urlsplit(endpoint_url).netloc, "fault": staticmethod(fault)}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), settings))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -76,3 +30,48 @@ def faulty(endpoint_url: str, fault: Callable[[str, str], Fault]) -> Iterator[st
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    upstream: ClassVar[str]
+    fault: ClassVar[Callable[[str, str], Fault]]
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        what = self.fault(self.command, self.path)
+        if what == RESET:
+            self.close_connection = True
+            return
+        if what in _REFUSALS:
+            self._answer(*_REFUSALS[what])
+            return
+        status, headers, content = self._passed_on(body)
+        if what == LOSE_ANSWER:
+            self.close_connection = True
+            return
+        self._answer(status, headers, content)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _handle  # noqa: N815
+
+    def _passed_on(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        with contextlib.closing(http.client.HTTPConnection(self.upstream)) as connection:
+            # The Host header is part of what was signed, so it goes on as it came.
+            headers = {key: value for key, value in self.headers.items() if key.lower() not in _OF_THIS_HOP}
+            connection.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response_only(status)
+        for key, value in headers.items():
+            if key.lower() not in _OF_THIS_HOP:
+                self.send_header(key, value)
+        size = headers.get("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", size or str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass

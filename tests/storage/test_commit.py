@@ -14,7 +14,7 @@ from pipeline import config
 from pipeline.errors import StorageError, TemporaryError
 from pipeline.storage.commit import create, create_from_file
 from pipeline.storage.filesystem import open_filesystem, read_bytes
-from tests.storage.fault_proxy import BUSY, LOSE_ANSWER, RESET, faulty
+from tests.storage.fault_proxy import BUSY, CONFLICT, LOSE_ANSWER, RESET, faulty
 
 
 def test_second_create_changes_nothing(place):
@@ -27,7 +27,7 @@ def test_second_create_changes_nothing(place):
 
 def test_one_of_many_racing_threads_wins(place):
     fs, root = place
-    for round_number in range(5):
+    for round_number in range(3):
         path = f"{root}/race-{round_number}"
         with ThreadPoolExecutor(12) as pool:
             won = list(pool.map(lambda i, path=path: create(fs, path, b"%03d" % i * 5000), range(12)))
@@ -107,6 +107,7 @@ def test_file_is_created_like_bytes(place, tmp_path):
     assert read_bytes(fs, f"{root}/small") == source.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_large_file_goes_up_in_parts_and_is_created_once(s3_place, tmp_path):
     fs, root = s3_place
@@ -135,8 +136,23 @@ def test_lost_answer_counts_as_committed(s3):
 
 
 @pytest.mark.s3
+@pytest.mark.parametrize("num_conflicts", [1, 100])
+def test_conflict_with_a_create_under_way_is_tried_again(s3, monkeypatch, num_conflicts):
+    monkeypatch.setattr("pipeline.storage.commit._NUM_CONFLICT_RETRIES", 3)
+    faults = iter([CONFLICT] * num_conflicts)
+    with faulty(s3.endpoint_url, lambda *_: next(faults, None)) as endpoint_url:
+        fs, root = open_filesystem(s3.url("conflict"), s3.storage.model_copy(update={"endpoint_url": endpoint_url}))
+        if num_conflicts == 1:
+            assert create(fs, f"{root}/a", b"mine")
+            assert not create(fs, f"{root}/a", b"mine")
+        else:
+            with pytest.raises(TemporaryError, match="ConditionalRequestConflict"):
+                create(fs, f"{root}/a", b"mine")
+
+
+@pytest.mark.s3
 def test_passing_faults_are_waited_out(s3):
-    faults = iter([BUSY, RESET, BUSY])
+    faults = iter([BUSY, RESET, CONFLICT])
     with faulty(s3.endpoint_url, lambda *_: next(faults, None)) as endpoint_url:
         storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 5})
         fs, root = open_filesystem(s3.url("flaky"), storage)
@@ -144,16 +160,17 @@ def test_passing_faults_are_waited_out(s3):
         assert read_bytes(fs, f"{root}/a") == b"mine"
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.parametrize("fault", [BUSY, RESET])
 def test_lasting_faults_are_temporary_errors_never_absence(s3, fault):
     with faulty(s3.endpoint_url, lambda *_: fault) as endpoint_url:
         storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 1})
-        fs, root = open_filesystem(s3.url("down"), storage)
-        fs.retries = 2
-        for act in (lambda: create(fs, f"{root}/a", b"x"), lambda: read_bytes(fs, f"{root}/a")):
+        for act in (lambda fs, path: create(fs, path, b"x"), read_bytes):
+            fs, root = open_filesystem(s3.url("down"), storage)
+            fs.retries = 1
             with pytest.raises(TemporaryError, match="Run the same command again"):
-                act()
+                act(fs, f"{root}/a")
 
 
 def test_disk_without_hard_links_is_refused(local_place, monkeypatch):

@@ -3,6 +3,7 @@
 import pickle
 import traceback
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -151,9 +152,9 @@ def test_reader_without_write_permission_is_refused_before_work_starts(s3, monke
 def test_throttled_listing_is_not_an_empty_folder(s3):
     with faulty(s3.endpoint_url, lambda *_: BUSY) as endpoint_url:
         storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 1})
-        fs, root = open_filesystem(s3.url("busy"), storage)
-        fs.retries = 2
         for act in (list_sizes, check_readable, check_writable):
+            fs, root = open_filesystem(s3.url("busy"), storage)
+            fs.retries = 1
             with pytest.raises(TemporaryError):
                 act(fs, root)
 
@@ -190,7 +191,7 @@ def test_system_errors_are_sorted(error, kind):
 
 def test_throttling_dressed_up_as_absence_is_temporary():
     class ServerError(Exception):
-        response = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+        response: ClassVar = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
 
     with pytest.raises(TemporaryError), storage_errors("s3://bucket/a"):
         raise FileNotFoundError("bucket/a") from ServerError()

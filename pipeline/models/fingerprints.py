@@ -1,0 +1,145 @@
+"""What identifies a model's numbers: digests and commits, found without loading weights or torch.
+
+A hub model is its name and commit; a local one the digests of its files, wherever it lies. Both take in dtype and
+adapter. Equal fingerprints mean equal files.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.config import TorchModel
+from pipeline.errors import ModelError
+
+_WEIGHTS: Final = ("*.safetensors", "*.safetensors.index.json")
+_CONFIG: Final = ("config.json", "*.py")
+_TOKENIZER: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+)
+_ADAPTER: Final = ("adapter_config.json", "adapter_model.safetensors")
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_TO_SAFETENSORS: Final = "Convert it: load it with transformers and call save_pretrained."
+_HUB_TIMEOUT_S: Final = 10.0
+
+
+def model_fingerprint(model: TorchModel) -> dict[str, Any]:
+    """JSON-ready facts that change whenever a number of this model can change.
+
+    Reads every byte of a local model once, except in a Hugging Face cache, whose file names are digests already.
+
+    Raises:
+        ModelError: no such model, no safetensors, or the hub cannot be reached and holds no copy here.
+    """
+    found: dict[str, Any] = {"dtype": model.dtype, **_identity(model.model, model.revision)}
+    if model.adapter is not None:
+        found["adapter"] = _adapter_identity(model.adapter)
+    return found
+
+
+def check_files(model: TorchModel) -> None:
+    """Check what can be checked of a local model without reading it.
+
+    Raises:
+        ModelError: the directory is missing, holds no model or no safetensors; the same for the adapter.
+    """
+    if _is_local(model.model):
+        _check_directory(Path(model.model), "config.json", "*.safetensors")
+    if model.adapter is not None and _is_local(model.adapter):
+        _check_directory(Path(model.adapter), *_ADAPTER)
+
+
+def _identity(name: str, revision: str) -> dict[str, Any]:
+    if not _is_local(name):
+        return {"name": name, "revision": _hub_commit(name, revision)}
+    directory = Path(name)
+    _check_directory(directory, "config.json", "*.safetensors")
+    parts = {"weights": _WEIGHTS, "config": _CONFIG, "tokenizer": _TOKENIZER}
+    return {part: _digest_of_files(directory, patterns) for part, patterns in parts.items()}
+
+
+def _adapter_identity(name: str) -> dict[str, Any]:
+    if not _is_local(name):
+        return {"name": name, "revision": _hub_commit(name, "main")}
+    _check_directory(Path(name), *_ADAPTER)
+    return {"weights": _digest_of_files(Path(name), _ADAPTER)}
+
+
+def _is_local(name: str) -> bool:
+    if "://" in name:
+        raise ModelError(f"Model {name} is a URL; wanted a hub id or a local directory. Download it first.")
+    return Path(name).exists() or not _HUB_NAME.fullmatch(name)
+
+
+def _check_directory(directory: Path, config: str, weights: str) -> None:
+    if not directory.is_dir():
+        raise ModelError(f"Model directory {directory} does not exist. Give a directory or a hub id such as org/name.")
+    if not (directory / config).exists():
+        raise ModelError(f"{directory} is no model: it has no {config}. Give the directory that holds it.")
+    if not any(directory.glob(weights)):
+        held = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
+        raise ModelError(f"{directory} holds no safetensors (it holds {held or 'no weights'}). {_TO_SAFETENSORS}")
+
+
+def _digest_of_files(directory: Path, patterns: tuple[str, ...]) -> str:
+    files = sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.name}\0{_digest_of(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    target = path.resolve()
+    if path.is_symlink() and target.parent.name == "blobs":
+        return target.name  # the hub's cache names its files by their digests
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hub_commit(name: str, revision: str) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    cached = _cached_commit(name, revision)
+    if cached is not None and _COMMIT.fullmatch(revision):
+        return cached
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S)
+    except GatedRepoError:
+        raise ModelError(f"Model {name} is gated on the hub. Accept its terms there and set HF_TOKEN.") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise ModelError(
+            f"The hub has no model {name} at revision {revision}, or it is private. "
+            "Check name and revision, set HF_TOKEN for a private one, or give a local directory."
+        ) from None
+    # The client's transport has had several error classes; whichever it is, the hub was not reached.
+    except Exception as error:  # noqa: BLE001
+        if cached is not None:
+            return cached
+        raise ModelError(
+            f"Model {name} is not in the local cache and the hub cannot be reached ({type(error).__name__}). "
+            "Download it where there is a network, or give a local directory."
+        ) from None
+    if not any(sibling.rfilename.endswith(".safetensors") for sibling in info.siblings or ()):
+        raise ModelError(f"Model {name} has no safetensors on the hub. {_TO_SAFETENSORS}")
+    return str(info.sha)
+
+
+def _cached_commit(name: str, revision: str) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "adapter_config.json"):
+        path = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent.name
+    return None

@@ -1,0 +1,165 @@
+"""Models, tokenizers and adapters from their config sections, ready to score.
+
+Weights come from safetensors only, on a GPU where one may be used and else on the CPU, in evaluation mode and
+without gradients. A LoRA adapter stays unmerged on top of its base. A weight that the checkpoint lacks is an error,
+not a random number. What does not fit raises a ModelError that says what to do.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pipeline.config import Tokens, TorchModel
+from pipeline.errors import ModelError
+from pipeline.models.fingerprints import check_files, model_fingerprint
+from pipeline.models.prompts import chat_template
+
+__all__ = [
+    "check_models",
+    "check_same_tokenizer",
+    "load_causal_lm",
+    "load_classifier",
+    "load_tokenizer",
+    "model_fingerprint",
+]
+
+# Everything that a hub client, a config parser or a weight loader raises on what it cannot use.
+_LOAD_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
+_PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; }  🙂"
+
+
+def load_tokenizer(model: TorchModel) -> Any:
+    """The tokenizer of a model, as transformers loads it.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    check_files(model)
+    try:
+        return AutoTokenizer.from_pretrained(
+            model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except _LOAD_ERRORS as error:
+        raise ModelError(_cannot_load("The tokenizer", model, error)) from error
+
+
+def load_causal_lm(model: TorchModel) -> Any:
+    """A causal language model, with its adapter unmerged where it has one.
+
+    Sets the number of torch threads of this process where the model lives on the CPU.
+
+    Raises:
+        ModelError: it is missing, is no causal model, lacks weights, or its adapter does not fit.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, model)
+
+
+def load_classifier(model: TorchModel) -> Any:
+    """A sequence classifier to use as a reward model. Otherwise as `load_causal_lm`."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, model)
+
+
+def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
+    """Check by their files and tokenizers, without loading weights, that models can be run together.
+
+    Args:
+        models: by role: policy, reference, reward.
+        tokens: says which template policy and reference use.
+
+    Raises:
+        ModelError: a model is missing, policy and reference differ in tokenizer, or one has no chat template.
+    """
+    tokenizers = {role: load_tokenizer(model) for role, model in models.items()}
+    if "policy" in models and "reference" in models:
+        check_same_tokenizer(tokenizers["policy"], tokenizers["reference"])
+    for role, tokenizer in tokenizers.items():
+        if role == "reward":
+            chat_template(tokenizer, None, remedy="Save one with the reward model's tokenizer.")
+        else:
+            chat_template(tokenizer, tokens.chat_template)
+
+
+def check_same_tokenizer(policy: Any, reference: Any) -> None:
+    """Check that two tokenizers give the same ids, special tokens and templates.
+
+    Raises:
+        ModelError: naming what differs.
+    """
+    first, second = _tokenizer_digests(policy), _tokenizer_digests(reference)
+    differing = sorted(name for name in first if first[name] != second[name])
+    if differing:
+        raise ModelError(
+            f"Policy and reference must share one tokenizer; theirs differ in {', '.join(differing)}. "
+            "Use a reference of the policy's family, usually the model that the policy was trained from."
+        )
+
+
+def _tokenizer_digests(tokenizer: Any) -> dict[str, str]:
+    parts = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "special tokens": sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),
+        "chat template": tokenizer.chat_template,
+        "tokenisation": tokenizer(_PROBE, add_special_tokens=False)["input_ids"],
+    }
+    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
+
+
+def _load(auto_class: Any, model: TorchModel) -> Any:
+    import torch
+
+    check_files(model)
+    device = _device(model)
+    if device == "cpu":
+        torch.set_num_threads(model.num_threads)
+    try:
+        loaded, info = auto_class.from_pretrained(
+            model.model,
+            revision=model.revision,
+            dtype=getattr(torch, model.dtype),
+            trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map=None if device == "cpu" else {"": device},
+        )
+    except _LOAD_ERRORS as error:
+        raise ModelError(_cannot_load("The model", model, error)) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"The checkpoint of {model.model} lacks {len(missing)} weights of a {type(loaded).__name__}, such as "
+            f"{missing[:3]}; they would be random. Name a checkpoint that was trained for this use."
+        )
+    if model.adapter is not None:
+        loaded = _with_adapter(loaded, model)
+    return loaded.eval().requires_grad_(requires_grad=False)
+
+
+def _with_adapter(base: Any, model: TorchModel) -> Any:
+    from peft import PeftConfig, PeftModel
+
+    try:
+        if PeftConfig.from_pretrained(model.adapter).is_prompt_learning:
+            raise ModelError(f"Adapter {model.adapter} adds prompt tokens; wanted one that changes weights, as LoRA.")
+        return PeftModel.from_pretrained(base, model.adapter, is_trainable=False)
+    except _LOAD_ERRORS as error:
+        raise ModelError(_cannot_load(f"Adapter {model.adapter}", model, error)) from error
+
+
+def _device(model: TorchModel) -> str:
+    import torch
+
+    if model.num_gpus == 0 or not torch.cuda.is_available():
+        return "cpu"
+    return "cuda"
+
+
+def _cannot_load(what: str, model: TorchModel, error: Exception) -> str:
+    remedy = "" if model.trust_remote_code else " If it brings code of its own, set trust_remote_code: true."
+    return f"{what} of {model.model} (revision {model.revision}) cannot be loaded: {error}{remedy}"

@@ -1,0 +1,111 @@
+"""The tokens that the authors' scripts score (arXiv 2503.01864, after the SimPO trainer), quirks included.
+
+Prompt and responses are rendered apart, the prompt without a generation prompt, so the assistant header and
+every end-of-turn token count as response. An empty system message goes first where the template knows the
+role. A token that merges over the seam moves to the response. BOS goes before the prompt and EOS behind the
+response unless they are there. With the longer response too long for `max_length`, the prompt keeps its last
+`max_prompt_length` tokens (BOS may go); if that is not enough, both responses keep only their first
+`max_length - max_prompt_length`, however short the prompt is. Truncation is always this one: keep_end.
+
+Where the scripts would stop the run, a row gets a reason instead: boundary_mismatch where tokenising prompt
+and response together changes more than one token at the seam. A tokenizer without BOS or EOS gets none.
+Tools are not part of the rule and are left out.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.config import Tokens
+from pipeline.models.prompts import (
+    TEMPLATE_ERROR,
+    TEMPLATE_REFUSALS,
+    Messages,
+    Side,
+    TokenizedPair,
+    finished_pair,
+)
+
+BOUNDARY_MISMATCH: Final = "boundary_mismatch"
+
+_KNOWS_SYSTEM_ROLE: Final = ("system", "<|im_start|>")
+
+_Split = tuple[list[int], list[int]]
+"""Prompt ids and response ids of one side."""
+
+
+def tokenize_as_paper(
+    tokenizer: Any, template: str | None, tokens: Tokens, turns: tuple[Messages, Messages, Messages]
+) -> TokenizedPair | str:
+    """Token ids of a pair by the authors' rules, or the reason why it cannot be used.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        template: template text, or None for the tokenizer's own.
+        tokens: `max_length` and `max_prompt_length` (the paper: 2048 and 1800).
+        turns: prompt, chosen and rejected messages.
+    """
+    prompt, chosen, rejected = turns
+    try:
+        text = _text(tokenizer, template, _with_system(tokenizer, template, prompt))
+        answers = [_text(tokenizer, template, messages) for messages in (chosen, rejected)]
+    except TEMPLATE_REFUSALS:
+        return TEMPLATE_ERROR
+    bos = tokenizer.bos_token or ""
+    first, second = (_split_at_seam(tokenizer, text, answer.removeprefix(bos)) for answer in answers)
+    if first is None or second is None or _differ_before_seam(first, second):
+        return BOUNDARY_MISMATCH
+    return finished_pair(*_truncated([_with_ends(tokenizer, split) for split in (first, second)], tokens))
+
+
+def _with_system(tokenizer: Any, template: str | None, prompt: Messages) -> Messages:
+    if not prompt or prompt[0]["role"] == "system":
+        return prompt
+    text = template or tokenizer.get_chat_template()
+    knows = any(mark in text for mark in _KNOWS_SYSTEM_ROLE)
+    return [{"role": "system", "content": ""}, *prompt] if knows else prompt
+
+
+def _text(tokenizer: Any, template: str | None, messages: Messages) -> str:
+    return str(tokenizer.apply_chat_template([dict(m) for m in messages], chat_template=template, tokenize=False))
+
+
+def _split_at_seam(tokenizer: Any, prompt: str, answer: str) -> _Split | None:
+    """Ids of prompt and answer tokenised together, cut where the prompt's own ids end."""
+    whole: list[int] = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
+    alone: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if len(whole) < len(alone):
+        return None
+    seam = len(alone) - (alone != whole[: len(alone)])
+    return whole[:seam], whole[seam:]
+
+
+def _differ_before_seam(chosen: _Split, rejected: _Split) -> bool:
+    """Whether the prompts of both sides differ by more than one token or one in length."""
+    num_different = sum(a != b for a, b in zip(chosen[0], rejected[0], strict=False))
+    return num_different > 1 or abs(len(chosen[0]) - len(rejected[0])) > 1
+
+
+def _with_ends(tokenizer: Any, split: _Split) -> _Split:
+    prompt, response = split
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and prompt[:1] != [bos]:
+        prompt = [bos, *prompt]
+    if eos is not None and response[-1:] != [eos]:
+        response = [*response, eos]
+    return prompt, response
+
+
+def _truncated(splits: Sequence[_Split], tokens: Tokens) -> list[Side]:
+    longest = max(len(response) for _, response in splits)
+    sides = []
+    for prompt, response in splits:
+        kept, answer = prompt, response
+        if len(kept) + longest > tokens.max_length:
+            kept = kept[-tokens.max_prompt_length :]
+        if len(kept) + longest > tokens.max_length:
+            answer = answer[: tokens.max_length - tokens.max_prompt_length]
+        truncated = len(kept) + len(answer) < len(prompt) + len(response)
+        sides.append(Side(ids=np.asarray(kept + answer, dtype=np.int32), start=len(kept), truncated=truncated))
+    return sides

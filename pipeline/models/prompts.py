@@ -1,0 +1,229 @@
+"""Messages to token ids: the one place of chat templates, response marks and truncation.
+
+`PairTokenizer` serves causal models. Its preset `trl` gives the tokens that TRL 1.16's DPOTrainer trains on:
+prompt rendered with the generation prompt, prompt and response rendered and tokenised together, the response
+starting after the longest token prefix that all three have in common. Preset `paper` is in paper_prompts.
+`DialogueTokenizer` serves reward models: whole dialogues without a generation prompt.
+
+Templates write their own BOS and EOS, so tokenising adds none. A row that cannot be used gives a reason in
+place of tokens: template_error, prompt_too_long, empty_after_truncation, identical_after_truncation.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jinja2 import TemplateError
+
+from pipeline.config import Tokens
+from pipeline.errors import ModelError
+from pipeline.models.packing import Int32Array
+
+TEMPLATE_ERROR: Final = "template_error"
+PROMPT_TOO_LONG: Final = "prompt_too_long"
+EMPTY: Final = "empty_after_truncation"
+IDENTICAL: Final = "identical_after_truncation"
+
+Messages = Sequence[Mapping[str, str]]
+
+# What a template raises on roles or contents that it was not written for.
+TEMPLATE_REFUSALS: Final = (TemplateError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenizedPair:
+    """A pair as the model reads it.
+
+    Attributes:
+        chosen_ids: prompt and chosen response together, int32; `rejected_ids` likewise.
+        rejected_ids: prompt and rejected response together, int32.
+        chosen_start: index of the first scored token of the chosen response, at least 1.
+        rejected_start: the same of the rejected one.
+        num_tokens_prompt: tokens before the response, of the side that keeps more of them.
+        num_tokens_chosen: scored tokens of the chosen response.
+        num_tokens_rejected: scored tokens of the rejected response.
+        truncated: whether a token of either side was cut off.
+    """
+
+    chosen_ids: Int32Array
+    rejected_ids: Int32Array
+    chosen_start: int
+    rejected_start: int
+    num_tokens_prompt: int
+    num_tokens_chosen: int
+    num_tokens_rejected: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenizedDialogues:
+    """Both dialogues of a pair as a reward model reads them, int32."""
+
+    chosen_ids: Int32Array
+    rejected_ids: Int32Array
+    truncated: bool
+
+
+class PairTokenizer:
+    """Turns pairs into token ids for causal models that share one tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        tokens: preset, lengths, truncation and, if the tokenizer's own is not wanted, the template file.
+
+    Raises:
+        ModelError: no chat template, or its file cannot be read.
+    """
+
+    def __init__(self, tokenizer: Any, tokens: Tokens) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = tokens
+        self._template = chat_template(tokenizer, tokens.chat_template)
+
+    def tokenize(
+        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None
+    ) -> TokenizedPair | str:
+        """Token ids of a pair, or the reason why it cannot be used.
+
+        Args:
+            prompt: the turns before the response; `chosen` and `rejected` hold the response turns only.
+            chosen: turns of the chosen response.
+            rejected: turns of the rejected response.
+            tools: JSON text of the tool schemas that the template is given; the paper preset takes none.
+        """
+        if self._tokens.preset == "paper":
+            from pipeline.models.paper_prompts import tokenize_as_paper
+
+            return tokenize_as_paper(self._tokenizer, self._template, self._tokens, (prompt, chosen, rejected))
+        try:
+            schemas = None if tools is None else json.loads(tools)
+            prompt_ids = self._render(prompt, schemas, is_prompt=True)
+            chosen_ids = self._render([*prompt, *chosen], schemas)
+            rejected_ids = self._render([*prompt, *rejected], schemas)
+        except TEMPLATE_REFUSALS:
+            return TEMPLATE_ERROR
+        start = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
+        if self._tokens.truncation == "keep_start" and start >= self._tokens.max_length:
+            return PROMPT_TOO_LONG
+        return finished_pair(*(self._truncate(ids, start) for ids in (chosen_ids, rejected_ids)))
+
+    def _render(self, messages: Messages, tools: Any, *, is_prompt: bool = False) -> Int32Array:
+        return render(self._tokenizer, self._template, messages, tools=tools, add_generation_prompt=is_prompt)
+
+    def _truncate(self, ids: Int32Array, start: int) -> "Side":
+        excess = max(0, len(ids) - self._tokens.max_length)
+        if self._tokens.truncation == "keep_start":
+            return Side(ids=ids[: len(ids) - excess], start=start, truncated=excess > 0)
+        return Side(ids=ids[excess:], start=start - excess, truncated=excess > 0)
+
+
+class DialogueTokenizer:
+    """Turns pairs into whole dialogues for a reward model, by its own tokenizer and template.
+
+    Args:
+        tokenizer: the reward model's transformers tokenizer. Its `truncation_side` says which end is cut.
+        max_length: most tokens of a dialogue.
+
+    Raises:
+        ModelError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._keep_end = tokenizer.truncation_side == "left"
+        self._template = chat_template(tokenizer, None, remedy="Save one with the reward model's tokenizer.")
+
+    def tokenize(
+        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None
+    ) -> TokenizedDialogues | str:
+        """Token ids of both dialogues, or the reason why they cannot be used. Arguments as in PairTokenizer."""
+        try:
+            schemas = None if tools is None else json.loads(tools)
+            whole = [
+                render(self._tokenizer, self._template, [*prompt, *answer], tools=schemas, add_generation_prompt=False)
+                for answer in (chosen, rejected)
+            ]
+        except TEMPLATE_REFUSALS:
+            return TEMPLATE_ERROR
+        cut = slice(-self._max_length, None) if self._keep_end else slice(self._max_length)
+        chosen_ids, rejected_ids = (ids[cut] for ids in whole)
+        if not (len(chosen_ids) and len(rejected_ids)):
+            return EMPTY
+        if np.array_equal(chosen_ids, rejected_ids):
+            return IDENTICAL
+        truncated = any(len(ids) > self._max_length for ids in whole)
+        return TokenizedDialogues(chosen_ids=chosen_ids, rejected_ids=rejected_ids, truncated=truncated)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Side:
+    """One truncated sequence of a pair and the index where its response begins, which may be before it."""
+
+    ids: Int32Array
+    start: int
+    truncated: bool
+
+
+def finished_pair(chosen: Side, rejected: Side) -> TokenizedPair | str:
+    """Put two sides together, or say why they make no pair."""
+    # Nothing predicts a sequence's first token, so it is never scored, even where it is part of the response.
+    chosen_start, rejected_start = max(1, chosen.start), max(1, rejected.start)
+    num_chosen, num_rejected = len(chosen.ids) - chosen_start, len(rejected.ids) - rejected_start
+    if num_chosen < 1 or num_rejected < 1:
+        return EMPTY
+    if chosen_start == rejected_start and np.array_equal(chosen.ids, rejected.ids):
+        return IDENTICAL
+    return TokenizedPair(
+        chosen_ids=chosen.ids,
+        rejected_ids=rejected.ids,
+        chosen_start=chosen_start,
+        rejected_start=rejected_start,
+        num_tokens_prompt=max(chosen_start, rejected_start),
+        num_tokens_chosen=num_chosen,
+        num_tokens_rejected=num_rejected,
+        truncated=chosen.truncated or rejected.truncated,
+    )
+
+
+def chat_template(
+    tokenizer: Any, path: str | None, *, remedy: str = "Set tokens.chat_template to a Jinja file."
+) -> str | None:
+    """Text of the template file, or None where the tokenizer's own is used.
+
+    Raises:
+        ModelError: there is no template, or the file cannot be read.
+    """
+    if path is None:
+        if not tokenizer.chat_template:
+            raise ModelError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. {remedy}")
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"tokens.chat_template {path} cannot be read: {error}. Give a Jinja file.") from None
+
+
+def render(
+    tokenizer: Any, template: str | None, messages: Messages, *, tools: Any, add_generation_prompt: bool
+) -> Int32Array:
+    """Token ids of messages under a chat template, int32, with no special tokens but the template's own."""
+    encoded = tokenizer.apply_chat_template(
+        [dict(m) for m in messages],
+        tools=tools,
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        tokenize=True,
+        return_dict=True,
+    )
+    return np.asarray(encoded["input_ids"], dtype=np.int32)
+
+
+def common_prefix(first: Int32Array, second: Int32Array) -> int:
+    """Number of leading tokens that two sequences have in common."""
+    shortest = min(len(first), len(second))
+    differs = np.flatnonzero(first[:shortest] != second[:shortest])
+    return int(differs[0]) if differs.size else shortest

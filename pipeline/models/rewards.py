@@ -1,0 +1,111 @@
+"""Scores of dialogues under a sequence classifier.
+
+Decoders with a linear `score` head are run in packed steps, as log-probabilities are: both dialogues of a pair share
+their common prefix, and the head reads one row a dialogue. Everything else (encoders, custom classes) is run one
+dialogue at a time. Either way the number is the model's own: its `score` output where it has one, else its only logit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.models.backbone import Backbone, Float64Array
+from pipeline.models.packing import Completion, Group, last_token_step
+from pipeline.models.prompts import TokenizedDialogues
+
+
+class ClassifierEngine:
+    """Scores dialogues under one reward model.
+
+    Args:
+        model: a transformers sequence classifier in evaluation mode, or a peft model around one.
+        token_budget: most tokens in one forward; a longer group runs alone.
+
+    Raises:
+        ModelError: the classifier has more than one logit.
+    """
+
+    def __init__(self, model: Any, token_budget: int = 16384) -> None:
+        self._backbone = Backbone(model, token_budget)
+        self._head = getattr(self._backbone.model, "score", None)
+        self._pad_id: int | None = getattr(self._backbone.config, "pad_token_id", None)
+        if isinstance(self._head, torch.nn.Linear):
+            if self._head.out_features != 1:
+                raise ModelError(_one_logit_wanted(self._backbone.model, self._head.out_features))
+            self._backbone.choose_kernel(self._packed, self._plain)
+
+    @property
+    def kernel(self) -> str:
+        """How it runs: sdpa or varlen (packed steps), or naive (one dialogue at a time)."""
+        return self._backbone.kernel
+
+    @torch.inference_mode()
+    def score(self, groups: Sequence[Group]) -> Float64Array:
+        """Reward of every dialogue, float64, in the order of the groups; `start` of a dialogue is not read.
+
+        Non-finite rewards are returned as they are.
+
+        Raises:
+            ModelError: the model returns no single score, or a group does not fit the GPU.
+        """
+        return self._plain(groups) if self.kernel == "naive" else self._packed(groups)
+
+    @torch.inference_mode()
+    def _packed(self, groups: Sequence[Group]) -> Float64Array:
+        rewards: list[Float64Array] = []
+
+        def run(some: Sequence[Group]) -> None:
+            step = last_token_step(some, [[self._last_index(c) for c in group] for group in some])
+            hidden = self._backbone.hidden_rows(step)
+            # Row by row, in float32: one logit is too little work for a matrix product.
+            found = (hidden.float() * self._head_weight()).sum(dim=1) + self._head_bias()
+            rewards.append(found.double().cpu().numpy()[step.target_rows])
+
+        self._backbone.steps(groups, run)
+        return np.concatenate([np.zeros(0), *rewards])
+
+    @torch.inference_mode()
+    def _plain(self, groups: Sequence[Group]) -> Float64Array:
+        return np.asarray([self._plain_score(c) for group in groups for c in group], dtype=np.float64)
+
+    def _plain_score(self, dialogue: Completion) -> float:
+        output = self._backbone.forward_one(dialogue)
+        score = getattr(output, "score", None)
+        values = output.logits if score is None else score
+        if values.numel() != 1:
+            raise ModelError(_one_logit_wanted(self._backbone.model, values.numel()))
+        return float(values.double())
+
+    def _last_index(self, dialogue: Completion) -> int:
+        """The row transformers' classifiers read: the last token that is not the padding token."""
+        real = np.flatnonzero(dialogue.ids != self._pad_id) if self._pad_id is not None else [len(dialogue.ids) - 1]
+        return int(real[-1]) if len(real) else 0
+
+    def _head_weight(self) -> torch.Tensor:
+        weight: torch.Tensor = self._backbone.model.score.weight
+        return weight[0].float()
+
+    def _head_bias(self) -> torch.Tensor | float:
+        bias: torch.Tensor | None = self._backbone.model.score.bias
+        return 0.0 if bias is None else bias.float()
+
+
+def score_dialogues(
+    engine: ClassifierEngine, dialogues: Sequence[TokenizedDialogues]
+) -> tuple[Float64Array, Float64Array]:
+    """Rewards of the chosen and of the rejected dialogues, one entry a pair, float64."""
+    groups = [
+        (Completion(ids=pair.chosen_ids, start=0), Completion(ids=pair.rejected_ids, start=0)) for pair in dialogues
+    ]
+    rewards = engine.score(groups).reshape(-1, 2)
+    return rewards[:, 0].copy(), rewards[:, 1].copy()
+
+
+def _one_logit_wanted(model: Any, num_logits: int) -> str:
+    return (
+        f"{type(model).__name__} gives {num_logits} logits a dialogue; a reward model gives one. "
+        "Name a model trained as a reward model (num_labels 1), or one whose output has a `score`."
+    )
