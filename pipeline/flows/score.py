@@ -16,7 +16,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline import __version__
-from pipeline.config import ColumnsModel, ColumnsReward, Config, Source, resolved
+from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, Source, resolved
 from pipeline.errors import ConfigError, TooManyDroppedError
 from pipeline.flows.summary import ScoreSummary
 from pipeline.flows.timeline import Timeline
@@ -185,10 +185,13 @@ def _model_fingerprints(config: Config) -> dict[str, Any]:
     }
     if not models:
         return dict(columns)
-    from pipeline.models.loading import check_models, model_fingerprint
+    from pipeline.models.fingerprints import model_fingerprint
+    from pipeline.models.loading import check_models
 
     check_models(models, config.tokens)
     fingerprints: dict[str, Any] = {role: model_fingerprint(model) for role, model in models.items()}
+    if isinstance(config.reward, ClassifierReward):
+        fingerprints["reward"]["max_length"] = config.reward.max_length
     if "policy" in models or "reference" in models:
         fingerprints["tokens"] = config.tokens.model_dump(mode="json")
     return {**columns, **fingerprints}

@@ -9,6 +9,7 @@ is slow and always right. Knows nothing of heads.
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -109,25 +110,33 @@ class Backbone:
 
     def forward_one(self, completion: Completion) -> Any:
         """The model's own output for one sequence, without padding, by its own attention."""
-        self._use_attention(self._plain)
         ids = torch.as_tensor(completion.ids, dtype=torch.int64, device=self.device)[None]
-        return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        with self._attention(self._plain):
+            return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def _attend(self, step: Step) -> tuple[torch.Tensor, tuple[int, int]]:
         if self.kernel == "naive":
             raise ModelError(f"{type(self.model).__name__} cannot run packed steps.")
-        self._use_attention(PACKED_ATTENTION)
         ids, positions, rows = (
             torch.as_tensor(values, dtype=torch.int64, device=self.device)
             for values in (step.ids, step.positions, step.rows)
         )
-        with attending(step, self.kernel, self.device) as state:
+        with self._attention(PACKED_ATTENTION), attending(step, self.kernel, self.device) as state:
             output = self.model.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
         return output.last_hidden_state[0].index_select(0, rows), (state.calls, state.windowed_calls)
 
-    def _use_attention(self, name: str) -> None:
-        if self.model.config._attn_implementation != name:  # noqa: SLF001
-            self.model.set_attn_implementation(name)
+    @contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        """Run the model with another attention for a while; it is left as it was found."""
+        before = self.model.config._attn_implementation  # noqa: SLF001
+        if before == name:
+            yield
+            return
+        self.model.set_attn_implementation(name)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
 
     def _kernels(self) -> Iterator[Kernel]:
         if self.device.type == "cuda" and self.dtype in (torch.bfloat16, torch.float16):

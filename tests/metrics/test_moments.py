@@ -88,6 +88,19 @@ def test_agrees_with_numpy_on_ordinary_data(seed, centre, scale):
     assert moments.std() == pytest.approx(values.std(), rel=1e-12)
 
 
+@pytest.mark.parametrize("exponent", range(-1074, 1024, 7))
+def test_every_magnitude_sums_exactly(exponent):
+    values = np.ldexp(np.array([1.0, -1.3, 1.9, 1.0 + 2.0**-52]), exponent)
+    numbers = [int(Fraction(value) * 2**1074) for value in values.tolist()]
+    moments = moments_of(values)
+    assert (moments.total, moments.total_squares) == (sum(numbers), sum(number * number for number in numbers))
+
+
+def test_a_root_just_above_a_midpoint_rounds_up():
+    assert moments_of(np.array([1.0, -(2.0**-53)])).std() == 0.5
+    assert moments_of(np.array([1.0, -(2.0**-53 + 2.0**-105)])).std() == (1 + 2.0**-52) / 2
+
+
 def test_a_large_offset_does_not_cancel_the_spread():
     assert moments_of(np.array([1e15, 1e15 + 2])).std() == 1.0
 

@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 
 Fault = str | None
 BUSY, RESET, LOSE_ANSWER, CONFLICT = "busy", "reset", "lose answer", "conflict"
-_SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
+_ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>The proxy refuses.</Message></Error>"
+_REFUSALS = {
+    BUSY: (503, {}, _ERROR.format("SlowDown").encode()),
+    CONFLICT: (409, {}, _ERROR.format("ConditionalRequestConflict").encode()),
+}
 _OF_THIS_HOP = {"connection", "transfer-encoding", "content-length"}
 
 
