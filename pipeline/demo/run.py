@@ -46,7 +46,7 @@ def write_demo(workdir: Path, models_dir: Path | None = None) -> Path:
 
 def demo_config(workdir: Path, policy: Path, reward: Path) -> dict[str, Any]:
     """The sections of the demo's config: SimPO, the potential, the best 40 percent."""
-    shared = {"dtype": "float32", "token_budget": 4096}
+    shared = {"dtype": "bfloat16", "token_budget": 4096}
     return {
         "source": {"path": str(workdir / "pairs"), "format": "messages", "id_column": "id", "passthrough": ["label"]},
         "policy": {"model": str(policy), **shared},

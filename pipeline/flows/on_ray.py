@@ -138,7 +138,7 @@ def score_on_ray(job: ScoreJob, shards: Sequence[Shard]) -> Iterator[ShardWork]:
         ShardSource(job.reader, shards), num_cpus=io_cpus, override_num_blocks=len(shards)
     )
     for group in _groups(job.stages, job.run):
-        dataset = dataset.map_batches(**_pool(group))
+        dataset = dataset.map_batches(**_pool(group, num_shards=len(shards)))
     dataset = dataset.map_batches(
         CommitPart(job.commit), batch_size=1, batch_format="pyarrow", zero_copy_batch=True, num_cpus=io_cpus
     )
@@ -154,23 +154,25 @@ def _groups(stages: Sequence[Stage], run: Run) -> list[list[Stage]]:
     return [[s] for s in plain] + ([with_model] if with_model else [])
 
 
-def _pool(group: Sequence[Stage]) -> dict[str, Any]:
-    """Arguments of the map_batches call that runs a group of stages."""
+def _pool(group: Sequence[Stage], *, num_shards: int) -> dict[str, Any]:
+    """Arguments of the map_batches call that runs a group of stages; no more actors than there are shards."""
     models = [stage.model for stage in group if stage.model is not None]
+    replicas = max((m.replicas for m in models), default=1)
     return {
         "fn": ColocatedActor if len(models) > 1 else _ACTORS[group[0].name],
         "fn_constructor_args": (list(group),),
         "batch_size": 1,
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
-        "compute": ray.data.ActorPoolStrategy(
-            size=max((m.replicas for m in models), default=1), max_tasks_in_flight_per_actor=3
-        ),
+        "compute": ray.data.ActorPoolStrategy(size=min(replicas, num_shards), max_tasks_in_flight_per_actor=3),
         "num_cpus": max((m.num_cpus for m in models), default=_TOKENISE_CPUS),
         "num_gpus": max((gpus_per_replica(m) for m in models), default=0.0) or None,
-        "max_restarts": _MAX_RESTARTS,
-        "max_task_retries": _MAX_SHARD_RETRIES,
+        "ray_remote_args_fn": _retry_limits,
     }
+
+
+def _retry_limits() -> dict[str, Any]:
+    return {"max_restarts": _MAX_RESTARTS, "max_task_retries": _MAX_SHARD_RETRIES}
 
 
 def _io_cpus(stages: Sequence[Stage]) -> float:

@@ -52,14 +52,25 @@ def check_files(model: TorchModel) -> None:
     Raises:
         ModelError: the directory is missing, holds no model or no safetensors; the same for the adapter.
     """
-    if _is_local(model.model):
+    if is_local(model.model):
         _check_directory(Path(model.model), "config.json", "*.safetensors")
-    if model.adapter is not None and _is_local(model.adapter):
+    if model.adapter is not None and is_local(model.adapter):
         _check_directory(Path(model.adapter), *_ADAPTER)
 
 
+def is_local(name: str) -> bool:
+    """Whether a model's name means a directory rather than a hub id.
+
+    Raises:
+        ModelError: it is a URL.
+    """
+    if "://" in name:
+        raise ModelError(f"Model {name} is a URL; wanted a hub id or a local directory. Download it first.")
+    return Path(name).exists() or not _HUB_NAME.fullmatch(name)
+
+
 def _identity(name: str, revision: str) -> dict[str, Any]:
-    if not _is_local(name):
+    if not is_local(name):
         return {"name": name, "revision": _hub_commit(name, revision)}
     directory = Path(name)
     _check_directory(directory, "config.json", "*.safetensors")
@@ -68,16 +79,10 @@ def _identity(name: str, revision: str) -> dict[str, Any]:
 
 
 def _adapter_identity(name: str) -> dict[str, Any]:
-    if not _is_local(name):
+    if not is_local(name):
         return {"name": name, "revision": _hub_commit(name, "main")}
     _check_directory(Path(name), *_ADAPTER)
     return {"weights": _digest_of_files(Path(name), _ADAPTER)}
-
-
-def _is_local(name: str) -> bool:
-    if "://" in name:
-        raise ModelError(f"Model {name} is a URL; wanted a hub id or a local directory. Download it first.")
-    return Path(name).exists() or not _HUB_NAME.fullmatch(name)
 
 
 def _check_directory(directory: Path, config: str, weights: str) -> None:

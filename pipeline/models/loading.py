@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from pipeline.config import Tokens, TorchModel
 from pipeline.errors import ModelError
-from pipeline.models.fingerprints import check_files, model_fingerprint
-from pipeline.models.prompts import chat_template
+from pipeline.models.fingerprints import check_files, is_local, model_fingerprint
+from pipeline.models.prompts import SAVE_TEMPLATE, require_template
 
 __all__ = [
     "check_models",
@@ -81,9 +81,9 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
         check_same_tokenizer(tokenizers["policy"], tokenizers["reference"])
     for role, tokenizer in tokenizers.items():
         if role == "reward":
-            chat_template(tokenizer, None, remedy="Save one with the reward model's tokenizer.")
+            require_template(tokenizer, None, remedy=SAVE_TEMPLATE)
         else:
-            chat_template(tokenizer, tokens.chat_template)
+            require_template(tokenizer, tokens.chat_template)
 
 
 def check_same_tokenizer(policy: Any, reference: Any) -> None:
@@ -161,5 +161,11 @@ def _device(model: TorchModel) -> str:
 
 
 def _cannot_load(what: str, model: TorchModel, error: Exception) -> str:
-    remedy = "" if model.trust_remote_code else " If it brings code of its own, set trust_remote_code: true."
-    return f"{what} of {model.model} (revision {model.revision}) cannot be loaded: {error}{remedy}"
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    if "trust_remote_code" in str(error):
+        remedy = "Read the code it brings; if you trust it, set trust_remote_code: true."
+    elif is_local(model.model):
+        remedy = "Check that the directory was saved whole, by save_pretrained."
+    else:
+        remedy = "Download it where the hub can be reached, or give a local directory."
+    return f"{what} of {model.model} (revision {model.revision}) cannot be loaded: {reason} {remedy}"

@@ -12,7 +12,6 @@ place of tokens: template_error, prompt_too_long, empty_after_truncation, identi
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +25,9 @@ TEMPLATE_ERROR: Final = "template_error"
 PROMPT_TOO_LONG: Final = "prompt_too_long"
 EMPTY: Final = "empty_after_truncation"
 IDENTICAL: Final = "identical_after_truncation"
+
+SAVE_TEMPLATE: Final = "Save one with the reward model's tokenizer."
+_SET_TEMPLATE: Final = "Set tokens.chat_template to a Jinja file."
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -72,16 +74,16 @@ class PairTokenizer:
 
     Args:
         tokenizer: a transformers tokenizer.
-        tokens: preset, lengths, truncation and, if the tokenizer's own is not wanted, the template file.
+        tokens: preset, lengths, truncation and, if the tokenizer's own is not wanted, the template.
 
     Raises:
-        ModelError: no chat template, or its file cannot be read.
+        ModelError: there is no chat template.
     """
 
     def __init__(self, tokenizer: Any, tokens: Tokens) -> None:
         self._tokenizer = tokenizer
         self._tokens = tokens
-        self._template = chat_template(tokenizer, tokens.chat_template)
+        self._template = require_template(tokenizer, tokens.chat_template)
 
     def tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None
@@ -135,7 +137,7 @@ class DialogueTokenizer:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._keep_end = tokenizer.truncation_side == "left"
-        self._template = chat_template(tokenizer, None, remedy="Save one with the reward model's tokenizer.")
+        self._template = require_template(tokenizer, None, remedy=SAVE_TEMPLATE)
 
     def tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None
@@ -189,22 +191,15 @@ def finished_pair(chosen: Side, rejected: Side) -> TokenizedPair | str:
     )
 
 
-def chat_template(
-    tokenizer: Any, path: str | None, *, remedy: str = "Set tokens.chat_template to a Jinja file."
-) -> str | None:
-    """Text of the template file, or None where the tokenizer's own is used.
+def require_template(tokenizer: Any, template: str | None, *, remedy: str = _SET_TEMPLATE) -> str | None:
+    """The template text of the config, or None where the tokenizer brings one of its own.
 
     Raises:
-        ModelError: there is no template, or the file cannot be read.
+        ModelError: there is neither.
     """
-    if path is None:
-        if not tokenizer.chat_template:
-            raise ModelError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. {remedy}")
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"tokens.chat_template {path} cannot be read: {error}. Give a Jinja file.") from None
+    if template is None and not tokenizer.chat_template:
+        raise ModelError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. {remedy}")
+    return template
 
 
 def render(

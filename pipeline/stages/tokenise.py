@@ -42,6 +42,9 @@ DIALOGUE_COLUMNS = [REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, REWARD_TRUNCATED]
 
 _IDS = pa.list_(pa.int32())
 
+Columns = dict[str, tuple[pa.DataType, list[Any]]]
+"""Type and values of new columns, for the rows that have them."""
+
 
 class TokenisePairs:
     """Adds the token ids that policy and reference share, the token counts and the truncation flag."""
@@ -55,7 +58,7 @@ class TokenisePairs:
             table, lambda row: self._tokenizer.tokenize(row[PROMPT], row[CHOSEN], row[REJECTED], row[TOOLS])
         )
         pairs: dict[int, TokenizedPair] = kept
-        columns = {
+        columns: Columns = {
             CHOSEN_IDS: (_IDS, [p.chosen_ids for p in pairs.values()]),
             REJECTED_IDS: (_IDS, [p.rejected_ids for p in pairs.values()]),
             CHOSEN_START: (pa.int64(), [p.chosen_start for p in pairs.values()]),
@@ -80,7 +83,7 @@ class TokeniseDialogues:
             table, lambda row: self._tokenizer.tokenize(row[PROMPT], row[CHOSEN], row[REJECTED], row[TOOLS])
         )
         dialogues: dict[int, TokenizedDialogues] = kept
-        columns = {
+        columns: Columns = {
             REWARD_CHOSEN_IDS: (_IDS, [d.chosen_ids for d in dialogues.values()]),
             REWARD_REJECTED_IDS: (_IDS, [d.rejected_ids for d in dialogues.values()]),
             REWARD_TRUNCATED: (pa.bool_(), [d.truncated for d in dialogues.values()]),
@@ -120,7 +123,7 @@ def _tokenise(table: pa.Table, tokenize: Callable[[Mapping[str, Any]], Any]) -> 
     return kept, drop_rows(table, dropped, stage="tokens")
 
 
-def _with_columns(table: pa.Table, rows: list[int], columns: Mapping[str, tuple[pa.DataType, list[Any]]]) -> pa.Table:
+def _with_columns(table: pa.Table, rows: list[int], columns: Columns) -> pa.Table:
     for name, (of_type, values) in columns.items():
         table = set_column(table, name, spread(values, rows, num_rows=table.num_rows, of_type=of_type))
     return table

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,12 @@ def local_ray(s3: S3Server) -> Iterator[None]:
 def pairs() -> list[dict]:
     """Sixty pairs of our own sample data."""
     return [json.loads(line) for line in PAIRS.read_text().splitlines()[:60]]
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_dir(tiny_model_dir: Callable[..., Path]) -> Path:
+    """A tiny random sequence classifier with one logit."""
+    return tiny_model_dir("llama", classifier=True, seed=3)
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

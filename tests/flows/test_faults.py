@@ -7,13 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from pipeline.config import Config, load_config, resolved
+from pipeline.errors import AlignpotError
 from pipeline.flows.run import run_all
+from pipeline.flows.score import prepare_score, score
+from pipeline.stages.plan import Stage
 from tests.flows.conftest import make_config, write_jsonl
 from tests.flows.test_score import scores_of, selected_ids
 
@@ -110,6 +115,42 @@ def test_two_drivers_on_one_output_write_each_row_once(tmp_path: Path, pairs: li
     assert manifest["num_rows"] == len(pairs)
     ids = scores_of(load_config(tmp_path / "driver0.yaml"))["id"].to_pylist()
     assert len(ids) == len(set(ids)) == len(pairs)
+
+
+class DiesOnSecondShard:
+    """A stage whose process is killed by one shard, as a row that crashes a kernel would."""
+
+    def __init__(self, marks: Path, num_deaths: int) -> None:
+        self.marks = marks
+        self.num_deaths = num_deaths
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if table.column("source_row")[0].as_py() == 4 and len(list(self.marks.iterdir())) < self.num_deaths:
+            (self.marks / f"{time.time_ns()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return table
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(("num_deaths", "survives"), [(1, True), (10**6, False)])
+def test_worker_that_dies_is_replaced_but_not_for_ever(
+    num_deaths: int, survives: bool, tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
+):
+    marks = tmp_path / "deaths"
+    marks.mkdir()
+    deadly = Stage(name="tokenise", build=partial(DiesOnSecondShard, marks, num_deaths))
+    monkeypatch.setattr("pipeline.flows.score.score_stages", lambda config: [deadly])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:20])
+    config = make_config(tmp_path, source, metric={"name": "random"}, run={"engine": "ray", "shard_rows": 4})
+    run = prepare_score(config)
+    if survives:
+        assert score(run)[0].num_scored == 20
+        return
+    with pytest.raises(AlignpotError):
+        score(run)
+    assert len(list(marks.iterdir())) <= 25
+    assert not (Path(config.scored) / "_SUCCESS.json").exists()
+    assert not (Path(config.scored) / "parts" / "00000001.parquet").exists()
 
 
 def test_sigterm_ends_with_75_and_the_run_goes_on(tmp_path: Path, pairs: list[dict], models: dict):

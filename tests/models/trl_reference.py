@@ -6,7 +6,7 @@ from typing import Any
 from tests.models.pairs import Row
 
 
-def trl_trainer(model: Any, tokenizer: Any, rows: list[Row], output: Path, *, precompute: bool, **settings: Any) -> Any:
+def trl_trainer(model: Any, tokenizer: Any, rows: list[Row], output: Path, **settings: Any) -> Any:
     """A real DPOTrainer over conversational rows, which tokenises and scores them."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer

@@ -46,6 +46,13 @@ def test_top_and_bottom_are_the_ends_of_a_full_sort(rewards, num):
     assert [row["id"] for row in report["bottom"]] == [i for _, i in sorted(rows)[:num]]
 
 
+def test_ends_of_rows_that_all_tie_are_the_smallest_ids():
+    table = scored_table(reward_chosen=[1.0] * 200, reward_rejected=[0.0] * 200)
+    report = report_of(table, Metric(name="explicit"), k=7)
+    smallest = sorted(table.column("id").to_pylist())[:10]
+    assert [row["id"] for row in report["top"]] == [row["id"] for row in report["bottom"]] == smallest
+
+
 def test_report_does_not_depend_on_the_order_of_rows():
     table = scored_table(500, reward_chosen=np.round(np.random.default_rng(0).normal(size=500)))
     assert report_of(table, fraction=0.3) == report_of(table.take(np.arange(499, -1, -1)), fraction=0.3)

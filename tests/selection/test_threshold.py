@@ -55,6 +55,15 @@ def test_cut_agrees_with_a_full_sort_where_scores_do_not_fit(make, share, monkey
     assert cut.num_above < k <= cut.num_above + cut.num_tied
 
 
+@pytest.mark.parametrize("held", [2**18, 0])
+def test_scores_right_beside_a_misleading_guess_are_found(held, monkeypatch):
+    monkeypatch.setattr(threshold, "_BUFFER", held)
+    above, below = math.nextafter(1.0, 2.0), math.nextafter(1.0, 0.0)
+    scores = [below, above, 1.0, below, above]
+    for k in range(1, 6):
+        check(scores, k, [1.0] * 100)
+
+
 def test_a_fair_sample_finds_the_cut_in_one_pass():
     scores = np.random.default_rng(0).normal(size=100_000)
     passes = []
