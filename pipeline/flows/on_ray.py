@@ -167,12 +167,9 @@ def _pool(group: Sequence[Stage], *, num_shards: int) -> dict[str, Any]:
         "compute": ray.data.ActorPoolStrategy(size=min(replicas, num_shards), max_tasks_in_flight_per_actor=3),
         "num_cpus": max((m.num_cpus for m in models), default=_TOKENISE_CPUS),
         "num_gpus": max((gpus_per_replica(m) for m in models), default=0.0) or None,
-        "ray_remote_args_fn": _retry_limits,
+        "max_restarts": _MAX_RESTARTS,
+        "max_task_retries": _MAX_SHARD_RETRIES,
     }
-
-
-def _retry_limits() -> dict[str, Any]:
-    return {"max_restarts": _MAX_RESTARTS, "max_task_retries": _MAX_SHARD_RETRIES}
 
 
 def _io_cpus(stages: Sequence[Stage]) -> float:

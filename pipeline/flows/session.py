@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -65,6 +66,8 @@ def _start(run: Run, models: Sequence[TorchModel]) -> None:
 
 
 def _set_up_context() -> None:
+    # Ray has no other way yet to limit restarts of pool actors than the arguments it means to retire.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = False
     context.print_on_execution_start = False

@@ -136,7 +136,7 @@ def _slices(values: FloatArray, grid: int) -> tuple[list[FloatArray], FloatArray
         part -= anchor
         slices.append(part)
         rest = rest - part
-        # Doubles need three slices at the least; zeros in a slice too many change nothing.
+        # Doubles fill three slices or more, so the test is not worth its time before; a slice of zeros changes nothing.
         if len(slices) > 2 and not rest.any():
             return slices, None
         grid -= _SLICE_BITS + 1

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
-from pipeline.models.packing import Completion, Group, Step, step_end
+from pipeline.models.packing import Completion, Group, Step, response_step, step_end
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -29,9 +29,11 @@ _KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 _LENGTH_DEPENDENT_ROPE: Final = frozenset({"dynamic", "longrope"})
 # Steps beyond this leave a CPU's caches and gain nothing.
 _CPU_STEP_TOKENS: Final = 4096
-# Largest difference per token between the packed and the plain forward of a few random tokens.
+# Largest difference, in mean log-prob or reward, between the packed and the plain forward of a few random tokens;
+# more for numbers above the full scale, where half precision is coarser.
 _TOLERANCE: Final = {torch.float32: 1e-3}
 _TOLERANCE_HALF: Final = 0.15
+_FULL_SCALE: Final = 16.0
 _WRONG_OR_REFUSED: Final = (AttributeError, IndexError, KeyError, ModelError, RuntimeError, TypeError, ValueError)
 
 
@@ -180,15 +182,14 @@ class Backbone:
             missing = self._missing_windows(groups)
         except _WRONG_OR_REFUSED as error:
             return f"{type(error).__name__}: {error}"
-        difference = float(np.max(np.abs(got - expected)))
+        scale = np.maximum(1.0, np.abs(expected) / _FULL_SCALE)
+        difference = float(np.max(np.abs(got - expected) / scale))
         if not difference <= _TOLERANCE.get(self.dtype, _TOLERANCE_HALF):  # NaN counts as a difference
-            return f"packed and plain forwards differ by {difference:.3g} a token with the {self.kernel} kernel"
+            return f"packed and plain forwards differ by {difference:.3g} with the {self.kernel} kernel"
         return missing
 
     def _missing_windows(self, groups: Sequence[Group]) -> str | None:
         """Whether a layer has a sliding window that its attention is not told of (short probes cannot show it)."""
-        from pipeline.models.packing import response_step
-
         _, (calls, windowed) = self._attend(response_step(groups))
         if calls == 0:
             return "its layers do not call the attention they are given"

@@ -72,7 +72,7 @@ def find_cut(scores: ScoreStream, k: int, sample: FloatArray, num_scores: int) -
     """
     whole = _Interval(_image(-math.inf), _image(math.inf))
     around, interval = whole, _guess(sample, k / num_scores) or whole
-    while True:
+    while interval.low <= interval.high:
         scan = _scan(scores, interval, num_scores)
         rank = k - scan.num_above
         if rank <= 0:
@@ -92,6 +92,7 @@ def find_cut(scores: ScoreStream, k: int, sample: FloatArray, num_scores: int) -
                 num_above = scan.num_above + int(from_top[place]) - num_tied
                 return Cut(threshold=_score(interval.low), num_above=num_above, num_tied=num_tied)
             around = interval
+    raise IntegrityError("the scores changed between passes; select from a dataset that nothing writes to.")
 
 
 def _cut_of(inside: FloatArray, rank: int, num_above: int) -> Cut:

@@ -48,19 +48,27 @@ def mth_smallest_id(ids: IdStream, m: int, num_ids: int) -> str:
         for part in _inside(ids, within):
             histogram += np.bincount(_pairs(part, depth), minlength=_SYMBOLS**2)
         reached = np.cumsum(histogram)
+        _check_count(int(reached[-1]), num_ids)
         pair = int(np.searchsorted(reached, m))
         num_ids = int(histogram[pair])
         m -= int(reached[pair]) - num_ids
         within = _Range(low=low, high=high, depth=depth, pair=pair)
     held = sorted(id_ for part in _inside(ids, within) for id_ in part.to_pylist())
-    if len(held) != num_ids:
-        raise IntegrityError(f"a pass over the tied ids gave {len(held)} of them, an earlier one {num_ids}.")
+    _check_count(len(held), num_ids)
     return str(held[m - 1])
+
+
+def _check_count(num_found: int, num_ids: int) -> None:
+    if num_found != num_ids:
+        raise IntegrityError(
+            f"a pass over the ids at the threshold gave {num_found}, an earlier one {num_ids}: the source changed "
+            "meanwhile. Select from a dataset that nothing writes to."
+        )
 
 
 def _extremes(parts: Iterator[pa.Array], num_ids: int) -> tuple[str, str]:
     bounds = [pc.min_max(part).as_py() for part in parts if len(part)]
-    low, high = min(b["min"] for b in bounds), max(b["max"] for b in bounds)
+    low, high = min((b["min"] for b in bounds), default=""), max((b["max"] for b in bounds), default="")
     if low == high:
         raise IntegrityError(f"id {low!r} stands in {num_ids} scored rows. {_DUPLICATE}")
     return low, high

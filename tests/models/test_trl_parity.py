@@ -27,7 +27,7 @@ def assert_same_tokens(directory: Path, rows: list[Row], output: Path, max_lengt
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = tiny_model("llama", vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1)
-    trainer = trl_trainer(model, tokenizer, rows, output, max_length=max_length)
+    trainer = trl_trainer(model, tokenizer, rows, output, max_length=max_length, precompute=False)
     ours = [PairTokenizer(tokenizer, Tokens(max_length=max_length)).tokenize(**row) for row in rows]
     kept = [pair for pair in ours if isinstance(pair, TokenizedPair)]
     theirs = trainer.train_dataset

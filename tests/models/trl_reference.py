@@ -1,25 +1,34 @@
 """What TRL itself does with a pair: its token columns and its precomputed reference log-probabilities."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from tests.models.pairs import Row
 
 
-def trl_trainer(model: Any, tokenizer: Any, rows: list[Row], output: Path, **settings: Any) -> Any:
-    """A real DPOTrainer over conversational rows, which tokenises and scores them."""
+def trl_trainer(
+    model: Any, tokenizer: Any, rows: list[Row], output: Path, *, max_length: int, precompute: bool = True
+) -> Any:
+    """A real DPOTrainer over conversational rows, which tokenises them and, unless told not to, scores them."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     config = DPOConfig(
         output_dir=str(output),
-        precompute_ref_log_probs=True,
+        max_length=max_length,
+        precompute_ref_log_probs=precompute,
         per_device_train_batch_size=4,
         bf16=False,
         use_cpu=True,
         report_to=[],
         gradient_checkpointing=False,
         disable_tqdm=True,
-        **settings,
     )
-    return DPOTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    return DPOTrainer(
+        model=model,
+        ref_model=None if precompute else copy.deepcopy(model),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )

@@ -99,3 +99,15 @@ def test_finite_scores_whose_sum_overflows_are_no_error():
 def test_a_source_that_changes_between_passes_is_noticed():
     with pytest.raises(IntegrityError, match="gave 3 rows, the first one 4"):
         find_cut(stream([1.0, 2.0, 3.0]), 1, EMPTY, 4)
+
+
+def test_scores_that_move_between_passes_end_in_an_error(monkeypatch):
+    monkeypatch.setattr(threshold, "_BUFFER", 0)
+    passes = []
+
+    def moving():
+        passes.append(1)
+        return iter([np.full(4, 1.0 if len(passes) % 2 else 100.0)])
+
+    with pytest.raises(IntegrityError, match="changed between passes"):
+        find_cut(moving, 2, np.full(50, 50.0), 4)

@@ -52,3 +52,9 @@ def test_one_id_in_many_rows_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setattr(ties, "_HELD_IDS", 4)
     with pytest.raises(IntegrityError, match="id 'same' stands in 10 scored rows"):
         mth_smallest_id(stream(["same"] * 10), 3, 10)
+
+
+def test_ids_that_go_missing_between_passes_are_noticed(monkeypatch):
+    monkeypatch.setattr(ties, "_HELD_IDS", 2)
+    with pytest.raises(IntegrityError, match="gave 3, an earlier one 5"):
+        mth_smallest_id(stream(["a", "b", "c"]), 2, 5)

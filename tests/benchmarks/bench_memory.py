@@ -1,0 +1,93 @@
+"""Peak memory of the driver on N rows and on 100 N rows: `python -m tests.benchmarks.bench_memory [--rows 600]`.
+
+The rows carry their scores (`backend: columns`), so that nothing but reading, planning, committing and selecting is
+measured. Each run is a process of its own; the figure is the largest resident set of that process, workers of Ray left
+out. The last line is a JSON object.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+FACTOR = 100
+ROWS_PER_FILE = 20_000
+
+_RUN = """
+import json, resource, sys
+from pipeline.config import load_config
+from pipeline.flows.run import run_all
+run_all(load_config(sys.argv[1]))
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+"""
+
+
+def write_source(folder: Path, num_rows: int) -> Path:
+    """Parquet files of pairs with rewards, log-probs and token counts; texts of some 600 characters."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for first in range(0, num_rows, ROWS_PER_FILE):
+        rows = range(first, min(first + ROWS_PER_FILE, num_rows))
+        size = len(rows)
+        turns = {
+            name: [[{"role": role, "content": f"{name} {row} " + "lorem ipsum " * 50}] for row in rows]
+            for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
+        }
+        scores = {
+            "reward_chosen": rng.normal(1, 1, size),
+            "reward_rejected": rng.normal(0, 1, size),
+            "policy_logp_chosen": rng.normal(-200, 20, size),
+            "policy_logp_rejected": rng.normal(-200, 20, size),
+        }
+        counts = {f"num_tokens_{name}": np.full(size, 100) for name in ("prompt", "chosen", "rejected")}
+        table = pa.table({**turns, **scores, **counts})
+        pq.write_table(table, folder / f"{first:09d}.parquet", row_group_size=1000)
+    return folder
+
+
+def peak_mib(workdir: Path, num_rows: int, engine: str) -> float:
+    """Largest resident set of the driver, in MiB."""
+    config = {
+        "source": {"path": str(write_source(workdir / "source", num_rows))},
+        "policy": {"backend": "columns"},
+        "reward": {"backend": "columns"},
+        "scored": str(workdir / "scored"),
+        "select": {"fraction": 0.4},
+        "output": {"path": str(workdir / "subset")},
+        "run": {"engine": engine, "shard_rows": 600},
+    }
+    path = workdir / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    done = subprocess.run([sys.executable, "-c", _RUN, str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def measure(num_rows: int, engine: str) -> dict[str, float]:
+    """Peaks of the small and the large run, and their ratio."""
+    with tempfile.TemporaryDirectory(prefix="alignpot-memory-") as folder:
+        small = peak_mib(Path(folder) / "small", num_rows, engine)
+        large = peak_mib(Path(folder) / "large", num_rows * FACTOR, engine)
+    return {"rows": num_rows, "mib": round(small), "mib_100x": round(large), "ratio": round(large / small, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=600)
+    options = parser.parse_args()
+    figures = {engine: measure(options.rows, engine) for engine in ("plain", "ray")}
+    for engine, figure in figures.items():
+        print(f"{engine:6} {figure['rows']:,} rows {figure['mib']} MiB, 100x {figure['mib_100x']} MiB")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The README says what the code does: keys, formats, make targets, commands and configs it names are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+from pipeline import config
+from pipeline.cli import app
+from pipeline.config import parse_config
+from pipeline.sources.formats import FORMATS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+REFERENCE = README.split("## Config")[1].split("\n## ")[0]
+MODEL_SECTIONS = {"policy": config.TorchModel, "reference": config.TorchModel, "reward": config.ClassifierReward}
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    plain = {
+        name: getattr(config, name.capitalize())
+        for name in ("source", "storage", "tokens", "objective", "metric", "select", "output", "run")
+    }
+    return {**plain, **MODEL_SECTIONS}
+
+
+@pytest.mark.parametrize("section", sorted(sections()))
+def test_every_key_is_in_the_config_reference(section: str):
+    keys = set(re.findall(r"[a-z_]+", REFERENCE))
+    assert set(sections()[section].model_fields) <= keys
+    assert section in keys
+
+
+def test_every_section_is_known_here():
+    assert set(sections()) | {"scored"} == set(config.Config.model_fields)
+
+
+def test_every_format_is_listed():
+    assert set(FORMATS) <= set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+
+
+def test_example_config_parses():
+    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert parse_config(yaml.safe_load(example)).select is not None
+
+
+def test_commands_exist():
+    commands = set(re.findall(r"^alignpot (\w+)", README, re.MULTILINE))
+    assert {"inspect", "run", "select", "submit"} <= commands
+    for command in commands:
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_make_targets_and_files_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for path in re.findall(r"\b((?:deploy|jobs|pipeline|tests)/[\w./-]*\w)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_no_placeholder_is_left():
+    assert not re.findall(r"@[A-Z_]+@", README)
