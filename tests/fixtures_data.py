@@ -6,10 +6,16 @@ from pathlib import Path
 import pytest
 
 
+def shared_folder() -> Path | None:
+    """Folder with alpaca_eval_onpolicy.parquet and hh_harmless.jsonl.gz, beside the checkout or as ALIGNPOT_SHARED."""
+    shared = Path(os.environ.get("ALIGNPOT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    return shared / "data" if (shared / "data" / "hh_harmless.jsonl.gz").exists() else None
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with alpaca_eval_onpolicy.parquet and hh_harmless.jsonl.gz."""
-    shared = Path(os.environ.get("ALIGNPOT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    if not (shared / "data" / "hh_harmless.jsonl.gz").exists():
+    """The folder with the real data."""
+    folder = shared_folder()
+    if folder is None:
         pytest.skip("no preference data beside the checkout (set ALIGNPOT_SHARED to a folder with data/)")
-    return shared / "data"
+    return folder

@@ -48,7 +48,8 @@ def test_example_config_parses():
 
 
 def test_commands_exist():
-    commands = set(re.findall(r"^alignpot (\w+)", README, re.MULTILINE))
+    shell = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+    commands = set(re.findall(r"^alignpot (\w+)", shell, re.MULTILINE))
     assert {"inspect", "run", "select", "submit"} <= commands
     for command in commands:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
