@@ -127,6 +127,7 @@ class Tokens(Section):
     max_prompt_length: int = Field(default=1800, ge=1)
     """Used by the paper preset only."""
     truncation: Literal["keep_start", "keep_end"] = "keep_start"
+    """Which end of a pair that is too long is kept; the paper preset has its own rule and ignores it."""
     chat_template: str | None = None
     """Jinja file to use instead of the tokenizer's own template; read here, so that workers need no such file."""
 

@@ -61,6 +61,7 @@ def prepare_score(config: Config) -> ScoreRun:
         policy_logps=isinstance(config.policy, ColumnsModel),
         reference_logps=isinstance(config.reference, ColumnsModel),
     )
+    models = _model_fingerprints(config)
     fingerprint = {
         "source": {
             "format": reader.format,
@@ -68,7 +69,7 @@ def prepare_score(config: Config) -> ScoreRun:
             "passthrough": list(source.passthrough),
             "files": {file.path: f"{file.size}:{file.digest}" for file in files},
         },
-        **_model_fingerprints(config),
+        **models,
     }
     plan = begin_run(
         fs,
@@ -82,7 +83,7 @@ def prepare_score(config: Config) -> ScoreRun:
             source_format=reader.format,
         ),
     )
-    return ScoreRun(config=config, plan=plan, reader=reader, fs=fs, root=root)
+    return ScoreRun(config=_pinned(config, models), plan=plan, reader=reader, fs=fs, root=root)
 
 
 def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
@@ -144,6 +145,16 @@ class CommitTo:
         """Write the part of a shard; its summary as a one-row table."""
         summary = commit_part(self.fs, self.root, self.specs[index], without_transient(table))
         return pa.table({"summary": [json.dumps(asdict(summary))]})
+
+
+def _pinned(config: Config, fingerprints: Mapping[str, Any]) -> Config:
+    """Models by hub id at the commit that was fingerprinted, so that a branch which moves in mid-run mixes nothing."""
+    pins = {
+        role: model.model_copy(update={"revision": fingerprints[role]["revision"]})
+        for role, model in config.torch_models().items()
+        if "revision" in fingerprints[role]
+    }
+    return config.model_copy(update=pins)
 
 
 def _summary(work: ShardWork) -> dict[str, Any]:

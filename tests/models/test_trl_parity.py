@@ -72,10 +72,49 @@ def test_float32_sums_equal_trl_on_our_pairs(smollm2_dir, tmp_path):
     assert_same_logps(smollm2_dir, demo_pairs(4), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def hh64(smollm2_dir, shared_data):
+    """64 HH pairs, tokenised, and their float32 sums by the packed engine: rows, pairs, (chosen, rejected)."""
+    rows = hh_pairs(shared_data, 64)
+    model, tokenizer = smollm2(smollm2_dir)
+    pairs = [PairTokenizer(tokenizer, Tokens()).tokenize(**row) for row in rows]
+    return rows, pairs, score_pairs(LogprobEngine(model), pairs)
+
+
 @pytest.mark.slow
 @pytest.mark.smollm2
-def test_float32_sums_equal_trl_on_64_hh_pairs(smollm2_dir, shared_data, tmp_path):
-    assert_same_logps(smollm2_dir, hh_pairs(shared_data, 64), tmp_path)
+def test_float32_sums_equal_trl_on_64_hh_pairs(smollm2_dir, hh64, tmp_path):
+    rows, _, (chosen, rejected) = hh64
+    theirs = trl_trainer(*smollm2(smollm2_dir), rows, tmp_path, max_length=2048).train_dataset
+    np.testing.assert_allclose(chosen, theirs["ref_chosen_logps"], rtol=1e-4)
+    np.testing.assert_allclose(rejected, theirs["ref_rejected_logps"], rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_float32_sums_equal_a_plain_forward_of_each_sequence_on_64_hh_pairs(smollm2_dir, hh64):
+    _, pairs, (chosen, rejected) = hh64
+    model, _ = smollm2(smollm2_dir)
+    for index, pair in enumerate(pairs):
+        for side, ours in (("chosen", chosen), ("rejected", rejected)):
+            ids = torch.as_tensor(getattr(pair, f"{side}_ids"), dtype=torch.int64)[None]
+            start = getattr(pair, f"{side}_start")
+            with torch.no_grad():
+                logp = model(input_ids=ids).logits[0].double().log_softmax(-1)
+            naive = logp[torch.arange(start - 1, ids.shape[1] - 1), ids[0, start:]].sum().item()
+            assert ours[index] == pytest.approx(naive, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_bfloat16_stays_within_its_noise_of_float32_on_64_hh_pairs(smollm2_dir, hh64):
+    _, pairs, exact = hh64
+    model, _ = smollm2(smollm2_dir, torch.bfloat16)
+    rounded = score_pairs(LogprobEngine(model), pairs)
+    counts = [[getattr(p, f"num_tokens_{side}") for p in pairs] for side in ("chosen", "rejected")]
+    difference = np.concatenate([(a - b) / n for a, b, n in zip(rounded, exact, counts, strict=True)])
+    assert np.abs(difference).max() <= 0.05
+    assert np.sqrt(np.mean(difference**2)) <= 0.02
 
 
 @pytest.mark.slow

@@ -1,12 +1,8 @@
-"""Settings of the selection tests: no time limit for one example, and blocks small enough that few rows fill many."""
+"""Settings of the selection tests: blocks small enough that few rows fill many."""
 
 import pytest
-from hypothesis import settings
 
 from pipeline.selection import source, survey
-
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="module", autouse=True)
