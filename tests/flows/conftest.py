@@ -14,16 +14,22 @@ from tests.fixtures_storage import S3Server
 PAIRS = Path(__file__).parents[2] / "pipeline" / "demo" / "pairs.jsonl"
 
 
-@pytest.fixture(scope="session")
-def local_ray(s3: S3Server) -> Iterator[None]:
-    """One local Ray for all flow tests, with more logical CPUs than cores so that every pool finds a place.
-
-    It starts after the S3 server, whose credentials its workers inherit.
-    """
-    del s3
-    ray.init(address="local", num_cpus=12, include_dashboard=False, logging_level="ERROR")
+@pytest.fixture(scope="session", autouse=True)
+def ray_ends_with_the_session() -> Iterator[None]:
+    """Whatever Ray is up after the last test is shut down."""
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def local_ray(s3: S3Server) -> None:
+    """One local Ray for all flow tests, with more logical CPUs than cores so that every pool finds a place.
+
+    It starts after the S3 server, whose credentials its workers inherit, and again after a test that took it down.
+    """
+    del s3
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=12, include_dashboard=False, logging_level="ERROR")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The same job on clusters: three nodes in one process tree, and a head started by hand that takes submitted jobs."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,12 +25,14 @@ from tests.fixtures_storage import S3Server
 from tests.flows.conftest import make_config, write_jsonl
 from tests.flows.test_score import scores_of, selected_ids
 
+ROOT = Path(__file__).parents[2]
+
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.s3]
 
 
 @pytest.fixture(autouse=True)
 def no_ray_of_other_tests() -> Iterator[None]:
-    """These tests bring their own cluster; a session-wide one of other tests is left alone only if it is not up."""
+    """These tests bring their own cluster; the one that other tests share comes up again when it is asked for."""
     ray.shutdown()
     yield
     ray.shutdown()
@@ -130,6 +133,18 @@ def submitted(config: Path, head: str, capsys: pytest.CaptureFixture[str]) -> tu
     return int(end.value.code or 0), out.out + out.err
 
 
+def submitted_script(config: Path, head: str, checkout: Path) -> "subprocess.CompletedProcess[str]":
+    """`ray job submit ... -- python jobs/run.py config.yaml` from a folder that holds what a checkout holds."""
+    for part in ("pipeline", "jobs"):
+        shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(config, checkout / "config.yaml")
+    ray_command = str(Path(sys.executable).parent / "ray")
+    command = [ray_command, "job", "submit", "--address", head, "--working-dir", ".", "--"]
+    return subprocess.run(
+        [*command, "python", "jobs/run.py", "config.yaml"], cwd=checkout, capture_output=True, text=True, check=False
+    )
+
+
 def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     tmp_path: Path,
     pairs: list[dict],
@@ -158,6 +173,11 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     code, output = submitted(path, head, capsys)
     assert code == 2, output
     assert "tokens.max_length" in output
+
+    path.write_text(yaml.safe_dump(resolved(config)))
+    script = submitted_script(path, head, tmp_path / "checkout")
+    assert script.returncode == 0, script.stdout + script.stderr
+    assert "(0 now)" in script.stdout + script.stderr
     assert os.environ["RAY_AUTH_TOKEN"] not in output
     assert s3.secret_key not in output
 
