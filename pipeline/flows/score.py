@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -148,13 +149,25 @@ class CommitTo:
 
 
 def _pinned(config: Config, fingerprints: Mapping[str, Any]) -> Config:
-    """Models by hub id at the commit that was fingerprinted, so that a branch which moves in mid-run mixes nothing."""
+    """The config as workers read it: hub ids at the commit that was fingerprinted, local directories as full paths.
+
+    So a branch that moves in mid-run mixes nothing, and a worker's working directory does not matter.
+    """
     pins = {
-        role: model.model_copy(update={"revision": fingerprints[role]["revision"]})
+        role: model.model_copy(
+            update={
+                "model": _full_path(model.model),
+                "adapter": model.adapter and _full_path(model.adapter),
+                "revision": fingerprints[role].get("revision", model.revision),
+            }
+        )
         for role, model in config.torch_models().items()
-        if "revision" in fingerprints[role]
     }
     return config.model_copy(update=pins)
+
+
+def _full_path(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _summary(work: ShardWork) -> dict[str, Any]:
