@@ -5,7 +5,9 @@ ConfigError that names the key, what it got and what it takes. Rules across sect
 anything is read or loaded. Each class default is the vetted setting. Imports only pydantic and yaml.
 """
 
+import datetime
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,6 +43,10 @@ def _checked_url(url: str) -> str:
     return url
 
 
+def _normalised(url: str) -> str:
+    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().resolve())
+
+
 class Source(Section):
     """Where the preference pairs are and how to read them."""
 
@@ -62,6 +68,13 @@ class Storage(Section):
     anonymous: bool = False
     max_attempts: int = Field(default=10, ge=1)
 
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_credentials(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value:
+            raise ValueError("must not carry credentials; use the AWS variables or an instance role")
+        return value
+
 
 class TorchModel(Section):
     """A causal language model run by alignpot's own scoring engine."""
@@ -73,10 +86,12 @@ class TorchModel(Section):
     dtype: Dtype = "bfloat16"
     adapter: str | None = None
     """Directory or hub id of a LoRA adapter on top of the model."""
+    adapter_revision: str = "main"
     trust_remote_code: bool = False
-    num_gpus: Literal["auto"] | float = "auto"
-    """GPUs one replica reserves; auto is 1 where the cluster has GPUs, else 0."""
-    num_cpus: float = Field(default=1.0, gt=0)
+    num_gpus: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
+    """GPUs one replica reserves; auto shares the GPUs that the cluster has when the run starts among all replicas, at
+    most one each, and is 0 where it has none."""
+    num_cpus: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     num_threads: int = Field(default=1, ge=1)
     """Torch threads of one replica on CPU."""
     replicas: int = Field(default=1, ge=1)
@@ -131,6 +146,10 @@ class Tokens(Section):
     chat_template: str | None = None
     """Jinja file to use instead of the tokenizer's own template; read here, so that workers need no such file."""
 
+    date: datetime.date = datetime.date(2025, 1, 1)
+    """The day that templates which print today's date are told, reward model's included: scores must not depend on
+    the day of the run."""
+
     @field_validator("chat_template")
     @classmethod
     def _template_text(cls, value: str | None) -> str | None:
@@ -184,12 +203,19 @@ class Output(Section):
     """Where the subset goes and in which layouts."""
 
     path: str
-    formats: tuple[Literal["hf", "parquet"], ...] = ("hf", "parquet")
+    formats: tuple[Literal["hf", "parquet"], ...] = Field(default=("hf", "parquet"), min_length=1)
     slim: bool = False
     """Keep prompt, chosen and rejected only."""
     rows_per_file: int = Field(default=100_000, ge=1)
 
     _path = field_validator("path")(_checked_url)
+
+    @field_validator("formats")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a format twice")
+        return value
 
 
 class Run(Section):
@@ -241,11 +267,31 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _places_differ(self) -> "Config":
-        others = [section.path for section in (self.source, self.output) if section is not None]
-        places = [self.scored, *others]
-        if len({p.rstrip("/") for p in places}) < len(places):
-            raise ValueError(f"source.path, scored and output.path must differ, got {places}")
+    def _margins_have_their_columns(self) -> "Config":
+        if isinstance(self.policy, ColumnsModel) and isinstance(self.reference, TorchModel):
+            raise ValueError(
+                "policy.backend columns brings token counts of its own, which those of a torch reference would "
+                "replace: use columns for both, or torch for both"
+            )
+        reads_explicit = self.metric.name not in IMPLICIT_ONLY | NO_MARGIN
+        if reads_explicit and self.metric.explicit == "candidates" and isinstance(self.reward, ClassifierReward):
+            raise ValueError(
+                "metric.explicit candidates reads the rewards of all candidates, which reward.backend classifier does "
+                "not give: use reward.backend columns, or metric.explicit signed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _places_lie_apart(self) -> "Config":
+        """What is written inside the source would be read as data by the next run."""
+        sections = {"source.path": self.source, "output.path": self.output}
+        places = {"scored": self.scored, **{name: s.path for name, s in sections.items() if s is not None}}
+        full = {name: _normalised(path) for name, path in places.items()}
+        for outer, inner in itertools.permutations(full, 2):
+            if full[inner] == full[outer]:
+                raise ValueError(f"{inner} and {outer} must differ, got {places[inner]} for both")
+            if full[inner].startswith(full[outer] + "/"):
+                raise ValueError(f"{inner} ({places[inner]}) lies inside {outer}; give a folder outside it")
         return self
 
     def torch_models(self) -> dict[str, TorchModel]:

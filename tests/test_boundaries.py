@@ -21,7 +21,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"models", "storage"},
     {"metrics", "selection", "sources"},
     {"config"},
-    {"schema"},
+    {"faults", "schema"},
     {"errors"},
 ]
 LIGHT = ["", ".config", ".schema", ".errors", ".cli", ".metrics", ".selection", ".sources", ".storage"]

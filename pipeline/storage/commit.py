@@ -21,7 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
-from pipeline.storage.faults import http_status, storage_errors
+from pipeline.faults import http_status, storage_errors
 from pipeline.storage.filesystem import display
 
 _NUM_CONFLICT_RETRIES: Final = 6

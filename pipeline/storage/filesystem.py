@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import config
 from pipeline.errors import ConfigError, IntegrityError, StorageError
-from pipeline.storage.faults import http_status, is_missing, storage_errors
+from pipeline.faults import http_status, is_missing, storage_errors
 
 __all__ = [
     "check_readable",

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema as names
 from pipeline.errors import IntegrityError
-from pipeline.storage.faults import storage_errors, translated
+from pipeline.faults import storage_errors, translated
 from pipeline.storage.filesystem import display, in_order, read_range
 from pipeline.storage.manifest import Manifest, PartFile
 from pipeline.storage.parts import digest, read_footer
