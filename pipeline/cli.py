@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -34,25 +35,31 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     from pipeline.config import load_config
     from pipeline.flows.run import run_all
 
-    typer.echo(run_all(load_config(config, overrides or ())))
+    _echo(run_all(load_config(config, overrides or ())))
 
 
 @app.command()
 def score(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Run the models over the pairs and write the scored dataset; goes on where an earlier run stopped."""
+    """Run the models and write the scored dataset.
+
+    Goes on where an earlier run stopped.
+    """
     from pipeline.config import load_config
     from pipeline.flows.run import score_only
 
-    typer.echo(score_only(load_config(config, overrides or ())))
+    _echo(score_only(load_config(config, overrides or ())))
 
 
 @app.command()
 def select(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Rank a scored dataset and write the subset; needs no model and no GPU."""
+    """Rank a scored dataset and write the subset.
+
+    Needs no model and no GPU.
+    """
     from pipeline.config import load_config
     from pipeline.flows.run import select_only
 
-    typer.echo(select_only(load_config(config, overrides or ())))
+    _echo(select_only(load_config(config, overrides or ())))
 
 
 @app.command()
@@ -61,7 +68,7 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
     from pipeline.config import load_config
     from pipeline.flows.run import report_only
 
-    typer.echo(report_only(load_config(config, overrides or ())))
+    _echo(report_only(load_config(config, overrides or ())))
 
 
 @app.command()
@@ -69,15 +76,24 @@ def inspect(
     path: Annotated[str, typer.Argument(help="File, folder or URL of preference data.", show_default=False)],
     source_format: Annotated[str, typer.Option("--format", help="Read as this format instead of deciding.")] = "auto",
     endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
+    region: Annotated[str | None, typer.Option(help="S3 region, if not the one of your AWS settings.")] = None,
+    *,
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="Read a public bucket without credentials.")] = False,
 ) -> None:
-    """Show what alignpot sees in preference data: format, rows, columns, shapes, lengths, problems."""
+    """Show what preference data is: format, shapes, problems.
+
+    Ends with exit code 2 if no format fits.
+    """
     from pipeline.config import Storage
     from pipeline.sources.inspect import inspect_source, render
     from pipeline.storage.filesystem import check_readable, open_filesystem
 
-    fs, root = open_filesystem(path, Storage(endpoint_url=endpoint_url))
+    fs, root = open_filesystem(path, Storage(endpoint_url=endpoint_url, region=region, anonymous=anonymous))
     check_readable(fs, root)
-    typer.echo(render(inspect_source(fs, root, source_format)))
+    found = inspect_source(fs, root, source_format)
+    typer.echo(render(found))
+    if not found.readable:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -99,10 +115,18 @@ def submit(
 def demo(
     workdir: Annotated[Path, typer.Option(help="Where models, data and results go.")] = Path(".demo"),
 ) -> None:
-    """Run the whole job on a small dataset that ships with alignpot, with real small models."""
+    """Run the whole job on small data and models of its own.
+
+    The dataset ships with alignpot; the models are small, but real.
+    """
     from pipeline.flows.demo import run_demo
 
-    typer.echo(run_demo(workdir))
+    _echo(run_demo(workdir))
+
+
+def _echo(texts: Iterable[str]) -> None:
+    for text in texts:
+        typer.echo(text)
 
 
 def _version(*, value: bool) -> None:

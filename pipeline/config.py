@@ -26,6 +26,8 @@ IMPLICIT_ONLY: Final = frozenset({"implicit"})
 NO_MARGIN: Final = frozenset({"random"})
 OBJECTIVES_WITH_REFERENCE: Final = frozenset({"dpo"})
 
+DEFAULT_DATE: Final = datetime.date(2025, 1, 1)
+
 _CREDENTIALS_IN_URL = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
 
 
@@ -146,7 +148,7 @@ class Tokens(Section):
     chat_template: str | None = None
     """Jinja file to use instead of the tokenizer's own template; read here, so that workers need no such file."""
 
-    date: datetime.date = datetime.date(2025, 1, 1)
+    date: datetime.date = DEFAULT_DATE
     """The day that templates which print today's date are told, reward model's included: scores must not depend on
     the day of the run."""
 
@@ -306,12 +308,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or no mapping, an override is malformed, or a key or value is wrong.
     """
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} cannot be read: {error}. Give the path of a YAML file.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is not YAML: {error}") from None
+    data = _loaded(path)
+    if data is None:
+        raise ConfigError(f"config {path} is empty; wanted a mapping of sections.")
     if not isinstance(data, dict):
         raise ConfigError(f"config {path} holds a {type(data).__name__}; wanted a mapping of sections.")
     for override in overrides:
@@ -328,13 +327,35 @@ def parse_config(data: Mapping[str, Any], *, where: str = "config") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors(include_url=False))
-        raise ConfigError(f"{where} is not usable:\n{problems}") from None
+        problems = dict.fromkeys(_describe(problem) for problem in error.errors(include_url=False))
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise ConfigError(f"{where} is not usable:\n{lines}") from None
 
 
 def resolved(config: Config) -> dict[str, Any]:
     """The config with every default filled in, as JSON-ready values."""
     return config.model_dump(mode="json")
+
+
+def _loaded(path: str | Path) -> Any:
+    """What the YAML file holds. Messages never repeat its text, which may be a file that is no config at all."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"config {path} cannot be read: {reason}. Give the path of a YAML file.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"config {path} is not UTF-8 text. Give the path of a YAML file.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(
+            f"config {path} is not YAML{place}. Check the indentation, quotes and brackets there and just before."
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(
+            f"config {path} is not YAML ({type(error).__name__}): a character or a date in it is not valid."
+        ) from None
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -344,7 +365,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r} is not usable; wanted key.path=value, such as select.fraction=0.1")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {key}: the value is not YAML") from None
     node = data
     for name in names[:-1]:
@@ -358,19 +379,56 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _describe(problem: Any) -> str:
-    # Union tags (torch, columns, ...) stand in the location beside the keys; they are no keys of the file.
-    path = [str(part) for part in problem["loc"] if part not in ("torch", "columns", "classifier")]
-    key = ".".join(path) or "config"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(sorted(known))}"
-        return f"{key}: unknown key; {hint}"
-    if problem["type"] == "missing":
-        return f"{key}: required, but not given"
+    # Union tags (torch, columns, ...) stand in the location behind the section; they are no keys of the file.
+    path, tag = [str(part) for part in problem["loc"]], ""
+    if len(path) > 1 and path[0] in _BACKENDS and path[1] in _BACKENDS[path[0]]:
+        tag = path.pop(1)
+    kind, value = problem["type"], problem["input"]
+    key = ".".join(path)
+    if kind in ("extra_forbidden", "missing"):
+        return f"{key}: {'required, but not given' if kind == 'missing' else _unknown_key(path, tag)}"
+    if kind == "union_tag_invalid":
+        return f"{key}.backend: {problem['ctx']['tag']!r} is unknown; wanted {' or '.join(_BACKENDS[path[0]])}"
+    if path[-2:-1] == ["num_gpus"]:  # one problem for each kind that it may be
+        return f"{'.'.join(path[:-1])}: wanted auto or a number of at least 0{_got(value)}"
+    if kind == "model_type":
+        example = "model" if key in ("policy", "reference") else _known_keys(path)[0]
+        return f"{key}: wanted a section such as {{{example}: ...}}{_got(value)}"
+    if kind == "tuple_type":
+        return f"{key}: wanted a list" + (f", such as [{value}]" if _plain(value) else "")
     message = str(problem["msg"]).removeprefix("Value error, ")
-    scalar = isinstance(problem["input"], (str, int, float, bool)) and "credentials" not in message
-    return f"{key}: {message}" + (f" (got {problem['input']!r})" if scalar else "")
+    got = "" if value is None or "credentials" in message else _got(value)
+    return (f"{key}: " if key else "") + message + got
+
+
+def _unknown_key(path: list[str], tag: str) -> str:
+    name, known = path[-1], _known_keys(path[:-1])
+    with_model = next((backend for backend in _BACKENDS.get(path[0], ()) if backend != "columns"), "")
+    if tag == "columns" and name in known:
+        return f"not used with backend columns; set {path[0]}.backend: {with_model}, or leave the key out"
+    near = difflib.get_close_matches(name, known, n=1)
+    if not near:
+        return f"unknown key; known keys here: {', '.join(sorted(known))}"
+    needs = f", with backend: {with_model}" if tag == "columns" and near[0] != "backend" else ""
+    return f"unknown key; did you mean {near[0]}{needs}?"
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float, bool)) and not _CREDENTIALS_IN_URL.match(str(value))
+
+
+def _got(value: Any) -> str:
+    """The value for a message, unless it may be long or carry a secret."""
+    if value is None:
+        return " (got nothing)"
+    return f" (got {value!r})" if _plain(value) else ""
+
+
+_BACKENDS: Final = {
+    "policy": ("torch", "columns"),
+    "reference": ("torch", "columns"),
+    "reward": ("columns", "classifier"),
+}
 
 
 def _known_keys(path: list[str]) -> list[str]:

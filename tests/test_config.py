@@ -53,6 +53,18 @@ def test_vetted_configs_are_there():
         (changed(tokens={"preset": "paper", "max_length": 1000}), ["max_prompt_length", "below max_length"]),
         (changed(tokens={"chat_template": "no-such-file.jinja"}), ["tokens.chat_template", "cannot be read"]),
         ({"source": {"path": "x"}}, ["scored", "required"]),
+        (
+            changed(reward={"model": "m"}),
+            ["reward.model: not used with backend columns; set reward.backend: classifier"],
+        ),
+        (
+            changed(policy={"backend": "columns", "adapter": "a"}),
+            ["policy.adapter: not used with backend columns; set policy.backend: torch"],
+        ),
+        (changed(reward={"backend": "classifer"}), ["reward.backend: 'classifer' is unknown; wanted columns or class"]),
+        (changed(metric="explicit"), ["metric: wanted a section such as {name: ...} (got 'explicit')"]),
+        (changed(policy="m"), ["policy: wanted a section such as {model: ...} (got 'm')"]),
+        (changed(source={"path": "x", "passthrough": "foo"}), ["source.passthrough: wanted a list, such as [foo]"]),
     ],
 )
 def test_bad_config_names_key_and_remedy(config: dict, parts: list[str]):
@@ -62,9 +74,29 @@ def test_bad_config_names_key_and_remedy(config: dict, parts: list[str]):
         assert part in str(error.value)
 
 
-def test_credentials_in_a_url_are_refused_and_not_repeated():
-    with pytest.raises(ConfigError, match="must not carry credentials") as error:
-        parse_config(changed(scored="s3://user:canary-secret@bucket/x"))
+def test_number_of_gpus_is_told_in_one_line():
+    with pytest.raises(ConfigError) as error:
+        parse_config(changed(policy={"model": "m", "num_gpus": "x"}))
+    assert str(error.value).splitlines()[1:] == ["  policy.num_gpus: wanted auto or a number of at least 0 (got 'x')"]
+
+
+def test_rule_across_sections_stands_alone():
+    with pytest.raises(ConfigError) as error:
+        parse_config(changed(reward=None))
+    assert str(error.value).splitlines()[1].startswith("  metric potential reads")
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"scored": "s3://user:canary-secret@bucket/x"},
+        {"source": "s3://user:canary-secret@bucket/x"},
+        {"storage": {"endpoint_url": "canary-secret@host"}},
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(sections):
+    with pytest.raises(ConfigError, match=r"must not carry credentials|wanted a section") as error:
+        parse_config(changed(**sections))
     assert "canary" not in str(error.value)
 
 
@@ -85,12 +117,32 @@ def test_malformed_override_is_refused(tmp_path: Path, override: str):
         load_config(path, [override])
 
 
-@pytest.mark.parametrize("text", ["- a\n", "a: [", ""])
-def test_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- canary\n", "holds a list; wanted a mapping of sections."),
+        ("", "is empty"),
+        ("a: 1\nb: canary: c\n", "is not YAML at line 2, column 10."),
+        ("a: !canary x", "is not YAML at line 1, column 4."),
+        ("a: 2024-13-45", "is not YAML (ValueError)"),
+        ("a: canary\x00", "is not YAML (ReaderError)"),
+    ],
+)
+def test_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, text: str, said: str):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="config"):
+    with pytest.raises(ConfigError) as error:
         load_config(path)
+    assert said in str(error.value)
+    assert "canary" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_is_named_once(tmp_path: Path):
+    path = tmp_path / "none.yaml"
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value) == f"config {path} cannot be read: No such file or directory. Give the path of a YAML file."
 
 
 def test_backend_may_be_left_out():

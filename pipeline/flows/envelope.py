@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from pipeline.stages.work import ShardWork, Timing
+from pipeline.stages.work import Failure, ShardWork, Timing
 
 _SCHEMA = pa.schema(
     [
@@ -18,6 +18,7 @@ _SCHEMA = pa.schema(
         pa.field("rows", pa.int64()),
         pa.field("table", pa.large_binary()),
         pa.field("timings", pa.string()),
+        pa.field("failure", pa.string()),
     ]
 )
 
@@ -31,17 +32,21 @@ def to_block(work: ShardWork) -> pa.Table:
     offsets = pa.array([0, data.size], pa.int64()).buffers()[1]
     table = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
     timings = json.dumps([asdict(t) for t in work.timings])
+    failure = None if work.failure is None else json.dumps(asdict(work.failure))
+    columns = [[work.shard], [work.table.num_rows], table, [timings], [failure]]
     return pa.Table.from_arrays(
-        [pa.array([work.shard]), pa.array([work.table.num_rows]), table, pa.array([timings])], schema=_SCHEMA
+        [c if isinstance(c, pa.Array) else pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)],
+        schema=_SCHEMA,
     )
 
 
 def from_block(block: pa.Table) -> ShardWork:
     """Unpack a one-row block without copying the table."""
-    (shard,), (timings,) = block.column("shard").to_pylist(), block.column("timings").to_pylist()
+    shard, timings, failure = (block.column(name)[0].as_py() for name in ("shard", "timings", "failure"))
     buffer = block.column("table")[0].as_buffer()
     return ShardWork(
         shard=shard,
         table=pa.ipc.open_stream(buffer).read_all(),
         timings=tuple(Timing(**t) for t in json.loads(timings)),
+        failure=None if failure is None else Failure(**json.loads(failure)),
     )

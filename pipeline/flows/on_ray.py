@@ -4,9 +4,12 @@
 
 Each pool works on another shard at the same time, so explicit and implicit scoring overlap. With
 `placement: colocated` one pool holds all models and runs them one after another.
+
+An error of ours travels to the driver as data and is raised there: Ray would keep neither its class nor its message,
+and would print a traceback with whatever values it was about.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,11 +19,13 @@ from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.config import Run
+from pipeline.errors import AlignpotError
 from pipeline.flows.envelope import from_block, to_block
-from pipeline.flows.session import gpus_per_replica
+from pipeline.flows.placement import gpus_by_pool, num_replicas
+from pipeline.flows.session import cluster_address
 from pipeline.sources.reader import PairReader
 from pipeline.sources.shards import Shard
-from pipeline.stages.plan import Stage
+from pipeline.stages.plan import Apply, Stage
 from pipeline.stages.work import Commit, ShardWork, commit_shard, read_shard
 
 # Ray retries without end by default: a row that kills its worker would never end the run.
@@ -71,7 +76,8 @@ class _ReadShard:
     shard: Shard
 
     def __call__(self) -> Iterable[Block]:
-        yield to_block(read_shard(self.reader, self.shard))
+        nothing = ShardWork(shard=self.shard.index, table=pa.table({}))
+        yield to_block(_attempt(nothing, lambda _: read_shard(self.reader, self.shard)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +88,41 @@ class CommitPart:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Commit one shard."""
-        return to_block(commit_shard(from_block(block), self.commit))
+        return to_block(_attempt(from_block(block), lambda work: commit_shard(work, self.commit)))
 
 
 class StageActor:
     """Holds the stages it is given, built once in its own process, and applies them to one shard a call."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = [(stage.name, stage.build()) for stage in stages]
+        self._stages: list[tuple[str, Apply]] = []
+        self._unbuilt: AlignpotError | None = None
+        try:
+            self._stages = [(stage.name, stage.build()) for stage in stages]
+        except AlignpotError as error:
+            # Ray would build the actor again and again, and not say why it failed.
+            self._unbuilt = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Apply the stages to one shard."""
-        work = from_block(block)
+        return to_block(_attempt(from_block(block), self._apply))
+
+    def _apply(self, work: ShardWork) -> ShardWork:
+        if self._unbuilt is not None:
+            raise self._unbuilt
         for name, apply in self._stages:
             work = work.after(name, apply)
-        return to_block(work)
+        return work
+
+
+def _attempt(work: ShardWork, step: Callable[[ShardWork], ShardWork]) -> ShardWork:
+    """The shard after a step, or given up with the error of ours that the step, or one before it, met."""
+    if work.failure is not None:
+        return work
+    try:
+        return step(work)
+    except AlignpotError as error:
+        return work.failed(error)
 
 
 # Ray names bars, logs and dashboard rows after the class.
@@ -132,18 +158,26 @@ def score_on_ray(job: ScoreJob, shards: Sequence[Shard]) -> Iterator[ShardWork]:
     """Run every stage over the shards and commit their parts.
 
     Yields the work on each committed shard in the order of completion, its table replaced by the part's summary.
+
+    Raises:
+        AlignpotError: the first error of ours that a shard met.
     """
+    groups = _groups(job.stages, job.run)
+    gpus = gpus_by_pool(groups, may_grow=cluster_address(job.run) is not None)
     io_cpus = _io_cpus(job.stages)
     dataset = ray.data.read_datasource(
         ShardSource(job.reader, shards), num_cpus=io_cpus, override_num_blocks=len(shards)
     )
-    for group in _groups(job.stages, job.run):
-        dataset = dataset.map_batches(**_pool(group, num_shards=len(shards)))
+    for group, num_gpus in zip(groups, gpus, strict=True):
+        dataset = dataset.map_batches(**_pool(group, num_gpus, num_shards=len(shards)))
     dataset = dataset.map_batches(
         CommitPart(job.commit), batch_size=1, batch_format="pyarrow", zero_copy_batch=True, num_cpus=io_cpus
     )
     for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        yield from_block(block)
+        work = from_block(block)
+        if work.failure is not None:
+            raise work.failure.as_error()
+        yield work
 
 
 def _groups(stages: Sequence[Stage], run: Run) -> list[list[Stage]]:
@@ -154,10 +188,10 @@ def _groups(stages: Sequence[Stage], run: Run) -> list[list[Stage]]:
     return [[s] for s in plain] + ([with_model] if with_model else [])
 
 
-def _pool(group: Sequence[Stage], *, num_shards: int) -> dict[str, Any]:
+def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[str, Any]:
     """Arguments of the map_batches call that runs a group of stages; no more actors than there are shards."""
     models = [stage.model for stage in group if stage.model is not None]
-    replicas = max((m.replicas for m in models), default=1)
+    replicas = num_replicas(group)
     return {
         "fn": ColocatedActor if len(models) > 1 else _ACTORS[group[0].name],
         "fn_constructor_args": (list(group),),
@@ -166,7 +200,7 @@ def _pool(group: Sequence[Stage], *, num_shards: int) -> dict[str, Any]:
         "zero_copy_batch": True,
         "compute": ray.data.ActorPoolStrategy(size=min(replicas, num_shards), max_tasks_in_flight_per_actor=3),
         "num_cpus": max((m.num_cpus for m in models), default=_TOKENISE_CPUS),
-        "num_gpus": max((gpus_per_replica(m) for m in models), default=0.0) or None,
+        "num_gpus": num_gpus or None,
         "max_restarts": _MAX_RESTARTS,
         "max_task_retries": _MAX_SHARD_RETRIES,
     }

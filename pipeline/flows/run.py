@@ -1,34 +1,43 @@
-"""The commands as functions: each takes a config and returns the text to print."""
+"""The commands as functions: each takes a config and yields the texts to print, as soon as they are known."""
+
+from collections.abc import Iterator
 
 from pipeline.config import Config
-from pipeline.flows.score import check_dropped, prepare_score, score
-from pipeline.flows.select import load_report, prepare_select, select_subset
+from pipeline.flows.score import ScoreRun, check_dropped, prepare_score, score
+from pipeline.flows.select import SelectRun, load_report, prepare_select, select_subset
 from pipeline.flows.summary import render_score
 from pipeline.selection.report import render
 
 
-def run_all(config: Config) -> str:
-    """Score, select and report. Everything that can be wrong with the config is found before a model loads."""
+def run_all(config: Config) -> Iterator[str]:
+    """Score, select and report. What a config can be seen to be wrong about is found before a model loads."""
     score_run = prepare_score(config)
     subset = prepare_select(config, score_run.plan)
-    summary, manifest = score(score_run)
-    check_dropped(config, manifest)
-    return f"{render_score(summary)}\n\n{render(select_subset(subset))}\n\n{subset.where()}"
+    yield from _score(score_run)
+    yield from _select(subset)
 
 
-def score_only(config: Config) -> str:
+def score_only(config: Config) -> Iterator[str]:
     """Write the scored dataset."""
-    summary, manifest = score(prepare_score(config))
-    check_dropped(config, manifest)
-    return render_score(summary)
+    yield from _score(prepare_score(config))
 
 
-def select_only(config: Config) -> str:
+def select_only(config: Config) -> Iterator[str]:
     """Write a subset of a scored dataset."""
-    subset = prepare_select(config)
-    return f"{render(select_subset(subset))}\n\n{subset.where()}"
+    yield from _select(prepare_select(config))
 
 
-def report_only(config: Config) -> str:
+def report_only(config: Config) -> Iterator[str]:
     """The report of a subset that was written before."""
-    return render(load_report(config))
+    yield render(load_report(config))
+
+
+def _score(run: ScoreRun) -> Iterator[str]:
+    summary, manifest = score(run)
+    yield f"{render_score(summary)}\n"
+    check_dropped(run.config, manifest)
+
+
+def _select(run: SelectRun) -> Iterator[str]:
+    yield f"{render(select_subset(run))}\n"
+    yield run.where()

@@ -7,9 +7,10 @@ and does nothing when it had finished.
 """
 
 import json
+import posixpath
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pyarrow as pa
 
 from pipeline import __version__
 from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, Source, resolved
-from pipeline.errors import ConfigError, TooManyDroppedError
+from pipeline.errors import ConfigError, IntegrityError, TooManyDroppedError
+from pipeline.faults import storage_errors
 from pipeline.flows.summary import ScoreSummary
 from pipeline.flows.timeline import Timeline
 from pipeline.sources.reader import PairReader, open_source
@@ -26,10 +28,15 @@ from pipeline.sources.shards import Shard, plan_shards
 from pipeline.stages.plan import score_stages
 from pipeline.stages.rows import without_transient
 from pipeline.stages.work import Commit, ShardWork, score_plain
+from pipeline.storage.duplicates import check_ids
 from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem
 from pipeline.storage.manifest import Manifest, finish_run
 from pipeline.storage.parts import commit_part, committed_parts
 from pipeline.storage.runs import PartSpec, RunPlan, begin_run
+from pipeline.storage.scored import ScoredDataset
+
+# Versions of one minor number give the same scores, so a run may be resumed with either.
+_MINOR_VERSION = ".".join(__version__.split(".")[:2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +46,8 @@ class ScoreRun:
     config: Config
     plan: RunPlan
     reader: PairReader
+    states: Mapping[str, str]
+    """What storage says of each source file at planning: another answer later means that the file was replaced."""
     fs: fsspec.AbstractFileSystem
     root: str
 
@@ -52,18 +61,21 @@ def prepare_score(config: Config) -> ScoreRun:
     source = _source(config)
     source_fs, source_root = open_filesystem(source.path, config.storage)
     check_readable(source_fs, source_root)
+    with storage_errors(source.path):
+        reader, files = open_source(
+            source_fs,
+            source_root,
+            source,
+            rewards=isinstance(config.reward, ColumnsReward),
+            policy_logps=isinstance(config.policy, ColumnsModel),
+            reference_logps=isinstance(config.reference, ColumnsModel),
+        )
+        states = {file.path: _state(reader, file.path) for file in files}
+    models = _model_fingerprints(config)
     fs, root = open_filesystem(config.scored, config.storage)
     check_writable(fs, root)
-    reader, files = open_source(
-        source_fs,
-        source_root,
-        source,
-        rewards=isinstance(config.reward, ColumnsReward),
-        policy_logps=isinstance(config.policy, ColumnsModel),
-        reference_logps=isinstance(config.reference, ColumnsModel),
-    )
-    models = _model_fingerprints(config)
     fingerprint = {
+        "alignpot": _MINOR_VERSION,
         "source": {
             "format": reader.format,
             "id_column": source.id_column,
@@ -84,11 +96,11 @@ def prepare_score(config: Config) -> ScoreRun:
             source_format=reader.format,
         ),
     )
-    return ScoreRun(config=_pinned(config, models), plan=plan, reader=reader, fs=fs, root=root)
+    return ScoreRun(config=_pinned(config, models), plan=plan, reader=reader, states=states, fs=fs, root=root)
 
 
 def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
-    """Score the shards that have no part yet, check ids and publish the manifest.
+    """Score the shards that have no part yet and publish the manifest.
 
     Raises:
         AlignpotError: what stopped the run; parts committed so far stay.
@@ -100,7 +112,11 @@ def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
     for work in _work(run, pending):
         timeline.add(work.timings)
         num_tokens += sum(_summary(work)["num_tokens"].values())
+    if pending:
+        _check_unchanged(run)
     manifest = finish_run(run.fs, run.root, run.plan, {})
+    if pending and run.plan.fingerprint["source"]["id_column"] is not None:
+        check_ids(ScoredDataset(run.fs, run.root, manifest))
     summary = ScoreSummary(
         scored_url=run.config.scored,
         num_rows=manifest.num_rows,
@@ -159,11 +175,26 @@ def _pinned(config: Config, fingerprints: Mapping[str, Any]) -> Config:
                 "model": _full_path(model.model),
                 "adapter": model.adapter and _full_path(model.adapter),
                 "revision": fingerprints[role].get("revision", model.revision),
+                "adapter_revision": fingerprints[role].get("adapter", {}).get("revision", model.adapter_revision),
             }
         )
         for role, model in config.torch_models().items()
     }
     return config.model_copy(update=pins)
+
+
+def _state(reader: PairReader, path: str) -> str:
+    return str(reader.fs.ukey(posixpath.join(reader.root, path)))
+
+
+def _check_unchanged(run: ScoreRun) -> None:
+    with storage_errors(run.plan.config["source"]["path"]):
+        changed = [path for path, state in run.states.items() if _state(run.reader, path) != state]
+    if changed:
+        raise IntegrityError(
+            f"source files were replaced while they were scored: {changed[:10]}. Some rows are of the old files, some "
+            "of the new ones: score the new files under another `scored` path."
+        )
 
 
 def _full_path(name: str) -> str:
@@ -179,7 +210,8 @@ def _work(run: ScoreRun, pending: Sequence[Shard]) -> Iterator[ShardWork]:
     if not pending:
         return
     stages = score_stages(run.config)
-    specs = {shard.index: run.plan.part_spec(shard.index) for shard in pending}
+    spec = run.plan.part_spec(pending[0].index)
+    specs = {shard.index: replace(spec, index=shard.index, num_rows=shard.num_rows) for shard in pending}
     commit: Commit = CommitTo(fs=run.fs, root=run.root, specs=specs)
     if run.config.run.engine == "plain":
         yield from score_plain(run.reader, pending, stages, commit)
@@ -216,6 +248,7 @@ def _model_fingerprints(config: Config) -> dict[str, Any]:
     fingerprints: dict[str, Any] = {role: model_fingerprint(model) for role, model in models.items()}
     if isinstance(config.reward, ClassifierReward):
         fingerprints["reward"]["max_length"] = config.reward.max_length
-    if "policy" in models or "reference" in models:
-        fingerprints["tokens"] = config.tokens.model_dump(mode="json")
+    unread = {"trl": {"max_prompt_length"}, "paper": {"truncation"}}[config.tokens.preset]
+    only_date = None if {"policy", "reference"} & set(models) else {"date"}
+    fingerprints["tokens"] = config.tokens.model_dump(mode="json", include=only_date, exclude=unread)
     return {**columns, **fingerprints}

@@ -19,13 +19,13 @@ from pipeline.config import Config, Output, Select, resolved
 from pipeline.errors import ConfigError, FingerprintError, SourceError
 from pipeline.selection.report import summarise
 from pipeline.selection.selection import Selection
-from pipeline.selection.top_k import select
+from pipeline.selection.top_k import num_selected, select
 from pipeline.storage.duplicates import check_ids
 from pipeline.storage.filesystem import check_writable, display, open_filesystem, read_bytes
 from pipeline.storage.manifest import load_manifest
 from pipeline.storage.runs import RUN_FILE, RunPlan, differences, fingerprint_digest, parsed
 from pipeline.storage.scored import ScoredDataset
-from pipeline.storage.subset import REPORT_FILE, SubsetSpec, SubsetWriter, load_subset_manifest
+from pipeline.storage.subset import REPORT_FILE, SubsetSpec, SubsetWriter, load_subset_manifest, open_subset
 
 _SLIM: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
 _INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTCOME_FIELDS))
@@ -72,7 +72,10 @@ def prepare_select(config: Config, plan: RunPlan | None = None) -> SelectRun:
         "metric": config.metric.model_dump(mode="json"),
         "select": config.select.model_dump(mode="json"),
         "slim": config.output.slim,
+        "formats": sorted(config.output.formats),
     }
+    if plan is not None:
+        num_selected(config.select, sum(shard["num_rows"] for shard in plan.shards))
     _check_output(fs, root, fingerprint)
     return SelectRun(
         config=config, output=config.output, select=config.select, fs=fs, root=root, fingerprint=fingerprint
@@ -85,7 +88,7 @@ def select_subset(run: SelectRun) -> dict[str, Any]:
     Raises:
         AlignpotError: the scored dataset does not allow the selection, or is damaged.
     """
-    if load_subset_manifest(run.fs, run.root) is not None:
+    if open_subset(run.fs, run.root) is not None:
         return _report(run.fs, run.root)
     dataset = _dataset(run.config)
     duplicates = check_ids(dataset).duplicate_positions
@@ -133,7 +136,10 @@ def _check_output(fs: fsspec.AbstractFileSystem, root: str, fingerprint: Mapping
     data = read_bytes(fs, f"{root}/{RUN_FILE}")
     if data is None:
         return
-    stored = parsed(data, display(fs, f"{root}/{RUN_FILE}")).get("fingerprint", {})
+    run = parsed(data, display(fs, f"{root}/{RUN_FILE}"))
+    if run.get("kind") != "subset":
+        raise FingerprintError(f"{display(fs, root)} holds a scored dataset, no subset. Give another output.path.")
+    stored = run.get("fingerprint", {})
     decisive = {name: value for name, value in stored.items() if name != "layout"}
     found = list(differences(decisive, dict(fingerprint)))
     if found:

@@ -2,22 +2,22 @@
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import ray
 import ray.data
 import ray.exceptions
 
 from pipeline.config import Run, TorchModel
-from pipeline.errors import AlignpotError, TemporaryError
-
-_log = logging.getLogger(__name__)
+from pipeline.errors import AlignpotError, ConfigError, TemporaryError
 
 # Reading, tokenising and committing run beside the model actors on a local Ray; these are logical CPUs for them.
-_LOCAL_IO_CPUS = 2
+_LOCAL_IO_CPUS: Final = 2
 
 
 @contextmanager
@@ -27,34 +27,52 @@ def ray_session(run: Run, models: Sequence[TorchModel]) -> Iterator[None]:
     A local Ray gets enough logical CPUs for every actor to be placed: on a small machine the pools share its cores.
 
     Raises:
-        AlignpotError: the error of ours that a task or actor raised, with its own exit code.
-        TemporaryError: Ray lost a worker, node or object more often than it retries.
+        ConfigError: the cluster refuses this Ray's version or token.
+        TemporaryError: no cluster answers, or it lost a worker, node or object more often than Ray retries.
+        AlignpotError: a worker failed in a way that is no error of ours.
     """
     started_here = not ray.is_initialized()
-    if started_here:
-        _start(run, models)
     try:
+        if started_here:
+            with _our_sigterm():
+                _start(run, models)
         _set_up_context()
         yield
     except ray.exceptions.RayError as error:
-        raise _as_ours(error) from error
+        raise _as_ours(error) from None
     finally:
         if started_here:
             ray.shutdown()
 
 
-def gpus_per_replica(model: TorchModel) -> float:
-    """GPUs that one replica reserves: as configured, or one where the cluster has any."""
-    if model.num_gpus != "auto":
-        return model.num_gpus
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+@contextmanager
+def _our_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which ray.init replaces by one that ends with an exit code of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == signal.SIGTERM:
+            raise TemporaryError("terminated by SIGTERM while connecting to Ray. Run the same command again.") from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def cluster_address(run: Run) -> str | None:
+    """The cluster to join: `run.address`, else RAY_ADDRESS; null for a Ray of our own."""
+    address = run.address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
 
 
 def _start(run: Run, models: Sequence[TorchModel]) -> None:
-    address = run.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(run)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-    if address and address != "local":
-        ray.init(address=address, **common)
+    if address is not None:
+        _join(address, common)
         return
     needed = sum(m.replicas * m.num_cpus for m in models) + _LOCAL_IO_CPUS
     ray.init(
@@ -65,30 +83,29 @@ def _start(run: Run, models: Sequence[TorchModel]) -> None:
     )
 
 
+def _join(address: str, common: dict[str, Any]) -> None:
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, TimeoutError) as error:
+        raise TemporaryError(f"no Ray cluster answers at {address} ({type(error).__name__}).") from None
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"Ray at {address} cannot be joined: {str(error).strip().splitlines()[0]}") from None
+
+
 def _set_up_context() -> None:
     # Ray has no other way yet to limit restarts of pool actors than the arguments it means to retire.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = False
     context.print_on_execution_start = False
-    # A model that fails to load twice in a row (a busy GPU, a slow disk) is worth another try; Ray's default is none.
-    context.actor_init_retry_on_errors = True
+    context.raise_original_map_exception = True
+    # An actor that dies while it loads its model (memory, a busy GPU) is worth another try; Ray's default is none.
     context.max_consecutive_actor_init_deaths = 3
 
 
-def _as_ours(error: BaseException) -> AlignpotError:
-    cause: BaseException | None = error
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, AlignpotError):
-            return type(cause)(*cause.args)
-        cause = getattr(cause, "cause", None) or cause.__cause__
+def _as_ours(error: ray.exceptions.RayError) -> AlignpotError:
+    """What Ray says of a failure that is none of ours: its class alone, for its text may quote a row."""
     if isinstance(error, ray.exceptions.RayTaskError):
-        return AlignpotError(f"a worker failed: {type(error.cause or error).__name__}: {_first_line(error)}")
+        cause = getattr(error, "cause", None) or error
+        return AlignpotError(f"a worker failed with {type(cause).__name__}. The log above has the traceback.")
     return TemporaryError(f"Ray gave up on a worker or node ({type(error).__name__}). Run the same command again.")
-
-
-def _first_line(error: BaseException) -> str:
-    cause = getattr(error, "cause", None) or error
-    return str(cause).strip().splitlines()[0][:300] if str(cause).strip() else "no message"

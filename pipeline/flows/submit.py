@@ -1,7 +1,7 @@
-"""Submit a job script and its config to a Ray cluster through Ray's Job SDK.
+"""Submit a command and its config to a Ray cluster through Ray's Job SDK.
 
-The cluster's image provides the dependencies; the job ships the `pipeline` package of this installation, the job
-script and the config, so that the cluster runs the code it was submitted with. Weights and data are never shipped.
+The cluster's image provides the dependencies; the job ships the `pipeline` package of this installation and the
+resolved config, so that the cluster runs the code it was submitted with. Weights and data are never shipped.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ import pipeline
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, TemporaryError
 
-JOBS: Final = {"run": "run", "score_pairs": "score", "select_pairs": "select"}
+JOBS: Final = {"run": "run", "score": "score", "select": "select", "score_pairs": "score", "select_pairs": "select"}
+"""Command of each job; the names of the scripts in jobs/ will do too."""
 
 _POLL_S: Final = 1.0
 
@@ -44,11 +45,12 @@ def submit_job(
     _check_paths(parsed)
     resolved = parsed.model_dump(mode="json")
     client = _client(address)
-    submission_id = f"alignpot-{job.replace('_', '-')}-{_digest(resolved)}"
-    if _is_running(client, submission_id):
+    name = f"alignpot-{JOBS[job]}-{_digest(resolved)}"
+    submission_id = _running(client, name)
+    if submission_id is not None:
         echo(f"job {submission_id} is running already")
     else:
-        submission_id = _submit(client, job, resolved, submission_id)
+        submission_id = _submit(client, JOBS[job], resolved, name)
         echo(f"submitted {submission_id} to {address}")
     return _follow(client, submission_id, echo) if wait else 0
 
@@ -58,6 +60,9 @@ def _check_paths(config: Config) -> None:
     sections = {"source.path": config.source, "output.path": config.output}
     places = {"scored": config.scored, **{name: s.path for name, s in sections.items() if s is not None}}
     relative = [name for name, path in places.items() if "://" not in path and not Path(path).is_absolute()]
+    for role, model in config.torch_models().items():
+        names = {f"{role}.model": model.model, f"{role}.adapter": model.adapter}
+        relative += [key for key, name in names.items() if name and _is_relative_folder(name)]
     if relative:
         raise ConfigError(
             f"{', '.join(relative)}: a relative path cannot be submitted. Give an object-store URL such as "
@@ -65,7 +70,13 @@ def _check_paths(config: Config) -> None:
         )
 
 
+def _is_relative_folder(name: str) -> bool:
+    return not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir())
+
+
 def _client(address: str) -> JobSubmissionClient:
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(f"--address {address!r} is no dashboard; wanted its URL, such as http://head:8265.")
     try:
         return JobSubmissionClient(address)
     except ConnectionError as error:
@@ -77,28 +88,42 @@ def _client(address: str) -> JobSubmissionClient:
         ) from None
 
 
-def _is_running(client: JobSubmissionClient, submission_id: str) -> bool:
-    jobs = {job.submission_id: job.status for job in client.list_jobs()}
-    return submission_id in jobs and not jobs[submission_id].is_terminal()
+def _running(client: JobSubmissionClient, name: str) -> str | None:
+    """The try of this job that has not ended, if there is one."""
+    live = [str(job.submission_id) for job in client.list_jobs() if not job.status.is_terminal()]
+    return next((each for each in live if _is_try(each, name)), None)
 
 
-def _submit(client: JobSubmissionClient, job: str, resolved: dict[str, object], submission_id: str) -> str:
-    earlier = sum(1 for j in client.list_jobs() if str(j.submission_id).startswith(submission_id))
+def _is_try(submission_id: str, name: str) -> bool:
+    return submission_id == name or submission_id.startswith(f"{name}-")
+
+
+def _submit(client: JobSubmissionClient, command: str, resolved: dict[str, object], name: str) -> str:
+    earlier = sum(_is_try(str(job.submission_id), name) for job in client.list_jobs())
     with tempfile.TemporaryDirectory(prefix="alignpot-job-") as folder:
         work = Path(folder)
         shutil.copytree(Path(pipeline.__file__).parent, work / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         (work / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
         return str(
             client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "pipeline.cli", JOBS[job], "config.yaml"]),
+                entrypoint=shlex.join(["python", "-m", "pipeline.cli", command, "config.yaml"]),
                 runtime_env={"working_dir": str(work)},
-                submission_id=submission_id if not earlier else f"{submission_id}-{earlier + 1}",
-                metadata={"alignpot_job": job},
+                submission_id=name if not earlier else f"{name}-{earlier + 1}",
+                metadata={"alignpot_command": command},
             )
         )
 
 
 def _follow(client: JobSubmissionClient, submission_id: str, echo: Callable[[str], None]) -> int:
+    try:
+        return _followed(client, submission_id, echo)
+    except (ConnectionError, RuntimeError) as error:
+        raise TemporaryError(
+            f"lost the dashboard ({type(error).__name__}); the job {submission_id} goes on. Submit again to follow it."
+        ) from None
+
+
+def _followed(client: JobSubmissionClient, submission_id: str, echo: Callable[[str], None]) -> int:
     printed = 0
     while True:
         status = client.get_job_status(submission_id)

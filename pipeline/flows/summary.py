@@ -1,6 +1,6 @@
-"""The table a run ends with, and plain-text tables in general."""
+"""The table that scoring ends with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -34,27 +34,15 @@ def render_score(summary: ScoreSummary) -> str:
         ("rows scored", f"{summary.num_scored:,}"),
         ("rows dropped", f"{summary.num_dropped:,}"),
         *((f"  {reason}", f"{count:,}") for reason, count in sorted(summary.drops.items())),
-        ("shards", f"{summary.num_shards:,} ({summary.num_shards_done_now:,} now)"),
+        ("shards", f"{summary.num_shards:,} ({summary.num_shards_done_now or 'none'} now)"),
         ("seconds", f"{summary.seconds:.1f}"),
     ]
-    if summary.num_tokens_now and summary.seconds:
+    if summary.num_tokens_now and set(summary.busy_s) & {"reward", "policy", "reference"}:
         rate = summary.num_tokens_now / summary.seconds
         rows.append(("tokens", f"{summary.num_tokens_now:,} ({rate:,.0f}/s through every model)"))
     rows += [(f"  busy {stage}", f"{seconds:.1f} s") for stage, seconds in summary.busy_s.items()]
     if summary.overlap_s:
         rows.append(("  reward with policy/reference", f"{summary.overlap_s:.1f} s at once"))
     rows.append(("scored dataset", summary.scored_url))
-    return render_table(rows)
-
-
-def render_table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = ()) -> str:
-    """Columns padded to their widest cell; a rule below the header."""
-    lines = [list(header)] if header else []
-    lines += [list(row) for row in rows]
-    if not lines:
-        return ""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    if header:
-        texts.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(texts)
+    widest = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(widest)}  {value}" for name, value in rows)

@@ -32,7 +32,7 @@ class Timeline:
         """Seconds in which a reward worker and a policy or reference worker were on shards at the same time."""
         explicit = _union((t.started_s, t.ended_s) for t in self.timings if t.stage in _EXPLICIT)
         implicit = _union((t.started_s, t.ended_s) for t in self.timings if t.stage in _IMPLICIT)
-        return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in explicit for b in _near(implicit, a))
+        return _common_s(explicit, implicit)
 
 
 def _union(intervals: Iterable[Interval]) -> list[Interval]:
@@ -45,5 +45,13 @@ def _union(intervals: Iterable[Interval]) -> list[Interval]:
     return merged
 
 
-def _near(intervals: Sequence[Interval], window: Interval) -> list[Interval]:
-    return [i for i in intervals if i[0] < window[1] and i[1] > window[0]]
+def _common_s(first: Sequence[Interval], second: Sequence[Interval]) -> float:
+    """Seconds that lie in both of two sorted lists of intervals, each without overlaps of its own."""
+    total, i, j = 0.0, 0, 0
+    while i < len(first) and j < len(second):
+        total += max(0.0, min(first[i][1], second[j][1]) - max(first[i][0], second[j][0]))
+        if first[i][1] < second[j][1]:
+            i += 1
+        else:
+            j += 1
+    return total

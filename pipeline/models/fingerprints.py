@@ -41,8 +41,10 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
         ModelError: no such model, no safetensors, or the hub cannot be reached and holds no copy here.
     """
     found: dict[str, Any] = {"dtype": model.dtype, **_identity(model.model, model.revision)}
+    if model.trust_remote_code:
+        found["trust_remote_code"] = True
     if model.adapter is not None:
-        found["adapter"] = _adapter_identity(model.adapter)
+        found["adapter"] = _adapter_identity(model.adapter, model.adapter_revision)
     return found
 
 
@@ -78,9 +80,9 @@ def _identity(name: str, revision: str) -> dict[str, Any]:
     return {part: _digest_of_files(directory, patterns) for part, patterns in parts.items()}
 
 
-def _adapter_identity(name: str) -> dict[str, Any]:
+def _adapter_identity(name: str, revision: str) -> dict[str, Any]:
     if not is_local(name):
-        return {"name": name, "revision": _hub_commit(name, "main")}
+        return {"name": name, "revision": _hub_commit(name, revision)}
     _check_directory(Path(name), *_ADAPTER)
     return {"weights": _digest_of_files(Path(name), _ADAPTER)}
 

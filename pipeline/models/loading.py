@@ -145,9 +145,9 @@ def _with_adapter(base: Any, model: TorchModel) -> Any:
     from peft import PeftConfig, PeftModel
 
     try:
-        if PeftConfig.from_pretrained(model.adapter).is_prompt_learning:
+        if PeftConfig.from_pretrained(model.adapter, revision=model.adapter_revision).is_prompt_learning:
             raise ModelError(f"Adapter {model.adapter} adds prompt tokens; wanted one that changes weights, as LoRA.")
-        return PeftModel.from_pretrained(base, model.adapter, is_trainable=False)
+        return PeftModel.from_pretrained(base, model.adapter, revision=model.adapter_revision, is_trainable=False)
     except _LOAD_ERRORS as error:
         raise ModelError(_cannot_load(f"Adapter {model.adapter}", model, error)) from error
 

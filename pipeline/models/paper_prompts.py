@@ -22,6 +22,7 @@ from pipeline.models.prompts import (
     TEMPLATE_ERROR,
     TEMPLATE_REFUSALS,
     Messages,
+    Rendering,
     Side,
     TokenizedPair,
     finished_pair,
@@ -47,9 +48,10 @@ def tokenize_as_paper(
         turns: prompt, chosen and rejected messages.
     """
     prompt, chosen, rejected = turns
+    how = Rendering(template=template, date=tokens.date, add_generation_prompt=False)
     try:
-        text = _text(tokenizer, template, _with_system(tokenizer, template, prompt))
-        answers = [_text(tokenizer, template, messages) for messages in (chosen, rejected)]
+        text = _text(tokenizer, _with_system(tokenizer, template, prompt), how)
+        answers = [_text(tokenizer, messages, how) for messages in (chosen, rejected)]
     except TEMPLATE_REFUSALS:
         return TEMPLATE_ERROR
     bos = tokenizer.bos_token or ""
@@ -67,8 +69,8 @@ def _with_system(tokenizer: Any, template: str | None, prompt: Messages) -> Mess
     return [{"role": "system", "content": ""}, *prompt] if knows else prompt
 
 
-def _text(tokenizer: Any, template: str | None, messages: Messages) -> str:
-    return str(tokenizer.apply_chat_template([dict(m) for m in messages], chat_template=template, tokenize=False))
+def _text(tokenizer: Any, messages: Messages, how: Rendering) -> str:
+    return str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **how.arguments()))
 
 
 def _split_at_seam(tokenizer: Any, prompt: str, answer: str) -> _Split | None:

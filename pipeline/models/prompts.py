@@ -9,6 +9,7 @@ Templates write their own BOS and EOS, so tokenising adds none. A row that canno
 place of tokens: template_error, prompt_too_long, empty_after_truncation, identical_after_truncation.
 """
 
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from jinja2 import TemplateError
 
-from pipeline.config import Tokens
+from pipeline.config import DEFAULT_DATE, Tokens
 from pipeline.errors import ModelError
 from pipeline.models.packing import Int32Array
 
@@ -113,7 +114,8 @@ class PairTokenizer:
         return finished_pair(*(self._truncate(ids, start) for ids in (chosen_ids, rejected_ids)))
 
     def _render(self, messages: Messages, tools: Any, *, is_prompt: bool = False) -> Int32Array:
-        return render(self._tokenizer, self._template, messages, tools=tools, add_generation_prompt=is_prompt)
+        how = Rendering(template=self._template, date=self._tokens.date, add_generation_prompt=is_prompt)
+        return render(self._tokenizer, messages, how, tools=tools)
 
     def _truncate(self, ids: Int32Array, start: int) -> "Side":
         excess = max(0, len(ids) - self._tokens.max_length)
@@ -128,16 +130,18 @@ class DialogueTokenizer:
     Args:
         tokenizer: the reward model's transformers tokenizer. Its `truncation_side` says which end is cut.
         max_length: most tokens of a dialogue.
+        date: the day that a template which prints today's date is told.
 
     Raises:
         ModelError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, date: datetime.date = DEFAULT_DATE) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._keep_end = tokenizer.truncation_side == "left"
-        self._template = require_template(tokenizer, None, remedy=SAVE_TEMPLATE)
+        template = require_template(tokenizer, None, remedy=SAVE_TEMPLATE)
+        self._how = Rendering(template=template, date=date, add_generation_prompt=False)
 
     def tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None
@@ -146,8 +150,7 @@ class DialogueTokenizer:
         try:
             schemas = None if tools is None else json.loads(tools)
             whole = [
-                render(self._tokenizer, self._template, [*prompt, *answer], tools=schemas, add_generation_prompt=False)
-                for answer in (chosen, rejected)
+                render(self._tokenizer, [*prompt, *answer], self._how, tools=schemas) for answer in (chosen, rejected)
             ]
         except TEMPLATE_REFUSALS:
             return TEMPLATE_ERROR
@@ -202,17 +205,27 @@ def require_template(tokenizer: Any, template: str | None, *, remedy: str = _SET
     return template
 
 
-def render(
-    tokenizer: Any, template: str | None, messages: Messages, *, tools: Any, add_generation_prompt: bool
-) -> Int32Array:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendering:
+    """How messages become text: template (None: the tokenizer's own), the date it is told, and where it ends."""
+
+    template: str | None
+    date: datetime.date
+    add_generation_prompt: bool
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `apply_chat_template`; the date takes the place of the clock that templates read."""
+        return {
+            "chat_template": self.template,
+            "add_generation_prompt": self.add_generation_prompt,
+            "strftime_now": self.date.strftime,
+        }
+
+
+def render(tokenizer: Any, messages: Messages, how: Rendering, *, tools: Any) -> Int32Array:
     """Token ids of messages under a chat template, int32, with no special tokens but the template's own."""
     encoded = tokenizer.apply_chat_template(
-        [dict(m) for m in messages],
-        tools=tools,
-        chat_template=template,
-        add_generation_prompt=add_generation_prompt,
-        tokenize=True,
-        return_dict=True,
+        [dict(m) for m in messages], tools=tools, tokenize=True, return_dict=True, **how.arguments()
     )
     return np.asarray(encoded["input_ids"], dtype=np.int32)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
+from pipeline.faults import is_missing
 from pipeline.sources.probe import FileKind, lines, raise_if_storage
 
 LINE: Final = "line"
@@ -104,7 +105,9 @@ def read_span(fs: Any, span: Span, *, shown: str) -> pa.Table:
         except BaseException:
             cursor.close()
             raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not is_missing(error):
+            raise
         raise SourceError(f"source file {shown} is gone since the run was planned. Put it back.") from None
     except (pa.ArrowException, OSError, EOFError) as error:
         raise_if_storage(error)
@@ -118,14 +121,6 @@ def read_span(fs: Any, span: Span, *, shown: str) -> pa.Table:
             f"{span.first_row} on, wanted {span.num_rows}. Put the old file back, or write to another output."
         )
     return pa.Table.from_batches(batches)
-
-
-def close_cursors() -> None:
-    """Close every half-read file of this process."""
-    with _CURSORS_LOCK:
-        for cursor in _CURSORS.values():
-            cursor.close()
-        _CURSORS.clear()
 
 
 def _borrowed(key: tuple[Any, ...]) -> Cursor | None:

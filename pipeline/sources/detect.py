@@ -4,6 +4,7 @@ Formats whose columns are missing are out; of the rest, each says whether it cla
 none or several end with a SourceError that names the `source.format` values to choose from.
 """
 
+import difflib
 from collections.abc import Sequence
 from typing import Final
 
@@ -31,8 +32,8 @@ def detect(columns: Columns, sample: Sequence[Row]) -> str:
         )
     known = "\n".join(f"  {name}: {known.about}" for name, known in FORMATS.items())
     raise SourceError(
-        f"the source is of no known format: it has {described(columns)}. "
-        f"Rename its columns to fit one of these, or set source.format:\n{known}"
+        f"the source is of no known format: it has {described(columns)}.{_near_misses(columns)} "
+        f"Rename its columns to fit one of these:\n{known}"
     )
 
 
@@ -54,6 +55,14 @@ def resolve_format(name: str, columns: Columns, sample: Sequence[Row]) -> str:
             "Choose another source.format, or auto."
         )
     return name
+
+
+def _near_misses(columns: Columns) -> str:
+    """Columns whose names are nearly those that a format reads, and that the table lacks."""
+    read = {name for known in FORMATS.values() for name in known.reads}
+    wanted = sorted(read - {*columns})
+    near = {name: difflib.get_close_matches(name, wanted, n=1, cutoff=0.75) for name in columns if name not in read}
+    return "".join(f" {name}: did you mean {found[0]}?" for name, found in near.items() if found)
 
 
 def described(columns: Columns) -> str:

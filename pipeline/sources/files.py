@@ -1,12 +1,14 @@
 """Pre-flight over a source: which data files it has, in a fixed order, and every bad one at once.
 
 A source is one file, a folder (searched to the bottom), or a folder made by `datasets`' save_to_disk. Names that
-start with a dot or an underscore, and files of no known extension, are no part of it. Files are ordered by their
-path relative to the root, so that the same source gives the same plan.
+start with a dot or an underscore, and files of no known extension, are no part of it; the latter are named, unless
+they describe the data. Files are ordered by their path relative to the root, so that the same source gives the same
+plan.
 """
 
 import hashlib
 import posixpath
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +16,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline.errors import SourceError
+from pipeline.faults import is_missing
 from pipeline.sources.columns import plain_type
 from pipeline.sources.hf_folder import dataset_files
 from pipeline.sources.probe import CHUNK_BYTES, BadFile, FileKind, Probe, probe_file
@@ -40,8 +43,11 @@ _EXTENSIONS: Final = {
 _NOT_DATA: Final = frozenset(
     {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "run.json", "report.json"}
 )
+_DESCRIPTIONS: Final = (".md", ".md5", ".sha256")
+_DESCRIBING: Final = ("readme", "license", "licence")
 _PROBES_AT_ONCE: Final = 8
 _PROBLEMS_SHOWN: Final = 50
+_IGNORED_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,8 @@ class SourceScan:
     root: str
     files: tuple[SourceFile, ...]
     schema: pa.Schema | None
+    ignored: tuple[str, ...] = ()
+    """Files that may hold data but are of no known extension, in order."""
 
     @property
     def num_rows(self) -> int:
@@ -87,7 +95,7 @@ def scan_files(fs: Any, root: str) -> SourceScan:
         SourceError: no such path, no rows, or bad files; all of them are listed, each with its reason.
         OSError: the storage failed.
     """
-    base, sizes = _data_files(fs, fs._strip_protocol(root).rstrip("/"), root)  # noqa: SLF001 - fsspec's own idiom
+    base, sizes, ignored = _data_files(fs, fs._strip_protocol(root).rstrip("/"), root)  # noqa: SLF001 - fsspec's own idiom
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
         looks = list(pool.map(lambda path: _look(fs, base, path, sizes[path]), sorted(sizes)))
     problems = {path: look for path, look in zip(sorted(sizes), looks, strict=True) if isinstance(look, str)}
@@ -104,7 +112,14 @@ def scan_files(fs: Any, root: str) -> SourceScan:
         SourceFile(path=path, kind=p.kind, num_rows=p.num_rows, size=sizes[path], digest=digest, marks=p.marks)
         for (path, p), digest in zip(good.items(), digests, strict=True)
     )
-    return SourceScan(root=base, files=files, schema=schema)
+    return SourceScan(root=base, files=files, schema=schema, ignored=ignored)
+
+
+def ignored_text(names: Sequence[str]) -> str:
+    """How many files were ignored, and the first of them."""
+    more = ", ..." if len(names) > _IGNORED_SHOWN else ""
+    files = "1 file" if len(names) == 1 else f"{len(names):,} files"
+    return f"{files} of no known extension: {', '.join(names[:_IGNORED_SHOWN])}{more}"
 
 
 def digest_of(fs: Any, path: str) -> str:
@@ -125,17 +140,19 @@ def digest_of(fs: Any, path: str) -> str:
         return f"checksum:{fs.ukey(path)}"
 
 
-def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int]]:
-    """The folder that paths are relative to, and the sizes in bytes of the data files, by relative path."""
+def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tuple[str, ...]]:
+    """The folder that paths are relative to, the data files' sizes in bytes by relative path, and ignored files."""
     try:
         info = fs.info(base)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not is_missing(error):
+            raise
         raise SourceError(f"source {shown} does not exist. Give source.path an existing file or folder.") from None
     if info["type"] != "directory":
         name = posixpath.basename(base)
         if _kind_of_name(name) is None:
             raise SourceError(f"source {shown} is no data file; wanted one of {', '.join(_EXTENSIONS)}.")
-        return posixpath.dirname(base), {name: int(info["size"])}
+        return posixpath.dirname(base), {name: int(info["size"])}, ()
     found = {
         posixpath.relpath(path, base): int(details.get("size") or 0)
         for path, details in fs.find(base, detail=True).items()
@@ -146,7 +163,8 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int]]:
     if not wanted:
         others = f" It has {', '.join(sorted(found)[:5])}." if found else ""
         raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
-    return base, {path: found.get(path, -1) for path in wanted}
+    ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(posixpath.basename(path))))
+    return base, {path: found.get(path, -1) for path in wanted}, ignored
 
 
 def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:
@@ -210,6 +228,13 @@ def _kind_of_name(name: str) -> FileKind | None:
     if lowered in _NOT_DATA:
         return None
     return next((kind for extension, kind in _EXTENSIONS.items() if lowered.endswith(extension)), None)
+
+
+def _may_hold_data(name: str) -> bool:
+    """Whether a file of no known extension is worth a word, being no description of the data."""
+    lowered = name.lower()
+    described = lowered in _NOT_DATA or lowered.startswith(_DESCRIBING) or lowered.endswith(_DESCRIPTIONS)
+    return _kind_of_name(name) is None and not described
 
 
 def _is_hidden(path: str) -> bool:

@@ -31,5 +31,5 @@ def check_format_name(name: str) -> None:
     if name == AUTO or name in FORMATS:
         return
     near = difflib.get_close_matches(name, [AUTO, *FORMATS], n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else ""
-    raise ConfigError(f"source.format {name!r} is unknown; {hint} Known: {', '.join([AUTO, *FORMATS])}.")
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    raise ConfigError(f"source.format {name!r} is unknown{hint} Known: {', '.join([AUTO, *FORMATS])}.")

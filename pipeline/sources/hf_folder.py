@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from pipeline.errors import SourceError
+from pipeline.faults import is_missing
 
 _DICT_FILE: Final = "dataset_dict.json"
 _STATE_FILE: Final = "state.json"
@@ -76,7 +77,9 @@ def _listed(fs: Any, base: str, folder: str) -> list[str]:
 def _load(fs: Any, base: str, name: str) -> dict[str, Any]:
     try:
         loaded = json.loads(fs.cat_file(posixpath.join(base, name)))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not is_missing(error):
+            raise
         raise SourceError(f"source {base}: {name} is missing. Save the dataset again.") from None
     except ValueError:
         raise SourceError(f"source {base}: {name} is no JSON. Save the dataset again.") from None

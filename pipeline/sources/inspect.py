@@ -9,18 +9,29 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.errors import SchemaError, SourceError
+from pipeline.schema import NUM_TOKENS_PROMPT, TRUNCATED
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.decode import Sample
 from pipeline.sources.decode import sample_rows as rows_sampled
 from pipeline.sources.detect import SAMPLE_ROWS, resolve_format
-from pipeline.sources.files import SourceScan, scan_files
+from pipeline.sources.files import SourceScan, ignored_text, scan_files
 from pipeline.sources.formats import AUTO, FORMATS, check_format_name
 from pipeline.sources.ids import content_digest
 from pipeline.sources.rows import Drop, PairRow, Row, Turn
-from pipeline.sources.scores import ALL_SCORE_COLUMNS, plan_scores
+from pipeline.sources.scores import (
+    ALL_SCORE_COLUMNS,
+    NO_SCORES,
+    POLICY_LOGPS,
+    REFERENCE_LOGPS,
+    RESPONSE_COUNTS,
+    ScorePlan,
+    plan_scores,
+    read_scores,
+)
 from pipeline.sources.turns import SYSTEM_ROLES
 
 _DIALOGUES_BESIDE_TEXT: Final = frozenset({"binarized", "candidates", "responses", "judged"})
+_NO_REWARDS: Final = frozenset({*POLICY_LOGPS, *REFERENCE_LOGPS, *RESPONSE_COUNTS, NUM_TOKENS_PROMPT, TRUNCATED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +74,21 @@ class Inspection:
     pairs: PairFigures
     drop_reasons: Mapping[str, int]
     score_columns: tuple[str, ...]
+    ignored: tuple[str, ...]
+    """Files of no known extension, by relative path."""
     problems: tuple[str, ...]
+
+    @property
+    def readable(self) -> bool:
+        """Whether a format was found, without which no run can read the source."""
+        return self.format is not None
 
 
 def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 1000) -> Inspection:  # noqa: A002
     """Look at a source's files and its first `sample_rows` rows.
 
-    A format that cannot be told, or scores that cannot be used, are problems of the inspection, not errors.
+    A format that cannot be told, or scores that cannot be used, are problems of the inspection, not errors. Rows are
+    dropped as in a run that takes every score it finds from the columns.
 
     Raises:
         ConfigError: no such format.
@@ -81,13 +100,15 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
     head = rows_sampled(fs, scan, SAMPLE_ROWS, first_file_only=True)
     sample = rows_sampled(fs, scan, sample_rows, first_file_only=False)
     problems: list[str] = []
-    name = None
+    name, plan = None, NO_SCORES
     try:
         name = resolve_format(format, head.columns, head.decoded)
-        problems += _score_problems(head.columns, name)
+        plan = _score_plan(head.columns, name)
     except (SourceError, SchemaError) as error:
         problems.append(str(error))
-    pairs, drops, num_unlike = _pairs(name, sample)
+    if scan.ignored:
+        problems.append(f"ignored {ignored_text(scan.ignored)}")
+    pairs, drops, num_unlike = _pairs(name, sample, plan)
     if num_unlike:
         problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
     return Inspection(
@@ -103,6 +124,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         pairs=_pair_figures(pairs),
         drop_reasons=dict(sorted(drops.items())),
         score_columns=_score_columns(sample.columns),
+        ignored=scan.ignored,
         problems=(*problems, *_pair_problems(name, pairs)),
     )
 
@@ -114,32 +136,42 @@ def render(inspection: Inspection) -> str:
     out = [
         f"source    {found.root}",
         f"files     {found.num_files:,} ({kinds}), {found.num_bytes:,} bytes",
+        *([f"ignored   {ignored_text(found.ignored)}"] if found.ignored else []),
         f"rows      {found.num_rows:,}",
         f"format    {found.format or 'unknown'} ({found.decided})",
         "columns",
         *(f"  {name}: {kind}" for name, kind in found.columns),
         f"scores    {', '.join(found.score_columns) or 'none'}",
-        f"sample    {found.num_sampled:,} rows, {pairs.num_pairs:,} pairs, "
-        f"{pairs.num_with_system:,} with a system turn, {pairs.num_with_tools:,} with tools",
+        f"sample    {found.num_sampled:,} rows, {_pair_counts(found)}",
     ]
     for title, table in (("turns", pairs.turns), ("characters", pairs.chars)):
         if table:
             out.append(f"{title:<12}{'min':>10}{'median':>10}{'p95':>10}{'max':>10}")
             out += [f"  {s:<10}{f.least:>10,}{f.median:>10,}{f.p95:>10,}{f.most:>10,}" for s, f in table.items()]
-    out.append(f"dropped   {sum(found.drop_reasons.values()):,} of the sample")
+    if found.readable or found.drop_reasons:
+        out.append(f"dropped   {sum(found.drop_reasons.values()):,} of the sample")
     out += [f"  {reason}: {count:,}" for reason, count in found.drop_reasons.items()]
     out.append("problems" if found.problems else "problems  none")
     out += [f"  {line}" for problem in found.problems for line in problem.splitlines()]
     return "\n".join(out)
 
 
-def _pairs(name: str | None, sample: Sample) -> tuple[list[PairRow], Counter[str], int]:
+def _pair_counts(found: Inspection) -> str:
+    if not found.readable:
+        return "pairs not counted: no format"
+    pairs = found.pairs
+    return (
+        f"{pairs.num_pairs:,} pairs, {pairs.num_with_system:,} with a system turn, {pairs.num_with_tools:,} with tools"
+    )
+
+
+def _pairs(name: str | None, sample: Sample, plan: ScorePlan) -> tuple[list[PairRow], Counter[str], int]:
     """The sample's pairs, its drops by reason, and how many pairs disagree with their row's prompt text."""
     pairs: list[PairRow] = []
     drops: Counter[str] = Counter()
     num_unlike = 0
     for row in sample.rows:
-        outcome = _converted(name, row)
+        outcome = _converted(name, row, plan)
         if isinstance(outcome, Drop):
             drops[str(outcome.reason)] += 1
         elif outcome is not None:
@@ -168,20 +200,31 @@ def _pair_figures(pairs: Sequence[PairRow]) -> PairFigures:
     )
 
 
-def _converted(name: str | None, row: Row | Drop) -> PairRow | Drop | None:
+def _converted(name: str | None, row: Row | Drop, plan: ScorePlan) -> PairRow | Drop | None:
     if isinstance(row, Drop):
         return row
-    return None if name is None else FORMATS[name].convert(row)
+    pair = None if name is None else FORMATS[name].convert(row)
+    if not isinstance(pair, PairRow):
+        return pair
+    scores = read_scores(row, pair, plan)
+    return scores if isinstance(scores, Drop) else pair
 
 
-def _score_problems(columns: Columns, name: str) -> list[str]:
-    if not _score_columns(columns):
-        return []
-    try:
-        plan_scores(columns, name, rewards=True, policy_logps=False, reference_logps=False)
-    except SchemaError as error:
-        return [str(error)]
-    return []
+def _score_plan(columns: Columns, name: str) -> ScorePlan:
+    """The scores that a run with columns for every backend that the table can serve would read.
+
+    Raises:
+        SchemaError: rewards have several columns that could differ.
+    """
+    found = {*_score_columns(columns)}
+    rewards = bool(found - _NO_REWARDS)
+    return plan_scores(
+        columns,
+        name,
+        rewards=rewards,
+        policy_logps=found >= {*POLICY_LOGPS, *RESPONSE_COUNTS},
+        reference_logps=found >= {*REFERENCE_LOGPS},
+    )
 
 
 def _pair_problems(name: str | None, pairs: Sequence[PairRow]) -> list[str]:

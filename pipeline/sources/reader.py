@@ -4,6 +4,7 @@
 After that a `PairReader` raises only for a file that is corrupt or has changed; a malformed row is a dropped row.
 """
 
+import logging
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pipeline.sources.blocks import Span, read_span
 from pipeline.sources.columns import plain_type
 from pipeline.sources.decode import Sample, rows_of_columns, rows_of_lines, sample_rows
 from pipeline.sources.detect import SAMPLE_ROWS, resolve_format
-from pipeline.sources.files import SourceFile, SourceScan, scan_files
+from pipeline.sources.files import SourceFile, SourceScan, ignored_text, scan_files
 from pipeline.sources.formats import FORMATS, check_format_name
 from pipeline.sources.ids import content_digest
 from pipeline.sources.passthrough import fitted, kept_only, passthrough_fields, plain_columns, undecodable_rows
@@ -26,6 +27,8 @@ from pipeline.sources.rows import Drop, DropRow, Reason, Row
 from pipeline.sources.scores import NO_SCORES, ScorePlan, plan_scores, read_scores
 from pipeline.sources.shards import Shard
 from pipeline.sources.turns import text_of
+
+_log = logging.getLogger(__name__)
 
 STAGE: Final = "source"
 """Value of drop_stage for rows that are dropped here."""
@@ -137,6 +140,8 @@ def open_source(
     """
     check_format_name(source.format)
     scan = scan_files(fs, root)
+    if scan.ignored:
+        _log.warning("source %s: ignored %s", root, ignored_text(scan.ignored))
     sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
     if not sample.decoded:
         raise SourceError(

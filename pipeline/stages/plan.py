@@ -58,7 +58,9 @@ def _build_tokenise(config: Config) -> Apply:
         steps.append(TokenisePairs(PairTokenizer(load_tokenizer(pair_model), config.tokens)))
     reward = models.get("reward")
     if isinstance(reward, ClassifierReward):
-        steps.append(TokeniseDialogues(DialogueTokenizer(load_tokenizer(reward), reward.max_length)))
+        steps.append(
+            TokeniseDialogues(DialogueTokenizer(load_tokenizer(reward), reward.max_length, config.tokens.date))
+        )
     return partial(_apply_all, steps)
 
 

@@ -1,6 +1,7 @@
 """Marking rows as dropped and adding columns: what every stage does to a shard's table."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 from pipeline.schema import DROP_REASON, DROP_STAGE, DROPPED, SCORED, STATUS
 
 # Columns that stages hand to each other carry this prefix and never reach storage.
-TRANSIENT_PREFIX = "_"
+TRANSIENT_PREFIX: Final = "__alignpot_"
 
 
 def scored_rows(table: pa.Table) -> npt.NDArray[np.int64]:

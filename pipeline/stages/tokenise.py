@@ -1,7 +1,7 @@
 """Chat templates and token ids, once per tokenizer: messages in, token ids of both answers out."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +17,15 @@ from pipeline.schema import (
     TOOLS,
     TRUNCATED,
 )
-from pipeline.stages.rows import drop_rows, scored_rows, set_column, spread
+from pipeline.stages.rows import TRANSIENT_PREFIX, drop_rows, scored_rows, set_column, spread
 
-CHOSEN_IDS = "_chosen_ids"
-REJECTED_IDS = "_rejected_ids"
-CHOSEN_START = "_chosen_start"
-REJECTED_START = "_rejected_start"
-REWARD_CHOSEN_IDS = "_reward_chosen_ids"
-REWARD_REJECTED_IDS = "_reward_rejected_ids"
-REWARD_TRUNCATED = "_reward_truncated"
+CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}chosen_ids"
+REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}rejected_ids"
+CHOSEN_START: Final = f"{TRANSIENT_PREFIX}chosen_start"
+REJECTED_START: Final = f"{TRANSIENT_PREFIX}rejected_start"
+REWARD_CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}reward_chosen_ids"
+REWARD_REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}reward_rejected_ids"
+REWARD_TRUNCATED: Final = f"{TRANSIENT_PREFIX}reward_truncated"
 
 PAIR_COLUMNS = [
     CHOSEN_IDS,

@@ -1,12 +1,14 @@
 """A shard being worked on: its table, and when each stage had it. Also the plain loop over shards."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from pipeline import errors
+from pipeline.errors import AlignpotError
+from pipeline.faults import storage_errors
 from pipeline.sources.reader import PairReader
 from pipeline.sources.shards import Shard
 from pipeline.stages.plan import Apply, Stage
@@ -14,12 +16,24 @@ from pipeline.stages.plan import Apply, Stage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """When one stage worked on one shard: Unix seconds, and the process that did it."""
+    """When one stage worked on one shard, in Unix seconds."""
 
     stage: str
-    worker: str
     started_s: float
     ended_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An error of ours as data: its class by name, and its message."""
+
+    kind: str
+    message: str
+
+    def as_error(self) -> AlignpotError:
+        """The error to raise."""
+        kind: type[AlignpotError] = getattr(errors, self.kind, AlignpotError)
+        return kind(self.message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,19 +43,33 @@ class ShardWork:
     shard: int
     table: pa.Table
     timings: tuple[Timing, ...] = ()
+    failure: Failure | None = None
 
     def after(self, stage: str, apply: Apply) -> "ShardWork":
         """The same shard after a stage."""
         started = time.time()
         table = apply(self.table)
-        return replace(self, table=table, timings=(*self.timings, _timing(stage, started)))
+        timing = Timing(stage=stage, started_s=started, ended_s=time.time())
+        return replace(self, table=table, timings=(*self.timings, timing))
+
+    def failed(self, error: AlignpotError) -> "ShardWork":
+        """The same shard given up; its rows stay behind."""
+        failure = Failure(kind=type(error).__name__, message=str(error))
+        return replace(self, table=self.table.slice(0, 0), failure=failure)
 
 
 def read_shard(reader: PairReader, shard: Shard) -> ShardWork:
-    """Read a shard of the source."""
-    started = time.time()
-    table = reader.read(shard)
-    return ShardWork(shard=shard.index, table=table, timings=(_timing("read", started),))
+    """Read a shard of the source.
+
+    Raises:
+        AlignpotError: the file cannot be read, is gone or has changed.
+    """
+
+    def read(_: pa.Table) -> pa.Table:
+        with storage_errors(shard.file):
+            return reader.read(shard)
+
+    return ShardWork(shard=shard.index, table=pa.table({})).after("read", read)
 
 
 Commit = Callable[[int, pa.Table], pa.Table]
@@ -66,7 +94,3 @@ def score_plain(
 def commit_shard(work: ShardWork, commit: Commit) -> ShardWork:
     """Write the part of a shard; what goes on is its summary."""
     return work.after("commit", lambda table: commit(work.shard, table))
-
-
-def _timing(stage: str, started: float) -> Timing:
-    return Timing(stage=stage, worker=f"{os.uname().nodename}:{os.getpid()}", started_s=started, ended_s=time.time())

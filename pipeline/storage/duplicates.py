@@ -1,7 +1,8 @@
 """Finds rows that bear one id: the same content twice is kept once, another content is refused.
 
-Works on hashes (128 bits of the id, 64 of the content, 32 bytes a row) in buckets on local disk, so that memory does
-not grow with the dataset: each bucket is sorted on its own.
+Which row is kept does not depend on the order: where the scores of equal rows differ, as columns of a source may, a
+hash of the scores decides. Works on hashes (128 bits of the id, 64 of content and of scores, 40 bytes a row) in buckets
+on local disk, so that memory does not grow with the dataset: each bucket is sorted on its own.
 """
 
 import dataclasses
@@ -19,7 +20,9 @@ from pipeline import schema as names
 from pipeline.errors import SourceError
 from pipeline.storage.scored import ScoredDataset
 
-_ROW: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("content", "<u8"), ("position", "<i8")])
+_ROW: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("content", "<u8"), ("scores", "<u8"), ("position", "<i8")])
+_SCORES: Final = tuple(field.name for field in names.SCORE_FIELDS if field.type == pa.float64())
+_MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 _BUCKET_ROWS: Final = 2**20
 _MOST_BUCKETS: Final = 4096
 _MOST_NAMED: Final = 10
@@ -32,7 +35,7 @@ class IdCheck:
     num_rows: int
     """Scored rows."""
     duplicate_positions: NDArray[np.int64]
-    """Sorted 0-based positions, counted over the scored rows in order, of rows that repeat an earlier one."""
+    """Sorted 0-based positions, counted over the scored rows in order, of the rows to leave out."""
 
     @property
     def num_duplicates(self) -> int:
@@ -41,7 +44,7 @@ class IdCheck:
 
 
 def check_ids(dataset: ScoredDataset, *, bucket_rows: int = _BUCKET_ROWS, folder: Path | None = None) -> IdCheck:
-    """Compare id and content of all scored rows; `folder` holds the buckets for the time being (32 bytes a row).
+    """Compare id and content of all scored rows; `folder` holds the buckets for the time being (40 bytes a row).
 
     Raises:
         SourceError: rows share an id but not their content; names up to ten such ids.
@@ -99,11 +102,12 @@ def _spill(rows: NDArray[np.void], num_buckets: int, folder: Path) -> None:
 
 def _hashed(dataset: ScoredDataset) -> Iterator[NDArray[np.void]]:
     position = 0
-    for table in dataset.tables([names.ID, names.CONTENT_DIGEST]):
+    for table in dataset.tables([names.ID, names.CONTENT_DIGEST, *_SCORES]):
         rows = np.empty(table.num_rows, dtype=_ROW)
         id_hashes = _hashes(table[names.ID], 16).reshape(-1, 2)
         rows["high"], rows["low"] = id_hashes[:, 0], id_hashes[:, 1]
         rows["content"] = _hashes(table[names.CONTENT_DIGEST], 8)
+        rows["scores"] = _score_hashes(table)
         rows["position"] = np.arange(position, position + table.num_rows)
         position += table.num_rows
         yield rows
@@ -115,9 +119,18 @@ def _hashes(column: pa.ChunkedArray, num_bytes: int) -> NDArray[np.uint64]:
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64, copy=False)
 
 
+def _score_hashes(table: pa.Table) -> NDArray[np.uint64]:
+    mixed = np.zeros(table.num_rows, dtype=np.uint64)
+    for name in _SCORES:
+        bits = np.ascontiguousarray(table[name].fill_null(0.0).to_numpy(), dtype=np.float64).view(np.uint64)
+        mixed = (mixed ^ bits) * _MULTIPLIER
+        mixed ^= mixed >> np.uint64(29)
+    return mixed
+
+
 def _compare(rows: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of rows that repeat an earlier one, and the first position of each id with several contents."""
-    ordered = rows[np.lexsort((rows["position"], rows["content"], rows["low"], rows["high"]))]
+    """Positions of rows that repeat a kept one, and the first position of each id with several contents."""
+    ordered = rows[np.lexsort([rows[name] for name in ("position", "scores", "content", "low", "high")])]
     starts_id = np.ones(len(ordered), dtype=bool)
     starts_id[1:] = (ordered["high"][1:] != ordered["high"][:-1]) | (ordered["low"][1:] != ordered["low"][:-1])
     starts_content = starts_id.copy()

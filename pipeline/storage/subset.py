@@ -94,7 +94,7 @@ class SubsetWriter:
             body={"version": spec.version, "config": spec.config, "rows_per_file": spec.rows_per_file},
         )
         self._spec = dataclasses.replace(spec, fingerprint=stored["fingerprint"], rows_per_file=stored["rows_per_file"])
-        self.done: SubsetManifest | None = self._load()
+        self.done: SubsetManifest | None = open_subset(fs, root)
         self._pending: deque[pa.Table] = deque()
         self._num_pending = self._num_taken = 0
         self._files: list[dict[str, Any]] = []
@@ -171,21 +171,10 @@ class SubsetWriter:
         }
         if create(self._fs, f"{self._root}/{MANIFEST_FILE}", json_bytes(value)):
             return manifest
-        stored = self._load()
+        stored = open_subset(self._fs, self._root)
         if stored is None or stored.files != manifest.files:
             raise IntegrityError(f"{display(self._fs, self._root)} holds a subset of other content. Use another path.")
         return stored
-
-    def _load(self) -> SubsetManifest | None:
-        manifest = load_subset_manifest(self._fs, self._root)
-        if manifest is not None:
-            sizes = list_sizes(self._fs, self._root)
-            lost = [file["path"] for file in manifest.files if sizes.get(file["path"]) != file["size"]]
-            if lost:
-                raise IntegrityError(
-                    f"{display(self._fs, self._root)}: files are gone or cut short: {lost[:10]}. Use another path."
-                )
-        return manifest
 
     def _row_error(self, got: str) -> IntegrityError:
         return IntegrityError(
@@ -262,6 +251,21 @@ class SubsetWriter:
             f"{display(self._fs, path)} was left by an earlier attempt with other content, perhaps by other versions "
             "of the libraries. Use another path, or remove this one."
         )
+
+
+def open_subset(fs: fsspec.AbstractFileSystem, root: str) -> SubsetManifest | None:
+    """The manifest of a complete subset whose files are all there; None if it is not complete.
+
+    Raises:
+        IntegrityError: files that it names are gone or cut short.
+    """
+    manifest = load_subset_manifest(fs, root)
+    if manifest is not None:
+        sizes = list_sizes(fs, root)
+        lost = [file["path"] for file in manifest.files if sizes.get(file["path"]) != file["size"]]
+        if lost:
+            raise IntegrityError(f"{display(fs, root)}: files are gone or cut short: {lost[:10]}. Use another path.")
+    return manifest
 
 
 def load_subset_manifest(fs: fsspec.AbstractFileSystem, root: str) -> SubsetManifest | None:

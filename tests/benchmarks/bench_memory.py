@@ -25,7 +25,7 @@ _RUN = """
 import json, resource, sys
 from pipeline.config import load_config
 from pipeline.flows.run import run_all
-run_all(load_config(sys.argv[1]))
+list(run_all(load_config(sys.argv[1])))
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 """
 

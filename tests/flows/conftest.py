@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from pipeline.config import Config, parse_config
+from pipeline.flows import run
 from tests.fixtures_storage import S3Server
 
 PAIRS = Path(__file__).parents[2] / "pipeline" / "demo" / "pairs.jsonl"
@@ -52,6 +53,11 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 
 def shuffled(rows: list[dict], seed: int = 0) -> list[dict]:
     return random.Random(seed).sample(rows, len(rows))
+
+
+def run_all(config: Config) -> str:
+    """The whole job; everything it prints."""
+    return "\n".join(run.run_all(config))
 
 
 def make_config(workdir: Path, path: Path | str, /, **sections) -> Config:

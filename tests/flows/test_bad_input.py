@@ -13,10 +13,10 @@ import yaml
 
 from pipeline.config import Storage, resolved
 from pipeline.errors import AlignpotError
-from pipeline.flows.run import run_all, select_only
+from pipeline.flows.run import select_only
 from pipeline.flows.score import prepare_score
 from tests.fixtures_storage import S3Server
-from tests.flows.conftest import make_config, write_jsonl
+from tests.flows.conftest import make_config, run_all, write_jsonl
 
 COLUMNS = {"policy": {"backend": "columns"}, "reward": {"backend": "columns"}}
 
@@ -131,7 +131,7 @@ def test_same_id_with_other_content_is_an_error_that_names_it(tmp_path: Path, pa
 
 def test_select_before_score_says_what_to_do(tmp_path: Path):
     with pytest.raises(AlignpotError, match="alignpot score") as error:
-        select_only(make_config(tmp_path, tmp_path / "x", metric={"name": "random"}))
+        list(select_only(make_config(tmp_path, tmp_path / "x", metric={"name": "random"})))
     assert error.value.exit_code == 2
 
 

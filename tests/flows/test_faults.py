@@ -15,11 +15,10 @@ import pytest
 import yaml
 
 from pipeline.config import Config, load_config, resolved
-from pipeline.errors import AlignpotError
-from pipeline.flows.run import run_all
+from pipeline.errors import AlignpotError, IntegrityError, ModelError, TemporaryError
 from pipeline.flows.score import prepare_score, score
 from pipeline.stages.plan import Stage
-from tests.flows.conftest import make_config, write_jsonl
+from tests.flows.conftest import make_config, run_all, write_jsonl
 from tests.flows.test_score import scores_of, selected_ids
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -153,13 +152,50 @@ def test_worker_that_dies_is_replaced_but_not_for_ever(
     assert not (Path(config.scored) / "parts" / "00000001.parquet").exists()
 
 
-def test_sigterm_ends_with_75_and_the_run_goes_on(tmp_path: Path, pairs: list[dict], models: dict):
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs * 1)
-    config = make_config(tmp_path, source, **models, run={"engine": "plain", "shard_rows": 1})
+class Refuses:
+    """A stage that cannot be built, or cannot be applied, for a reason of ours."""
+
+    def __init__(self, error: AlignpotError, *, at_once: bool) -> None:
+        self.error = error
+        if at_once:
+            raise error
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        raise self.error
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("at_once", [True, False], ids=["build", "apply"])
+@pytest.mark.parametrize("error", [ModelError("two logits"), TemporaryError("slow down")], ids=["model", "temporary"])
+def test_error_of_a_worker_keeps_its_class_and_words(
+    error: AlignpotError, at_once: bool, tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
+):
+    refuses = Stage(name="tokenise", build=partial(Refuses, error, at_once=at_once))
+    monkeypatch.setattr("pipeline.flows.score.score_stages", lambda config: [refuses])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:8])
+    config = make_config(tmp_path, source, metric={"name": "random"}, run={"engine": "ray", "shard_rows": 4})
+    with pytest.raises(type(error)) as raised:
+        score(prepare_score(config))
+    assert (type(raised.value), str(raised.value)) == (type(error), str(error))
+
+
+def test_source_replaced_in_mid_run_is_noticed(tmp_path: Path, pairs: list[dict]):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    run = prepare_score(make_config(tmp_path, source, metric={"name": "random"}))
+    write_jsonl(source, pairs[::-1])
+    with pytest.raises(IntegrityError, match=r"pairs\.jsonl"):
+        score(run)
+    assert not (tmp_path / "scored" / "_SUCCESS.json").exists()
+
+
+@pytest.mark.parametrize("engine", ["plain", "ray"])
+def test_sigterm_ends_with_75_and_the_run_goes_on(engine: str, tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    config = make_config(tmp_path, source, **models, run={"engine": engine, "shard_rows": 1})
     process = start(config, tmp_path / "config.yaml")
     while num_parts(config) < 3 and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(timeout=60) == 75
+    assert process.wait(timeout=60) == 75, (tmp_path / "config.log").read_text()[-3000:]
     assert start(config, tmp_path / "config.yaml").wait(timeout=240) == 0
     assert scores_of(config).num_rows == len(pairs)

@@ -19,12 +19,11 @@ from datasets import load_from_disk
 
 from pipeline.config import Config
 from pipeline.demo.reward import build_reward_model
-from pipeline.flows.run import run_all
 from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import load_manifest
 from tests.fixtures_data import shared_folder
 from tests.fixtures_storage import S3Server
-from tests.flows.conftest import make_config, write_jsonl
+from tests.flows.conftest import make_config, run_all, write_jsonl
 from tests.flows.test_score import scores_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.s3, pytest.mark.smollm2]

@@ -8,11 +8,10 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import FingerprintError, TooManyDroppedError
-from pipeline.flows.run import run_all
 from pipeline.flows.score import check_dropped, prepare_score, score
 from pipeline.storage.manifest import load_manifest
 from pipeline.storage.scored import ScoredDataset
-from tests.flows.conftest import make_config, shuffled, write_jsonl
+from tests.flows.conftest import make_config, run_all, shuffled, write_jsonl
 
 SCORES = [
     "id",
@@ -109,8 +108,8 @@ def test_second_run_scores_nothing_and_needs_no_model_load(
     monkeypatch.setattr("pipeline.models.loading.load_classifier", refuse)
     before = {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*")) if p.is_file()}
     second = run_all(config)
-    assert "(0 now)" in second
-    assert "(0 now)" not in first
+    assert "(none now)" in second
+    assert "(none now)" not in first
     assert {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*")) if p.is_file()} == before
 
 
@@ -118,7 +117,7 @@ def test_performance_settings_are_no_part_of_the_fingerprint(tmp_path: Path, pai
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     run_all(make_config(tmp_path, source, **models))
     other = {**models, "policy": {**models["policy"], "replicas": 2, "token_budget": 512, "num_threads": 2}}
-    assert "(0 now)" in run_all(make_config(tmp_path, source, **other, run={"shard_rows": 3}))
+    assert "(none now)" in run_all(make_config(tmp_path, source, **other, run={"shard_rows": 3}))
 
 
 @pytest.mark.parametrize(
@@ -184,3 +183,17 @@ def test_log_probs_and_rewards_may_come_from_columns(tmp_path: Path, pairs: list
     run_all(config)
     assert scores_of(config).equals(expected[0])
     assert selected_ids(config) == expected[1]
+
+
+def test_of_rows_with_one_content_the_same_is_kept_whatever_their_order(tmp_path: Path, pairs: list[dict]):
+    rows = [{**row, "reward_chosen": float(i % 7), "reward_rejected": 0.5} for i, row in enumerate(pairs)]
+    rows += [{**rows[0], "reward_chosen": 99.0}, {**rows[1], "reward_chosen": -99.0}]
+    kept = []
+    for name, order in (("forward", rows), ("backward", rows[::-1])):
+        source = write_jsonl(tmp_path / f"{name}.jsonl", order)
+        explicit = {"reward": {"backend": "columns"}, "metric": {"name": "explicit"}}
+        config = make_config(tmp_path / name, source, source={"id_column": None}, **explicit)
+        assert "duplicate" in run_all(config)
+        kept.append(selected_ids(config))
+    assert kept[0] == kept[1]
+    assert len(set(kept[0])) == 24

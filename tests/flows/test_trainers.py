@@ -7,8 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset, load_from_disk
 
-from pipeline.flows.run import run_all
-from tests.flows.conftest import make_config, write_jsonl
+from tests.flows.conftest import make_config, run_all, write_jsonl
 
 
 @pytest.fixture

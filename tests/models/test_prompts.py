@@ -1,5 +1,6 @@
 """Templates, response marks and truncation on a tokenizer whose every word is one token."""
 
+import datetime
 import json
 
 import pytest
@@ -145,3 +146,16 @@ def test_a_byte_level_tokenizer_adds_no_second_bos():
     tokenizer = tiny_tokenizer()
     pair = PairTokenizer(tokenizer, Tokens()).tokenize(**turns(2, 3, 1))
     assert tokenizer.decode(pair.chosen_ids).startswith("<|im_start|>user\n")
+
+
+@pytest.mark.parametrize("preset", ["trl", "paper"])
+def test_a_template_that_prints_the_date_is_told_the_configs(preset):
+    tokenizer = word_tokenizer("p{{ strftime_now('%d') | int }} " + PROMPTED)
+    pairs = [
+        PairTokenizer(tokenizer, Tokens(preset=preset, date=day)).tokenize(**turns(3, 4, 5))
+        for day in (datetime.date(2025, 1, 1), datetime.date(2025, 1, 1), datetime.date(2024, 12, 31))
+    ]
+    first, again, other = (pair.chosen_ids.tolist() for pair in pairs)
+    assert first == again
+    assert first != other
+    assert "p31" in tokenizer.decode(other)

@@ -88,3 +88,14 @@ def test_named_format_without_its_columns_is_refused():
 def test_named_format_settles_what_is_ambiguous():
     row = {**to.as_transcript(P), "prompt": "x"}
     assert resolve_format("transcript", kinds_of_rows([row]), [row]) == "transcript"
+
+
+def test_column_near_a_known_one_is_hinted_at():
+    with pytest.raises(SourceError, match=r"chosn: did you mean chosen\?") as error:
+        detected({"prompt": "p", "chosn": "a", "rejected": "b"})
+    assert "source.format" not in str(error.value)
+
+
+def test_unknown_format_without_near_ones_lists_the_known():
+    with pytest.raises(ConfigError, match=r"'zzz' is unknown\. Known: auto, messages"):
+        resolve_format("zzz", {}, [])

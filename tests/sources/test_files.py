@@ -8,10 +8,15 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, TemporaryError
+from pipeline.faults import storage_errors
+from pipeline.sources.blocks import Span, read_span
 from pipeline.sources.files import scan_files
+from pipeline.sources.hf_folder import dataset_files
+from pipeline.sources.probe import FileKind
 from tests.sources import layouts as to
 
 FS = fsspec.filesystem("file")
@@ -200,3 +205,34 @@ def test_storage_errors_are_not_taken_for_bad_files(tmp_path, monkeypatch, name,
     monkeypatch.setattr(Failing, "on_open", on_open, raising=False)
     with pytest.raises(type(error)):
         scan_files(Failing(skip_instance_cache=True), str(tmp_path))
+
+
+class Throttled(LocalFileSystem):
+    """A file system that reports throttling as s3fs does: FileNotFoundError with the server's answer as its cause."""
+
+    def info(self, path, **kwargs):
+        raise FileNotFoundError(path) from throttling()
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        raise FileNotFoundError(path) from throttling()
+
+    def ukey(self, path):
+        raise FileNotFoundError(path) from throttling()
+
+
+def throttling():
+    answer = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+    return ClientError(answer, "HeadObject")
+
+
+def test_throttling_is_not_taken_for_a_missing_file(tmp_path):
+    fs = Throttled(skip_instance_cache=True)
+    to.write_jsonl(tmp_path / "a.jsonl", ROWS)
+    span = Span(path=str(tmp_path / "a.jsonl"), kind=FileKind.JSONL, first_row=0, num_rows=1, mark=(0, 0), columns=())
+    for act in (
+        lambda: scan_files(fs, str(tmp_path)),
+        lambda: dataset_files(fs, str(tmp_path), ["state.json"], "x"),
+        lambda: read_span(fs, span, shown="a.jsonl"),
+    ):
+        with pytest.raises(TemporaryError, match="busy"), storage_errors("s3://bucket/x"):
+            act()

@@ -1,10 +1,17 @@
 """Inspection tells what a source is, and never what its rows say."""
 
+from collections import Counter
+
 import fsspec
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli import app
+from pipeline.config import Source
 from pipeline.errors import SourceError
 from pipeline.sources.inspect import Figures, inspect_source, render
+from pipeline.sources.reader import open_source
+from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 
 FS = fsspec.filesystem("file")
@@ -16,8 +23,9 @@ def inspected(folder, rows, **kwargs):
 
 
 def test_shapes_lengths_scores_and_drops_are_counted(tmp_path):
-    rows = [{**to.pair(prompt="x" * n), "score_chosen": 1.0, "score_rejected": 0.5} for n in range(1, 101)]
+    rows = [to.pair(prompt="x" * n) for n in range(1, 101)]
     rows += [{**to.LONG_PAIR, "tools": [{"name": "f"}]}, {**to.pair(), "rejected": None}]
+    rows = [{**row, "score_chosen": 1.0, "score_rejected": 0.5} for row in rows]
     found = inspected(tmp_path, rows)
     assert (found.format, found.num_files, found.num_rows, found.num_sampled, found.pairs.num_pairs) == (
         ("messages", 1, 102, 102, 101)
@@ -65,3 +73,61 @@ def test_bad_files_are_an_error(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(SourceError, match="0 bytes"):
         inspect_source(FS, str(tmp_path))
+
+
+def test_rows_whose_scores_a_run_would_refuse_are_counted_as_dropped(tmp_path):
+    good = {**to.pair(prompt="1"), "score_chosen": 1.0, "score_rejected": 0.5}
+    rows = [good, {**good, "score_chosen": None}, {**good, "score_rejected": float("nan")}, good]
+    found = inspected(tmp_path, rows)
+    assert found.drop_reasons == {"non_finite_score": 1, "null_score": 1}
+    flags = {"rewards": True, "policy_logps": False, "reference_logps": False}
+    reader, files = open_source(FS, str(tmp_path), Source(path=str(tmp_path)), **flags)
+    table = reader.read(plan_shards(files, 10)[0])
+    assert found.drop_reasons == Counter(reason for reason in table["drop_reason"].to_pylist() if reason)
+
+
+def test_candidates_that_give_no_score_are_counted_as_dropped(tmp_path):
+    good = to.as_candidates(to.pair())
+    texts = good["all_generated_responses"]
+    other = {**good, "all_generated_responses": [f"{text} or not" for text in texts]}
+    assert inspected(tmp_path, [good, other]).drop_reasons == {"score_not_found": 1}
+
+
+def test_log_probs_of_the_source_are_checked(tmp_path):
+    scores = {"policy_logp_chosen": -1.0, "policy_logp_rejected": -2.0}
+    good = {**to.pair(), **scores, "num_tokens_chosen": 1, "num_tokens_rejected": 1}
+    found = inspected(tmp_path, [good, {**good, "policy_logp_chosen": 1.0}, {**good, "num_tokens_chosen": 0}])
+    assert found.drop_reasons == {"invalid_token_count": 1, "positive_logp": 1}
+
+
+def test_files_of_no_known_extension_are_named(tmp_path, caplog):
+    for name in ("b.csv", "sub/c.jsonl.bak"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for name in ("README", "NOTES.md", "LICENSE", "_SUCCESS", ".hidden", "run.json"):
+        (tmp_path / name).write_text("x")
+    found = inspected(tmp_path, [to.pair()])
+    assert found.ignored == ("b.csv", "sub/c.jsonl.bak")
+    line = "2 files of no known extension: b.csv, sub/c.jsonl.bak"
+    assert f"ignored   {line}" in render(found)
+    assert found.problems == (f"ignored {line}",)
+    open_source(FS, str(tmp_path), Source(path=str(tmp_path)), rewards=False, policy_logps=False, reference_logps=False)
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("WARNING", f"source {tmp_path}: ignored {line}")
+    ]
+
+
+def test_without_a_format_no_pairs_are_claimed(tmp_path):
+    found = inspected(tmp_path, [{"text": "x"}])
+    assert not found.readable
+    assert "pairs not counted: no format" in render(found)
+    assert "0 pairs" not in render(found)
+    assert "dropped" not in render(found)
+
+
+def test_inspect_command_ends_with_2_where_no_format_fits(tmp_path):
+    to.write_jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
+    to.write_jsonl(tmp_path / "b.jsonl", [to.pair()])
+    runs = [CliRunner().invoke(app, ["inspect", str(tmp_path / name)]) for name in ("a.jsonl", "b.jsonl")]
+    assert [run.exit_code for run in runs] == [2, 0]
+    assert "of no known format" in runs[0].output

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.config import Source
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.schema import scored_schema
-from pipeline.sources.blocks import close_cursors
+from pipeline.sources import blocks
 from pipeline.sources.ids import content_digest
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
@@ -56,7 +56,9 @@ def test_shards_read_in_any_order_and_process_state_are_the_same(tmp_path, name)
     random.Random(7).shuffle(mixed)
     for shard in mixed:
         assert reader.read(shard).equals(straight[shard.index])
-    close_cursors()
+    for cursor in blocks._CURSORS.values():
+        cursor.close()
+    blocks._CURSORS.clear()
     copy = pickle.loads(pickle.dumps(reader))
     assert copy.read(shards[5]).equals(straight[5])
 

@@ -1,0 +1,71 @@
+"""How many GPUs the actors of each pool reserve, and whether the cluster can place every pool at once.
+
+A pool that finds no place waits for ever while the others wait for it, so this is decided before anything starts.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+import ray
+
+from pipeline.errors import ConfigError
+from pipeline.stages.plan import Stage
+
+_log = logging.getLogger(__name__)
+
+
+def num_replicas(group: Sequence[Stage]) -> int:
+    """Actors of the pool that runs a group of stages."""
+    return max((stage.model.replicas for stage in group if stage.model is not None), default=1)
+
+
+def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[float]:
+    """GPUs that one actor of each pool reserves, from what the config asks for and Ray has now.
+
+    may_grow: whether this is a cluster that nodes may still join; then a shortage is a warning.
+
+    Raises:
+        ConfigError: Ray cannot place every pool at once, and will not grow.
+    """
+    cluster = ray.cluster_resources()
+    gpus = share_gpus(groups, cluster.get("GPU", 0.0))
+    needed = {
+        "GPU": sum(num * num_replicas(group) for num, group in zip(gpus, groups, strict=True)),
+        "CPU": sum(
+            max((s.model.num_cpus for s in group if s.model is not None), default=0.0) * num_replicas(group)
+            for group in groups
+        ),
+    }
+    _check_fit(needed, cluster, may_grow=may_grow)
+    return gpus
+
+
+def share_gpus(groups: Sequence[Sequence[Stage]], num_gpus: float) -> list[float]:
+    """GPUs of one actor of each pool, where the cluster has `num_gpus`.
+
+    Pools that ask for a number get it. Those on `auto` share what is left: a GPU an actor where there are enough, else
+    as many actors on each GPU as it takes to place them all; none where there is no GPU.
+    """
+    asked = [[s.model.num_gpus for s in group if s.model is not None] for group in groups]
+    fixed = [max((n for n in numbers if n != "auto"), default=0.0) for numbers in asked]
+    on_auto = ["auto" in numbers for numbers in asked]
+    left = num_gpus - sum(n * num_replicas(g) for n, g, auto in zip(fixed, groups, on_auto, strict=True) if not auto)
+    num_sharing = sum(num_replicas(group) for group, auto in zip(groups, on_auto, strict=True) if auto)
+    share = 0.0 if left < 1 or not num_sharing else 1.0 / ceil(num_sharing / int(left))
+    return [max(share, n) if auto else n for n, auto in zip(fixed, on_auto, strict=True)]
+
+
+def _check_fit(needed: Mapping[str, float], cluster: Mapping[str, float], *, may_grow: bool) -> None:
+    short = [
+        f"{number:g} {kind}s of {cluster.get(kind, 0.0):g}"
+        for kind, number in needed.items()
+        if number > cluster.get(kind, 0.0) + 1e-9
+    ]
+    if not short:
+        return
+    problem = f"the model pools need {' and '.join(short)} that there are"
+    remedy = "lower replicas, num_gpus or num_cpus, or set run.placement: colocated"
+    if not may_grow:
+        raise ConfigError(f"{problem}: {remedy}.")
+    _log.warning("%s: waiting for nodes to join. Without an autoscaler, %s.", problem, remedy)
