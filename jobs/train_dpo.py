@@ -8,8 +8,11 @@ safetensors and ends with one line of JSON: rows, steps, and the loss and reward
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import AlignpotError, SchemaError, SourceError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +26,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="directory or hub id of the model to train")
     parser.add_argument("--data", required=True, help="save_to_disk folder, or any file, folder or URL of pairs")
     parser.add_argument("--output", type=Path, required=True, help="folder for the adapter; must not hold one yet")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=40, help="at least 1")
     parser.add_argument("--rows", type=int, help="train on the first ROWS pairs only")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--beta", type=float, default=0.1)
@@ -32,13 +35,20 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of prompt and response together")
     options = parser.parse_args(argv)
+    if options.steps < 1:
+        parser.error(f"--steps must be at least 1, got {options.steps}")
     if (options.output / "adapter_config.json").exists():
         parser.error(f"--output {options.output} holds an adapter already; name another folder")
     return options
 
 
 def load_pairs(data: str, rows: int | None) -> "Dataset":
-    """The first `rows` pairs (all, if None) with prompt, chosen and rejected as message lists."""
+    """The first `rows` pairs (all, if None) with prompt, chosen and rejected as message lists.
+
+    Raises:
+        SourceError: no rows, or none that alignpot can read.
+        SchemaError: a saved dataset lacks one of the columns.
+    """
     from datasets import Dataset, DatasetDict, load_from_disk
 
     folder = Path(data)
@@ -47,9 +57,11 @@ def load_pairs(data: str, rows: int | None) -> "Dataset":
         pairs = loaded["train"] if isinstance(loaded, DatasetDict) else loaded
     else:
         pairs = Dataset.from_list(read_pairs(data))
+    if not len(pairs):
+        raise SourceError(f"--data {data} has 0 usable rows. Give preference pairs.")
     missing = [name for name in COLUMNS if name not in pairs.column_names]
-    if missing or not len(pairs):
-        raise SystemExit(f"--data {data} has {len(pairs)} rows and lacks {missing}; wanted {list(COLUMNS)}")
+    if missing:
+        raise SchemaError(f"--data {data} lacks {', '.join(missing)}; it has {', '.join(pairs.column_names)}.")
     return pairs.select(range(min(rows or len(pairs), len(pairs)))).select_columns(list(COLUMNS))
 
 
@@ -108,5 +120,15 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Train as the command line says; an error of ours is one line on stderr and its exit code."""
+    options = parse_options(argv)
+    try:
+        print(json.dumps(train(options)))
+    except AlignpotError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
 if __name__ == "__main__":
-    print(json.dumps(train(parse_options())))
+    main()

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline import __version__
-from pipeline.errors import AlignpotError, TemporaryError
+from pipeline.errors import AlignpotError, ConfigError, TemporaryError
 
 app = typer.Typer(
     name="alignpot",
@@ -84,11 +84,17 @@ def inspect(
 
     Ends with exit code 2 if no format fits.
     """
+    from pydantic import ValidationError
+
     from pipeline.config import Storage
     from pipeline.sources.inspect import inspect_source, render
     from pipeline.storage.filesystem import check_readable, open_filesystem
 
-    fs, root = open_filesystem(path, Storage(endpoint_url=endpoint_url, region=region, anonymous=anonymous))
+    try:
+        storage = Storage(endpoint_url=endpoint_url, region=region, anonymous=anonymous)
+    except ValidationError:
+        raise ConfigError("--endpoint-url must not carry credentials; use the AWS variables or a role.") from None
+    fs, root = open_filesystem(path, storage)
     check_readable(fs, root)
     found = inspect_source(fs, root, source_format)
     typer.echo(render(found))

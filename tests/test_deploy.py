@@ -213,7 +213,6 @@ def test_constraints_hold_what_is_installed_and_meet_the_project() -> None:
         name = canonicalize_name(requirement.name)
         if name != project["name"]:
             assert requirement.specifier.contains(pinned[name]), requirement
-    assert "vllm" not in pinned
 
 
 def test_constraints_cover_what_the_pinned_packages_need() -> None:
@@ -250,7 +249,7 @@ def test_rayjob_runs_a_job_and_a_config_of_ours() -> None:
 def test_rayjob_is_guarded_and_cleans_up() -> None:
     spec = rayjob()["spec"]
     assert spec["shutdownAfterJobFinishes"]
-    assert spec["backoffLimit"] > 0
+    assert spec["backoffLimit"] == 0  # KubeRay would try again after a config error, too
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert spec["rayClusterSpec"]["rayVersion"] == constraints()["ray"]
     head, (workers,) = spec["rayClusterSpec"]["headGroupSpec"], spec["rayClusterSpec"]["workerGroupSpecs"]

@@ -16,14 +16,6 @@ HEAD_FILE: Final = Path(__file__).with_name("reward_head.safetensors")
 HEAD_KEY: Final = "score.weight"
 
 
-def head_metadata(head: Path = HEAD_FILE) -> dict[str, str]:
-    """What the head was fitted with and what it reached: accuracy and n on held-out prompts, seed, strength of L2."""
-    from safetensors import safe_open
-
-    with safe_open(head, framework="pt") as file:
-        return dict(file.metadata())
-
-
 def build_reward_model(base_dir: Path, out_dir: Path, head: Path = HEAD_FILE) -> Path:
     """The directory of the reward model under `out_dir`, put together on the first call (float32, 540 MB).
 

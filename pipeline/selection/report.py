@@ -19,6 +19,7 @@ from pipeline.selection.selection import Selection, subset_margins
 from pipeline.selection.source import ScoreSource, blocks
 
 GROUPS: Final = ("all", "selected")
+NOTHING: Final = "-"
 SIGNS: Final[Mapping[str, str]] = {
     "contradicted_by_reward": "reward prefers rejected",
     "contradicted_by_policy": "policy prefers rejected",
@@ -98,7 +99,7 @@ def _share(count: int, num_rows: int) -> dict[str, int | float | None]:
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The report of `summarise` as a table for the terminal."""
+    """The report of `summarise` as a table for the terminal; numbers that nothing gives are left out."""
     chosen = report["selection"]
     rows: list[tuple[str, ...]] = [
         ("rows scored", f"{chosen['num_rows']:,}", ""),
@@ -113,23 +114,40 @@ def render(report: Mapping[str, Any]) -> str:
     rows.append(("threshold", "", _number(chosen["threshold"])))
     if chosen["num_tied"] != chosen["num_tied_kept"]:
         rows.append(("rows at the threshold", f"{chosen['num_tied']:,}", f"{chosen['num_tied_kept']:,}"))
-    parts = [_aligned([("", *GROUPS), *rows])]
-    parts += [_examples(title, report[title]) for title in ("top", "bottom") if report[title]]
+    known = [row for row in rows if {*row[1:]} - {"", NOTHING}]
+    parts = [_rule(chosen), _aligned([("", *GROUPS), *known])]
+    parts += [_examples(f"{end} of all ranked rows", report[end]) for end in ("top", "bottom") if report[end]]
     return "\n\n".join(parts)
 
 
+def _rule(chosen: Mapping[str, Any]) -> str:
+    """The metric, the objective and how much is kept, in one line."""
+    metric, objective, select = (chosen[name] for name in ("metric", "objective", "select"))
+    name = metric["name"]
+    terms = {
+        "explicit": metric["explicit"],
+        "implicit": metric["implicit"],
+        "random": f"seed {select['seed']}",
+        "potential": f"{metric['explicit']} explicit - {metric['weight']} x {metric['implicit']} implicit, "
+        f"normalise {metric['normalise']}",
+    }
+    kept = f"k {select['k']:,}" if select["fraction"] is None else f"fraction {select['fraction']}"
+    return f"metric {name} ({terms[name]}), objective {objective['name']} beta {objective['beta']}, {kept}"
+
+
 def _examples(title: str, examples: Iterable[Mapping[str, Any]]) -> str:
-    numbers = [f.name for f in schema.SUBSET_FIELDS]
-    lines = [(str(row[schema.ID]), *(_number(row[name]) for name in numbers)) for row in examples]
+    rows = [*examples]
+    numbers = [f.name for f in schema.SUBSET_FIELDS if any(row[f.name] is not None for row in rows)]
+    lines = [(str(row[schema.ID]), *(_number(row[name]) for name in numbers)) for row in rows]
     return _aligned([(title, *numbers), *lines])
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return NOTHING if value is None else f"{value:.4f}"
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.2%}"
+    return NOTHING if share is None else f"{share:.2%}"
 
 
 def _aligned(lines: list[tuple[str, ...]]) -> str:

@@ -4,7 +4,7 @@ The rule is a threshold and a boundary id, so it needs the same few bytes for te
 applied to any part of the scored dataset on its own.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,13 +104,6 @@ class Selection:
         for subset_field, values in zip(schema.SUBSET_FIELDS, columns, strict=True):
             kept = kept.append_column(subset_field, pa.array(values, mask=np.isnan(values)))
         return kept
-
-    def apply_all(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """`apply` to all scored rows in order, from the first, table by table."""
-        first_row = 0
-        for table in tables:
-            yield self.apply(table, first_row=first_row)
-            first_row += table.num_rows
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the duplicates' positions, JSON-ready, for the manifest."""

@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import config
-from pipeline.errors import ConfigError, IntegrityError, StorageError
+from pipeline.errors import AlignpotError, ConfigError, IntegrityError, StorageError, TemporaryError
 from pipeline.faults import http_status, is_missing, storage_errors
 
 __all__ = [
@@ -211,8 +211,11 @@ def check_writable(fs: fsspec.AbstractFileSystem, path: str) -> None:
     from pipeline.storage.commit import create
 
     probe = f"{path}/.alignpot-{uuid.uuid4().hex}"
-    create(fs, probe, b"probe")
-    honoured = not create(fs, probe, b"probe")
+    try:
+        create(fs, probe, b"probe")
+        honoured = not create(fs, probe, b"probe")
+    except (StorageError, TemporaryError) as error:
+        raise _of_place(error, fs, path, probe) from None
     with contextlib.suppress(OSError):  # a store may allow writing without deleting; the probe is empty of meaning
         fs.rm_file(probe)
     if not honoured:
@@ -220,6 +223,15 @@ def check_writable(fs: fsspec.AbstractFileSystem, path: str) -> None:
             f"{display(fs, path)}: the store overwrote an object that it was told to create only if absent "
             "(If-None-Match), so two runs could mix. Use a store that supports conditional writes."
         )
+
+
+def _of_place(error: AlignpotError, fs: fsspec.AbstractFileSystem, path: str, probe: str) -> AlignpotError:
+    """What writing the probe ran into, said of the path that the user gave."""
+    where = display(fs, path)
+    cause = error.__context__
+    if isinstance(cause, FileNotFoundError) and is_missing(cause):
+        return StorageError(f"{where}: cannot be written (ENOENT). Correct the path, or create its folder.")
+    return type(error)(str(error).replace(display(fs, probe), where))
 
 
 def in_order(

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from pipeline.demo.fit_reward import bradley_terry, choose_strength, fit, last_hidden_states, split
-from pipeline.demo.reward import HEAD_FILE, HEAD_KEY, build_reward_model, head_metadata
+from pipeline.demo.reward import HEAD_FILE, HEAD_KEY, build_reward_model
 from pipeline.demo.sample_pairs import read_pairs
 from pipeline.errors import ModelError
 
@@ -82,7 +83,8 @@ def test_choose_strength_regularises_noise_hard() -> None:
 
 
 def test_shipped_head_states_what_it_is_worth() -> None:
-    metadata = head_metadata()
+    with safe_open(HEAD_FILE, framework="pt") as file:
+        metadata = file.metadata()
     assert float(metadata["held_out_accuracy"]) > 0.6
     assert int(metadata["held_out_pairs"]) >= 50
     assert load_file(HEAD_FILE)[HEAD_KEY].shape == (1, 576)

@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from pipeline.demo.sample_pairs import PAIRS_FILE, read_pairs
+from pipeline.errors import SchemaError, SourceError
 
 HH_ROW = {
     "chosen": "\n\nHuman: Why does ice float?\n\nAssistant: It is less dense than water.",
@@ -55,8 +56,32 @@ def test_hh_transcripts_become_messages(job: ModuleType, tmp_path: Path) -> None
 
 def test_a_folder_without_the_columns_is_refused(job: ModuleType, tmp_path: Path) -> None:
     Dataset.from_list([{"text": "a"}]).save_to_disk(tmp_path / "hf")
-    with pytest.raises(SystemExit, match="prompt"):
+    with pytest.raises(SchemaError, match="lacks prompt, chosen, rejected; it has text"):
         job.load_pairs(str(tmp_path / "hf"), None)
+
+
+def test_no_rows_are_refused_as_such(job: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "hh.jsonl"
+    path.write_text(json.dumps({**HH_ROW, "rejected": HH_ROW["chosen"]}) + "\n")
+    with pytest.raises(SourceError, match="has 0 usable rows"):
+        job.load_pairs(str(path), None)
+
+
+def test_error_of_ours_is_one_line_and_its_exit_code(
+    job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        job.main(["--model", "m", "--data", str(tmp_path / "none"), "--output", str(tmp_path / "adapter")])
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("SourceError: source ")
+    assert err.count("\n") == 1
+
+
+def test_steps_must_be_at_least_one(job: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        job.parse_options(["--model", "m", "--data", "d", "--output", str(tmp_path), "--steps", "0"])
+    assert "--steps must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_an_adapter_is_never_overwritten(job: ModuleType, tmp_path: Path) -> None:

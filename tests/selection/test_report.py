@@ -96,6 +96,25 @@ def test_table_shows_counts_shares_and_ends():
     assert all(len(line) < 120 for line in text.splitlines())
 
 
+def test_table_opens_with_the_rule():
+    table = scored_table(40)
+    first = render(report_of(table, Metric(name="explicit"), fraction=0.4)).splitlines()[0]
+    assert first == "metric explicit (signed), objective simpo beta 2.0, fraction 0.4"
+    first = render(report_of(table, Metric(weight=0.5), Objective(name="dpo", beta=0.1), k=10)).splitlines()[0]
+    assert first == (
+        "metric potential (signed explicit - 0.5 x absolute implicit, normalise zscore), objective dpo beta 0.1, k 10"
+    )
+
+
+def test_table_leaves_out_what_nothing_gives():
+    text = render(report_of(scored_table(30, policy_logp_chosen=None), Metric(name="explicit"), k=3))
+    assert "top of all ranked rows" in text
+    assert "bottom of all ranked rows" in text
+    assert "margin_explicit mean" in text
+    assert "margin_implicit" not in text
+    assert "policy prefers rejected" not in text
+
+
 def test_no_examples_can_be_asked_for():
     table = scored_table(20)
     selection = select(source_of(table), SIMPO, Metric(), Select(k=5))

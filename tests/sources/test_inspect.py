@@ -6,7 +6,7 @@ import fsspec
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli import app, main
 from pipeline.config import Source
 from pipeline.errors import SourceError
 from pipeline.sources.inspect import Figures, inspect_source, render
@@ -87,7 +87,7 @@ def test_rows_whose_scores_a_run_would_refuse_are_counted_as_dropped(tmp_path):
 
 
 def test_candidates_that_give_no_score_are_counted_as_dropped(tmp_path):
-    good = to.as_candidates(to.pair())
+    good = {**to.pair(), **to.as_candidates(to.pair())}
     texts = good["all_generated_responses"]
     other = {**good, "all_generated_responses": [f"{text} or not" for text in texts]}
     assert inspected(tmp_path, [good, other]).drop_reasons == {"score_not_found": 1}
@@ -131,3 +131,14 @@ def test_inspect_command_ends_with_2_where_no_format_fits(tmp_path):
     runs = [CliRunner().invoke(app, ["inspect", str(tmp_path / name)]) for name in ("a.jsonl", "b.jsonl")]
     assert [run.exit_code for run in runs] == [2, 0]
     assert "of no known format" in runs[0].output
+
+
+def test_inspect_command_repeats_no_credentials(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(
+            ["inspect", "s3://bucket/x", "--anonymous", "--region", "eu-west-1", "--endpoint-url", "http://a:canary@h"]
+        )
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert err.startswith("ConfigError: --endpoint-url must not carry credentials")
+    assert "canary" not in err

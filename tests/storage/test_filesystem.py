@@ -61,8 +61,9 @@ def test_urls_that_cannot_be_committed_to_are_refused(url, says):
 
 
 def test_endpoint_with_credentials_is_refused():
+    unchecked = config.Storage.model_construct(endpoint_url=f"http://me:{CANARY}@host")
     with pytest.raises(ConfigError, match="endpoint_url") as caught:
-        open_filesystem("s3://bucket/a", config.Storage(endpoint_url=f"http://me:{CANARY}@host"))
+        open_filesystem("s3://bucket/a", unchecked)
     assert CANARY not in str(caught.value)
 
 
@@ -200,8 +201,16 @@ def test_throttling_dressed_up_as_absence_is_temporary():
 def test_local_path_below_a_file_is_refused(tmp_path):
     Path(tmp_path / "file").write_text("x")
     fs, root = open_filesystem(str(tmp_path / "file" / "out"), config.Storage())
-    with pytest.raises(StorageError, match="not usable as a path"):
+    with pytest.raises(StorageError, match="not usable as a path") as caught:
         check_writable(fs, root)
+    assert str(caught.value).startswith(f"{root}: ")
+
+
+def test_place_that_cannot_be_created_is_named_as_given():
+    fs, root = open_filesystem("/proc/none/out", config.Storage())
+    with pytest.raises(StorageError) as caught:
+        check_writable(fs, root)
+    assert str(caught.value).startswith("/proc/none/out: cannot be written (ENOENT).")
 
 
 def test_in_order_keeps_order_and_stays_close_to_its_reader():
