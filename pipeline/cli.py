@@ -32,7 +32,7 @@ Overrides = Annotated[
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Score, select and report: the whole job."""
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
     from pipeline.flows.run import run_all
 
     _echo(run_all(load_config(config, overrides or ())))
@@ -44,7 +44,7 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Goes on where an earlier run stopped.
     """
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
     from pipeline.flows.run import score_only
 
     _echo(score_only(load_config(config, overrides or ())))
@@ -56,7 +56,7 @@ def select(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Needs no model and no GPU.
     """
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
     from pipeline.flows.run import select_only
 
     _echo(select_only(load_config(config, overrides or ())))
@@ -65,7 +65,7 @@ def select(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the report of a subset that was written before."""
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
     from pipeline.flows.run import report_only
 
     _echo(report_only(load_config(config, overrides or ())))

@@ -1,22 +1,17 @@
 """One YAML file, typed and strict: the whole of what a user decides.
 
-`load_config` reads a file, applies `key.path=value` overrides and returns a frozen `Config`, or raises one
-ConfigError that names the key, what it got and what it takes. Rules across sections are checked here, before
-anything is read or loaded. Each class default is the vetted setting. Imports only pydantic and yaml.
+`config_file.load_config` reads it into a frozen `Config`. Rules across sections are checked here, before anything is
+read or loaded. Each class default is the vetted setting. Imports only pydantic.
 """
 
 import datetime
-import difflib
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
-
-from pipeline.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -28,7 +23,7 @@ OBJECTIVES_WITH_REFERENCE: Final = frozenset({"dpo"})
 
 DEFAULT_DATE: Final = datetime.date(2025, 1, 1)
 
-_CREDENTIALS_IN_URL = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
+CREDENTIALS_IN_URL = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
 
 
 class Section(BaseModel):
@@ -38,7 +33,7 @@ class Section(BaseModel):
 
 
 def _checked_url(url: str) -> str:
-    if _CREDENTIALS_IN_URL.match(url):
+    if CREDENTIALS_IN_URL.match(url):
         raise ValueError("must not carry credentials; use the AWS variables or an instance role")
     if url.startswith(("http://", "https://")):
         raise ValueError("must be a local path or an object-store URL such as s3://bucket/prefix")
@@ -302,148 +297,6 @@ class Config(Section):
         return {role: m for role, m in roles.items() if isinstance(m, TorchModel)}
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML config and apply `key.path=value` overrides, whose values are YAML too.
-
-    Raises:
-        ConfigError: the file is missing or no mapping, an override is malformed, or a key or value is wrong.
-    """
-    data = _loaded(path)
-    if data is None:
-        raise ConfigError(f"config {path} is empty; wanted a mapping of sections.")
-    if not isinstance(data, dict):
-        raise ConfigError(f"config {path} holds a {type(data).__name__}; wanted a mapping of sections.")
-    for override in overrides:
-        _apply_override(data, override)
-    return parse_config(data, where=str(path))
-
-
-def parse_config(data: Mapping[str, Any], *, where: str = "config") -> Config:
-    """Check a mapping of sections against the schema.
-
-    Raises:
-        ConfigError: naming every wrong key with the nearest known one, and every wrong value.
-    """
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        problems = dict.fromkeys(_describe(problem) for problem in error.errors(include_url=False))
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise ConfigError(f"{where} is not usable:\n{lines}") from None
-
-
 def resolved(config: Config) -> dict[str, Any]:
     """The config with every default filled in, as JSON-ready values."""
     return config.model_dump(mode="json")
-
-
-def _loaded(path: str | Path) -> Any:
-    """What the YAML file holds. Messages never repeat its text, which may be a file that is no config at all."""
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(f"config {path} cannot be read: {reason}. Give the path of a YAML file.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"config {path} is not UTF-8 text. Give the path of a YAML file.") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(
-            f"config {path} is not YAML{place}. Check the indentation, quotes and brackets there and just before."
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(
-            f"config {path} is not YAML ({type(error).__name__}): a character or a date in it is not valid."
-        ) from None
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    names = key.strip().split(".")
-    if not sign or not all(names):
-        raise ConfigError(f"--set {override!r} is not usable; wanted key.path=value, such as select.fraction=0.1")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"--set {key}: the value is not YAML") from None
-    node = data
-    for name in names[:-1]:
-        child = node.get(name)
-        if child is None:
-            child = node[name] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {key}: {name} holds a value, not a section")
-        node = child
-    node[names[-1]] = value
-
-
-def _describe(problem: Any) -> str:
-    # Union tags (torch, columns, ...) stand in the location behind the section; they are no keys of the file.
-    path, tag = [str(part) for part in problem["loc"]], ""
-    if len(path) > 1 and path[0] in _BACKENDS and path[1] in _BACKENDS[path[0]]:
-        tag = path.pop(1)
-    kind, value = problem["type"], problem["input"]
-    key = ".".join(path)
-    if kind in ("extra_forbidden", "missing"):
-        return f"{key}: {'required, but not given' if kind == 'missing' else _unknown_key(path, tag)}"
-    if kind == "union_tag_invalid":
-        return f"{key}.backend: {problem['ctx']['tag']!r} is unknown; wanted {' or '.join(_BACKENDS[path[0]])}"
-    if path[-2:-1] == ["num_gpus"]:  # one problem for each kind that it may be
-        return f"{'.'.join(path[:-1])}: wanted auto or a number of at least 0{_got(value)}"
-    if kind == "model_type":
-        example = "model" if key in ("policy", "reference") else _known_keys(path)[0]
-        return f"{key}: wanted a section such as {{{example}: ...}}{_got(value)}"
-    if kind == "tuple_type":
-        return f"{key}: wanted a list" + (f", such as [{value}]" if _plain(value) else "")
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    got = "" if value is None or "credentials" in message else _got(value)
-    return (f"{key}: " if key else "") + message + got
-
-
-def _unknown_key(path: list[str], tag: str) -> str:
-    name, known = path[-1], _known_keys(path[:-1])
-    with_model = next((backend for backend in _BACKENDS.get(path[0], ()) if backend != "columns"), "")
-    if tag == "columns" and name in known:
-        return f"not used with backend columns; set {path[0]}.backend: {with_model}, or leave the key out"
-    near = difflib.get_close_matches(name, known, n=1)
-    if not near:
-        return f"unknown key; known keys here: {', '.join(sorted(known))}"
-    needs = f", with backend: {with_model}" if tag == "columns" and near[0] != "backend" else ""
-    return f"unknown key; did you mean {near[0]}{needs}?"
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float, bool)) and not _CREDENTIALS_IN_URL.match(str(value))
-
-
-def _got(value: Any) -> str:
-    """The value for a message, unless it may be long or carry a secret."""
-    if value is None:
-        return " (got nothing)"
-    return f" (got {value!r})" if _plain(value) else ""
-
-
-_BACKENDS: Final = {
-    "policy": ("torch", "columns"),
-    "reference": ("torch", "columns"),
-    "reward": ("columns", "classifier"),
-}
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    sections: dict[str, list[type[BaseModel]]] = {
-        "": [Config],
-        "source": [Source],
-        "storage": [Storage],
-        "policy": [TorchModel],
-        "reference": [TorchModel],
-        "reward": [ClassifierReward],
-        "tokens": [Tokens],
-        "objective": [Objective],
-        "metric": [Metric],
-        "select": [Select],
-        "output": [Output],
-        "run": [Run],
-    }
-    return [key for model in sections.get(".".join(path), []) for key in model.model_fields]

@@ -20,11 +20,12 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"stages"},
     {"models", "storage"},
     {"metrics", "selection", "sources"},
+    {"config_file"},
     {"config"},
     {"faults", "schema"},
     {"errors"},
 ]
-LIGHT = ["", ".config", ".schema", ".errors", ".cli", ".metrics", ".selection", ".sources", ".storage"]
+LIGHT = ["", ".config", ".config_file", ".schema", ".errors", ".cli", ".metrics", ".selection", ".sources", ".storage"]
 
 
 def modules_below(name: str) -> list[str]:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from pipeline import config
 from pipeline.cli import app
-from pipeline.config import parse_config
+from pipeline.config_file import parse_config
 from pipeline.sources.formats import FORMATS
 
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from pipeline.demo.run import write_demo
 from pipeline.flows.run import run_all
 

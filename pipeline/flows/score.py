@@ -18,11 +18,12 @@ import fsspec
 import pyarrow as pa
 
 from pipeline import __version__
-from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, Source, resolved
+from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, resolved
 from pipeline.errors import ConfigError, IntegrityError, TooManyDroppedError
 from pipeline.faults import storage_errors
 from pipeline.flows.summary import ScoreSummary
 from pipeline.flows.timeline import Timeline
+from pipeline.sources.files import SourceFile
 from pipeline.sources.reader import PairReader, open_source
 from pipeline.sources.shards import Shard, plan_shards
 from pipeline.stages.plan import score_stages
@@ -58,44 +59,19 @@ def prepare_score(config: Config) -> ScoreRun:
     Raises:
         AlignpotError: what is wrong, before any weights are read.
     """
-    source = _source(config)
-    source_fs, source_root = open_filesystem(source.path, config.storage)
-    check_readable(source_fs, source_root)
-    with storage_errors(source.path):
-        reader, files = open_source(
-            source_fs,
-            source_root,
-            source,
-            rewards=isinstance(config.reward, ColumnsReward),
-            policy_logps=isinstance(config.policy, ColumnsModel),
-            reference_logps=isinstance(config.reference, ColumnsModel),
-        )
-        states = {file.path: _state(reader, file.path) for file in files}
+    reader, files, states = _open(config)
     models = _model_fingerprints(config)
     fs, root = open_filesystem(config.scored, config.storage)
     check_writable(fs, root)
-    fingerprint = {
-        "alignpot": _MINOR_VERSION,
-        "source": {
-            "format": reader.format,
-            "id_column": source.id_column,
-            "passthrough": list(source.passthrough),
-            "files": {file.path: f"{file.size}:{file.digest}" for file in files},
-        },
-        **models,
-    }
-    plan = begin_run(
-        fs,
-        root,
-        RunPlan(
-            version=__version__,
-            fingerprint=fingerprint,
-            config=resolved(config),
-            shards=tuple(shard.to_dict() for shard in plan_shards(files, config.run.shard_rows)),
-            schema=reader.schema,
-            source_format=reader.format,
-        ),
+    wanted = RunPlan(
+        version=__version__,
+        fingerprint={"alignpot": _MINOR_VERSION, "source": _source_fingerprint(reader, files), **models},
+        config=resolved(config),
+        shards=tuple(shard.to_dict() for shard in plan_shards(files, config.run.shard_rows)),
+        schema=reader.schema,
+        source_format=reader.format,
     )
+    plan = begin_run(fs, root, wanted)
     return ScoreRun(config=_pinned(config, models), plan=plan, reader=reader, states=states, fs=fs, root=root)
 
 
@@ -225,10 +201,32 @@ def _work(run: ScoreRun, pending: Sequence[Shard]) -> Iterator[ShardWork]:
         yield from score_on_ray(job, pending)
 
 
-def _source(config: Config) -> Source:
-    if config.source is None:
+def _open(config: Config) -> tuple[PairReader, list[SourceFile], dict[str, str]]:
+    """The source's reader, its files, and what storage says of each file now."""
+    source = config.source
+    if source is None:
         raise ConfigError("score needs a source section with the path of the preference data; the config has none.")
-    return config.source
+    fs, root = open_filesystem(source.path, config.storage)
+    check_readable(fs, root)
+    with storage_errors(source.path):
+        reader, files = open_source(
+            fs,
+            root,
+            source,
+            rewards=isinstance(config.reward, ColumnsReward),
+            policy_logps=isinstance(config.policy, ColumnsModel),
+            reference_logps=isinstance(config.reference, ColumnsModel),
+        )
+        return reader, files, {file.path: _state(reader, file.path) for file in files}
+
+
+def _source_fingerprint(reader: PairReader, files: Sequence[SourceFile]) -> dict[str, Any]:
+    return {
+        "format": reader.format,
+        "id_column": reader.id_column,
+        "passthrough": [field.name for field in reader.passthrough],
+        "files": {file.path: f"{file.size}:{file.digest}" for file in files},
+    }
 
 
 def _model_fingerprints(config: Config) -> dict[str, Any]:

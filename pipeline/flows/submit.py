@@ -18,7 +18,8 @@ import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import pipeline
-from pipeline.config import Config, load_config
+from pipeline.config import Config
+from pipeline.config_file import load_config
 from pipeline.errors import ConfigError, TemporaryError
 
 JOBS: Final = {"run": "run", "score": "score", "select": "select", "score_pairs": "score", "select_pairs": "select"}

@@ -37,11 +37,6 @@ class IdCheck:
     duplicate_positions: NDArray[np.int64]
     """Sorted 0-based positions, counted over the scored rows in order, of the rows to leave out."""
 
-    @property
-    def num_duplicates(self) -> int:
-        """Rows to leave out so that each id is kept once."""
-        return len(self.duplicate_positions)
-
 
 def check_ids(dataset: ScoredDataset, *, bucket_rows: int = _BUCKET_ROWS, folder: Path | None = None) -> IdCheck:
     """Compare id and content of all scored rows; `folder` holds the buckets for the time being (40 bytes a row).

@@ -3,7 +3,7 @@
 The rows carry their scores (`backend: columns`), so that nothing but reading, planning, committing and selecting is
 measured. Each run is a process of its own; the figure is the largest resident set of that process, workers of Ray left
 out. With Ray the driver plans, gathers summaries and selects: 600 rows beside 60,000. The plain loop reads and commits
-in the same process and has its working set full only after some 60,000 rows: 60,000 beside 240,000. The last line is a
+in the same process and has its working set full only after some 60,000 rows: 60,000 beside 180,000. The last line is a
 JSON object.
 """
 
@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-SIZES = {"ray": (600, 60_000), "plain": (60_000, 240_000)}
+SIZES = {"ray": (600, 60_000), "plain": (60_000, 180_000)}
 ROWS_PER_FILE = 20_000
 
 _RUN = """
 import json, resource, sys
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from pipeline.flows.run import run_all
 list(run_all(load_config(sys.argv[1])))
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))

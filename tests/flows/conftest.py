@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.config import Config, parse_config
+from pipeline.config import Config
+from pipeline.config_file import parse_config
 from pipeline.flows import run
 from tests.fixtures_storage import S3Server
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from pipeline.config import Config, load_config, resolved
+from pipeline.config import Config, resolved
+from pipeline.config_file import load_config
 from pipeline.errors import AlignpotError, IntegrityError, ModelError, TemporaryError
 from pipeline.flows.score import prepare_score, score
 from pipeline.stages.plan import Stage

@@ -6,9 +6,9 @@ import fsspec
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.cli import app, main
+from pipeline.cli import app
 from pipeline.config import Source
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.sources.inspect import Figures, inspect_source, render
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
@@ -133,12 +133,9 @@ def test_inspect_command_ends_with_2_where_no_format_fits(tmp_path):
     assert "of no known format" in runs[0].output
 
 
-def test_inspect_command_repeats_no_credentials(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(
-            ["inspect", "s3://bucket/x", "--anonymous", "--region", "eu-west-1", "--endpoint-url", "http://a:canary@h"]
-        )
-    err = capsys.readouterr().err
-    assert exit_.value.code == 2
-    assert err.startswith("ConfigError: --endpoint-url must not carry credentials")
-    assert "canary" not in err
+def test_inspect_command_repeats_no_credentials():
+    options = ["--anonymous", "--region", "eu-west-1", "--endpoint-url", "http://a:canary@h"]
+    run = CliRunner().invoke(app, ["inspect", "s3://bucket/x", *options])
+    assert isinstance(run.exception, ConfigError)
+    assert "--endpoint-url must not carry credentials" in str(run.exception)
+    assert "canary" not in f"{run.exception}{run.output}"

@@ -62,4 +62,4 @@ def test_buckets_on_disk_find_what_memory_finds(local_place):
 
 def test_dataset_without_scored_rows_has_no_duplicates(local_place):
     dataset = write_dataset(*local_place, [scored_table(["a", "a"], dropped={0, 1})])
-    assert check_ids(dataset).num_duplicates == 0
+    assert check_ids(dataset).duplicate_positions.size == 0
