@@ -7,12 +7,13 @@ and does nothing when it had finished.
 """
 
 import json
+import logging
 import posixpath
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import fsspec
 import pyarrow as pa
@@ -36,8 +37,12 @@ from pipeline.storage.parts import commit_part, committed_parts
 from pipeline.storage.runs import PartSpec, RunPlan, begin_run
 from pipeline.storage.scored import ScoredDataset
 
+_log = logging.getLogger(__name__)
+
 # Versions of one minor number give the same scores, so a run may be resumed with either.
-_MINOR_VERSION = ".".join(__version__.split(".")[:2])
+_MINOR_VERSION: Final = ".".join(__version__.split(".")[:2])
+
+_PROGRESS_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +90,11 @@ def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
     done = committed_parts(run.fs, run.root, run.plan)
     pending = [Shard.from_dict(shard) for index, shard in enumerate(run.plan.shards) if index not in done]
     timeline, num_tokens = Timeline(), 0
-    for work in _work(run, pending):
+    said = started
+    for num_done, work in enumerate(_work(run, pending), start=1):
+        if time.monotonic() - said > _PROGRESS_S:
+            said = time.monotonic()
+            _log.info("%d of %d shards committed", len(done) + num_done, len(run.plan.shards))
         timeline.add(work.timings)
         num_tokens += sum(_summary(work)["num_tokens"].values())
     if pending:
