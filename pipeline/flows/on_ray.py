@@ -21,7 +21,7 @@ from ray.data.datasource import Datasource, ReadTask
 from pipeline.config import Run
 from pipeline.errors import AlignpotError
 from pipeline.flows.envelope import from_block, to_block
-from pipeline.flows.placement import gpus_by_pool, num_replicas
+from pipeline.flows.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
 from pipeline.flows.session import cluster_address
 from pipeline.sources.reader import PairReader
 from pipeline.sources.shards import Shard
@@ -31,8 +31,6 @@ from pipeline.stages.work import Commit, ShardWork, commit_shard, read_shard
 # Ray retries without end by default: a row that kills its worker would never end the run.
 _MAX_RESTARTS: Final = 20
 _MAX_SHARD_RETRIES: Final = 3
-
-_TOKENISE_CPUS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +197,7 @@ def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[s
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
         "compute": ray.data.ActorPoolStrategy(size=min(replicas, num_shards), max_tasks_in_flight_per_actor=3),
-        "num_cpus": max((m.num_cpus for m in models), default=_TOKENISE_CPUS),
+        "num_cpus": cpus_per_actor(group),
         "num_gpus": num_gpus or None,
         "max_restarts": _MAX_RESTARTS,
         "max_task_retries": _MAX_SHARD_RETRIES,
@@ -208,5 +206,5 @@ def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[s
 
 def _io_cpus(stages: Sequence[Stage]) -> float:
     """CPUs of a read or commit task: unlike any actor's, or Ray Data would fuse reading into the first pool."""
-    taken = {stage.model.num_cpus for stage in stages if stage.model is not None} | {_TOKENISE_CPUS}
-    return next(cpus for cpus in (0.25, 0.2, 0.3, 0.15) if cpus not in taken)
+    taken = {cpus_per_actor([stage]) for stage in stages}
+    return next(cpus for cpus in (IO_CPUS, 0.2, 0.15, 0.1, 0.05) if cpus not in taken)

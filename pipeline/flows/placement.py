@@ -6,11 +6,16 @@ A pool that finds no place waits for ever while the others wait for it, so this 
 import logging
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import Final
 
 import ray
 
 from pipeline.errors import ConfigError
 from pipeline.stages.plan import Stage
+
+TOKENISE_CPUS: Final = 0.5
+IO_CPUS: Final = 0.25
+"""CPUs of one task that reads or commits."""
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +23,11 @@ _log = logging.getLogger(__name__)
 def num_replicas(group: Sequence[Stage]) -> int:
     """Actors of the pool that runs a group of stages."""
     return max((stage.model.replicas for stage in group if stage.model is not None), default=1)
+
+
+def cpus_per_actor(group: Sequence[Stage]) -> float:
+    """CPUs that one actor of the pool reserves."""
+    return max((stage.model.num_cpus for stage in group if stage.model is not None), default=TOKENISE_CPUS)
 
 
 def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[float]:
@@ -32,10 +42,7 @@ def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[f
     gpus = share_gpus(groups, cluster.get("GPU", 0.0))
     needed = {
         "GPU": sum(num * num_replicas(group) for num, group in zip(gpus, groups, strict=True)),
-        "CPU": sum(
-            max((s.model.num_cpus for s in group if s.model is not None), default=0.0) * num_replicas(group)
-            for group in groups
-        ),
+        "CPU": IO_CPUS + sum(cpus_per_actor(group) * num_replicas(group) for group in groups),
     }
     _check_fit(needed, cluster, may_grow=may_grow)
     return gpus
