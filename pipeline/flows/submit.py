@@ -11,10 +11,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import yaml
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import pipeline
@@ -26,6 +28,7 @@ JOBS: Final = {"run": "run", "score": "score", "select": "select", "score_pairs"
 """Command of each job; the names of the scripts in jobs/ will do too."""
 
 _POLL_S: Final = 1.0
+_START_S: Final = 60.0
 
 
 def submit_job(
@@ -82,11 +85,13 @@ def _client(address: str) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except ConnectionError as error:
         raise TemporaryError(f"no Ray dashboard answers at {address}: {error}") from None
-    except RuntimeError as error:
+    except AuthenticationError:
         raise ConfigError(
-            f"Ray at {address} refused the client: {str(error).splitlines()[0]}. "
-            "With token authentication on, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+            f"Ray at {address} wants a token, and has got none or a wrong one. "
+            "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
         ) from None
+    except RuntimeError as error:
+        raise ConfigError(f"Ray at {address} refused the client: {str(error).splitlines()[0]}") from None
 
 
 def _running(client: JobSubmissionClient, name: str) -> str | None:
@@ -105,14 +110,27 @@ def _submit(client: JobSubmissionClient, command: str, resolved: dict[str, objec
         work = Path(folder)
         shutil.copytree(Path(pipeline.__file__).parent, work / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         (work / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-        return str(
-            client.submit_job(
+        return _accepted(
+            partial(
+                client.submit_job,
                 entrypoint=shlex.join(["python", "-m", "pipeline.cli", command, "config.yaml"]),
                 runtime_env={"working_dir": str(work)},
                 submission_id=name if not earlier else f"{name}-{earlier + 1}",
                 metadata={"alignpot_command": command},
             )
         )
+
+
+def _accepted(submit: Callable[[], str]) -> str:
+    """The id of the submitted job; a cluster that has only just started is given time to take it."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            return submit()
+        except (ConnectionError, RuntimeError) as error:
+            if time.monotonic() > deadline:
+                raise TemporaryError(f"the cluster takes no job: {str(error).strip().splitlines()[0]}") from None
+        time.sleep(_POLL_S)
 
 
 def _follow(client: JobSubmissionClient, submission_id: str, echo: Callable[[str], None]) -> int:

@@ -94,11 +94,13 @@ def head(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Itera
     del s3
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-token-" + os.urandom(16).hex())
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     dashboard = free_port()
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=6",
         f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        "--disable-usage-stats", f"--temp-dir={tmp_path.parent / 'ray'}",
+        f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={tmp_path.parent / 'ray'}",
+        "--disable-usage-stats",
     ]  # fmt: skip
     log = (tmp_path / "head.log").open("wb")
     process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -125,11 +127,13 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
     raise AssertionError(f"no dashboard after 120 s: {log.read_text()[-2000:]}")
 
 
-def submitted(config: Path, head: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as end:
-        main(["submit", "run", str(config), "--address", head])
-    out = capsys.readouterr()
-    return int(end.value.code or 0), out.out + out.err
+def submitted(config: Path, head: str, **environment: str) -> tuple[int, str]:
+    """`alignpot submit run`, in a process of its own: Ray reads RAY_AUTH_MODE once a process."""
+    command = [sys.executable, "-m", "pipeline.cli", "submit", "run", str(config), "--address", head]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
 def submitted_script(config: Path, head: str, checkout: Path) -> "subprocess.CompletedProcess[str]":
@@ -150,8 +154,6 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     models: dict,
     s3: S3Server,
     head: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ):
     plain = make_config(tmp_path / "plain", write_jsonl(tmp_path / "plain.jsonl", pairs), **models)
     run_all(plain)
@@ -159,7 +161,7 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(resolved(config)))
 
-    code, output = submitted(path, head, capsys)
+    code, output = submitted(path, head)
     assert code == 0, output
     assert "rows scored" in output
     from pipeline.storage.filesystem import open_filesystem
@@ -169,7 +171,7 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
         assert sorted(pq.read_table(file)["id"].to_pylist()) == selected_ids(plain)
 
     path.write_text(yaml.safe_dump({**resolved(config), "tokens": {"max_length": 99}}))
-    code, output = submitted(path, head, capsys)
+    code, output = submitted(path, head)
     assert code == 2, output
     assert "tokens.max_length" in output
 
@@ -180,6 +182,11 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     assert os.environ["RAY_AUTH_TOKEN"] not in output
     assert s3.secret_key not in output
 
+    code, output = submitted(path, head, RAY_AUTH_TOKEN="canary-wrong-token")
+    assert code == 2, output
+    assert "RAY_AUTH_TOKEN" in output
+    assert "canary" not in output
+    assert "Traceback" not in output
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{head}/api/jobs/", timeout=10)
     assert refused.value.code == 401
