@@ -103,6 +103,14 @@ def inspect(
 
 
 @app.command()
+def objectives() -> None:
+    """List the training objectives: formula, reference or not, parameters, source."""
+    from pipeline.metrics.objectives.listing import describe_objectives
+
+    _echo(describe_objectives())
+
+
+@app.command()
 def submit(
     job: Annotated[str, typer.Argument(help="run, score_pairs or select_pairs.", show_default=False)],
     config: ConfigPath,

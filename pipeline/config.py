@@ -13,13 +13,15 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
+from pipeline.config_objective import Objective as Objective  # noqa: PLC0414
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 # Metrics that read one margin only; the others read both.
 EXPLICIT_ONLY: Final = frozenset({"explicit"})
 IMPLICIT_ONLY: Final = frozenset({"implicit"})
 NO_MARGIN: Final = frozenset({"random"})
-OBJECTIVES_WITH_REFERENCE: Final = frozenset({"dpo"})
 
 DEFAULT_DATE: Final = datetime.date(2025, 1, 1)
 
@@ -162,13 +164,6 @@ class Tokens(Section):
         if self.preset == "paper" and self.max_prompt_length >= self.max_length:
             raise ValueError("max_prompt_length must be below max_length with preset: paper")
         return self
-
-
-class Objective(Section):
-    """The training objective, which gives the implicit reward its form."""
-
-    name: Literal["simpo", "dpo"] = "simpo"
-    beta: float = Field(default=2.0, gt=0, allow_inf_nan=False)
 
 
 class Metric(Section):

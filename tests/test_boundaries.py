@@ -22,10 +22,23 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"metrics", "selection", "sources"},
     {"config_file"},
     {"config"},
+    {"config_objective"},
     {"faults", "schema"},
     {"errors"},
 ]
-LIGHT = ["", ".config", ".config_file", ".schema", ".errors", ".cli", ".metrics", ".selection", ".sources", ".storage"]
+LIGHT = [
+    "",
+    ".config",
+    ".config_objective",
+    ".config_file",
+    ".schema",
+    ".errors",
+    ".cli",
+    ".metrics",
+    ".selection",
+    ".sources",
+    ".storage",
+]
 
 
 def modules_below(name: str) -> list[str]:

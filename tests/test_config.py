@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import resolved
 from pipeline.config_file import load_config, parse_config
 from pipeline.errors import ConfigError
 
@@ -46,6 +47,12 @@ def test_vetted_configs_are_there():
         (changed(metric={"weight": -1}), ["metric.weight", "got -1"]),
         (changed(metric={"weight": float("nan")}), ["metric.weight"]),
         (changed(objective={"name": "dpo"}), ["objective dpo", "add a reference section"]),
+        (changed(objective={"name": "dpop"}), ["objective dpop", "add a reference section"]),
+        (changed(objective={"name": "simpo", "alpha": 0.1}), ["objective: simpo does not use alpha; leave it out"]),
+        (changed(objective={"name": "orpo", "beta": 0.1}), ["orpo does not use beta", "orpo takes no parameter"]),
+        (changed(objective={"name": "r-dpo", "alpha": -0.1}), ["alpha of r-dpo", "set length_sign: -1 instead"]),
+        (changed(objective={"name": "simop"}), ["objective.name", "simpo", "got 'simop'"]),
+        (changed(objective={"btea": None}), ["objective.btea", "did you mean beta?"]),
         (changed(policy=None), ["metric potential", "add a policy section"]),
         (changed(reward=None), ["metric potential", "add a reward section"]),
         (changed(scored="subset/"), ["must differ"]),
@@ -98,6 +105,14 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(sections):
     with pytest.raises(ConfigError, match=r"must not carry credentials|wanted a section") as error:
         parse_config(changed(**sections))
     assert "canary" not in str(error.value)
+
+
+def test_resolved_objective_shows_what_is_used_and_nothing_else():
+    assert resolved(parse_config(GOOD))["objective"] == {"name": "simpo", "beta": 2.0}
+    rule = {"name": "r-dpo", "alpha": 0.2, "beta": None}
+    config = parse_config(changed(objective=rule, reference={"model": "r"}))
+    assert resolved(config)["objective"] == {"name": "r-dpo", "beta": 0.1, "alpha": 0.2, "length_sign": 1}
+    assert parse_config(resolved(config)) == config
 
 
 def test_override_wins_over_the_file(tmp_path: Path):

@@ -1,7 +1,7 @@
 """Formulas over scored columns: objectives, margins, exact moments and the metrics pairs are ranked by.
 
     columns      Arrow columns as float64 arrays
-    objectives   implicit reward of each training objective
+    objectives   implicit reward or margin of each training objective
     margins      explicit and implicit margin, chosen minus rejected
     moments      exact, mergeable mean and standard deviation
     ids          seeded hash of row ids

@@ -14,7 +14,7 @@ from pipeline import schema
 from pipeline.config import Objective
 from pipeline.errors import SchemaError
 from pipeline.metrics.columns import FloatArray, float_column, floats, single_array
-from pipeline.metrics.objectives import implicit_reward
+from pipeline.metrics.objectives import COLUMN_OF, OBJECTIVES, implicit_reward, quantities_of
 
 Explicit = Literal["signed", "absolute", "candidates"]
 
@@ -45,12 +45,20 @@ def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed")
 def implicit_margin(table: pa.Table | pa.RecordBatch, objective: Objective) -> FloatArray:
     """Implicit reward margin of every pair under the objective, signed, float64 [num_rows].
 
+    The reward of chosen minus that of rejected, or the objective's own margin where one side alone has no reward. NaN
+    or infinite where it cannot be computed.
+
     Raises:
         SchemaError: a column that the objective reads is missing or not numeric.
     """
-    chosen = implicit_reward(table, objective, "chosen")
+    margin = OBJECTIVES[objective.name].margin
+    if margin is not None:
+        chosen, rejected = (quantities_of(table, objective, side) for side in COLUMN_OF)
+        with np.errstate(all="ignore"):
+            return margin(chosen, rejected, objective.parameters)
+    reward = implicit_reward(table, objective, "chosen")
     with np.errstate(invalid="ignore", over="ignore"):
-        return chosen - implicit_reward(table, objective, "rejected")
+        return reward - implicit_reward(table, objective, "rejected")
 
 
 def _spread_of_candidates(rewards: pa.Array) -> FloatArray:

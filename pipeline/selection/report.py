@@ -132,7 +132,8 @@ def _rule(chosen: Mapping[str, Any]) -> str:
         f"normalise {metric['normalise']}",
     }
     kept = f"k {select['k']:,}" if select["fraction"] is None else f"fraction {select['fraction']}"
-    return f"metric {name} ({terms[name]}), objective {objective['name']} beta {objective['beta']}, {kept}"
+    settings = "".join(f" {key} {value}" for key, value in objective.items() if key != "name")
+    return f"metric {name} ({terms[name]}), objective {objective['name']}{settings}, {kept}"
 
 
 def _examples(title: str, examples: Iterable[Mapping[str, Any]]) -> str:

@@ -104,6 +104,8 @@ def test_table_opens_with_the_rule():
     assert first == (
         "metric potential (signed explicit - 0.5 x absolute implicit, normalise zscore), objective dpo beta 0.1, k 10"
     )
+    first = render(report_of(table, Metric(name="implicit"), Objective(name="ipo"), k=10)).splitlines()[0]
+    assert first == "metric implicit (absolute), objective ipo, k 10"
 
 
 def test_table_leaves_out_what_nothing_gives():
