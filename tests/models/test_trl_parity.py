@@ -90,6 +90,15 @@ def test_float32_sums_equal_trl_on_64_hh_pairs(smollm2_dir, hh64, tmp_path):
     np.testing.assert_allclose(rejected, theirs["ref_rejected_logps"], rtol=1e-4)
 
 
+def plain_sum(model, pair: TokenizedPair, side: str) -> float:
+    """Log-probability of one response by transformers' own forward of that sequence alone, without our engine."""
+    ids = torch.as_tensor(getattr(pair, f"{side}_ids"), dtype=torch.int64)[None]
+    start = getattr(pair, f"{side}_start")
+    with torch.no_grad():
+        logp = model(input_ids=ids).logits[0].double().log_softmax(-1)
+    return logp[torch.arange(start - 1, ids.shape[1] - 1), ids[0, start:]].sum().item()
+
+
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_float32_sums_equal_a_plain_forward_of_each_sequence_on_64_hh_pairs(smollm2_dir, hh64):
@@ -97,24 +106,26 @@ def test_float32_sums_equal_a_plain_forward_of_each_sequence_on_64_hh_pairs(smol
     model, _ = smollm2(smollm2_dir)
     for index, pair in enumerate(pairs):
         for side, ours in (("chosen", chosen), ("rejected", rejected)):
-            ids = torch.as_tensor(getattr(pair, f"{side}_ids"), dtype=torch.int64)[None]
-            start = getattr(pair, f"{side}_start")
-            with torch.no_grad():
-                logp = model(input_ids=ids).logits[0].double().log_softmax(-1)
-            naive = logp[torch.arange(start - 1, ids.shape[1] - 1), ids[0, start:]].sum().item()
-            assert ours[index] == pytest.approx(naive, rel=1e-4)
+            assert ours[index] == pytest.approx(plain_sum(model, pair, side), rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_bfloat16_stays_within_its_noise_of_float32_on_64_hh_pairs(smollm2_dir, hh64):
+    """Mean log-probs: 0.02 RMS; 0.05 at most, but for responses of a few tokens no worse than transformers' own."""
     _, pairs, exact = hh64
     model, _ = smollm2(smollm2_dir, torch.bfloat16)
     rounded = score_pairs(LogprobEngine(model), pairs)
-    counts = [[getattr(p, f"num_tokens_{side}") for p in pairs] for side in ("chosen", "rejected")]
-    difference = np.concatenate([(a - b) / n for a, b, n in zip(rounded, exact, counts, strict=True)])
-    assert np.abs(difference).max() <= 0.05
-    assert np.sqrt(np.mean(difference**2)) <= 0.02
+    differences = []
+    for side, ours, reference in zip(("chosen", "rejected"), rounded, exact, strict=True):
+        for index, pair in enumerate(pairs):
+            num_tokens = getattr(pair, f"num_tokens_{side}")
+            differences.append((ours[index] - reference[index]) / num_tokens)
+            bound = 0.05
+            if num_tokens < 8:
+                bound = max(bound, abs(plain_sum(model, pair, side) - reference[index]) / num_tokens)
+            assert abs(differences[-1]) <= bound, (side, index, num_tokens)
+    assert np.sqrt(np.mean(np.square(differences))) <= 0.02
 
 
 @pytest.mark.slow
