@@ -60,6 +60,17 @@ def test_vetted_configs_are_there():
         (changed(tokens={"preset": "paper", "max_length": 1000}), ["max_prompt_length", "below max_length"]),
         (changed(tokens={"chat_template": "no-such-file.jinja"}), ["tokens.chat_template", "cannot be read"]),
         ({"source": {"path": "x"}}, ["scored", "required"]),
+        (changed(source={"path": "d"}, scored="d/scored"), ["scored", "lies inside source.path"]),
+        (changed(output={"path": "d/../scored"}), ["must differ"]),
+        (changed(output={"path": "subset", "formats": []}), ["output.formats"]),
+        (changed(output={"path": "subset", "formats": ["hf", "hf"]}), ["output.formats", "twice"]),
+        (changed(policy={"backend": "columns"}, reference={"model": "m"}), ["policy.backend columns", "both"]),
+        (
+            changed(reward={"backend": "classifier", "model": "m"}, metric={"explicit": "candidates"}),
+            ["candidates", "reward.backend classifier"],
+        ),
+        (changed(policy={"model": "m", "num_gpus": -1}), ["policy.num_gpus"]),
+        (changed(storage={"endpoint_url": "http://key:canary@host"}), ["storage.endpoint_url", "credentials"]),
         (
             changed(reward={"model": "m"}),
             ["reward.model: not used with backend columns; set reward.backend: classifier"],

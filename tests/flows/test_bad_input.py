@@ -146,6 +146,31 @@ def test_other_selection_on_the_same_output_is_refused_before_scoring(tmp_path: 
     assert not (tmp_path / "other" / "parts").exists()
 
 
+def test_more_rows_than_there_are_is_refused_before_scoring(tmp_path: Path, pairs: list[dict]):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    with pytest.raises(AlignpotError, match=r"select\.k is 61"):
+        run_all(make_config(tmp_path, source, metric={"name": "random"}, select={"fraction": None, "k": 61}))
+    assert not (tmp_path / "scored" / "parts").exists()
+
+
+def test_subset_that_lost_a_file_or_has_other_formats_is_no_finished_subset(tmp_path: Path, pairs: list[dict]):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    random = {"metric": {"name": "random"}}
+    run_all(make_config(tmp_path, source, **random))
+    with pytest.raises(AlignpotError, match="formats"):
+        run_all(make_config(tmp_path, source, **random, output={"formats": ["parquet"]}))
+    (tmp_path / "subset" / "hf" / "train" / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(AlignpotError, match="gone or cut short"):
+        run_all(make_config(tmp_path, source, **random))
+
+
+def test_passthrough_may_begin_with_an_underscore(tmp_path: Path, pairs: list[dict]):
+    source = write_jsonl(tmp_path / "pairs.jsonl", [{**row, "_id": f"key {i}"} for i, row in enumerate(pairs)])
+    run_all(make_config(tmp_path, source, source={"passthrough": ["_id"]}, metric={"name": "random"}))
+    kept = pq.read_table(next((tmp_path / "subset" / "parquet").glob("*.parquet")))
+    assert all(value.startswith("key ") for value in kept["_id"].to_pylist())
+
+
 @pytest.mark.s3
 def test_missing_bucket_and_bad_credentials_are_refused(
     tmp_path: Path, pairs: list[dict], s3: S3Server, monkeypatch: pytest.MonkeyPatch
