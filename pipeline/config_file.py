@@ -26,6 +26,7 @@ from pipeline.config import (
     Tokens,
     TorchModel,
 )
+from pipeline.config_sweep import Variant
 from pipeline.errors import ConfigError
 
 
@@ -54,7 +55,7 @@ def parse_config(data: Mapping[str, Any], *, where: str = "config") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        problems = dict.fromkeys(_describe(problem) for problem in error.errors(include_url=False))
+        problems = dict.fromkeys(_of_variant(problem) for problem in error.errors(include_url=False))
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(f"{where} is not usable:\n{lines}") from None
 
@@ -100,6 +101,14 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     node[names[-1]] = value
 
 
+def _of_variant(problem: Any) -> str:
+    """The problem in words; that of a sweep's variant under its name, as if the variant were a config."""
+    loc = problem["loc"]
+    if len(loc) > 1 and loc[0] == "sweep" and isinstance(loc[1], str):
+        return f"sweep, variant {loc[1]}: {_describe({**problem, 'loc': loc[2:]})}"
+    return _describe(problem)
+
+
 def _describe(problem: Any) -> str:
     # Union tags (torch, columns, ...) stand in the location behind the section; they are no keys of the file.
     path, tag = [str(part) for part in problem["loc"]], ""
@@ -111,8 +120,9 @@ def _describe(problem: Any) -> str:
         return f"{key}: {'required, but not given' if kind == 'missing' else _unknown_key(path, tag)}"
     if kind == "union_tag_invalid":
         return f"{key}.backend: {problem['ctx']['tag']!r} is unknown; wanted {' or '.join(_BACKENDS[path[0]])}"
-    if path[-2:-1] == ["num_gpus"]:  # one problem for each kind that it may be
-        return f"{'.'.join(path[:-1])}: wanted auto or a number of at least 0{_got(value)}"
+    for name, wanted in _SEVERAL_KINDS.items():  # one problem for each kind that it may be
+        if name in path[1:-1]:
+            return f"{'.'.join(path[: path.index(name) + 1])}: wanted {wanted}{_got(value)}"
     if kind == "model_type":
         example = "model" if key in ("policy", "reference") else _known_keys(path)[0]
         return f"{key}: wanted a section such as {{{example}: ...}}{_got(value)}"
@@ -146,6 +156,11 @@ def _got(value: Any) -> str:
     return f" (got {value!r})" if _plain(value) else ""
 
 
+_SEVERAL_KINDS: Final = {
+    "num_gpus": "auto or a number of at least 0",
+    "weight": "auto or a number of at least 0",
+    "quotas": "proportional, equal, or a positive weight for each group",
+}
 _BACKENDS: Final = {
     "policy": ("torch", "columns"),
     "reference": ("torch", "columns"),
@@ -165,7 +180,9 @@ def _known_keys(path: list[str]) -> list[str]:
         "objective": [Objective],
         "metric": [Metric],
         "select": [Select],
+        "sweep": [Variant],
         "output": [Output],
         "run": [Run],
     }
-    return [key for model in sections.get(".".join(path), []) for key in model.model_fields]
+    section = "sweep" if path[:1] == ["sweep"] else ".".join(path)
+    return [key for model in sections.get(section, []) for key in model.model_fields]

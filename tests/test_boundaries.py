@@ -16,20 +16,27 @@ HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
     {"flows"},
-    {"demo"},
+    {"demo", "study"},
     {"stages"},
     {"models", "storage"},
-    {"metrics", "selection", "sources"},
+    {"selection"},
+    {"metrics", "sources"},
     {"config_file"},
     {"config"},
-    {"config_objective"},
+    {"config_metric", "config_objective", "config_preset", "config_select", "config_sweep"},
+    {"config_section"},
     {"faults", "schema"},
     {"errors"},
 ]
 LIGHT = [
     "",
     ".config",
+    ".config_metric",
     ".config_objective",
+    ".config_preset",
+    ".config_section",
+    ".config_select",
+    ".config_sweep",
     ".config_file",
     ".schema",
     ".errors",
@@ -38,6 +45,7 @@ LIGHT = [
     ".selection",
     ".sources",
     ".storage",
+    ".study",
 ]
 
 

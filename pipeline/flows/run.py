@@ -1,10 +1,10 @@
 """The commands as functions: each takes a config and yields the texts to print, as soon as they are known."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.config import Config
 from pipeline.flows.score import ScoreRun, check_dropped, prepare_score, score
-from pipeline.flows.select import SelectRun, load_report, prepare_select, select_subset
+from pipeline.flows.select import SelectRun, load_reports, prepare_select, select_subsets
 from pipeline.flows.summary import render_score
 from pipeline.selection.report import render
 
@@ -12,9 +12,9 @@ from pipeline.selection.report import render
 def run_all(config: Config) -> Iterator[str]:
     """Score, select and report. What a config can be seen to be wrong about is found before a model loads."""
     score_run = prepare_score(config)
-    subset = prepare_select(config, score_run.plan)
+    subsets = prepare_select(config, score_run.plan)
     yield from _score(score_run)
-    yield from _select(subset)
+    yield from _select(subsets)
 
 
 def score_only(config: Config) -> Iterator[str]:
@@ -23,13 +23,13 @@ def score_only(config: Config) -> Iterator[str]:
 
 
 def select_only(config: Config) -> Iterator[str]:
-    """Write a subset of a scored dataset."""
+    """Write a subset of a scored dataset, or those of a sweep."""
     yield from _select(prepare_select(config))
 
 
 def report_only(config: Config) -> Iterator[str]:
     """The report of a subset that was written before."""
-    yield render(load_report(config))
+    yield from map(render, load_reports(config))
 
 
 def _score(run: ScoreRun) -> Iterator[str]:
@@ -38,6 +38,7 @@ def _score(run: ScoreRun) -> Iterator[str]:
     check_dropped(run.config, manifest)
 
 
-def _select(run: SelectRun) -> Iterator[str]:
-    yield f"{render(select_subset(run))}\n"
-    yield run.where()
+def _select(runs: Sequence[SelectRun]) -> Iterator[str]:
+    for run, report in zip(runs, select_subsets(runs), strict=True):
+        yield f"{render(report)}\n"
+        yield run.where()

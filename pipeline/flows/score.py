@@ -26,6 +26,7 @@ from pipeline.flows.summary import ScoreSummary
 from pipeline.flows.timeline import Timeline
 from pipeline.sources.files import SourceFile
 from pipeline.sources.reader import PairReader, open_source
+from pipeline.sources.rows import BEST_WORST
 from pipeline.sources.shards import Shard, plan_shards
 from pipeline.stages.plan import score_stages
 from pipeline.stages.rows import without_transient
@@ -233,6 +234,8 @@ def _source_fingerprint(reader: PairReader, files: Sequence[SourceFile]) -> dict
     return {
         "format": reader.format,
         "id_column": reader.id_column,
+        # Left out by default, so that a run begun before there was a choice can be gone on with.
+        **({} if reader.pairs == BEST_WORST else {"pairs": reader.pairs}),
         "passthrough": [field.name for field in reader.passthrough],
         "files": {file.path: f"{file.size}:{file.digest}" for file in files},
     }

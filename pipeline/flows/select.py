@@ -1,13 +1,14 @@
-"""Select a subset of a scored dataset: survey, threshold, then one pass that writes.
+"""Select subsets of a scored dataset: survey, thresholds, then tasks that write.
 
-    check ids -> moments -> threshold -> rows over it, in the order of the scored dataset -> _SUCCESS.json
+    check ids -> what metrics take from the set -> thresholds -> report -> files -> _SUCCESS.json
 
-Narrow columns are read until the threshold is known, and the text only after that. Plain Python: one machine streams
-a scored dataset of any size in constant memory. Run again, the same config finds its subset and does nothing.
+Narrow columns are read until the thresholds are known, and the text only after that. Every step is a task over parts of
+the dataset, run by threads of this machine or on a Ray cluster with the same results and bytes. Run again, the same
+config finds its subsets and does nothing.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,10 +18,15 @@ import pyarrow as pa
 from pipeline import __version__, schema
 from pipeline.config import Config, Output, Select, resolved
 from pipeline.errors import ConfigError, FingerprintError, SourceError
-from pipeline.selection.report import summarise
+from pipeline.flows.select_engine import passes_for
+from pipeline.flows.write_subset import FileTask, files_of
+from pipeline.selection.former import apply_former, former_rule
+from pipeline.selection.passes import Passes
+from pipeline.selection.report import PartsReport, summarise_parts
 from pipeline.selection.selection import Selection
-from pipeline.selection.top_k import num_selected, select
-from pipeline.storage.duplicates import check_ids
+from pipeline.selection.source import Part, Positions, parts_of
+from pipeline.selection.top_k import Query, num_selected, select_many
+from pipeline.storage.duplicates import COLUMNS, HashedRows, check_conflicts, find_duplicates, hashed_rows
 from pipeline.storage.filesystem import check_writable, display, open_filesystem, read_bytes
 from pipeline.storage.manifest import load_manifest
 from pipeline.storage.runs import RUN_FILE, RunPlan, differences, fingerprint_digest, parsed
@@ -33,7 +39,7 @@ _INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTC
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectRun:
-    """A checked selection: where it reads and writes, and what identifies it."""
+    """A checked selection: where it reads and writes, and what identifies it. former: the selection it takes over."""
 
     config: Config
     output: Output
@@ -41,6 +47,12 @@ class SelectRun:
     fs: fsspec.AbstractFileSystem
     root: str
     fingerprint: Mapping[str, Any]
+    former: Mapping[str, Any] | None = None
+
+    @property
+    def query(self) -> Query:
+        """What is to be found."""
+        return Query(objective=self.config.objective, metric=self.config.metric, rule=self.select)
 
     def where(self) -> str:
         """Where the subset lies and how to load it."""
@@ -53,46 +65,121 @@ class SelectRun:
         return "\n".join(lines)
 
 
-def prepare_select(config: Config, plan: RunPlan | None = None) -> SelectRun:
-    """Check the output and what may be there already.
+def prepare_select(config: Config, plan: RunPlan | None = None) -> list[SelectRun]:
+    """Check the outputs and what may be there already; one run, or one for each variant of a sweep.
 
     plan: of the scored dataset, where it is not complete yet; left out, the scored dataset must be complete.
 
     Raises:
         AlignpotError: what is wrong, before a row is read.
     """
+    scored = plan.fingerprint if plan is not None else open_scored(config).manifest.fingerprint
+    return [_prepare(variant, scored, plan) for variant in config.variants()]
+
+
+def _prepare(config: Config, scored: Mapping[str, Any], plan: RunPlan | None) -> SelectRun:
     if config.select is None or config.output is None:
         raise ConfigError("select needs a select section (fraction or k) and an output section (path); add them.")
     fs, root = open_filesystem(config.output.path, config.storage)
     check_writable(fs, root)
-    scored = plan.fingerprint if plan is not None else _dataset(config).manifest.fingerprint
+    former = None if config.select.stats_from is None else _former(config, config.select.stats_from)
+    rule = config.select
+    if former is not None:
+        rule = former_rule(former, Query(objective=config.objective, metric=config.metric, rule=rule))
     fingerprint = {
         "scored": fingerprint_digest(scored),
         "objective": config.objective.model_dump(mode="json"),
         "metric": config.metric.model_dump(mode="json"),
-        "select": config.select.model_dump(mode="json"),
+        "select": rule.model_dump(mode="json", exclude={"engine", "stats_from"}),
+        "stats_from": None if former is None else fingerprint_digest(former),
         "slim": config.output.slim,
         "formats": sorted(config.output.formats),
     }
-    if plan is not None:
-        num_selected(config.select, sum(shard["num_rows"] for shard in plan.shards))
+    if plan is not None and former is None:
+        num_selected(rule, sum(shard["num_rows"] for shard in plan.shards))
     _check_output(fs, root, fingerprint)
     return SelectRun(
-        config=config, output=config.output, select=config.select, fs=fs, root=root, fingerprint=fingerprint
+        config=config, output=config.output, select=rule, fs=fs, root=root, fingerprint=fingerprint, former=former
     )
 
 
-def select_subset(run: SelectRun) -> dict[str, Any]:
-    """Write the subset, if it is not there already, and return its report.
+def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
+    """Write the subsets, where they are not there already, and return their reports.
 
     Raises:
-        AlignpotError: the scored dataset does not allow the selection, or is damaged.
+        AlignpotError: the scored dataset does not allow a selection, or is damaged.
     """
-    if open_subset(run.fs, run.root) is not None:
-        return _report(run.fs, run.root)
-    dataset = _dataset(run.config)
-    duplicates = check_ids(dataset).duplicate_positions
-    selection = select(dataset, run.config.objective, run.config.metric, run.select, duplicates)
+    pending = [run for run in runs if open_subset(run.fs, run.root) is None]
+    if pending:
+        config = pending[0].config
+        dataset = open_scored(config)
+        with passes_for(config, pending[0].config.select) as passes:
+            duplicates = find_positions(passes, dataset)
+            for run, selection in zip(pending, _selections(passes, dataset, pending, duplicates), strict=True):
+                _write(passes, dataset, run, selection)
+    return [_report(run.fs, run.root) for run in runs]
+
+
+def load_reports(config: Config) -> list[dict[str, Any]]:
+    """The reports of the subsets at `output.path`.
+
+    Raises:
+        SourceError: there is no complete subset.
+    """
+    if config.output is None:
+        raise ConfigError("report needs an output section with the path of the subset; the config has none.")
+    reports = []
+    for variant in config.variants():
+        path = variant.output.path if variant.output is not None else config.output.path
+        fs, root = open_filesystem(path, config.storage)
+        if load_subset_manifest(fs, root) is None:
+            raise SourceError(f"{path} holds no complete subset. Run `alignpot select` first.")
+        reports.append(_report(fs, root))
+    return reports
+
+
+@dataclass(frozen=True, slots=True)
+class _HashTask:
+    """Hashes of the ids and contents of one part; picklable."""
+
+    def __call__(self, part: Part) -> list[HashedRows]:
+        return list(hashed_rows(part.source.tables(COLUMNS), part.first_row))
+
+
+def find_positions(passes: Passes, dataset: ScoredDataset) -> Positions:
+    """Positions of the rows that repeat the id and content of another one.
+
+    Raises:
+        SourceError: rows share an id but not their content.
+    """
+    parts = [Part(source=piece, first_row=first) for first, piece in dataset.split(passes.num_parts)]
+    rows = (rows for of_part in passes.run(_HashTask(), parts) for rows in of_part)
+    found = find_duplicates(rows, dataset.manifest.num_scored)
+    check_conflicts(dataset, found)
+    return found.duplicate_positions
+
+
+def _selections(
+    passes: Passes, dataset: ScoredDataset, runs: Sequence[SelectRun], duplicates: Positions
+) -> list[Selection]:
+    """The selections of all runs; those that are searched for share their passes."""
+    searched = [run for run in runs if run.former is None]
+    found = iter(select_many(dataset, [run.query for run in searched], duplicates, passes, verify=False))
+    return [
+        next(found)
+        if run.former is None
+        else apply_former(passes, _parts(passes, dataset, duplicates, run.select), run.former, run.query)
+        for run in runs
+    ]
+
+
+def _parts(passes: Passes, dataset: ScoredDataset, duplicates: Positions, rule: Select) -> list[Part]:
+    return parts_of(dataset, duplicates, rule.labels, passes.num_parts)
+
+
+def _write(passes: Passes, dataset: ScoredDataset, run: SelectRun, selection: Selection) -> None:
+    parts = _parts(passes, dataset, selection.duplicates, run.select)
+    found: PartsReport = summarise_parts(passes, parts, selection)
     columns = _columns(dataset, slim=run.output.slim)
     spec = SubsetSpec(
         num_rows=selection.k,
@@ -103,30 +190,33 @@ def select_subset(run: SelectRun) -> dict[str, Any]:
         config=resolved(run.config),
         version=__version__,
     )
-    report = summarise(dataset, selection)
     with SubsetWriter(run.fs, run.root, spec) as writer:
         if writer.done is None:
-            for rows in _selected(dataset, selection, columns):
-                writer.write(rows.select(spec.schema.names).cast(spec.schema))
-            writer.finish(report=report, extra={"selection": selection.to_dict()})
-    return report
+            task = FileTask(fs=run.fs, root=run.root, spec=writer.spec, selection=selection, columns=tuple(columns))
+            for records in passes.map(task, files_of(writer.spec, parts, found.num_kept)):
+                writer.add(records)
+            writer.finish(report=found.report, extra={"selection": found.report["selection"]})
 
 
-def load_report(config: Config) -> dict[str, Any]:
-    """The report of the subset at `output.path`.
+def _former(config: Config, path: str) -> Mapping[str, Any]:
+    """The selection in a subset's manifest."""
+    fs, full = open_filesystem(path, config.storage)
+    data = read_bytes(fs, full)
+    if data is None:
+        raise SourceError(f"select.stats_from: {path} is not there. Give the _SUCCESS.json of a subset.")
+    manifest = parsed(data, display(fs, full))
+    selection = manifest.get("extra", {}).get("selection") if isinstance(manifest, dict) else None
+    if not isinstance(selection, dict):
+        raise SourceError(f"select.stats_from: {path} holds no selection. Give the _SUCCESS.json of a subset.")
+    return selection
+
+
+def open_scored(config: Config) -> ScoredDataset:
+    """The complete dataset at `scored`.
 
     Raises:
-        SourceError: there is no complete subset.
+        SourceError: there is none.
     """
-    if config.output is None:
-        raise ConfigError("report needs an output section with the path of the subset; the config has none.")
-    fs, root = open_filesystem(config.output.path, config.storage)
-    if load_subset_manifest(fs, root) is None:
-        raise SourceError(f"{config.output.path} holds no complete subset. Run `alignpot select` first.")
-    return _report(fs, root)
-
-
-def _dataset(config: Config) -> ScoredDataset:
     fs, root = open_filesystem(config.scored, config.storage)
     return ScoredDataset(fs, root, load_manifest(fs, root))
 
@@ -169,10 +259,3 @@ def _columns(dataset: ScoredDataset, *, slim: bool) -> list[str]:
 def _subset_schema(scored: pa.Schema, columns: list[str], *, slim: bool) -> pa.Schema:
     kept = [scored.field(name) for name in columns]
     return pa.schema(kept if slim else [*kept, *schema.SUBSET_FIELDS])
-
-
-def _selected(dataset: ScoredDataset, selection: Selection, columns: list[str]) -> Iterator[pa.Table]:
-    first_row = 0
-    for table in dataset.tables(list(dict.fromkeys([*columns, *selection.columns]))):
-        yield selection.apply(table, first_row=first_row)
-        first_row += table.num_rows

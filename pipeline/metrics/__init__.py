@@ -5,7 +5,13 @@
     margins      explicit and implicit margin, chosen minus rejected
     moments      exact, mergeable mean and standard deviation
     ids          seeded hash of row ids
+    terms        the quantities that metrics combine, from columns
     potential    M_AP and the other metrics
+    normalise    z-scores, robust z-scores, ranks
+    calibration  margins on the log-odds scale of the labels
+    ratio        the explicit/implicit ratio set automatically
+    fitted       what a metric takes from the whole set
+    ranker       a metric ready to score tables
 
 Plain numpy over Arrow; knows no storage, no models and no Ray.
 """
@@ -13,7 +19,8 @@ Plain numpy over Arrow; knows no storage, no models and no Ray.
 from pipeline.metrics.margins import explicit_margin, implicit_margin
 from pipeline.metrics.moments import Moments, moments_of
 from pipeline.metrics.objectives import OBJECTIVES, implicit_reward, objective_columns
-from pipeline.metrics.potential import METRICS, Ranker
+from pipeline.metrics.potential import METRICS
+from pipeline.metrics.ranker import Ranker
 
 __all__ = [
     "METRICS",

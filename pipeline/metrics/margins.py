@@ -4,7 +4,7 @@ Always chosen minus rejected, float64, one value a row; a value that cannot be c
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +12,10 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.config import Objective
+from pipeline.config_metric import Explicit
 from pipeline.errors import SchemaError
 from pipeline.metrics.columns import FloatArray, float_column, floats, single_array
 from pipeline.metrics.objectives import COLUMN_OF, OBJECTIVES, implicit_reward, quantities_of
-
-Explicit = Literal["signed", "absolute", "candidates"]
 
 EXPLICIT_COLUMNS: Final[Mapping[Explicit, tuple[str, ...]]] = {
     "signed": (schema.REWARD_CHOSEN, schema.REWARD_REJECTED),

@@ -1,42 +1,38 @@
-"""What pairs are ranked by: the alignment potential, and the simpler metrics it is measured against.
+"""What pairs are ranked by: the alignment potential, and the metrics it is measured against.
 
-The only place of the formula M_AP (arXiv 2503.01864). A Ranker is one metric under one objective: it knows the
-scored columns it reads, turns a table into its terms (one float64 array each), and the terms into scores, higher is
-better. Scores are element-wise, so that blocks and order of rows never move one.
+The only place of these formulas. A metric names the terms it combines and what it must know of the whole set, and
+gives a score from them, higher is better.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline import schema
-from pipeline.config import Metric, Objective
-from pipeline.metrics import ids
-from pipeline.metrics.columns import BoolArray, FloatArray, single_array
-from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin
-from pipeline.metrics.moments import Moments
-from pipeline.metrics.objectives import objective_columns
+from pipeline.config_metric import Metric, MetricName
+from pipeline.metrics.calibration import log_odds_weight
+from pipeline.metrics.columns import FloatArray
+from pipeline.metrics.fitted import Fitted
+from pipeline.metrics.terms import ABS_IMPLICIT, EXPLICIT, EXPLICIT_SIGNED, IMPLICIT, UNIFORM, Term, Terms
 
-EXPLICIT: Final = schema.MARGIN_EXPLICIT
-IMPLICIT: Final = schema.MARGIN_IMPLICIT
-ABS_IMPLICIT: Final = "margin_implicit_abs"
-UNIFORM: Final = "uniform"
+Need = Literal["moments", "medians", "ranks", "ratio", "scales", "ranges"]
+"""What a metric takes from the whole set: mean and spread, median and MAD, ranks, the automatic weight,
+Bradley-Terry scales, or ranges of the margins."""
 
-Terms: TypeAlias = Mapping[str, FloatArray]
-"""The quantities a metric combines, by name, each float64 [num_rows]."""
-
-MomentsByTerm: TypeAlias = Mapping[str, Moments]
+BEES_LOWEST: Final = -2.0
+BEES_RARE: Final = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricDefinition:
-    """One metric: the terms it reads under given settings, and its score from them."""
+    """One metric: the terms it reads under given settings, its score from them, and what it is, for people."""
 
-    terms: Callable[[Metric], tuple[str, ...]]
-    score: Callable[[Terms, Metric], FloatArray]
+    terms: Callable[[Metric], tuple[Term, ...]]
+    score: Callable[[Terms, Metric, Fitted], FloatArray]
+    formula: str
+    source: str
+    needs: Callable[[Metric], frozenset[Need]] = lambda _: frozenset()
 
 
 def alignment_potential(explicit: FloatArray, implicit: FloatArray, weight: float) -> FloatArray:
@@ -44,101 +40,121 @@ def alignment_potential(explicit: FloatArray, implicit: FloatArray, weight: floa
     return explicit - weight * implicit
 
 
-def _implicit(metric: Metric) -> str:
+def implicit_term(metric: Metric) -> Term:
+    """The implicit margin as `metric.implicit` takes it."""
     return ABS_IMPLICIT if metric.implicit == "absolute" else IMPLICIT
 
 
-def _potential_terms(metric: Metric) -> tuple[str, ...]:
-    return (EXPLICIT, _implicit(metric)) if metric.weight else (EXPLICIT,)
+def _potential_terms(metric: Metric) -> tuple[Term, ...]:
+    return (EXPLICIT, implicit_term(metric)) if metric.weight else (EXPLICIT,)
 
 
-def _potential(terms: Terms, metric: Metric) -> FloatArray:
-    if not metric.weight:
-        return terms[EXPLICIT]
-    return alignment_potential(terms[EXPLICIT], terms[_implicit(metric)], metric.weight)
-
-
-def _least_separated(terms: Terms, metric: Metric) -> FloatArray:
-    return -terms[_implicit(metric)]
-
-
-METRICS: Final[Mapping[str, MetricDefinition]] = {
-    "potential": MetricDefinition(terms=_potential_terms, score=_potential),
-    "explicit": MetricDefinition(terms=lambda _: (EXPLICIT,), score=lambda terms, _: terms[EXPLICIT]),
-    "implicit": MetricDefinition(terms=lambda metric: (_implicit(metric),), score=_least_separated),
-    "random": MetricDefinition(terms=lambda _: (UNIFORM,), score=lambda terms, _: terms[UNIFORM]),
+_NORMALISER_NEEDS: Final[Mapping[str, frozenset[Need]]] = {
+    "zscore": frozenset({"moments"}),
+    "robust": frozenset({"medians"}),
+    "rank": frozenset({"ranks"}),
+    "none": frozenset(),
 }
 
 
-def finite_rows(terms: Terms) -> BoolArray | None:
-    """Mask of the rows whose terms are all finite; None where that is every row."""
-    keep: BoolArray | None = None
-    for values in terms.values():
-        finite = np.isfinite(values)
-        if not finite.all():
-            keep = finite if keep is None else keep & finite
-    return keep
+def _potential_needs(metric: Metric) -> frozenset[Need]:
+    needs = _NORMALISER_NEEDS[metric.normalise]
+    return needs | {"ratio"} if metric.weight == "auto" else needs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranker:
-    """A metric under an objective and a seed, ready to score tables."""
+def _potential(terms: Terms, metric: Metric, fitted: Fitted) -> FloatArray:
+    scaled = {
+        name: fitted.normalisers[name].apply(values) if name in fitted.normalisers else values
+        for name, values in terms.items()
+    }
+    weight = fitted.weight if metric.weight == "auto" else metric.weight
+    if not weight:
+        return scaled[EXPLICIT]
+    return alignment_potential(scaled[EXPLICIT], scaled[implicit_term(metric)], weight)
 
-    objective: Objective
-    metric: Metric
-    seed: int = 0
 
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the terms that the score is computed from."""
-        return METRICS[self.metric.name].terms(self.metric)
+def _implicit(terms: Terms, metric: Metric, _: Fitted) -> FloatArray:
+    margin = terms[implicit_term(metric)]
+    return margin if metric.order == "largest" else -margin
 
-    @property
-    def needs_moments(self) -> bool:
-        """Whether terms are z-scored over the whole set before they are combined."""
-        return self.metric.name == "potential" and self.metric.normalise == "zscore"
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The scored columns that the terms are computed from."""
-        return tuple(name for term in self.terms for name in self.columns_of(term))
+def _bees_add(terms: Terms, _: Metric, __: Fitted) -> FloatArray:
+    return terms[EXPLICIT_SIGNED] + terms[IMPLICIT]
 
-    def columns_of(self, term: str) -> tuple[str, ...]:
-        """The scored columns that one term is computed from."""
-        if term == EXPLICIT:
-            return EXPLICIT_COLUMNS[self.metric.explicit]
-        return (schema.ID,) if term == UNIFORM else objective_columns(self.objective)
 
-    def compute(self, table: pa.Table | pa.RecordBatch) -> Terms:
-        """The terms of every row; NaN or infinite where a row does not have one.
+def _bees_mul(terms: Terms, _: Metric, fitted: Fitted) -> FloatArray:
+    """Prod P / (prod P + prod(1 - P)) with P = (clip(m, M1, M2) - M1) / (M2 - M1); 1/2 where that is 0 / 0."""
+    high = low = np.ones(1)
+    for name in (EXPLICIT_SIGNED, IMPLICIT):
+        first, last = fitted.ranges[name]
+        share = (np.clip(terms[name], first, last) - first) / (last - first)
+        high, low = high * share, low * (1.0 - share)
+    total = high + low
+    score: FloatArray = np.divide(high, total, out=np.full(total.shape, 0.5), where=total > 0)
+    return score
 
-        Raises:
-            SchemaError: a column is missing or of another type.
-        """
-        return {term: self._term(table, term) for term in self.terms}
 
-    def score_terms(self, terms: Terms, moments: MomentsByTerm) -> FloatArray:
-        """Scores, float64 [num_rows], never -0.0. NaN terms give NaN scores. `moments` is read if needs_moments.
+def _sigma_gap(terms: Terms, _: Metric, fitted: Fitted) -> FloatArray:
+    explicit, implicit = (log_odds_weight(-fitted.scales[name] * terms[name]) for name in (EXPLICIT_SIGNED, IMPLICIT))
+    return explicit - implicit
 
-        Raises:
-            DataError: a term to be z-scored has no spread.
-        """
-        if self.needs_moments:
-            terms = {name: moments[name].zscore(values, name=name) for name, values in terms.items()}
-        with np.errstate(invalid="ignore", over="ignore"):
-            return METRICS[self.metric.name].score(terms, self.metric) + 0.0
 
-    def score(self, table: pa.Table | pa.RecordBatch, moments: MomentsByTerm) -> FloatArray:
-        """Scores of a table's rows, float64 [num_rows], higher is better; NaN where a term is NaN or infinite."""
-        terms = self.compute(table)
-        scores = self.score_terms(terms, moments)
-        keep = finite_rows(terms)
-        return scores if keep is None else np.where(keep, scores, np.nan)
+def _both_signed(_: Metric) -> tuple[Term, ...]:
+    return (EXPLICIT_SIGNED, IMPLICIT)
 
-    def _term(self, table: pa.Table | pa.RecordBatch, term: str) -> FloatArray:
-        if term == EXPLICIT:
-            return explicit_margin(table, self.metric.explicit)
-        if term == UNIFORM:
-            return ids.uniform(single_array(table, schema.ID), self.seed)
-        margin = implicit_margin(table, self.objective)
-        return np.abs(margin) if term == ABS_IMPLICIT else margin
+
+METRICS: Final[Mapping[MetricName, MetricDefinition]] = {
+    "potential": MetricDefinition(
+        terms=_potential_terms,
+        needs=_potential_needs,
+        score=_potential,
+        formula="explicit - weight * implicit, each normalised over the whole set",
+        source="arXiv 2503.01864",
+    ),
+    "explicit": MetricDefinition(
+        terms=lambda _: (EXPLICIT,),
+        score=lambda terms, _, __: terms[EXPLICIT],
+        formula="explicit",
+        source="arXiv 2503.01864, rm_margin",
+    ),
+    "implicit": MetricDefinition(
+        terms=lambda metric: (implicit_term(metric),),
+        score=_implicit,
+        formula="-implicit, or implicit with order: largest",
+        source="arXiv 2503.01864, logp_margin",
+    ),
+    "random": MetricDefinition(
+        terms=lambda _: (UNIFORM,),
+        score=lambda terms, _, __: terms[UNIFORM],
+        formula="uniform in [0, 1) by id and seed",
+        source="baseline",
+    ),
+    "bees-add": MetricDefinition(
+        terms=_both_signed,
+        score=_bees_add,
+        formula="explicit + implicit, both signed",
+        source="arXiv 2502.14560, BeeS-ADD",
+    ),
+    "bees-mul": MetricDefinition(
+        terms=_both_signed,
+        needs=lambda _: frozenset({"ranges"}),
+        score=_bees_mul,
+        formula="prod P / (prod P + prod (1 - P)), P = a signed margin clipped to [-2, M2] and put on [0, 1]; "
+        "M2 the 30th largest value",
+        source="arXiv 2502.14560, BeeS-MUL",
+    ),
+    "difficulty": MetricDefinition(
+        terms=lambda _: (IMPLICIT,),
+        score=lambda terms, _, __: -terms[IMPLICIT],
+        formula="-implicit, signed, under dpo",
+        source="arXiv 2508.04149",
+    ),
+    "sigma-gap": MetricDefinition(
+        terms=_both_signed,
+        needs=lambda _: frozenset({"scales"}),
+        score=_sigma_gap,
+        formula="sigma(a * explicit) - sigma(b * implicit), both signed; a and b fit the labels best, 1% of which are "
+        "taken to be wrong",
+        source="ours: Bradley and Terry 1952 for both margins",
+    ),
+}

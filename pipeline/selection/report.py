@@ -4,7 +4,8 @@
 depend on the order of the rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -14,12 +15,17 @@ from pipeline.metrics.columns import BoolArray, FloatArray, single_array
 from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin
 from pipeline.metrics.moments import Moments, moments_of
 from pipeline.metrics.objectives import objective_columns
+from pipeline.metrics.terms import TermCache
 from pipeline.selection.leaders import Leaders
+from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.selection import Selection, subset_margins
-from pipeline.selection.source import ScoreSource, blocks
+from pipeline.selection.source import Block, Part, ScoreSource, parts_of
+from pipeline.selection.tally import empty_tally, tally_block, with_tally
+from pipeline.selection.text import aligned
 
 GROUPS: Final = ("all", "selected")
 NOTHING: Final = "-"
+MOST_GROUPS: Final = 20
 SIGNS: Final[Mapping[str, str]] = {
     "contradicted_by_reward": "reward prefers rejected",
     "contradicted_by_policy": "policy prefers rejected",
@@ -27,71 +33,139 @@ SIGNS: Final[Mapping[str, str]] = {
 }
 
 
-def summarise(source: ScoreSource, selection: Selection, *, num_examples: int = 10) -> dict[str, Any]:
+def summarise(
+    source: ScoreSource, selection: Selection, *, num_examples: int = 10, passes: Passes | None = None
+) -> dict[str, Any]:
     """Numbers of a selection from the source it was made from, JSON-ready.
 
     selection: the rule and its counts. margins: count, mean and standard deviation of both margins, signed implicit,
     over all ranked rows and over the selected ones, where the columns hold values. signs: rows whose reward margin
     (chosen minus rejected, whatever metric.explicit is) or implicit margin is below zero, and rows where one is above
-    zero and the other below. top, bottom: the ranked rows of highest and lowest score, ties by id.
+    zero and the other below. top, bottom: the ranked rows of highest and lowest score, ties by id. Labels are counted
+    after select.labels has treated them.
 
     Raises:
         SchemaError: a column of either margin is missing; a scored dataset has all of them, null where not computed.
+        IntegrityError: the source is not the one that the selection was made from.
     """
-    objective = objective_columns(selection.objective)
-    columns = (
-        *selection.columns,
-        *EXPLICIT_COLUMNS["signed"],
-        *EXPLICIT_COLUMNS[selection.metric.explicit],
-        *objective,
-    )
-    tallies = {group: _Tally() for group in GROUPS}
-    top, bottom = Leaders(num_examples, sign=1), Leaders(num_examples, sign=-1)
-    for block in blocks(source, columns, selection.duplicates):
-        scores = selection.ranker.score(block, selection.moments)
+    passes = passes if passes is not None else Threads()
+    parts = parts_of(source, selection.duplicates, selection.select.labels, passes.num_parts)
+    return summarise_parts(passes, parts, selection, num_examples=num_examples).report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartsReport:
+    """The report, and how many rows of each part are kept."""
+
+    report: dict[str, Any]
+    num_kept: list[int]
+
+
+def summarise_parts(
+    passes: Passes, parts: Sequence[Part], selection: Selection, *, num_examples: int = 10
+) -> PartsReport:
+    """As `summarise`, over parts."""
+    whole = _PartReport(selection, num_examples)
+    num_kept = []
+    for of_part in passes.run(ReportTask(selection=selection, num_examples=num_examples), parts):
+        whole.merge(of_part)
+        num_kept.append(int(of_part.tally.num_kept.sum()))
+    return PartsReport(report=whole.to_dict(with_tally(selection, whole.tally)), num_kept=num_kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportTask:
+    """The numbers of one part; picklable."""
+
+    selection: Selection
+    num_examples: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it reads."""
+        selection = self.selection
+        margins = EXPLICIT_COLUMNS["signed"] + EXPLICIT_COLUMNS[selection.metric.explicit]
+        objective = objective_columns(selection.objective) if selection.objective is not None else ()
+        return (schema.ID, *selection.columns, *margins, *objective)
+
+    def __call__(self, part: Part) -> "_PartReport":
+        """The numbers."""
+        report = _PartReport(self.selection, self.num_examples)
+        for block in part.blocks(self.columns):
+            report.add(block, self.selection)
+        return report
+
+
+class _PartReport:
+    """Running numbers of some rows."""
+
+    def __init__(self, selection: Selection, num_examples: int) -> None:
+        self.tally = empty_tally(selection)
+        self.groups = {group: _Tally() for group in GROUPS}
+        self.top = Leaders(num_examples, sign=1)
+        self.bottom = Leaders(num_examples, sign=-1)
+
+    def add(self, block: Block, selection: Selection) -> None:
+        cache = TermCache(block.rows)
+        scores = selection.ranker.score(cache, selection.fitted)
         ranked = np.isfinite(scores)
-        margins = subset_margins(block, selection.ranker)
-        ids = single_array(block, schema.ID)
-        reward = explicit_margin(block, "signed")
-        tallies["all"].add(margins, reward, ranked)
-        tallies["selected"].add(margins, reward, selection.mask_of(scores, ids))
-        for leaders in (top, bottom):
-            leaders.add(scores, ids, margins)
-    return {
-        "selection": selection.to_dict(),
-        "margins": {group: tally.margins() for group, tally in tallies.items()},
-        "signs": {group: tally.signs() for group, tally in tallies.items()},
-        "top": top.rows(),
-        "bottom": bottom.rows(),
-    }
+        margins = subset_margins(block.rows, selection.ranker)
+        reward = explicit_margin(block.rows, "signed")
+        self.groups["all"].add(margins, reward, ranked)
+        self.groups["selected"].add(margins, reward, tally_block(self.tally, selection, block, cache))
+        for leaders in (self.top, self.bottom):
+            leaders.add(scores, single_array(block.rows, schema.ID), margins)
+
+    def merge(self, other: "_PartReport") -> None:
+        self.tally.merge(other.tally)
+        for group, tally in self.groups.items():
+            tally.merge(other.groups[group])
+        self.top.merge(other.top)
+        self.bottom.merge(other.bottom)
+
+    def to_dict(self, selection: Selection) -> dict[str, Any]:
+        return {
+            "selection": selection.to_dict(),
+            "margins": {group: tally.margins() for group, tally in self.groups.items()},
+            "signs": {group: tally.signs() for group, tally in self.groups.items()},
+            "top": self.top.rows(),
+            "bottom": self.bottom.rows(),
+        }
 
 
 class _Tally:
     """Running numbers of one group of rows."""
 
     def __init__(self) -> None:
-        self._moments = {schema.MARGIN_EXPLICIT: Moments(), schema.MARGIN_IMPLICIT: Moments()}
-        self._counts = dict.fromkeys(SIGNS, 0)
-        self._known = dict.fromkeys(SIGNS, 0)
+        self.moments = {schema.MARGIN_EXPLICIT: Moments(), schema.MARGIN_IMPLICIT: Moments()}
+        self.counts = dict.fromkeys(SIGNS, 0)
+        self.known = dict.fromkeys(SIGNS, 0)
 
     def add(self, margins: tuple[FloatArray, FloatArray], reward: FloatArray, rows: BoolArray) -> None:
-        for name, values in zip(self._moments, margins, strict=True):
+        for name, values in zip(self.moments, margins, strict=True):
             kept = values[rows]
-            self._moments[name] += moments_of(kept[np.isfinite(kept)])
+            self.moments[name] += moments_of(kept[np.isfinite(kept)])
         implicit = margins[1]
         with np.errstate(invalid="ignore"):
             opposed = np.sign(reward) * np.sign(implicit) < 0
             below = (reward < 0, implicit < 0, opposed)
         has_reward, has_implicit = ~np.isnan(reward), ~np.isnan(implicit)
         for name, hits, known in zip(SIGNS, below, (has_reward, has_implicit, has_reward & has_implicit), strict=True):
-            self._counts[name] += int(np.count_nonzero(hits & rows))
-            self._known[name] += int(np.count_nonzero(known & rows))
+            self.counts[name] += int(np.count_nonzero(hits & rows))
+            self.known[name] += int(np.count_nonzero(known & rows))
+
+    def merge(self, other: "_Tally") -> None:
+        for name, moments in other.moments.items():
+            self.moments[name] += moments
+        for name in SIGNS:
+            self.counts[name] += other.counts[name]
+            self.known[name] += other.known[name]
 
     def margins(self) -> dict[str, Any]:
-        return {name: dict(moments.to_dict()) for name, moments in self._moments.items()}
+        return {name: dict(moments.to_dict()) for name, moments in self.moments.items()}
 
     def signs(self) -> dict[str, Any]:
-        return {name: _share(self._counts[name], self._known[name]) for name in SIGNS}
+        return {name: _share(self.counts[name], self.known[name]) for name in SIGNS}
 
 
 def _share(count: int, num_rows: int) -> dict[str, int | float | None]:
@@ -111,11 +185,9 @@ def render(report: Mapping[str, Any]) -> str:
         rows += [(f"{name} {number}", *(_number(of[number]) for of in stats)) for number in ("mean", "std")]
     signs = [report["signs"][group] for group in GROUPS]
     rows += [(label, *(_percent(of[sign]["share"]) for of in signs)) for sign, label in SIGNS.items()]
-    rows.append(("threshold", "", _number(chosen["threshold"])))
-    if chosen["num_tied"] != chosen["num_tied_kept"]:
-        rows.append(("rows at the threshold", f"{chosen['num_tied']:,}", f"{chosen['num_tied_kept']:,}"))
+    rows += _groups(chosen["groups"]) if chosen["groups"] else _threshold(chosen)
     known = [row for row in rows if {*row[1:]} - {"", NOTHING}]
-    parts = [_rule(chosen), _aligned([("", *GROUPS), *known])]
+    parts = [_rule(chosen), aligned([("", *GROUPS), *known])]
     parts += [_examples(f"{end} of all ranked rows", report[end]) for end in ("top", "bottom") if report[end]]
     return "\n\n".join(parts)
 
@@ -131,16 +203,47 @@ def _rule(chosen: Mapping[str, Any]) -> str:
         "potential": f"{metric['explicit']} explicit - {metric['weight']} x {metric['implicit']} implicit, "
         f"normalise {metric['normalise']}",
     }
-    kept = f"k {select['k']:,}" if select["fraction"] is None else f"fraction {select['fraction']}"
-    settings = "".join(f" {key} {value}" for key, value in objective.items() if key != "name")
-    return f"metric {name} ({terms[name]}), objective {objective['name']}{settings}, {kept}"
+    described = f" ({terms[name]})" if name in terms else ""
+    settings = "".join(f" {key} {value}" for key, value in (objective or {"name": "none"}).items() if key != "name")
+    objective_name = "none" if objective is None else objective["name"]
+    return f"metric {name}{described}, objective {objective_name}{settings}, {_kept(select)}"
+
+
+def _kept(select: Mapping[str, Any]) -> str:
+    """The rules that differ from keeping the best of all rows, and how many are kept."""
+    low, high = select["min_score"], select["max_score"]
+    rules = {
+        f"labels {select['labels']}": select["labels"] != "keep",
+        f"score from {low}": low is not None,
+        f"score to {high}": high is not None,
+        f"per_prompt {select['per_prompt']}": select["per_prompt"] is not None,
+        f"deduplicate {select['deduplicate']}": select["deduplicate"] != "none",
+        f"fraction {select['fraction']}": select["fraction"] is not None,
+        f"k {select['k'] or 0:,}": select["k"] is not None,
+        f"by {select['group_by']} ({select['quotas']})": select["group_by"] is not None,
+    }
+    return ", ".join(rule for rule, holds in rules.items() if holds)
+
+
+def _threshold(chosen: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("threshold", "", _number(chosen["threshold"]))]
+    if chosen["num_tied"] != chosen["num_tied_kept"]:
+        rows.append(("rows at the threshold", f"{chosen['num_tied']:,}", f"{chosen['num_tied_kept']:,}"))
+    return rows
+
+
+def _groups(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows and kept rows of the groups with the most of them."""
+    largest = sorted(groups, key=lambda name: (-groups[name]["k"], name))[:MOST_GROUPS]
+    rows = [(f"  group {name}", f"{groups[name]['num_candidates']:,}", f"{groups[name]['k']:,}") for name in largest]
+    return [*rows, *([("", f"{len(groups) - len(largest)} more groups", "")] if len(groups) > len(largest) else [])]
 
 
 def _examples(title: str, examples: Iterable[Mapping[str, Any]]) -> str:
     rows = [*examples]
     numbers = [f.name for f in schema.SUBSET_FIELDS if any(row[f.name] is not None for row in rows)]
     lines = [(str(row[schema.ID]), *(_number(row[name]) for name in numbers)) for row in rows]
-    return _aligned([(title, *numbers), *lines])
+    return aligned([(title, *numbers), *lines])
 
 
 def _number(value: float | None) -> str:
@@ -149,13 +252,3 @@ def _number(value: float | None) -> str:
 
 def _percent(share: float | None) -> str:
     return NOTHING if share is None else f"{share:.2%}"
-
-
-def _aligned(lines: list[tuple[str, ...]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for line in lines
-    )

@@ -2,12 +2,12 @@
 
 Rows of equal score are kept in order of id (UTF-8 bytes, ascending). Where many rows tie, their ids are narrowed down
 pass by pass: to what the smallest and largest have in common, then by the next two bytes, until the rest fits in
-memory.
+memory. What is asked of the ids is asked of each part by itself, and the answers are put together.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,11 @@ import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError
 
-IdStream: TypeAlias = Callable[[], Iterator[pa.Array]]
-"""Starts a pass over string arrays, each pass the same."""
+IdTask: TypeAlias = Callable[[Iterator[pa.Array]], Any]
+"""A picklable question about the ids of one part, which come as string arrays."""
+
+AskParts: TypeAlias = Callable[[IdTask], Iterable[Any]]
+"""Puts a question to every part: each time the same ids."""
 
 _HELD_IDS: Final = 2**15
 _SYMBOLS: Final = 257  # a byte plus one, or 0 past the end of the id
@@ -34,7 +37,42 @@ class _Range:
     pair: int
 
 
-def mth_smallest_id(ids: IdStream, m: int, num_ids: int) -> str:
+@dataclass(frozen=True, slots=True)
+class _Extremes:
+    """Smallest and largest id of a part; None without any."""
+
+    within: _Range | None
+
+    def __call__(self, ids: Iterator[pa.Array]) -> tuple[str, str] | None:
+        bounds = [pc.min_max(part).as_py() for part in _inside(ids, self.within) if len(part)]
+        return (min(b["min"] for b in bounds), max(b["max"] for b in bounds)) if bounds else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Histogram:
+    """Ids of a part by their two bytes after `depth`."""
+
+    within: _Range | None
+    depth: int
+
+    def __call__(self, ids: Iterator[pa.Array]) -> npt.NDArray[np.int64]:
+        histogram = np.zeros(_SYMBOLS**2, dtype=np.int64)
+        for part in _inside(ids, self.within):
+            histogram += np.bincount(_pairs(part, self.depth), minlength=_SYMBOLS**2)
+        return histogram
+
+
+@dataclass(frozen=True, slots=True)
+class _Collect:
+    """All ids of a part."""
+
+    within: _Range | None
+
+    def __call__(self, ids: Iterator[pa.Array]) -> list[str]:
+        return [id_ for part in _inside(ids, self.within) for id_ in part.to_pylist()]
+
+
+def mth_smallest_id(ask: AskParts, m: int, num_ids: int) -> str:
     """The m-th smallest of `num_ids` distinct ids, 1 <= m <= num_ids.
 
     Raises:
@@ -42,18 +80,18 @@ def mth_smallest_id(ids: IdStream, m: int, num_ids: int) -> str:
     """
     within: _Range | None = None
     while num_ids > _HELD_IDS:
-        low, high = _extremes(_inside(ids, within), num_ids)
+        low, high = _whole_range([bounds for bounds in ask(_Extremes(within)) if bounds is not None], num_ids)
         depth = _shared_bytes(low.encode(), high.encode())
         histogram = np.zeros(_SYMBOLS**2, dtype=np.int64)
-        for part in _inside(ids, within):
-            histogram += np.bincount(_pairs(part, depth), minlength=_SYMBOLS**2)
+        for of_part in ask(_Histogram(within, depth)):
+            histogram += of_part
         reached = np.cumsum(histogram)
         _check_count(int(reached[-1]), num_ids)
         pair = int(np.searchsorted(reached, m))
         num_ids = int(histogram[pair])
         m -= int(reached[pair]) - num_ids
         within = _Range(low=low, high=high, depth=depth, pair=pair)
-    held = sorted(id_ for part in _inside(ids, within) for id_ in part.to_pylist())
+    held = sorted(id_ for of_part in ask(_Collect(within)) for id_ in of_part)
     _check_count(len(held), num_ids)
     return str(held[m - 1])
 
@@ -66,9 +104,8 @@ def _check_count(num_found: int, num_ids: int) -> None:
         )
 
 
-def _extremes(parts: Iterator[pa.Array], num_ids: int) -> tuple[str, str]:
-    bounds = [pc.min_max(part).as_py() for part in parts if len(part)]
-    low, high = min((b["min"] for b in bounds), default=""), max((b["max"] for b in bounds), default="")
+def _whole_range(bounds: list[tuple[str, str]], num_ids: int) -> tuple[str, str]:
+    low, high = min((b[0] for b in bounds), default=""), max((b[1] for b in bounds), default="")
     if low == high:
         raise IntegrityError(f"id {low!r} stands in {num_ids} scored rows. {_DUPLICATE}")
     return low, high
@@ -79,8 +116,8 @@ def _shared_bytes(low: bytes, high: bytes) -> int:
     return next((place for place in range(shortest) if low[place] != high[place]), shortest)
 
 
-def _inside(ids: IdStream, within: _Range | None) -> Iterator[pa.Array]:
-    for part in ids():
+def _inside(ids: Iterator[pa.Array], within: _Range | None) -> Iterator[pa.Array]:
+    for part in ids:
         if within is None:
             yield part
             continue

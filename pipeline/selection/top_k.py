@@ -1,77 +1,113 @@
-"""Exact global top-k over a streamed source, ties by id, in constant memory.
+"""Exact global top-k over a streamed source, ties by id, in constant memory, for one selection or many at once.
 
-Four readings at most where scores are distinct: moments, scores around the guessed threshold, scores in the bucket
-of the threshold if those were too many to hold, and a last one that counts and digests what the rule keeps. The
-result depends on the set of rows alone: on neither their order, nor the tables they come in, nor the guess.
+    survey -> what metrics take from the whole set -> candidates -> how many of each group -> thresholds -> ties
+
+Each step is a pass over narrow columns that all selections share; a sweep of weights or fractions costs little more
+than one selection. The result depends on the set of rows alone: on neither their order, nor the parts they come in, nor
+any guess.
 """
 
-import dataclasses
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Final
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline import schema
 from pipeline.config import Metric, Objective, Select
-from pipeline.errors import DataError, IntegrityError
+from pipeline.errors import DataError
 from pipeline.metrics.columns import FloatArray
-from pipeline.metrics.ids import digest_sum
-from pipeline.metrics.potential import MomentsByTerm, Ranker, finite_rows
-from pipeline.selection.selection import Selection, no_duplicates
-from pipeline.selection.source import Positions, ScoreSource, blocks
-from pipeline.selection.survey import Survey, survey
-from pipeline.selection.threshold import find_cut
-from pipeline.selection.ties import mth_smallest_id
+from pipeline.metrics.kernels import Band
+from pipeline.metrics.ranker import Ranker
+from pipeline.selection.counts import GroupCounts, count_candidates
+from pipeline.selection.cuts import Quotas, find_group_cuts
+from pipeline.selection.exclusion import BEYOND_PROMPT_CAP, beyond_prompt_caps, without_similar
+from pipeline.selection.fit import Fit, fit
+from pipeline.selection.one_pass import Pair, guess_band, sampled_terms, settle
+from pipeline.selection.passes import Passes, Threads
+from pipeline.selection.quotas import allocate
+from pipeline.selection.selection import Selection
+from pipeline.selection.source import Part, Positions, ScoreSource, no_positions, parts_of
+from pipeline.selection.streams import Candidates
+from pipeline.selection.survey import SurveyKey, excluded_reason, survey_key
+from pipeline.selection.tally import verified
 
-DUPLICATE = "duplicate"
+DUPLICATE: Final = "duplicate"
+CONTRADICTED: Final = "contradicted_by_reward"
+OUTSIDE_BAND: Final = "outside_score_band"
+NO_GROUP: Final = "group_null"
+NO_QUOTA: Final = "group_without_quota"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One selection to find. objective None takes both margins from columns of these names."""
+
+    objective: Objective | None
+    metric: Metric
+    rule: Select
+
+    @property
+    def ranker(self) -> Ranker:
+        """The metric as it ranks."""
+        return Ranker(objective=self.objective, metric=self.metric, seed=self.rule.seed)
 
 
 def select(
-    source: ScoreSource, objective: Objective, metric: Metric, rule: Select, duplicates: Positions | None = None
+    source: ScoreSource,
+    objective: Objective | None,
+    metric: Metric,
+    rule: Select,
+    duplicates: Positions | None = None,
 ) -> Selection:
     """Find which rows of `source` rank among the best.
 
-    Rows with a term that is NaN, infinite or null are left out of moments and ranking and counted, as are the rows at
-    the ascending positions `duplicates` of the source.
+    Rows with a term that is NaN, infinite or null are left out of statistics and ranking and counted, as are the rows
+    at the ascending positions `duplicates` of the source.
 
     Raises:
         SchemaError: a column the metric reads is missing, of another type, or null in every row.
-        DataError: no row can be ranked, a z-scored term has no spread, or k is not between 1 and the ranked rows.
+        DataError: no row can be ranked, a term to be normalised has no spread, or more rows are wanted than are left.
         IntegrityError: ids repeat, or the source does not give the same rows each time.
     """
-    ranker = Ranker(objective=objective, metric=metric, seed=rule.seed)
-    skipped = no_duplicates() if duplicates is None else np.asarray(duplicates, dtype=np.int64)
-    found = survey(blocks(source, ranker.columns, skipped), ranker)
-    stream = _Stream(source=source, ranker=ranker, moments=found.moments, duplicates=skipped)
-    k = num_selected(rule, found.num_ranked)
-    cut = find_cut(stream.scores, k, ranker.score_terms(found.sample, found.moments), found.num_ranked)
-    num_tied_kept = k - cut.num_above
-    boundary_id = None
-    if num_tied_kept < cut.num_tied:
-        boundary_id = mth_smallest_id(lambda: stream.ids_at(cut.threshold), num_tied_kept, cut.num_tied)
-    selection = Selection(
-        objective=objective,
-        metric=metric,
-        select=rule,
-        threshold=cut.threshold,
-        boundary_id=boundary_id,
-        k=k,
-        num_tied=cut.num_tied,
-        num_tied_kept=num_tied_kept,
-        num_rows=found.num_rows + skipped.size,
-        num_ranked=found.num_ranked,
-        excluded=_excluded(found, skipped),
-        moments=found.moments,
-        duplicates=skipped,
-    )
-    return dataclasses.replace(selection, id_digest=_checked_digest(selection, stream))
+    return select_many(source, [Query(objective=objective, metric=metric, rule=rule)], duplicates)[0]
 
 
-def num_selected(rule: Select, num_ranked: int) -> int:
-    """How many of the ranked rows the rule keeps: k, or the floor of fraction * rows.
+def select_many(
+    source: ScoreSource,
+    queries: Sequence[Query],
+    duplicates: Positions | None = None,
+    passes: Passes | None = None,
+    *,
+    verify: bool = True,
+) -> list[Selection]:
+    """Find several selections of one source, reading it as often as for one; each equals that of `select`.
+
+    verify: count and digest what each keeps, which reads the ids; a caller that does so itself may leave it out.
+
+    Raises:
+        ConfigError: the selections differ in what they make of contradicted labels.
+        As `select`.
+    """
+    passes = passes if passes is not None else Threads()
+    skipped = no_positions() if duplicates is None else duplicates
+    found: dict[int, Selection] = {}
+    for labels in dict.fromkeys(query.rule.labels for query in queries):
+        places = [i for i, query in enumerate(queries) if query.rule.labels == labels]
+        parts = parts_of(source, skipped, labels, passes.num_parts)
+        wanted = [queries[i] for i in places]
+        bands = _guessed_bands(source, wanted)
+        selections = _decide(passes, parts, wanted, bands)
+        if verify:
+            selections = verified(passes, parts, selections)
+        found.update(zip(places, selections, strict=True))
+    return [found[i] for i in range(len(queries))]
+
+
+def num_selected(rule: Select, num_rows: int) -> int:
+    """How many of the rows that are left the rule keeps: k, the floor of fraction * rows, or all of them.
 
     The fraction is taken as the decimal it was written as: 0.29 of 100 rows is 29, where the product of floats,
     28.999999999999996, would be cut to 28.
@@ -80,68 +116,159 @@ def num_selected(rule: Select, num_ranked: int) -> int:
         DataError: that is none, or more than there are.
     """
     if rule.k is not None:
-        if rule.k > num_ranked:
+        if rule.k > num_rows:
             raise DataError(
-                f"select.k is {rule.k}, but only {num_ranked} rows can be ranked. Lower it, or give a fraction."
+                f"select.k is {rule.k}, but only {num_rows} rows can be ranked. Lower it, or give a fraction."
             )
         return rule.k
-    k = math.floor(Fraction(str(rule.fraction)) * num_ranked)
+    if rule.fraction is None:
+        if num_rows == 0:
+            raise DataError(
+                f"no row has a score between select.min_score {rule.min_score} and select.max_score {rule.max_score}. "
+                "See the scores in the report of a selection without these bounds."
+            )
+        return num_rows
+    k = math.floor(Fraction(str(rule.fraction)) * num_rows)
     if k == 0:
         raise DataError(
-            f"select.fraction {rule.fraction} of {num_ranked} ranked rows is no row at all. Raise it, or give k."
+            f"select.fraction {rule.fraction} of {num_rows} ranked rows is no row at all. Raise it, or give k."
         )
     return k
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Stream:
-    """The ranked rows of a source under a ranker, as often as asked."""
-
-    source: ScoreSource
-    ranker: Ranker
-    moments: MomentsByTerm
-    duplicates: Positions
-
-    def scores(self) -> Iterator[FloatArray]:
-        for _, scores in self._scored(self.ranker.columns):
-            yield scores
-
-    def ids_at(self, score: float) -> Iterator[pa.Array]:
-        """Ids of the rows of exactly this score."""
-        for ids, scores in self.ids_and_scores():
-            tied = scores == score
-            if tied.any():
-                yield ids.filter(pa.array(tied))
-
-    def ids_and_scores(self) -> Iterator[tuple[pa.Array, FloatArray]]:
-        for block, scores in self._scored((schema.ID, *self.ranker.columns)):
-            yield block.column(schema.ID), scores
-
-    def _scored(self, columns: tuple[str, ...]) -> Iterator[tuple[pa.RecordBatch, FloatArray]]:
-        for block in blocks(self.source, columns, self.duplicates):
-            terms = self.ranker.compute(block)
-            keep = finite_rows(terms)
-            if keep is None:
-                yield block, self.ranker.score_terms(terms, self.moments)
-            else:
-                finite = {name: values[keep] for name, values in terms.items()}
-                yield block.filter(pa.array(keep)), self.ranker.score_terms(finite, self.moments)
+def _guessed_bands(source: ScoreSource, queries: Sequence[Query]) -> list[Band | None]:
+    """Where a first reading may find thresholds already: those of a share of all rows, by z-scored margins."""
+    samples: dict[SurveyKey, list[Pair]] = {}
+    bands: list[Band | None] = []
+    for query in queries:
+        rule, ranker = query.rule, query.ranker
+        limits = (rule.group_by, rule.min_score, rule.max_score, rule.per_prompt)
+        if rule.fraction is None or any(limit is not None for limit in limits) or ranker.fixed_weight is None:
+            bands.append(None)
+            continue
+        key = survey_key(ranker)
+        if key not in samples:
+            samples[key] = sampled_terms(source, rule.labels, ranker)
+        bands.append(guess_band(samples[key], ranker, rule.fraction))
+    return bands
 
 
-def _excluded(found: Survey, duplicates: Positions) -> dict[str, int]:
-    return {**found.excluded, DUPLICATE: int(duplicates.size)}
-
-
-def _checked_digest(selection: Selection, stream: _Stream) -> str:
-    """Digest of the kept ids, after counting that the rule keeps k rows."""
-    num_kept = digest = 0
-    for ids, scores in stream.ids_and_scores():
-        keep = selection.mask_of(scores, ids)
-        num_kept += int(np.count_nonzero(keep))
-        digest += digest_sum(ids.filter(pa.array(keep)))
-    if num_kept != selection.k:
-        raise IntegrityError(
-            f"the rule keeps {num_kept} rows instead of {selection.k}: the id at the threshold "
-            f"({selection.boundary_id!r}) repeats, or the source changed meanwhile. Remove duplicates and try again."
+def _decide(
+    passes: Passes, parts: Sequence[Part], queries: Sequence[Query], bands: Sequence[Band | None]
+) -> list[Selection]:
+    rules = [query.rule for query in queries]
+    duplicates = np.concatenate([part.duplicates for part in parts])
+    fits = fit(passes, parts, [query.ranker for query in queries], bands)
+    unlimited = [_candidates(query, found) for query, found in zip(queries, fits, strict=True)]
+    num_rows = max(found.survey.num_rows for found in fits)
+    capped = beyond_prompt_caps(passes, parts, unlimited, [rule.per_prompt for rule in rules], num_rows)
+    counts = _counts(passes, parts, queries, capped, fits)
+    quotas = [_quotas(query, count, found) for query, count, found in zip(queries, counts, fits, strict=True)]
+    candidates = [
+        replace(c, groups=tuple(str(name) for name in q.kept)) if c.group_by is not None else c
+        for c, q in zip(capped, quotas, strict=True)
+    ]
+    samples = [_sampled_scores(query.ranker, found) for query, found in zip(queries, fits, strict=True)]
+    cuts = find_group_cuts(passes, parts, candidates, quotas, samples)
+    selections = [
+        Selection(
+            objective=query.objective,
+            metric=query.metric,
+            select=query.rule,
+            fitted=fits[i].fitted,
+            cuts=cuts[i],
+            groups=candidates[i].groups,
+            num_rows=_num_rows(fits[i], query.rule, duplicates),
+            num_ranked=fits[i].survey.num_ranked,
+            excluded=_excluded(fits[i], query, candidates[i], counts[i], duplicates),
+            num_contradicted=fits[i].survey.num_contradicted,
+            duplicates=duplicates,
+            left_out=candidates[i].left_out,
         )
-    return f"{digest % 2**64:016x}"
+        for i, query in enumerate(queries)
+    ]
+    return [
+        without_similar(passes, parts, selection, quota) for selection, quota in zip(selections, quotas, strict=True)
+    ]
+
+
+def _candidates(query: Query, found: Fit) -> Candidates:
+    rule = query.rule
+    return Candidates(
+        ranker=query.ranker,
+        fitted=found.fitted,
+        min_score=rule.min_score,
+        max_score=rule.max_score,
+        group_by=rule.group_by,
+    )
+
+
+def _counts(
+    passes: Passes,
+    parts: Sequence[Part],
+    queries: Sequence[Query],
+    candidates: Sequence[Candidates],
+    fits: Sequence[Fit],
+) -> list[GroupCounts]:
+    """Candidates by group; a pass where the survey does not tell."""
+    counts: dict[int, GroupCounts] = {
+        i: Counter({None: fits[i].survey.num_ranked - candidates[i].left_out.size})
+        for i, query in enumerate(queries)
+        if query.rule.group_by is None and query.rule.min_score is None and query.rule.max_score is None
+    }
+    others = [i for i in range(len(queries)) if i not in counts]
+    if others:
+        ungrouped = [replace(candidates[i], group_by=None) for i in others]
+        counted = count_candidates(passes, parts, ungrouped, [queries[i].rule.group_by for i in others])
+        counts.update(zip(others, counted, strict=True))
+    return [counts[i] for i in range(len(queries))]
+
+
+def _quotas(query: Query, counts: GroupCounts, found: Fit) -> Quotas:
+    rule = query.rule
+    if rule.group_by is None:
+        k = num_selected(rule, counts[None])
+        cut = None if found.between is None else settle(found.between, query.ranker, found.fitted, k)
+        return Quotas(kept={None: k}, available=counts, whole=rule.fraction is None and rule.k is None, found=cut)
+    sizes = {name: count for name, count in counts.items() if name is not None}
+    if not sizes:
+        raise DataError(
+            f"select.group_by {rule.group_by} is null in every row that could be kept. Name another column."
+        )
+    k = num_selected(rule, sum(sizes.values()))
+    return Quotas(kept={name: k for name, k in allocate(rule.quotas, sizes, k).items() if k}, available=counts)
+
+
+def _sampled_scores(ranker: Ranker, found: Fit) -> FloatArray:
+    rows = found.survey.sample.rows()
+    if not rows:
+        return np.zeros(0)
+    scores = ranker.score_terms(rows, found.fitted)
+    finite: FloatArray = scores[np.isfinite(scores)]
+    return finite
+
+
+def _num_rows(found: Fit, rule: Select, duplicates: Positions) -> int:
+    dropped = found.survey.num_contradicted if rule.labels == "drop" else 0
+    return found.survey.num_rows + int(duplicates.size) + dropped
+
+
+def _excluded(
+    found: Fit, query: Query, candidates: Candidates, counts: GroupCounts, duplicates: Positions
+) -> dict[str, int]:
+    rule = query.rule
+    excluded = {excluded_reason(term): 0 for term in query.ranker.terms} | found.survey.excluded
+    excluded[DUPLICATE] = int(duplicates.size)
+    if rule.labels == "drop":
+        excluded[CONTRADICTED] = found.survey.num_contradicted
+    if rule.per_prompt is not None:
+        excluded[BEYOND_PROMPT_CAP] = int(candidates.left_out.size)
+    if rule.min_score is not None or rule.max_score is not None:
+        num_left = found.survey.num_ranked - candidates.left_out.size
+        excluded[OUTSIDE_BAND] = num_left - sum(counts.values())
+    if rule.group_by is not None:
+        excluded[NO_GROUP] = counts[None]
+        named = set(candidates.groups)
+        others = sum(count for name, count in counts.items() if name is not None and name not in named)
+        excluded[NO_QUOTA] = others
+    return excluded

@@ -6,10 +6,15 @@
 
 Candidates give each side its reward: that of the candidate whose text is the side's last turn. Where a row names no
 chosen and rejected, they are the candidates of the highest and the lowest reward, the first one on a tie.
+
+Asked for sweet-spot pairs, every row is picked from its candidates, whatever pair it names: chosen is the highest
+reward, rejected the reward nearest to mean - 2 x population standard deviation of them all (arXiv 2502.16825), the
+first one on a tie. No reward lies further below the mean than that among five candidates or fewer, so that the two ways
+differ from six candidates on.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any, Final
@@ -17,7 +22,7 @@ from typing import Any, Final
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.messages import has_candidates
-from pipeline.sources.rows import Drop, DropRow, Format, PairRow, Reason, Rewards, Row
+from pipeline.sources.rows import Drop, DropRow, Format, PairRow, Reason, Rewards, Row, Turn
 from pipeline.sources.turns import (
     PROMPT_TEXT_COLUMNS,
     SYSTEM_TEXT_COLUMNS,
@@ -30,6 +35,7 @@ from pipeline.sources.turns import (
 )
 
 _TURNS: Final = frozenset({Kind.TURNS})
+_ANSWERS_UNFIT: Final = frozenset({Reason.IDENTICAL_RESPONSES, Reason.EMPTY_RESPONSE})
 
 
 def number_of(value: Any) -> float:
@@ -59,7 +65,7 @@ def numbers_of(value: Any) -> tuple[float, ...]:
 def candidates_pair(texts_column: str, scores_column: str, row: Row) -> PairRow:
     """The pair of a row that holds K candidate texts and a reward for each."""
     if row.get(CHOSEN) is None and row.get(REJECTED) is None:
-        return _picked_pair(row, texts_column, scores_column)
+        return _picked_pair(row, texts_column, scores_column, _worst)
     pair = any_pair(row)
     try:
         texts, scores = _candidates(row, texts_column, scores_column)
@@ -68,6 +74,30 @@ def candidates_pair(texts_column: str, scores_column: str, row: Row) -> PairRow:
     except DropRow as drop:
         rewards = Drop(drop.reason)
     return PairRow(prompt=pair.prompt, chosen=pair.chosen, rejected=pair.rejected, tools=pair.tools, rewards=rewards)
+
+
+def sweet_spot_pair(texts_column: str, scores_column: str, row: Row) -> PairRow:
+    """The pair of the best candidate and the one nearest to two standard deviations below the mean reward.
+
+    A pair that the row names gives its prompt and nothing else.
+    """
+    prompt = _named_prompt(row)
+    return _picked_pair(row if prompt is None else {**row, PROMPT: prompt}, texts_column, scores_column, sweet_spot)
+
+
+def sweet_spot(scores: Sequence[float]) -> int:
+    """Index of the candidate to reject beside the best one of two or more, or DropRow if the two score the same."""
+    best = scores.index(max(scores))
+    try:
+        mean = math.fsum(scores) / len(scores)
+        target = mean - 2 * math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
+    except OverflowError:
+        raise DropRow(Reason.NON_FINITE_SCORE) from None
+    others = [index for index in range(len(scores)) if index != best]
+    nearest = min(others, key=lambda index: abs(scores[index] - target))
+    if scores[nearest] == scores[best]:
+        raise DropRow(Reason.TIED_REWARDS)
+    return nearest
 
 
 def candidates_need(texts_column: str, scores_column: str, columns: Columns) -> list[str]:
@@ -86,16 +116,38 @@ def candidates_format(name: str, texts_column: str, scores_column: str) -> Forma
         needs=partial(candidates_need, texts_column, scores_column),
         claims=lambda _columns, _sample: True,
         build=partial(candidates_pair, texts_column, scores_column),
+        build_sweet_spot=partial(sweet_spot_pair, texts_column, scores_column),
     )
 
 
-def _picked_pair(row: Row, texts_column: str, scores_column: str) -> PairRow:
+def _named_prompt(row: Row) -> list[Turn] | None:
+    """The prompt in the dialogues of the pair that a row names; None where the prompt stands beside them."""
+    if row.get(CHOSEN) is None or row.get(REJECTED) is None or isinstance(row.get(PROMPT), (list, Mapping)):
+        return None
+    try:
+        return any_pair(row).prompt
+    except DropRow as drop:
+        if drop.reason not in _ANSWERS_UNFIT:
+            raise
+    turns = completion_of(row[CHOSEN])
+    while turns and turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    return turns if turns and turns[0]["role"] != "assistant" else None
+
+
+def _worst(scores: Sequence[float]) -> int:
+    if max(scores) == min(scores):
+        raise DropRow(Reason.TIED_REWARDS)
+    return scores.index(min(scores))
+
+
+def _picked_pair(
+    row: Row, texts_column: str, scores_column: str, pick_rejected: Callable[[Sequence[float]], int]
+) -> PairRow:
     texts, scores = _candidates(row, texts_column, scores_column)
     if len(texts) < 2:
         raise DropRow(Reason.TOO_FEW_CANDIDATES)
-    if max(scores) == min(scores):
-        raise DropRow(Reason.TIED_REWARDS)
-    best, worst = scores.index(max(scores)), scores.index(min(scores))
+    best, worst = scores.index(max(scores)), pick_rejected(scores)
     pair = any_pair({**row, CHOSEN: completion_of(texts[best]), REJECTED: completion_of(texts[worst])})
     rewards = Rewards(chosen=scores[best], rejected=scores[worst], all=scores)
     return PairRow(

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline import schema as s
 from pipeline.config import Source
-from pipeline.errors import SchemaError, SourceError
+from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.sources.blocks import Span, read_span
 from pipeline.sources.columns import plain_type
 from pipeline.sources.decode import Sample, rows_of_columns, rows_of_lines, sample_rows
@@ -23,7 +23,7 @@ from pipeline.sources.files import SourceFile, SourceScan, ignored_text, scan_fi
 from pipeline.sources.formats import FORMATS, check_format_name
 from pipeline.sources.ids import content_digest
 from pipeline.sources.passthrough import fitted, kept_only, passthrough_fields, plain_columns, undecodable_rows
-from pipeline.sources.rows import Drop, DropRow, Reason, Row
+from pipeline.sources.rows import BEST_WORST, Drop, DropRow, Pairs, Reason, Row
 from pipeline.sources.scores import NO_SCORES, ScorePlan, plan_scores, read_scores
 from pipeline.sources.shards import Shard
 from pipeline.sources.turns import text_of
@@ -46,6 +46,7 @@ class PairReader:
     id_column: str | None = None
     passthrough: tuple[pa.Field, ...] = ()
     scores: ScorePlan = NO_SCORES
+    pairs: Pairs = BEST_WORST
     columns: tuple[str, ...] = ()
     """Columns to read from Parquet and Arrow, those of `passthrough` left out."""
 
@@ -88,7 +89,7 @@ class PairReader:
         row_id: str | None = None
         try:
             row_id = None if self.id_column is None else _id_of(row.get(self.id_column))
-            pair = FORMATS[self.format].convert(row)
+            pair = FORMATS[self.format].convert(row, self.pairs)
             if isinstance(pair, Drop):
                 return pair, row_id
             digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools)
@@ -133,7 +134,7 @@ def open_source(
     """Check the whole source and make its reader; the flags say which scores it must hold itself.
 
     Raises:
-        ConfigError: `source.format` is unknown.
+        ConfigError: `source.format` is unknown, or `source.pairs` does not fit the format or the wanted scores.
         SourceError: bad files, no rows, or a format that cannot be told.
         SchemaError: the format, the id, a passthrough column or a wanted score lacks its column.
         OSError: the storage failed.
@@ -149,6 +150,8 @@ def open_source(
             f"({_reasons(sample)}). Give files of the kind their names tell."
         )
     name = resolve_format(source.format, sample.columns, sample.decoded)
+    pairs: Pairs = source.pairs
+    _check_pairs(pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
         _check_id_column(source.id_column, scan, sample)
     passthrough = passthrough_fields(source.passthrough, scan.schema, [*sample.columns], sample.decoded)
@@ -163,10 +166,27 @@ def open_source(
         id_column=source.id_column,
         passthrough=passthrough,
         scores=scores,
+        pairs=pairs,
         columns=tuple(column for column in sample.columns if column in wanted),
     )
     s.scored_schema(passthrough)
     return reader, list(scan.files)
+
+
+def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
+    if pairs == BEST_WORST:
+        return
+    if FORMATS[name].build_sweet_spot is None:
+        known = ", ".join(name for name, known in FORMATS.items() if known.build_sweet_spot is not None)
+        raise ConfigError(
+            f"source.pairs {pairs} picks from candidates with rewards, which a source of format {name} does not hold. "
+            f"Give one of format {known}, or leave out source.pairs."
+        )
+    if logps:
+        raise ConfigError(
+            f"source.pairs {pairs} picks pairs anew, so log-probabilities that the source holds are not theirs. "
+            "Set a model as policy and reference instead of backend columns, or leave out source.pairs."
+        )
 
 
 def _check_id_column(name: str, scan: SourceScan, sample: Sample) -> None:

@@ -7,13 +7,17 @@ is never an error: deep in a conversion it raises `DropRow`, which `Format.conve
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, Literal
 
 from pipeline.sources.columns import Columns
 
 Turn = dict[str, str]
 """One message: `role` and `content`, nothing else."""
 Row = Mapping[str, Any]
+
+Pairs = Literal["best-worst", "sweet-spot"]
+"""How a pair is picked from candidates; a pair that the row names is taken as it is with best-worst only."""
+BEST_WORST: Final = "best-worst"
 
 
 class Reason(StrEnum):
@@ -32,7 +36,7 @@ class Reason(StrEnum):
     IDENTICAL_RESPONSES = "identical_responses"
     TOO_FEW_CANDIDATES = "too_few_candidates"
     CANDIDATE_COUNT_MISMATCH = "candidate_count_mismatch"  # not one score to each candidate
-    TIED_REWARDS = "tied_rewards"  # all candidates score the same, so there is no best and worst
+    TIED_REWARDS = "tied_rewards"  # the candidates to pick from score the same, so none of them is the better one
     SCORE_NOT_FOUND = "score_not_found"  # no candidate equals the chosen or the rejected text
     AMBIGUOUS_SCORE = "ambiguous_score"  # equal candidates bear different scores
     NULL_SCORE = "null_score"
@@ -81,7 +85,7 @@ class PairRow:
     rewards: Rewards | Drop | None = None
     """From the row's candidates; a Drop says why they give none, and matters only if rewards are wanted."""
     picked: bool = False
-    """The pair itself was picked by the candidates' scores, as the row names no chosen and rejected."""
+    """The pair itself was picked by the candidates' scores; any chosen and rejected of the row are not this pair's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +93,8 @@ class Format:
     """One known layout of a source row.
 
     `needs` lists what a table lacks to be read this way (empty: it can be). `claims` says whether auto detection
-    should take a table that could be read this way. `reads` names every column that `build` looks at.
+    should take a table that could be read this way. `reads` names every column that the builds look at.
+    `build_sweet_spot` is there in formats with candidates only.
     """
 
     name: str
@@ -98,14 +103,18 @@ class Format:
     needs: Callable[[Columns], list[str]]
     claims: Callable[[Columns, Sequence[Row]], bool]
     build: Callable[[Row], PairRow]
+    build_sweet_spot: Callable[[Row], PairRow] | None = None
 
     def matches(self, columns: Columns, sample: Sequence[Row]) -> bool:
         """Whether auto detection counts this format among the candidates for a table."""
         return not self.needs(columns) and self.claims(columns, sample)
 
-    def convert(self, row: Row) -> PairRow | Drop:
+    def convert(self, row: Row, pairs: Pairs = BEST_WORST) -> PairRow | Drop:
         """The pair a row holds, or why it holds none. Never raises for what a row contains."""
+        build = self.build if pairs == BEST_WORST else self.build_sweet_spot
+        if build is None:
+            raise ValueError(f"format {self.name} has no candidates to pick {pairs} pairs from")
         try:
-            return self.build(row)
+            return build(row)
         except DropRow as drop:
             return Drop(drop.reason)

@@ -2,13 +2,13 @@
 
 Which row is kept does not depend on the order: where the scores of equal rows differ, as columns of a source may, a
 hash of the scores decides. Works on hashes (128 bits of the id, 64 of content and of scores, 40 bytes a row) in buckets
-on local disk, so that memory does not grow with the dataset: each bucket is sorted on its own.
+on local disk, so that memory does not grow with the dataset: each bucket is sorted on its own. Parts of a dataset can
+be hashed anywhere and in any order; `find_duplicates` takes what they gave.
 """
 
 import dataclasses
-import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +18,20 @@ from numpy.typing import NDArray
 
 from pipeline import schema as names
 from pipeline.errors import SourceError
+from pipeline.metrics.columns import single_array
+from pipeline.metrics.ids import HashArray, hash_ids
 from pipeline.storage.scored import ScoredDataset
 
-_ROW: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("content", "<u8"), ("scores", "<u8"), ("position", "<i8")])
 _SCORES: Final = tuple(field.name for field in names.SCORE_FIELDS if field.type == pa.float64())
+COLUMNS: Final = (names.ID, names.CONTENT_DIGEST, *_SCORES)
+"""Columns that `hashed` reads."""
+
+HashedRows = NDArray[np.void]
+"""Rows as hashes: high and low half of the id's, content's, scores', and the row's position; 40 bytes each."""
+
+_ROW: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("content", "<u8"), ("scores", "<u8"), ("position", "<i8")])
+_SEEDS: Final = {"high": 0x6869676820686173, "low": 0x6C6F772068617368}
+_CONTENT_SEED: Final = 0x636F6E74656E7420
 _MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 _BUCKET_ROWS: Final = 2**20
 _MOST_BUCKETS: Final = 4096
@@ -38,6 +48,18 @@ class IdCheck:
     """Sorted 0-based positions, counted over the scored rows in order, of the rows to leave out."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """Ids that stand in several rows."""
+
+    duplicate_positions: NDArray[np.int64]
+    """Sorted positions of rows that repeat the content of a kept one."""
+    num_conflicts: int
+    """Ids that stand for different contents."""
+    first_conflicts: tuple[int, ...]
+    """Sorted first positions of up to ten such ids."""
+
+
 def check_ids(dataset: ScoredDataset, *, bucket_rows: int = _BUCKET_ROWS, folder: Path | None = None) -> IdCheck:
     """Compare id and content of all scored rows; `folder` holds the buckets for the time being (40 bytes a row).
 
@@ -45,32 +67,72 @@ def check_ids(dataset: ScoredDataset, *, bucket_rows: int = _BUCKET_ROWS, folder
         SourceError: rows share an id but not their content; names up to ten such ids.
     """
     num_rows = dataset.manifest.num_scored
+    rows = hashed_rows(dataset.tables(COLUMNS), 0)
+    found = find_duplicates(rows, num_rows, bucket_rows=bucket_rows, folder=folder)
+    check_conflicts(dataset, found)
+    return IdCheck(num_rows=num_rows, duplicate_positions=found.duplicate_positions)
+
+
+def check_conflicts(dataset: ScoredDataset, found: Repeats) -> None:
+    """Raise a SourceError that names up to ten ids of different contents, if there are any."""
+    if found.num_conflicts:
+        ids = _ids_at(dataset, [*found.first_conflicts])
+        raise SourceError(
+            f"{found.num_conflicts} ids stand for rows of different content, first {ids}. Give each row an id of its "
+            "own, or leave out source.id_column to have the content name the row; then score under another path."
+        )
+
+
+def hashed_rows(tables: Iterable[pa.Table], first_position: int) -> Iterator[HashedRows]:
+    """The rows of each table as hashes; the first row of the first table is at `first_position` in the dataset."""
+    for table in tables:
+        yield hashed(table, first_position)
+        first_position += table.num_rows
+
+
+def hashed(table: pa.Table, first_position: int) -> HashedRows:
+    """The rows of a table with COLUMNS as hashes, [num_rows]; good against chance, not against malice."""
+    rows: HashedRows = np.empty(table.num_rows, dtype=_ROW)
+    ids = single_array(table, names.ID)
+    for half, seed in _SEEDS.items():
+        rows[half] = hash_ids(ids, seed)
+    rows["content"] = hash_ids(single_array(table, names.CONTENT_DIGEST), _CONTENT_SEED)
+    rows["scores"] = _score_hashes(table)
+    rows["position"] = np.arange(first_position, first_position + table.num_rows)
+    return rows
+
+
+def find_duplicates(
+    rows: Iterable[HashedRows], num_rows: int, *, bucket_rows: int = _BUCKET_ROWS, folder: Path | None = None
+) -> Repeats:
+    """Ids that repeat among all rows of a dataset, in arrays that may come in any order.
+
+    num_rows: about how many rows there are; it decides the number of buckets and nothing else.
+    """
     num_buckets = min(_MOST_BUCKETS, max(1, -(-num_rows // bucket_rows)))
     duplicates = [np.empty(0, dtype=np.int64)]
     first_conflicts: list[int] = []
     num_conflicts = 0
     with tempfile.TemporaryDirectory(prefix="alignpot-ids-", dir=folder) as temporary:
-        for rows in _buckets(dataset, num_buckets, bucket_rows, Path(temporary)):
-            repeated, conflicts = _compare(rows)
+        for bucket in _buckets(rows, num_buckets, bucket_rows, Path(temporary)):
+            repeated, conflicts = _compare(_sharing_an_id(bucket))
             duplicates.append(repeated)
             num_conflicts += len(conflicts)
             first_conflicts = sorted([*first_conflicts, *conflicts.tolist()])[:_MOST_NAMED]
-    if num_conflicts:
-        ids = _ids_at(dataset, first_conflicts)
-        raise SourceError(
-            f"{num_conflicts} ids stand for rows of different content, first {ids}. Give each row an id of its own, "
-            "or leave out source.id_column to have the content name the row; then score under another path."
-        )
-    return IdCheck(num_rows=num_rows, duplicate_positions=np.sort(np.concatenate(duplicates)))
+    return Repeats(
+        duplicate_positions=np.sort(np.concatenate(duplicates)),
+        num_conflicts=num_conflicts,
+        first_conflicts=tuple(first_conflicts),
+    )
 
 
-def _buckets(dataset: ScoredDataset, num_buckets: int, bucket_rows: int, folder: Path) -> Iterator[NDArray[np.void]]:
+def _buckets(rows: Iterable[HashedRows], num_buckets: int, bucket_rows: int, folder: Path) -> Iterator[HashedRows]:
     """All rows, in groups outside of which no id of theirs occurs."""
-    held: list[NDArray[np.void]] = []
+    held: list[HashedRows] = []
     num_held = 0
-    for rows in _hashed(dataset):
-        held.append(rows)
-        num_held += len(rows)
+    for part in rows:
+        held.append(part)
+        num_held += len(part)
         if num_buckets > 1 and num_held >= bucket_rows:
             _spill(np.concatenate(held), num_buckets, folder)
             held, num_held = [], 0
@@ -84,7 +146,7 @@ def _buckets(dataset: ScoredDataset, num_buckets: int, bucket_rows: int, folder:
         path.unlink()
 
 
-def _spill(rows: NDArray[np.void], num_buckets: int, folder: Path) -> None:
+def _spill(rows: HashedRows, num_buckets: int, folder: Path) -> None:
     if not len(rows):
         return
     buckets = rows["low"] % np.uint64(num_buckets)
@@ -95,26 +157,7 @@ def _spill(rows: NDArray[np.void], num_buckets: int, folder: Path) -> None:
             part.tofile(file)
 
 
-def _hashed(dataset: ScoredDataset) -> Iterator[NDArray[np.void]]:
-    position = 0
-    for table in dataset.tables([names.ID, names.CONTENT_DIGEST, *_SCORES]):
-        rows = np.empty(table.num_rows, dtype=_ROW)
-        id_hashes = _hashes(table[names.ID], 16).reshape(-1, 2)
-        rows["high"], rows["low"] = id_hashes[:, 0], id_hashes[:, 1]
-        rows["content"] = _hashes(table[names.CONTENT_DIGEST], 8)
-        rows["scores"] = _score_hashes(table)
-        rows["position"] = np.arange(position, position + table.num_rows)
-        position += table.num_rows
-        yield rows
-
-
-def _hashes(column: pa.ChunkedArray, num_bytes: int) -> NDArray[np.uint64]:
-    texts = column.to_pylist()
-    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=num_bytes).digest() for text in texts)
-    return np.frombuffer(joined, dtype="<u8").astype(np.uint64, copy=False)
-
-
-def _score_hashes(table: pa.Table) -> NDArray[np.uint64]:
+def _score_hashes(table: pa.Table) -> HashArray:
     mixed = np.zeros(table.num_rows, dtype=np.uint64)
     for name in _SCORES:
         bits = np.ascontiguousarray(table[name].fill_null(0.0).to_numpy(), dtype=np.float64).view(np.uint64)
@@ -123,7 +166,20 @@ def _score_hashes(table: pa.Table) -> NDArray[np.uint64]:
     return mixed
 
 
-def _compare(rows: NDArray[np.void]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _sharing_an_id(rows: HashedRows) -> HashedRows:
+    """The rows that may share their id with another one: all but those whose low half of the hash stands alone."""
+    if len(rows) < 2:
+        return rows[:0]
+    low = np.sort(rows["low"])
+    repeated = np.unique(low[1:][low[1:] == low[:-1]])
+    if not repeated.size:
+        return rows[:0]
+    place = np.minimum(np.searchsorted(repeated, rows["low"]), repeated.size - 1)
+    shared: HashedRows = rows[repeated[place] == rows["low"]]
+    return shared
+
+
+def _compare(rows: HashedRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of rows that repeat a kept one, and the first position of each id with several contents."""
     ordered = rows[np.lexsort([rows[name] for name in ("position", "scores", "content", "low", "high")])]
     starts_id = np.ones(len(ordered), dtype=bool)

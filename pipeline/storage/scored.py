@@ -5,10 +5,12 @@ of every page, and counts the rows: what was committed is what comes out, or an 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,9 +18,10 @@ import pyarrow.parquet as pq
 from pipeline import schema as names
 from pipeline.errors import IntegrityError
 from pipeline.faults import storage_errors, translated
+from pipeline.selection.source import sample_size
 from pipeline.storage.filesystem import display, in_order, read_range
 from pipeline.storage.manifest import Manifest, PartFile
-from pipeline.storage.parts import digest, read_footer
+from pipeline.storage.parts import ROW_GROUP_ROWS, digest, read_footer
 
 _WHOLE_BYTES = 2**20  # a part up to this size is fetched by one request, whatever columns are wanted
 
@@ -58,6 +61,35 @@ class ScoredDataset:
         where = display(self._fs, self._root)
         names.require_columns(self.schema, wanted, where=where, remedy="Name columns of the scored dataset.")
         return self._tables(wanted, scored_only=scored_only)
+
+    def split(self, num_parts: int) -> list[tuple[int, "ScoredDataset"]]:
+        """About `num_parts` runs of consecutive part files, each with the position of its first scored row."""
+        files = self.manifest.files
+        firsts = np.concatenate([[0], np.cumsum([file.num_scored for file in files], dtype=np.int64)])
+        targets = firsts[-1] * np.arange(1, num_parts) / num_parts
+        cuts = sorted({0, len(files), *np.searchsorted(firsts, targets).tolist()})
+        runs = [(start, stop) for start, stop in itertools.pairwise(cuts) if stop > start] or [(0, 0)]
+        return [(int(firsts[start]), self._of(files[start:stop])) for start, stop in runs]
+
+    def sample(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Evenly spaced row groups, a sample for first guesses; nothing from a dataset that is hardly larger."""
+        num_rows = sample_size(self.manifest.num_scored)
+        if self.manifest.num_scored < 8 * num_rows:
+            return
+        groups = [(file, i) for file in self.manifest.files for i in range(-(-file.num_rows // ROW_GROUP_ROWS))]
+        step = len(groups) * num_rows / self.manifest.num_scored
+        chosen = [groups[int(i * len(groups) / step)] for i in range(max(1, int(step)))]
+        read = list(dict.fromkeys([*columns, names.STATUS]))
+        for file, of_file in itertools.groupby(chosen, key=lambda group: group[0]):
+            part = self._open(file)
+            for _, index in of_file:
+                table = self._read(part, min(index, part.metadata.num_row_groups - 1), read)
+                yield table.filter(pc.equal(table[names.STATUS], names.SCORED)).select(list(columns))
+
+    def _of(self, files: Sequence[PartFile]) -> "ScoredDataset":
+        num_scored, num_rows = sum(file.num_scored for file in files), sum(file.num_rows for file in files)
+        manifest = dataclasses.replace(self.manifest, files=tuple(files), num_rows=num_rows, num_scored=num_scored)
+        return ScoredDataset(self._fs, self._root, manifest)
 
     def _tables(self, wanted: list[str], *, scored_only: bool) -> Iterator[pa.Table]:
         read = list(dict.fromkeys([*wanted, *([names.STATUS] if scored_only else [])]))

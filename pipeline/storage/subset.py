@@ -11,13 +11,8 @@ Files grow on local disk and are created whole, so that an exception leaves noth
 run again, and finds what it wrote.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import tempfile
-from collections import deque
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -25,34 +20,15 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError, SchemaError
-from pipeline.storage.commit import create, create_from_file
-from pipeline.storage.filesystem import display, list_sizes, object_size, read_bytes, read_range, storage_errors
+from pipeline.storage.commit import create
+from pipeline.storage.filesystem import display, list_sizes, read_bytes
 from pipeline.storage.runs import FORMAT, claim, fingerprint_digest, json_bytes, parsed, schema_json
-from pipeline.storage.subset_files import SubsetFile, dataset_info_json, state_json
+from pipeline.storage.subset_files import dataset_info_json, state_json
+from pipeline.storage.subset_parts import FileWriter, other_content
+from pipeline.storage.subset_parts import SubsetSpec as SubsetSpec  # noqa: PLC0414
 
 REPORT_FILE: Final = "report.json"
 MANIFEST_FILE: Final = "_SUCCESS.json"
-BATCH_ROWS: Final = 4096  # rows of one Arrow batch and of one Parquet row group
-FILE_NAMES: Final = {
-    "hf": "hf/train/data-{index:05d}-of-{num_files:05d}.arrow",
-    "parquet": "parquet/train-{index:05d}-of-{num_files:05d}.parquet",
-}
-_CHUNK_BYTES: Final = 16 * 2**20
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SubsetSpec:
-    """What is to be written."""
-
-    num_rows: int
-    schema: pa.Schema
-    formats: tuple[str, ...]
-    """hf, parquet or both."""
-    rows_per_file: int
-    fingerprint: Mapping[str, Any]
-    """JSON values of everything that decides which rows are chosen; formats, schema and num_rows are added to it."""
-    config: Mapping[str, Any]
-    version: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +48,8 @@ class SubsetWriter:
     """Takes the rows of a subset in order and publishes them; use as a context manager.
 
     `done` is the manifest where the subset is complete already: then there is nothing to write. The stored layout
-    (`rows_per_file`) of a run that is gone on with wins over the one in `spec`.
+    (`rows_per_file`) of a run that is gone on with wins over the one in `spec`. Files may as well be written by
+    others, through `FileWriter` and `spec`, and handed in as the records that gave.
 
     Raises:
         FingerprintError: another subset was begun under `root`.
@@ -93,13 +70,13 @@ class SubsetWriter:
             fingerprint={**spec.fingerprint, "layout": layout},
             body={"version": spec.version, "config": spec.config, "rows_per_file": spec.rows_per_file},
         )
-        self._spec = dataclasses.replace(spec, fingerprint=stored["fingerprint"], rows_per_file=stored["rows_per_file"])
+        self.spec = dataclasses.replace(
+            spec, schema=self._schema, fingerprint=stored["fingerprint"], rows_per_file=stored["rows_per_file"]
+        )
         self.done: SubsetManifest | None = open_subset(fs, root)
-        self._pending: deque[pa.Table] = deque()
-        self._num_pending = self._num_taken = 0
+        self._num_taken = 0
         self._files: list[dict[str, Any]] = []
-        self._open: SubsetFile | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="alignpot-subset-")
+        self._file: FileWriter | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -111,16 +88,9 @@ class SubsetWriter:
 
     def close(self) -> None:
         """Let go of what lies on local disk; published files stay."""
-        if self._open is not None:
-            self._open.abandon()
-            self._open = None
-        with contextlib.suppress(FileNotFoundError):
-            self._folder.cleanup()
-
-    @property
-    def num_files(self) -> int:
-        """Files of each format; an empty subset has one, without rows."""
-        return max(1, -(-self._spec.num_rows // self._spec.rows_per_file))
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def write(self, table: pa.Table) -> None:
         """Append rows.
@@ -134,13 +104,22 @@ class SubsetWriter:
                 f"{display(self._fs, self._root)}: a table for the subset has {table.schema.names}; "
                 f"wanted {self._schema.names}, with the types announced."
             )
-        self._num_taken += table.num_rows
-        if self._num_taken > self._spec.num_rows:
-            raise self._row_error(f"at least {self._num_taken}")
-        self._pending.append(table.replace_schema_metadata(None))
-        self._num_pending += table.num_rows
-        while self._num_pending >= (num_rows := self._next_batch_rows()) > 0:
-            self._write_batch(num_rows)
+        if self._num_taken + table.num_rows > self.spec.num_rows:
+            raise self._row_error(f"at least {self._num_taken + table.num_rows}")
+        while table.num_rows:
+            if self._file is None:
+                self._file = FileWriter(self._fs, self._root, self.spec, self._num_taken // self.spec.rows_per_file)
+            fits = table.slice(0, self._file.num_missing)
+            self._file.write(fits)
+            self._num_taken += fits.num_rows
+            table = table.slice(fits.num_rows)
+            if not self._file.num_missing:
+                self.add(self._file.publish())
+                self.close()
+
+    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take in files that `FileWriter` published."""
+        self._files += [dict(record) for record in records]
 
     def finish(self, *, report: Mapping[str, Any], extra: Mapping[str, Any]) -> SubsetManifest:
         """Publish what remains, then the report and the manifest; the manifest that stands is returned.
@@ -148,18 +127,20 @@ class SubsetWriter:
         Raises:
             IntegrityError: fewer rows than announced, or files of other content stand in the way.
         """
-        if self._num_taken != self._spec.num_rows:
+        if self.spec.num_rows == 0 and not self._files:
+            with FileWriter(self._fs, self._root, self.spec, 0) as file:
+                self.add(file.publish())
+        num_rows = sum(file["num_rows"] for file in self._files)
+        if num_rows != self.spec.num_rows * len(self.spec.formats):
             raise self._row_error(str(self._num_taken))
-        if self._spec.num_rows == 0:
-            self._write_batch(0)
-        if "hf" in self._spec.formats:
+        if "hf" in self.spec.formats:
             self._publish_hf_description()
         create(self._fs, f"{self._root}/{REPORT_FILE}", json_bytes(report))
         manifest = SubsetManifest(
-            version=self._spec.version,
-            config=self._spec.config,
-            fingerprint=self._spec.fingerprint,
-            num_rows=self._spec.num_rows,
+            version=self.spec.version,
+            config=self.spec.config,
+            fingerprint=self.spec.fingerprint,
+            num_rows=self.spec.num_rows,
             files=tuple(sorted(self._files, key=lambda file: file["path"])),
             extra=extra,
         )
@@ -178,65 +159,15 @@ class SubsetWriter:
 
     def _row_error(self, got: str) -> IntegrityError:
         return IntegrityError(
-            f"{display(self._fs, self._root)}: {got} rows for a subset of {self._spec.num_rows}. The chosen rows must "
+            f"{display(self._fs, self._root)}: {got} rows for a subset of {self.spec.num_rows}. The chosen rows must "
             "not change while they are written; select again."
         )
 
-    @property
-    def _num_written(self) -> int:
-        return self._num_taken - self._num_pending
-
-    def _next_batch_rows(self) -> int:
-        """Follows from the position alone, so that the bytes do not depend on how the rows come."""
-        left_in_file = self._spec.rows_per_file - (self._open.num_rows if self._open is not None else 0)
-        return min(BATCH_ROWS, left_in_file, self._spec.num_rows - self._num_written)
-
-    def _write_batch(self, num_rows: int) -> None:
-        parts, missing = [self._schema.empty_table()], num_rows
-        while missing:
-            first = self._pending.popleft()
-            parts.append(first.slice(0, missing))
-            if first.num_rows > missing:
-                self._pending.appendleft(first.slice(missing))
-            missing -= parts[-1].num_rows
-        self._num_pending -= num_rows
-        with storage_errors(self._folder.name):
-            if self._open is None:
-                self._open = SubsetFile(Path(self._folder.name), self._schema, self._spec.formats)
-            self._open.write(_canonical(pa.concat_tables(parts)))
-        if self._open.num_rows == self._spec.rows_per_file or self._num_written == self._spec.num_rows:
-            self._publish_file(self._open)
-            self._open = None
-
-    def _publish_file(self, complete: SubsetFile) -> None:
-        index = len(self._files) // len(self._spec.formats)
-        with storage_errors(self._folder.name):
-            complete.close()
-        for form, local in complete.paths.items():
-            path = FILE_NAMES[form].format(index=index, num_files=self.num_files)
-            with local.open("rb") as file:
-                content = hashlib.file_digest(file, _blake2b).hexdigest()
-            size = local.stat().st_size
-            if not create_from_file(self._fs, f"{self._root}/{path}", local):
-                self._check_same(path, size, content)
-            self._files.append({"path": path, "num_rows": complete.num_rows, "size": size, "blake2b": content})
-            local.unlink()
-
-    def _check_same(self, path: str, size: int, content: str) -> None:
-        """The file that an earlier attempt left must be the one we would have written."""
-        full = f"{self._root}/{path}"
-        if object_size(self._fs, full) != size:
-            raise self._other_content(full)
-        hasher = _blake2b()
-        for start in range(0, size, _CHUNK_BYTES):
-            hasher.update(read_range(self._fs, full, start, min(size, start + _CHUNK_BYTES)))
-        if hasher.hexdigest() != content:
-            raise self._other_content(full)
-
     def _publish_hf_description(self) -> None:
-        names = [file["path"].rpartition("/")[2] for file in self._files if file["path"].startswith("hf/")]
-        digests = "".join(file["blake2b"] for file in self._files if file["path"].startswith("hf/"))
-        fingerprint = fingerprint_digest({"files": digests, "run": self._spec.fingerprint})[:16]
+        files = sorted((file for file in self._files if file["path"].startswith("hf/")), key=lambda file: file["path"])
+        names = [file["path"].rpartition("/")[2] for file in files]
+        digests = "".join(file["blake2b"] for file in files)
+        fingerprint = fingerprint_digest({"files": digests, "run": self.spec.fingerprint})[:16]
         for path, data in (
             ("hf/train/dataset_info.json", dataset_info_json(self._schema)),
             ("hf/train/state.json", state_json(names, fingerprint)),
@@ -244,13 +175,7 @@ class SubsetWriter:
         ):
             full = f"{self._root}/{path}"
             if not create(self._fs, full, data) and read_bytes(self._fs, full) != data:
-                raise self._other_content(full)
-
-    def _other_content(self, path: str) -> IntegrityError:
-        return IntegrityError(
-            f"{display(self._fs, path)} was left by an earlier attempt with other content, perhaps by other versions "
-            "of the libraries. Use another path, or remove this one."
-        )
+                raise other_content(self._fs, full)
 
 
 def open_subset(fs: fsspec.AbstractFileSystem, root: str) -> SubsetManifest | None:
@@ -285,12 +210,3 @@ def load_subset_manifest(fs: fsspec.AbstractFileSystem, root: str) -> SubsetMani
         return SubsetManifest(**{**own, "files": tuple(own["files"])})
     except (KeyError, TypeError) as error:
         raise IntegrityError(f"{where} is damaged or no subset's ({type(error).__name__}).") from None
-
-
-def _blake2b() -> Any:
-    return hashlib.blake2b(digest_size=16)
-
-
-def _canonical(table: pa.Table) -> pa.Table:
-    """The same rows in fresh buffers: what lies under nulls, before offsets and in padding no longer differs."""
-    return table.combine_chunks().take(pa.array(range(table.num_rows), type=pa.int64()))

@@ -1,17 +1,22 @@
 """A local Ray, tiny models and small sources for the flow tests."""
 
+import dataclasses
 import json
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import ray
 
-from pipeline.config import Config
+from pipeline import cli
+from pipeline.config import Config, Storage
 from pipeline.config_file import parse_config
 from pipeline.flows import run
 from tests.fixtures_storage import S3Server
+from tests.flows import scored_data
 
 PAIRS = Path(__file__).parents[2] / "pipeline" / "demo" / "pairs.jsonl"
 
@@ -44,6 +49,42 @@ def pairs() -> list[dict]:
 def tiny_reward_dir(tiny_model_dir: Callable[..., Path]) -> Path:
     """A tiny random sequence classifier with one logit."""
     return tiny_model_dir("llama", classifier=True, seed=3)
+
+
+@pytest.fixture(scope="session")
+def scored_rows() -> pa.Table:
+    """Four hundred scored rows with all that selection has to deal with."""
+    return scored_data.scored_table()
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory, scored_rows: pa.Table) -> str:
+    """These rows as a scored dataset on local disk, in parts of 33."""
+    return scored_data.write_scored(tmp_path_factory.mktemp("scored") / "data", Storage(), scored_rows, 33)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+    """Runs a command line of `alignpot` in this process."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*argv: str | Path) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(arg) for arg in argv])
+        return Ended(int(end.value.code or 0), *capsys.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

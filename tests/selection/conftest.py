@@ -1,8 +1,8 @@
-"""Settings of the selection tests: blocks small enough that few rows fill many."""
+"""Settings of the selection tests: blocks and samples small enough that few rows fill many."""
 
 import pytest
 
-from pipeline.selection import source, survey
+from pipeline.selection import one_pass, samples, source
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -12,5 +12,6 @@ def small_blocks(request):
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "BLOCK_ROWS", 16)
-        patch.setattr(survey, "SAMPLE_ROWS", 100)
+        patch.setattr(samples, "STRIDED_ROWS", 100)
+        patch.setattr(one_pass, "LEAST_ROWS", 8)
         yield

@@ -1,44 +1,67 @@
 """Memory of a selection depends on neither the rows nor k, even where every row ties."""
 
 import tracemalloc
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.config import Metric, Objective, Select
-from pipeline.selection import select
+from pipeline.selection import Query, Threads, select_many
 
-NUM_ROWS = 2_500_000
 MIB = 2**20
 
 
-class WatchedSource:
-    """Slices of a table, noting how much Arrow memory is in use whenever it is asked for the next one."""
+class Watch:
+    """The most Arrow memory in use since it was made."""
 
-    def __init__(self, table):
-        self.table = table
+    def __init__(self):
         self.before = pa.total_allocated_bytes()
         self.peak = 0
 
+    def look(self):
+        self.peak = max(self.peak, pa.total_allocated_bytes() - self.before)
+
+
+@dataclass
+class WatchedSource:
+    """Slices of a table, noting how much Arrow memory is in use whenever it is asked for the next one."""
+
+    table: pa.Table
+    watch: Watch
+
     def tables(self, columns):
         for start in range(0, self.table.num_rows, 50_000):
-            self.peak = max(self.peak, pa.total_allocated_bytes() - self.before)
+            self.watch.look()
             yield self.table.select(columns).slice(start, 50_000)
 
+    def split(self, num_parts):
+        size = -(-self.table.num_rows // num_parts)
+        starts = range(0, self.table.num_rows, size)
+        return [(start, WatchedSource(self.table.slice(start, size), self.watch)) for start in starts]
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_peak_memory_stays_below_one_number_per_row(tied):
-    names = np.random.default_rng(0).permutation(NUM_ROWS)
-    rewards = np.ones(NUM_ROWS) if tied else np.sin(np.arange(NUM_ROWS) * 1.7)
+    def sample(self, columns):
+        yield self.table.select(columns).slice(0, 50_000)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "tied", "num_threads", "most"),
+    [(2_500_000, True, 1, 16), (2_500_000, False, 1, 16), (5_000_000, True, 2, 32)],
+)
+def test_peak_memory_stays_below_one_number_per_row(num_rows, tied, num_threads, most):
+    names = np.random.default_rng(0).permutation(num_rows)
+    rewards = np.ones(num_rows) if tied else np.sin(np.arange(num_rows) * 1.7)
     ids = pa.array(names).cast(pa.string())
-    source = WatchedSource(pa.table({"id": ids, "reward_chosen": rewards, "reward_rejected": np.zeros(NUM_ROWS)}))
+    table = pa.table({"id": ids, "reward_chosen": rewards, "reward_rejected": np.zeros(num_rows)})
+    watch = Watch()
+    query = Query(objective=Objective(), metric=Metric(name="explicit"), rule=Select(fraction=0.5))
     tracemalloc.start()
-    selection = select(source, Objective(), Metric(name="explicit"), Select(fraction=0.5))
+    selection = select_many(WatchedSource(table, watch), [query], passes=Threads(num_threads=num_threads))[0]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert selection.k == NUM_ROWS // 2
-    assert peak < 16 * MIB < NUM_ROWS * 8
-    assert source.peak < 8 * MIB
+    assert selection.k == num_rows // 2
+    assert peak < most * MIB < num_rows * 8
+    assert watch.peak < 8 * MIB
     if tied:
-        assert selection.boundary_id == sorted(map(str, range(NUM_ROWS)))[selection.k - 1]
+        assert selection.boundary_id == sorted(map(str, range(num_rows)))[selection.k - 1]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import config
-from pipeline.storage import manifest, parts, runs, scored, subset
+from pipeline.storage import manifest, parts, runs, scored, subset, subset_parts
 from pipeline.storage.filesystem import open_filesystem
 from tests.storage.tables import FINGERPRINT, plan_for, scored_table
 
@@ -76,7 +76,7 @@ def test_death_at_any_commit_is_made_good_by_running_again(tmp_path, after):
         with pytest.MonkeyPatch.context() as patch:
             for module in (runs, parts, manifest, subset):
                 patch.setattr(module, "create", wrap(module.create))
-            patch.setattr(subset, "create_from_file", wrap(subset.create_from_file))
+            patch.setattr(subset_parts, "create_from_file", wrap(subset_parts.create_from_file))
             try:
                 score_and_select(folder)
                 died = False

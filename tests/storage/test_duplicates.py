@@ -1,5 +1,6 @@
 """Repeated ids: identical rows are counted and placed, conflicting ones refused, whatever the cut into parts."""
 
+import pickle
 import tempfile
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline import config
 from pipeline.errors import SourceError
-from pipeline.storage.duplicates import check_ids
+from pipeline.storage.duplicates import COLUMNS, check_conflicts, check_ids, find_duplicates, hashed, hashed_rows
 from pipeline.storage.filesystem import open_filesystem
 from tests.storage.tables import scored_table, write_dataset
 
@@ -63,3 +64,45 @@ def test_buckets_on_disk_find_what_memory_finds(local_place):
 def test_dataset_without_scored_rows_has_no_duplicates(local_place):
     dataset = write_dataset(*local_place, [scored_table(["a", "a"], dropped={0, 1})])
     assert check_ids(dataset).duplicate_positions.size == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(numbers=st.lists(st.integers(0, 12), min_size=1, max_size=40), seed=st.randoms(), bucket_rows=st.integers(1, 50))
+def test_parts_may_be_hashed_apart_and_come_in_any_order(numbers, seed, bucket_rows):
+    table = scored_table([f"id{number}" for number in numbers]).select(COLUMNS)
+    whole = find_duplicates([hashed(table, 0)], len(numbers))
+    hash_part = pickle.loads(pickle.dumps(hashed))
+    parts = [hash_part(table.slice(start, 3), start) for start in range(0, len(numbers), 3)]
+    seed.shuffle(parts)
+    found = find_duplicates(parts, len(numbers), bucket_rows=bucket_rows)
+    assert found.duplicate_positions.tolist() == whole.duplicate_positions.tolist()
+    assert len(numbers) - found.duplicate_positions.size == len(set(numbers))
+    assert found.num_conflicts == 0
+
+
+def test_positions_go_on_from_the_first_one_given():
+    tables = [scored_table(["a", "b"]), scored_table(["c", "b"])]
+    rows = [part["position"].tolist() for part in hashed_rows((t.select(COLUMNS) for t in tables), 7)]
+    assert rows == [[7, 8], [9, 10]]
+    assert find_duplicates(hashed_rows(tables, 7), 4).duplicate_positions.size == 1
+
+
+def test_conflicts_found_in_parts_are_named_by_id(local_place):
+    tables = [scored_table(["a", "b"], digests=["1", "2"]), scored_table(["c", "b"], digests=["3", "4"])]
+    dataset = write_dataset(*local_place, tables)
+    found = find_duplicates(reversed([*hashed_rows(tables, 0)]), 4)
+    assert (found.num_conflicts, found.first_conflicts) == (1, (1,))
+    with pytest.raises(SourceError, match=r"1 ids stand for rows of different content, first \['b'\]"):
+        check_conflicts(dataset, found)
+
+
+def test_which_of_two_scorings_is_kept_does_not_depend_on_their_order():
+    def kept_reward(rewards):
+        columns = {"reward_chosen": rewards, "reward_rejected": [0.0] * len(rewards)}
+        table = scored_table(["a"] * len(rewards), columns=columns)
+        left_out = find_duplicates([hashed(table.select(COLUMNS), 0)], len(rewards)).duplicate_positions.tolist()
+        [kept] = set(range(len(rewards))) - set(left_out)
+        return rewards[kept]
+
+    rewards = [float(i) for i in range(8)]
+    assert {kept_reward(rewards[i:] + rewards[:i]) for i in range(8)} == {kept_reward(rewards[::-1])}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline import config
 from pipeline import schema as names
 from pipeline.errors import FingerprintError, IntegrityError, SchemaError
-from pipeline.storage import subset
+from pipeline.storage import subset, subset_parts
 from pipeline.storage.filesystem import list_sizes, open_filesystem
 from tests.storage.tables import FINGERPRINT, scored_table
 
@@ -106,7 +106,7 @@ def test_one_format_alone_is_written(local_place):
 @given(cuts=st.lists(st.integers(0, 25), max_size=8), batch_rows=st.sampled_from([4, 7, 4096]))
 def test_bytes_do_not_depend_on_how_the_rows_came(cuts, batch_rows):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subset, "BATCH_ROWS", batch_rows)
+        patch.setattr(subset_parts, "BATCH_ROWS", batch_rows)
         whole, cut = (open_filesystem(f"{folder}/{name}", config.Storage()) for name in ("whole", "cut"))
         write(whole)
         # Rows behind an offset, and with rubbish under the nulls, are the same rows.

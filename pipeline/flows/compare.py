@@ -1,0 +1,122 @@
+"""Compare metrics and fractions on a scored dataset: the passes of a sweep, and one that counts overlaps."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow.compute as pc
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config import Config, Metric, Objective, Select
+from pipeline.config_file import parse_config
+from pipeline.config_metric import MetricName
+from pipeline.errors import ConfigError
+from pipeline.flows.select import find_positions, open_scored
+from pipeline.flows.select_engine import passes_for
+from pipeline.selection.compare import Comparison, compare
+from pipeline.selection.compare_table import render_comparison
+from pipeline.selection.source import parts_of
+from pipeline.selection.top_k import Query, select_many
+from pipeline.storage.scored import ScoredDataset
+
+DEFAULT_FRACTIONS: Final = (0.1, 0.4)
+_DEFAULT_METRICS: Final[tuple[MetricName, ...]] = ("potential", "explicit", "implicit", "bees-add", "random")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareRequest:
+    """What to compare.
+
+    scored: the dataset. metrics: each a name, or name:key=value,key=value with keys of the metric section.
+    objective: the same form; empty takes that of the run that scored.
+    """
+
+    scored: str
+    metrics: Sequence[str] = ()
+    fractions: Sequence[float] = DEFAULT_FRACTIONS
+    objective: str = ""
+    storage: Mapping[str, Any]
+
+
+def run_compare(request: CompareRequest) -> Iterator[str]:
+    """The comparison as text.
+
+    Raises:
+        AlignpotError: the dataset is not complete, or a metric cannot be computed from it.
+    """
+    yield render_comparison(compare_scored(request))
+
+
+def compare_scored(request: CompareRequest) -> Comparison:
+    """Select by every metric and fraction, and compare."""
+    config = parse_config({"scored": request.scored, "storage": dict(request.storage)}, where="compare")
+    dataset = open_scored(config)
+    objective = _objective(request, dataset)
+    queries = {
+        (f"{name} {fraction:g}", name): Query(objective=objective, metric=metric, rule=_rule(fraction))
+        for name, metric in _metrics(request.metrics, objective, dataset).items()
+        for fraction in request.fractions
+    }
+    with passes_for(config, None) as passes:
+        duplicates = find_positions(passes, dataset)
+        selections = select_many(dataset, list(queries.values()), duplicates, passes, verify=False)
+        parts = parts_of(dataset, duplicates, "keep", passes.num_parts)
+        named = {label: (name, selection) for (label, name), selection in zip(queries, selections, strict=True)}
+        return compare(passes, parts, named)
+
+
+def _rule(fraction: float) -> Select:
+    try:
+        return Select(fraction=fraction)
+    except ValidationError:
+        raise ConfigError(f"--fraction must be above 0 and at most 1, got {fraction}.") from None
+
+
+def _objective(request: CompareRequest, dataset: ScoredDataset) -> Objective:
+    if request.objective:
+        section = _section(request.objective, option="--objective")
+    else:
+        section = dataset.manifest.config.get("objective") or {}
+    config: Config = parse_config({"scored": request.scored, "objective": section}, where="compare")
+    return config.objective
+
+
+def _metrics(given: Sequence[str], objective: Objective, dataset: ScoredDataset) -> dict[str, Metric]:
+    if given:
+        return {text: _metric(text) for text in given}
+    readable = {name: Metric(name=name) for name in _DEFAULT_METRICS}
+    if objective.name == "dpo":
+        readable["difficulty"] = Metric(name="difficulty")
+    empty = _empty_columns(dataset)
+    return {name: metric for name, metric in readable.items() if not empty & _columns(metric, objective)}
+
+
+def _metric(text: str) -> Metric:
+    section = _section(text, option="--metric")
+    return parse_config({"scored": "compare", "metric": section}, where=f"--metric {text}").metric
+
+
+def _section(text: str, *, option: str) -> dict[str, Any]:
+    """name:key=value,key=value as a section of the config."""
+    name, _, settings = text.partition(":")
+    section: dict[str, Any] = {"name": name}
+    for setting in filter(None, settings.split(",")):
+        key, sign, value = setting.partition("=")
+        if not sign:
+            raise ConfigError(f"{option} {text}: wanted name:key=value,key=value, such as potential:weight=2.5.")
+        section[key] = yaml.safe_load(value)
+    return section
+
+
+def _columns(metric: Metric, objective: Objective) -> set[str]:
+    query = Query(objective=objective, metric=metric, rule=Select(fraction=1.0))
+    return set(query.ranker.columns)
+
+
+def _empty_columns(dataset: ScoredDataset) -> set[str]:
+    """Columns without a value in the first rows: of models that were not run."""
+    table = next(iter(dataset.tables()), None)
+    if table is None:
+        return set()
+    return {name for name in table.schema.names if not pc.any(pc.is_valid(table.column(name))).as_py()}

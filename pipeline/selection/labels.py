@@ -1,0 +1,94 @@
+"""Labels that the reward contradicts: pairs whose rejected response has the higher reward, and how to turn them round.
+
+A pair is contradicted where its signed explicit margin, reward of chosen minus reward of rejected, is below zero.
+Swapping exchanges everything that belongs to one side: text, reward, log-probs, token count. What belongs to the pair
+stays: prompt, rewards of all candidates, outcome, and also `id` and `content_digest`, which name the row of the source
+that the pair comes from, in the order that the source gave the two sides.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema
+from pipeline.errors import SchemaError
+from pipeline.metrics.columns import BoolArray, float_column
+from pipeline.metrics.margins import explicit_margin
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+
+_CHOSEN_END: Final = "chosen"
+_REJECTED_END: Final = "rejected"
+
+
+def _sides(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The column of chosen and that of rejected, for every quantity that has both."""
+    known = tuple(names)
+    chosen = (name for name in known if name.endswith(_CHOSEN_END))
+    pairs = ((name, name.removesuffix(_CHOSEN_END) + _REJECTED_END) for name in chosen)
+    return tuple(pair for pair in pairs if pair[1] in known)
+
+
+SIDES: Final = _sides(schema.scored_schema().names)
+"""Columns that are exchanged, chosen first."""
+MARGINS: Final = (schema.MARGIN_EXPLICIT, schema.MARGIN_IMPLICIT)
+"""Columns that change their sign where they are there."""
+
+
+def contradicted(block: pa.Table | pa.RecordBatch) -> BoolArray:
+    """Which pairs the reward contradicts, bool [num_rows]; a margin that is null or NaN contradicts nothing.
+
+    Reads the two rewards, or `margin_explicit` (which must then be the signed one) from a table that has no rewards.
+
+    Raises:
+        SchemaError: neither is there, or it is not numeric.
+    """
+    names = set(block.schema.names)
+    rewards = {schema.REWARD_CHOSEN, schema.REWARD_REJECTED}
+    if names.isdisjoint(rewards) and schema.MARGIN_EXPLICIT in names:
+        margin = float_column(block, schema.MARGIN_EXPLICIT)
+    else:
+        margin = explicit_margin(block, "signed")
+    below: BoolArray = margin < 0
+    return below
+
+
+def swap_sides(table: Rows, rows: BoolArray) -> Rows:
+    """The table with chosen and rejected exchanged in `rows`, bool [num_rows]; without a copy where there is none.
+
+    Every pair of columns in SIDES that the table has is exchanged, and signed margins are negated. All other columns
+    stay, `id`, `content_digest` and `potential` among them. Swapping twice gives the table back.
+
+    Raises:
+        SchemaError: the table has a column of one side only, or the two sides have different types.
+    """
+    pairs = [pair for pair in SIDES if set(pair) & set(table.schema.names)]
+    for pair in pairs:
+        _check_pair(table.schema, pair)
+    if not rows.any():
+        return table
+    mask = pa.array(rows)
+    columns: dict[str, Any] = dict(zip(table.schema.names, table.columns, strict=True))
+    for chosen, rejected in pairs:
+        ours, theirs = columns[chosen], columns[rejected]
+        columns[chosen], columns[rejected] = pc.if_else(mask, theirs, ours), pc.if_else(mask, ours, theirs)
+    for name in MARGINS:
+        if name in columns:
+            columns[name] = pc.if_else(mask, pc.negate(columns[name]), columns[name])
+    return type(table).from_arrays([*columns.values()], schema=table.schema)
+
+
+def _check_pair(columns: pa.Schema, pair: tuple[str, str]) -> None:
+    missing = [name for name in pair if name not in columns.names]
+    if missing:
+        raise SchemaError(
+            f"sides cannot be swapped: {' and '.join({*pair} - {*missing})} is there without {missing[0]}. "
+            "Read both columns, or neither."
+        )
+    kinds = [columns.field(name).type for name in pair]
+    if kinds[0] != kinds[1]:
+        raise SchemaError(
+            f"sides cannot be swapped: {pair[0]} has type {kinds[0]}, {pair[1]} {kinds[1]}. Cast them to one type."
+        )

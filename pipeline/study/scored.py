@@ -1,0 +1,182 @@
+"""What each automatic ratio does to a real scored dataset: its w, and how the selection differs from the others'.
+
+No truth is known here, so nothing is said of which is better.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline import schema
+from pipeline.config import Objective, Storage
+from pipeline.errors import DataError
+from pipeline.metrics.columns import FloatArray
+from pipeline.metrics.margins import explicit_margin, implicit_margin
+from pipeline.metrics.objectives import objective_columns
+from pipeline.metrics.potential import alignment_potential
+from pipeline.metrics.ratio import RATIO_METHODS, RatioSample
+from pipeline.storage.filesystem import open_filesystem
+from pipeline.storage.manifest import load_manifest
+from pipeline.storage.scored import ScoredDataset
+from pipeline.study.trials import top, weight_on_z_scores, zscore
+
+EXPLICIT_ONLY: Final = "w = 0, explicit only"
+NUM_RESAMPLES: Final = 200
+_SEED: Final = 0
+_INTERVAL: Final = (2.5, 97.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What one method does.
+
+    weight: w on z-scores, and `weight_interval` its 95 % bootstrap interval over rows; None where it refuses the data.
+    overlap: Jaccard index of its selection with that of each other method.
+    rank_explicit, rank_implicit: Spearman correlation of the potential with the two margins that it weighs.
+    contradicted: share of the selection whose rejected response has the higher reward.
+    """
+
+    weight: float | None
+    weight_interval: tuple[float, float] | None = None
+    overlap: dict[str, float] = dataclasses.field(default_factory=dict)
+    rank_explicit: float | None = None
+    rank_implicit: float | None = None
+    contradicted: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effects:
+    """The effects on one dataset. num_left_out: rows without a finite margin."""
+
+    path: str
+    objective: str
+    fraction: float
+    num_rows: int
+    num_left_out: int
+    rank_margins: float
+    contradicted: float
+    by_method: dict[str, Effect]
+
+
+def effects_of(path: str, objective: Objective, fraction: float) -> Effects:
+    """The effects of every method on the scored dataset at a path or URL.
+
+    Raises:
+        AlignpotError: there is no complete scored dataset, it lacks columns, or it has no two rows to compare.
+    """
+    sample, num_left_out = _sample(path, objective)
+    num_rows = len(sample.explicit)
+    if int(fraction * num_rows) < 1:
+        raise DataError(f"{path} has {num_rows} rows with both margins; {fraction:g} of them is none. Score more rows.")
+    weights: dict[str, float | None] = {method: weight_on_z_scores(method, sample) for method in RATIO_METHODS}
+    weights[EXPLICIT_ONLY] = 0.0
+    terms = zscore(sample.explicit), zscore(sample.implicit)
+    potentials = {name: alignment_potential(*terms, weight) for name, weight in weights.items() if weight is not None}
+    selections = {name: set(top(potential, fraction).tolist()) for name, potential in potentials.items()}
+    intervals = _intervals(sample)
+    by_method = {
+        name: Effect(
+            weight=weights[name],
+            weight_interval=intervals.get(name),
+            overlap={other: _jaccard(selections[name], rows) for other, rows in selections.items() if other != name},
+            rank_explicit=spearman(potential, sample.explicit),
+            rank_implicit=spearman(potential, sample.implicit),
+            contradicted=float(np.mean(sample.explicit_signed[sorted(selections[name])] < 0)),
+        )
+        for name, potential in potentials.items()
+    }
+    return Effects(
+        path=path,
+        objective=objective.name,
+        fraction=fraction,
+        num_rows=num_rows,
+        num_left_out=num_left_out,
+        rank_margins=spearman(sample.explicit, sample.implicit),
+        contradicted=float(np.mean(sample.explicit_signed < 0)),
+        by_method={name: by_method.get(name, Effect(weight=None)) for name in weights},
+    )
+
+
+def spearman(first: FloatArray, second: FloatArray) -> float:
+    """Rank correlation; equal values share their mean rank."""
+    return float(np.mean(zscore(_ranks(first)) * zscore(_ranks(second))))
+
+
+def report(effects: Effects) -> str:
+    """One dataset as Markdown."""
+    methods = list(effects.by_method)
+    header = ["method", "w", "contradicted", "rank corr. explicit", "rank corr. implicit", *methods]
+    lines = [header, ["---"] * len(header)]
+    for name, effect in effects.by_method.items():
+        if effect.weight is None:
+            lines.append([name, "refused", *[""] * (len(header) - 2)])
+            continue
+        low_high = "" if effect.weight_interval is None else " [{:.2f}, {:.2f}]".format(*effect.weight_interval)
+        overlaps = [f"{effect.overlap[other]:.2f}" if other in effect.overlap else "" for other in methods]
+        numbers = [f"{effect.contradicted:.1%}", f"{effect.rank_explicit:+.2f}", f"{effect.rank_implicit:+.2f}"]
+        lines.append([name, f"{effect.weight:.2f}{low_high}", *numbers, *overlaps])
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return (
+        f"{effects.path}: {effects.num_rows} rows, {effects.num_left_out} left out, objective {effects.objective}, "
+        f"{effects.fraction:.0%} selected. The reward contradicts {effects.contradicted:.1%} of all rows; rank "
+        f"correlation of the margins {effects.rank_margins:+.2f}. w is on z-scores; the last columns are Jaccard "
+        f"indices of the selections.\n\n{table}"
+    )
+
+
+def to_json(effects: Effects) -> dict[str, Any]:
+    """One dataset, JSON-ready."""
+    return dataclasses.asdict(effects)
+
+
+def _sample(path: str, objective: Objective) -> tuple[RatioSample, int]:
+    fs, root = open_filesystem(path, Storage())
+    dataset = ScoredDataset(fs, root, load_manifest(fs, root))
+    columns = [schema.REWARD_CHOSEN, schema.REWARD_REJECTED, *objective_columns(objective)]
+    parts = [(explicit_margin(t), implicit_margin(t, objective)) for t in dataset.tables(list(dict.fromkeys(columns)))]
+    if not parts:
+        raise DataError(f"{path} holds no scored rows.")
+    explicit, signed = (np.concatenate(column) for column in zip(*parts, strict=True))
+    keep = np.isfinite(explicit) & np.isfinite(signed)
+    if np.count_nonzero(keep) < 2:
+        raise DataError(f"{path} has {np.count_nonzero(keep)} of {len(keep)} rows with both margins; wanted 2 or more.")
+    explicit, signed = explicit[keep], signed[keep]
+    sample = RatioSample(explicit=explicit, implicit=np.abs(signed), explicit_signed=explicit, implicit_signed=signed)
+    return sample, int(np.count_nonzero(~keep))
+
+
+def _intervals(sample: RatioSample) -> dict[str, tuple[float, float]]:
+    """Percentiles of w over resampled rows, where a method gives one."""
+    rng = np.random.default_rng(_SEED)
+    found: dict[str, list[float]] = {}
+    for _ in range(NUM_RESAMPLES):
+        rows = rng.integers(0, len(sample.explicit), len(sample.explicit))
+        resampled = RatioSample(
+            explicit=sample.explicit[rows],
+            implicit=sample.implicit[rows],
+            explicit_signed=sample.explicit_signed[rows],
+            implicit_signed=sample.implicit_signed[rows],
+        )
+        for method in RATIO_METHODS:
+            weight = weight_on_z_scores(method, resampled)
+            if weight is not None:
+                found.setdefault(method, []).append(weight)
+    return {name: _percentiles(values) for name, values in found.items()}
+
+
+def _percentiles(values: list[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, _INTERVAL)
+    return float(low), float(high)
+
+
+def _jaccard(first: set[int], second: set[int]) -> float:
+    return len(first & second) / len(first | second)
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    mean_ranks: FloatArray = (ends - (counts - 1) / 2.0)[places]
+    return mean_ranks
