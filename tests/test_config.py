@@ -83,6 +83,54 @@ def test_vetted_configs_are_there():
         (changed(metric="explicit"), ["metric: wanted a section such as {name: ...} (got 'explicit')"]),
         (changed(policy="m"), ["policy: wanted a section such as {model: ...} (got 'm')"]),
         (changed(source={"path": "x", "passthrough": "foo"}), ["source.passthrough: wanted a list, such as [foo]"]),
+        (changed(metric={"name": "potental"}), ["metric.name", "potential", "got 'potental'"]),
+        (changed(metric={"weight": "automatic"}), ["metric.weight: wanted auto or a number of at least 0"]),
+        (changed(metric={"weight": float("inf")}), ["metric.weight"]),
+        (changed(metric={"weight": "auto", "normalise": "rank"}), ["weight: auto", "ranks", "another normalise"]),
+        (changed(metric={"ratio": 2.0}), ["metric.ratio", "whitening", "got 2.0"]),
+        (changed(metric={"ratoi": "std"}), ["metric.ratoi", "did you mean ratio?"]),
+        (changed(metric={"normalise": "ranks"}), ["metric.normalise", "zscore", "got 'ranks'"]),
+        (changed(metric={"order": "highest"}), ["metric.order", "'smallest' or 'largest'"]),
+        (changed(metric={"name": "difficulty"}), ["metric difficulty", "set objective.name: dpo"]),
+        (changed(metric={"name": "bees-add"}, reward=None), ["metric bees-add", "add a reward section"]),
+        (changed(metric={"name": "sigma-gap"}, policy=None), ["metric sigma-gap", "add a policy section"]),
+        (changed(select={}), ["select", "fraction and k", "min_score"]),
+        (changed(select={"k": 0}), ["select.k", "got 0"]),
+        (changed(select={"k": 1.5}), ["select.k", "got 1.5"]),
+        (changed(select={"fraction": -0.1}), ["select.fraction", "got -0.1"]),
+        (changed(select={"fraction": float("nan")}), ["select.fraction"]),
+        (changed(select={"min_score": float("inf")}), ["select.min_score"]),
+        (changed(select={"min_score": 2.0, "max_score": 1.0}), ["min_score 2.0 is above max_score 1.0"]),
+        (changed(select={"fraction": 0.4, "labels": "flip"}), ["select.labels", "swap", "got 'flip'"]),
+        (
+            changed(select={"fraction": 0.4, "labels": "swap"}, metric={"name": "implicit"}, reward=None),
+            ["select.labels swap reads the rewards", "add a reward section"],
+        ),
+        (changed(select={"fraction": 0.4, "per_prompt": 0}), ["select.per_prompt", "got 0"]),
+        (changed(select={"fraction": 0.4, "deduplicate": "fuzzy"}), ["select.deduplicate", "near", "got 'fuzzy'"]),
+        (changed(select={"fraction": 0.4, "deduplicate": "near", "similarity": 0}), ["select.similarity", "got 0"]),
+        (changed(select={"fraction": 0.4, "quotas": "equal"}), ["quotas needs group_by"]),
+        (changed(select={"fraction": 0.4, "group_by": "g", "quotas": {}}), ["quotas names no group"]),
+        (
+            changed(select={"fraction": 0.4, "group_by": "g", "quotas": {"a": 0}}),
+            ["select.quotas: wanted proportional"],
+        ),
+        (
+            changed(select={"fraction": 0.4, "group_by": "g", "quotas": {"a": -1}}),
+            ["select.quotas: wanted proportional"],
+        ),
+        (changed(select={"fraction": 0.4, "group_by": "g", "quotas": "even"}), ["select.quotas: wanted proportional"]),
+        (
+            changed(select={"min_score": 0.5, "group_by": "g"}),
+            ["group_by shares out a number of rows", "fraction or k"],
+        ),
+        (changed(select={"stats_from": "s.json", "fraction": 0.4, "k": 10}), ["exactly one of fraction and k"]),
+        (changed(select={"fraction": 0.4, "engine": "spark"}), ["select.engine", "got 'spark'"]),
+        (changed(preset="papers"), ["preset", "'paper' or 'paper-selfplay'", "got 'papers'"]),
+        (changed(preset="paper", metric={"wieght": 1}), ["metric.wieght", "did you mean weight?"]),
+        (changed(preset="paper", reward={"backend": "classifier", "model": "m"}), ["candidates", "classifier"]),
+        (changed(preset="paper", metric="explicit"), ["metric: wanted a section"]),
+        (changed(preset="paper", select={"fraction": 0.4, "k": 10}), ["exactly one of fraction and k"]),
     ],
 )
 def test_bad_config_names_key_and_remedy(config: dict, parts: list[str]):
@@ -180,3 +228,100 @@ def test_chat_template_is_read_where_the_config_is(tmp_path: Path):
     template = tmp_path / "chat.jinja"
     template.write_text("{{ messages }}")
     assert parse_config(changed(tokens={"chat_template": str(template)})).tokens.chat_template == "{{ messages }}"
+
+
+ALONE = {"scored": "scored", "output": {"path": "subset"}}
+
+
+@pytest.mark.parametrize(("preset", "weight", "fraction"), [("paper", 1.0, 0.4), ("paper-selfplay", 2.5, 0.25)])
+def test_preset_is_what_the_authors_set(preset, weight, fraction):
+    config = parse_config({**ALONE, "preset": preset})
+    assert config.metric.model_dump(exclude={"ratio", "order"}) == {
+        "name": "potential", "weight": weight, "normalise": "zscore", "explicit": "candidates", "implicit": "absolute",
+    }  # fmt: skip
+    assert (config.select.fraction, config.select.seed) == (fraction, 42)
+    assert config.objective.name == "simpo"
+    assert (config.tokens.preset, config.tokens.max_length, config.tokens.max_prompt_length) == ("paper", 2048, 1800)
+
+
+def test_what_the_config_says_goes_before_its_preset():
+    sections = {"metric": {"explicit": "signed"}, "select": {"seed": 7}, "tokens": {"max_length": 2000}}
+    config = parse_config({**ALONE, "preset": "paper", **sections})
+    assert (config.metric.explicit, config.metric.weight) == ("signed", 1.0)
+    assert (config.select.seed, config.select.fraction) == (7, 0.4)
+    assert (config.tokens.max_length, config.tokens.preset) == (2000, "paper")
+
+
+@pytest.mark.parametrize("select", [{"k": 10}, {"min_score": 0.5}, {"max_score": 0.5}, {"stats_from": "s.json"}])
+def test_another_rule_of_how_many_takes_the_place_of_the_fraction_of_a_preset(select):
+    config = parse_config({**ALONE, "preset": "paper", "select": select})
+    assert config.select.fraction is None
+    assert config.select.seed == 42
+
+
+def test_objective_of_the_config_takes_the_place_of_that_of_a_preset():
+    config = parse_config({**ALONE, "preset": "paper", "objective": {"name": "dpo"}})
+    assert resolved(config)["objective"] == {"name": "dpo", "beta": 2.0}
+
+
+@pytest.mark.parametrize("preset", ["paper", "paper-selfplay"])
+def test_resolved_preset_parses_to_itself(preset):
+    config = parse_config({**ALONE, "preset": preset, "select": {"k": 10}})
+    assert parse_config(resolved(config)) == config
+
+
+def test_override_reaches_into_a_preset(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("preset: paper\nscored: s\noutput: {path: o}\n")
+    assert load_config(path, ["metric.weight=0.5"]).metric.weight == 0.5
+    assert load_config(path, ["preset=paper-selfplay"]).metric.weight == 2.5
+
+
+def test_config_without_preset_has_no_paper_in_it():
+    config = parse_config({**ALONE, "select": {"k": 1}})
+    assert (config.preset, config.metric.explicit, config.tokens.preset) == (None, "signed", "trl")
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        {"fraction": 1.0},
+        {"min_score": 1.0, "max_score": 1.0},
+        {"fraction": 0.5, "min_score": -1},
+        {"k": 5, "group_by": "origin", "quotas": {"a": 1, "b": 0.5}},
+        {"k": 5, "group_by": "origin", "quotas": "equal", "labels": "swap", "per_prompt": 1, "deduplicate": "near"},
+        {"stats_from": "subset/_SUCCESS.json"},
+        {"stats_from": "subset/_SUCCESS.json", "group_by": "origin", "fraction": 0.4, "labels": "drop"},
+    ],
+)
+def test_select_section_is_accepted_and_resolves_to_itself(select):
+    config = parse_config(changed(select=select))
+    assert parse_config(resolved(config)) == config
+    for name, value in select.items():
+        assert getattr(config.select, name) == value
+
+
+@pytest.mark.parametrize(
+    ("metric", "explicit", "implicit", "candidates"),
+    [
+        ({"name": "potential"}, True, True, False),
+        ({"name": "potential", "weight": 0}, True, False, False),
+        ({"name": "potential", "weight": "auto"}, True, True, False),
+        ({"name": "potential", "explicit": "candidates"}, True, True, True),
+        ({"name": "explicit"}, True, False, False),
+        ({"name": "implicit"}, False, True, False),
+        ({"name": "random"}, False, False, False),
+        ({"name": "bees-add", "explicit": "candidates"}, True, True, False),
+        ({"name": "sigma-gap"}, True, True, False),
+    ],
+)
+def test_metric_knows_which_margins_it_reads(metric, explicit, implicit, candidates):
+    found = parse_config(changed(metric=metric)).metric
+    assert (found.reads_explicit, found.reads_implicit, found.reads_candidates) == (explicit, implicit, candidates)
+
+
+@pytest.mark.parametrize("metric", [{"normalise": "rank", "weight": 2.0}, {"weight": "auto", "ratio": "std"},
+                                    {"name": "explicit", "weight": "auto", "normalise": "rank"}])  # fmt: skip
+def test_metric_section_is_accepted_and_resolves_to_itself(metric):
+    config = parse_config(changed(metric=metric))
+    assert parse_config(resolved(config)) == config

@@ -33,6 +33,7 @@ from pipeline.storage.runs import RUN_FILE, RunPlan, differences, fingerprint_di
 from pipeline.storage.scored import ScoredDataset
 from pipeline.storage.subset import REPORT_FILE, SubsetSpec, SubsetWriter, load_subset_manifest, open_subset
 
+_PARTS_PER_FILE: Final = 4
 _SLIM: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
 _INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTCOME_FIELDS))
 
@@ -115,8 +116,10 @@ def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
         dataset = open_scored(config)
         with passes_for(config, pending[0].config.select) as passes:
             duplicates = find_positions(passes, dataset)
-            for run, selection in zip(pending, _selections(passes, dataset, pending, duplicates), strict=True):
-                _write(passes, dataset, run, selection)
+            selections = _selections(passes, dataset, pending, duplicates)
+            has_tools = any(passes.run(_ToolsTask(), _parts(dataset, duplicates, Select(k=1), passes.num_parts)))
+            for run, selection in zip(pending, selections, strict=True):
+                _write(passes, dataset, run, selection, has_tools=has_tools)
     return [_report(run.fs, run.root) for run in runs]
 
 
@@ -168,19 +171,31 @@ def _selections(
     return [
         next(found)
         if run.former is None
-        else apply_former(passes, _parts(passes, dataset, duplicates, run.select), run.former, run.query)
+        else apply_former(passes, _parts(dataset, duplicates, run.select, passes.num_parts), run.former, run.query)
         for run in runs
     ]
 
 
-def _parts(passes: Passes, dataset: ScoredDataset, duplicates: Positions, rule: Select) -> list[Part]:
-    return parts_of(dataset, duplicates, rule.labels, passes.num_parts)
+def _parts(dataset: ScoredDataset, duplicates: Positions, rule: Select, num_parts: int) -> list[Part]:
+    return parts_of(dataset, duplicates, rule.labels, num_parts)
 
 
-def _write(passes: Passes, dataset: ScoredDataset, run: SelectRun, selection: Selection) -> None:
-    parts = _parts(passes, dataset, selection.duplicates, run.select)
+@dataclass(frozen=True, slots=True)
+class _ToolsTask:
+    """Whether a pair of one part has tools; picklable."""
+
+    def __call__(self, part: Part) -> bool:
+        tables = part.source.tables([schema.TOOLS])
+        return any(table.column(schema.TOOLS).null_count < table.num_rows for table in tables)
+
+
+def _write(passes: Passes, dataset: ScoredDataset, run: SelectRun, selection: Selection, *, has_tools: bool) -> None:
+    # A file reads each of its parts from the start: with few parts a file, most of that would be rows of others.
+    num_files = -(-selection.k // run.output.rows_per_file)
+    num_parts = max(passes.num_parts, _PARTS_PER_FILE * num_files)
+    parts = _parts(dataset, selection.duplicates, run.select, num_parts)
     found: PartsReport = summarise_parts(passes, parts, selection)
-    columns = _columns(dataset, slim=run.output.slim)
+    columns = _columns(dataset.schema, slim=run.output.slim, has_tools=has_tools)
     spec = SubsetSpec(
         num_rows=selection.k,
         schema=_subset_schema(dataset.schema, columns, slim=run.output.slim),
@@ -205,7 +220,8 @@ def _former(config: Config, path: str) -> Mapping[str, Any]:
     if data is None:
         raise SourceError(f"select.stats_from: {path} is not there. Give the _SUCCESS.json of a subset.")
     manifest = parsed(data, display(fs, full))
-    selection = manifest.get("extra", {}).get("selection") if isinstance(manifest, dict) else None
+    extra = manifest.get("extra") if isinstance(manifest, dict) else None
+    selection = extra.get("selection") if isinstance(extra, dict) else None
     if not isinstance(selection, dict):
         raise SourceError(f"select.stats_from: {path} holds no selection. Give the _SUCCESS.json of a subset.")
     return selection
@@ -248,10 +264,9 @@ def _report(fs: fsspec.AbstractFileSystem, root: str) -> dict[str, Any]:
     return report
 
 
-def _columns(dataset: ScoredDataset, *, slim: bool) -> list[str]:
+def _columns(scored: pa.Schema, *, slim: bool, has_tools: bool) -> list[str]:
     """Columns of the scored dataset that the subset keeps; tools only where a pair has some."""
-    names = list(_SLIM) if slim else [name for name in dataset.schema.names if name not in _INTERNAL]
-    has_tools = any(table.column(schema.TOOLS).null_count < table.num_rows for table in dataset.tables([schema.TOOLS]))
+    names = list(_SLIM) if slim else [name for name in scored.names if name not in _INTERNAL]
     names = [name for name in names if name != schema.TOOLS]
     return [*names, schema.TOOLS] if has_tools else names
 

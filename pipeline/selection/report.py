@@ -25,6 +25,7 @@ from pipeline.selection.text import aligned
 
 GROUPS: Final = ("all", "selected")
 NOTHING: Final = "-"
+_DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none"}
 MOST_GROUPS: Final = 20
 SIGNS: Final[Mapping[str, str]] = {
     "contradicted_by_reward": "reward prefers rejected",
@@ -180,12 +181,18 @@ def render(report: Mapping[str, Any]) -> str:
         *((f"  {reason}", f"{count:,}", "") for reason, count in chosen["excluded"].items() if count),
         ("rows ranked and selected", f"{chosen['num_ranked']:,}", f"{chosen['k']:,}"),
     ]
+    for name, cut in (chosen["groups"] or {}).items():
+        rows.append((f"  {chosen['select']['group_by']} {name}", f"{cut['num_candidates']:,}", f"{cut['k']:,}"))
     for name in (schema.MARGIN_EXPLICIT, schema.MARGIN_IMPLICIT):
         stats = [report["margins"][group][name] for group in GROUPS]
         rows += [(f"{name} {number}", *(_number(of[number]) for of in stats)) for number in ("mean", "std")]
     signs = [report["signs"][group] for group in GROUPS]
     rows += [(label, *(_percent(of[sign]["share"]) for of in signs)) for sign, label in SIGNS.items()]
-    rows += _groups(chosen["groups"]) if chosen["groups"] else _threshold(chosen)
+    if chosen["select"]["labels"] == "swap":
+        rows.append(("labels swapped", f"{chosen['num_contradicted']:,}", ""))
+    rows.append(("threshold", "", _number(chosen.get("threshold"))))
+    if chosen.get("num_tied") != chosen.get("num_tied_kept"):
+        rows.append(("rows at the threshold", f"{chosen['num_tied']:,}", f"{chosen['num_tied_kept']:,}"))
     known = [row for row in rows if {*row[1:]} - {"", NOTHING}]
     parts = [_rule(chosen), aligned([("", *GROUPS), *known])]
     parts += [_examples(f"{end} of all ranked rows", report[end]) for end in ("top", "bottom") if report[end]]
@@ -196,47 +203,33 @@ def _rule(chosen: Mapping[str, Any]) -> str:
     """The metric, the objective and how much is kept, in one line."""
     metric, objective, select = (chosen[name] for name in ("metric", "objective", "select"))
     name = metric["name"]
-    terms = {
+    settings = {
         "explicit": metric["explicit"],
-        "implicit": metric["implicit"],
+        "implicit": f"{metric['implicit']}, {metric['order']} first",
         "random": f"seed {select['seed']}",
-        "potential": f"{metric['explicit']} explicit - {metric['weight']} x {metric['implicit']} implicit, "
+        "potential": f"{metric['explicit']} explicit - {_weight(chosen)} x {metric['implicit']} implicit, "
         f"normalise {metric['normalise']}",
     }
-    described = f" ({terms[name]})" if name in terms else ""
-    settings = "".join(f" {key} {value}" for key, value in (objective or {"name": "none"}).items() if key != "name")
-    objective_name = "none" if objective is None else objective["name"]
-    return f"metric {name}{described}, objective {objective_name}{settings}, {_kept(select)}"
+    kept = [
+        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
+        for key in ("fraction", "k", "min_score", "max_score", "per_prompt", "group_by")
+        if (value := select[key]) is not None
+    ]
+    kept += [f"{key} {select[key]}" for key, default in _DEFAULT_RULES.items() if select[key] != default]
+    parameters = "".join(f" {key} {value}" for key, value in (objective or {}).items() if key != "name")
+    under = f"objective {objective['name']}{parameters}" if objective else "margins as given"
+    of_metric = f"metric {name}" + (f" ({settings[name]})" if name in settings else "")
+    return ", ".join([of_metric, under, *kept])
 
 
-def _kept(select: Mapping[str, Any]) -> str:
-    """The rules that differ from keeping the best of all rows, and how many are kept."""
-    low, high = select["min_score"], select["max_score"]
-    rules = {
-        f"labels {select['labels']}": select["labels"] != "keep",
-        f"score from {low}": low is not None,
-        f"score to {high}": high is not None,
-        f"per_prompt {select['per_prompt']}": select["per_prompt"] is not None,
-        f"deduplicate {select['deduplicate']}": select["deduplicate"] != "none",
-        f"fraction {select['fraction']}": select["fraction"] is not None,
-        f"k {select['k'] or 0:,}": select["k"] is not None,
-        f"by {select['group_by']} ({select['quotas']})": select["group_by"] is not None,
-    }
-    return ", ".join(rule for rule, holds in rules.items() if holds)
-
-
-def _threshold(chosen: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("threshold", "", _number(chosen["threshold"]))]
-    if chosen["num_tied"] != chosen["num_tied_kept"]:
-        rows.append(("rows at the threshold", f"{chosen['num_tied']:,}", f"{chosen['num_tied_kept']:,}"))
-    return rows
-
-
-def _groups(groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Rows and kept rows of the groups with the most of them."""
-    largest = sorted(groups, key=lambda name: (-groups[name]["k"], name))[:MOST_GROUPS]
-    rows = [(f"  group {name}", f"{groups[name]['num_candidates']:,}", f"{groups[name]['k']:,}") for name in largest]
-    return [*rows, *([("", f"{len(groups) - len(largest)} more groups", "")] if len(groups) > len(largest) else [])]
+def _weight(chosen: Mapping[str, Any]) -> str:
+    """The weight, and where it comes from if it was not given."""
+    metric = chosen["metric"]
+    if metric["weight"] != "auto":
+        return str(metric["weight"])
+    found = chosen["fitted"]["weight"]
+    why = "" if found else ": the margins do not rise together, so the explicit one decides alone"
+    return f"{found:.3g} (auto by {metric['ratio']}{why})"
 
 
 def _examples(title: str, examples: Iterable[Mapping[str, Any]]) -> str:

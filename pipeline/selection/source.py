@@ -22,7 +22,7 @@ from pipeline.selection.labels import contradicted, swap_sides
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 
-BLOCK_ROWS: Final = 2**17
+BLOCK_ROWS: Final = 2**16
 """Rows worked on at a time: a handful of float64 arrays of them fit the second-level cache."""
 
 

@@ -92,21 +92,28 @@ class ScoredDataset:
         return ScoredDataset(self._fs, self._root, manifest)
 
     def _tables(self, wanted: list[str], *, scored_only: bool) -> Iterator[pa.Table]:
-        read = list(dict.fromkeys([*wanted, *([names.STATUS] if scored_only else [])]))
-
         def groups() -> Iterator[tuple[_OpenPart, int]]:
             for part in in_order(self._open, self.manifest.files):
                 yield from ((part, index) for index in range(part.metadata.num_row_groups))
 
+        def read(group: tuple[_OpenPart, int]) -> tuple[_OpenPart, int, pa.Table]:
+            return (*group, self._rows(*group, wanted, scored_only=scored_only))
+
         num_left = 0
-        for part, index, table in in_order(lambda group: (*group, self._read(*group, read)), groups()):
+        for part, index, rows in in_order(read, groups()):
             expected = part.file.num_scored if scored_only else part.file.num_rows
-            rows = table.filter(pc.equal(table[names.STATUS], names.SCORED)) if scored_only else table
             num_left = (expected if index == 0 else num_left) - rows.num_rows
             if index == part.metadata.num_row_groups - 1 and num_left:
                 raise self._damaged(part.file, f"{expected - num_left} rows where {expected} were committed")
             if rows.num_rows:
                 yield rows.select(wanted)
+
+    def _rows(self, part: _OpenPart, group: int, wanted: list[str], *, scored_only: bool) -> pa.Table:
+        """Rows of a row group; their status is read where the manifest says that some were dropped."""
+        some_dropped = scored_only and part.file.num_scored < part.file.num_rows
+        read = list(dict.fromkeys([*wanted, names.STATUS])) if some_dropped or not wanted else wanted
+        table = self._read(part, group, read)
+        return table.filter(pc.equal(table[names.STATUS], names.SCORED)) if some_dropped else table
 
     def _open(self, file: PartFile) -> _OpenPart:
         path = f"{self._root}/{file.path}"

@@ -16,15 +16,18 @@ from tests.flows import scored_data as data
 
 COMMON = {
     "fraction": {},
-    "quotas": {"select": {"group_by": data.TOPIC, "quotas": "equal", "fraction": 0.3}},
-    "per-prompt": {"select": {"per_prompt": 1, "fraction": 0.8}},
-    "near": {"select": {"deduplicate": "near", "similarity": 0.6}},
+    "quotas": {
+        "select": {"group_by": data.TOPIC, "quotas": "equal", "fraction": 0.3},
+        "metric": {"normalise": "robust"},
+    },
+    "per-prompt": {"select": {"per_prompt": 1, "fraction": 0.8, "labels": "swap"}, "metric": {"normalise": "rank"}},
+    "near": {"select": {"deduplicate": "near", "similarity": 0.6}, "metric": {"weight": "auto"}},
+}
+OTHERS = {
     "swap": {"select": {"labels": "swap"}},
     "robust": {"metric": {"normalise": "robust"}},
     "rank": {"metric": {"normalise": "rank"}},
     "auto": {"metric": {"weight": "auto"}},
-}
-OTHERS = {
     "weights": {"select": {"group_by": data.TOPIC, "quotas": {"math": 2, "chat": 0.5}, "k": 60}},
     "exact-by-group": {"select": {"deduplicate": "exact", "group_by": data.TOPIC, "per_prompt": 2}},
     "drop": {"select": {"labels": "drop"}},

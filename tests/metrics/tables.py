@@ -44,7 +44,7 @@ def agreeing_table(num_rows: int, *, seed: int = 0, **columns) -> pa.Table:
     rng = np.random.default_rng([seed, 1])
     quality = rng.normal(0.4, 1.0, num_rows)
     tokens = rng.integers(20, 400, (2, num_rows))
-    mean_logps = rng.normal(-1.5, 0.4, (2, num_rows)) + [0.2 * quality, -0.2 * quality]
+    mean_logps = rng.normal(-1.5, 0.4, (2, num_rows)) + np.stack([0.2 * quality, -0.2 * quality])
     references = mean_logps - rng.normal(0.1, 0.3, (2, num_rows)) * [[1.0], [-1.0]]
     return scored_table(num_rows, seed=seed, **{
         schema.REWARD_CHOSEN: quality + rng.normal(0.5, 1.0, num_rows),

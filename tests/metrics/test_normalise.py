@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.metrics.fitted import Fitted, fitted_of
-from pipeline.metrics.normalise import CONSISTENCY, Ranks, Scale, bucket_edge, checked_scale, normaliser_of, rank_buckets
+from pipeline.metrics.normalise import (
+    CONSISTENCY,
+    Ranks,
+    Scale,
+    bucket_edge,
+    checked_scale,
+    normaliser_of,
+    rank_buckets,
+)
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 EXTREMES = st.sampled_from([0.0, -0.0, 5e-324, -5e-324, 2.0**-1022, 1.0, -1.0, 1.7976931348623157e308, -1.7e308])

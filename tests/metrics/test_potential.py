@@ -131,7 +131,9 @@ def test_random_scores_depend_on_id_and_seed_alone():
         Ranker(objective=Objective(), metric=Metric(name="random"), seed=s).score(table, NOTHING) for s in (1, 2)
     )
     other_rewards = scored_table(2000, id=table.column("id"), seed=5)
-    assert (Ranker(objective=Objective(), metric=Metric(name="random"), seed=1).score(other_rewards, NOTHING) == first).all()
+    assert (
+        Ranker(objective=Objective(), metric=Metric(name="random"), seed=1).score(other_rewards, NOTHING) == first
+    ).all()
     assert (first != second).all()
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.1
     assert 0 <= first.min() < 0.01 < 0.99 < first.max() < 1

@@ -1,5 +1,6 @@
 """Score sources, and ways to run passes over them, for tests."""
 
+import itertools
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,9 +31,10 @@ class CountedSource:
     def split(self, num_parts):
         del num_parts
         bounds = [0, *(int(share * self.table.num_rows) for share in sorted(self.cuts)), self.table.num_rows]
-        ranges = zip(bounds[:-1], bounds[1:], strict=True)
-        return [(a, _Piece(self.table.slice(a, b - a), self.sizes, self.readings, i == 0)) for i, (a, b) in
-                enumerate(ranges)]  # fmt: skip
+        return [
+            (a, _Piece(self.table.slice(a, b - a), self.sizes, self.readings, is_first=i == 0))
+            for i, (a, b) in enumerate(itertools.pairwise(bounds))
+        ]
 
     def sample(self, columns) -> Iterator[pa.Table]:
         if self.sampled is not None:
@@ -68,7 +70,7 @@ class ElsewherePasses:
 
 
 def copied(value):
-    return pickle.loads(pickle.dumps(value))  # noqa: S301
+    return pickle.loads(pickle.dumps(value))
 
 
 def pieces(table: pa.Table, sizes, columns) -> Iterator[pa.Table]:

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from pipeline.config import Metric, Objective, Select
 from pipeline.config_metric import RatioMethod
+from pipeline.errors import DataError
 from pipeline.metrics import METRICS
 from pipeline.selection import Query, Threads, samples, select_many, source, threshold
 from pipeline.selection.source import Part
-from tests.metrics.tables import agreeing_table
+from tests.metrics.tables import agreeing_table, scored_table
 from tests.selection.sources import CountedSource, ElsewherePasses, source_of
 
 RATIOS = RatioMethod.__args__
@@ -71,7 +72,8 @@ def found(scored, metric, rules=RULES, passes=None):
 def test_order_parts_blocks_and_threads_do_not_move_a_bit(metric, monkeypatch):
     monkeypatch.setattr(samples, "DRAWN_ROWS", 40)
     usual = {}
-    rules = KEEPING_LABELS if metric.ratio == "bradley-terry" else RULES
+    some = RULES[1 + SETTINGS.index(metric) % 3 :: 3]  # each rule with a third of the metrics
+    rules = [RULES[0], *(KEEPING_LABELS[1:3] if metric.ratio == "bradley-terry" else some)]
 
     @settings(max_examples=2, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
     @given(
@@ -99,7 +101,8 @@ def test_order_parts_blocks_and_threads_do_not_move_a_bit(metric, monkeypatch):
     check()
 
 
-def test_a_threshold_of_a_single_reading_is_that_of_the_general_search():
+def test_a_threshold_of_a_single_reading_is_that_of_the_general_search(monkeypatch):
+    monkeypatch.setattr(source, "BLOCK_ROWS", 500)
     table = agreeing_table(3000)
     rules = [Select(fraction=fraction) for fraction in (0.01, 0.3, 0.9)]
     for metric in (Metric(), Metric(weight=2.5, implicit="signed"), Metric(weight="auto", ratio="std")):
@@ -110,11 +113,27 @@ def test_a_threshold_of_a_single_reading_is_that_of_the_general_search():
 
 
 def test_a_sample_that_misleads_costs_readings_and_nothing_else():
-    table = rows(0, 1000)
+    table = rows(0, 400)
+    expected = found(source_of(table), Metric(weight=2.5))
     order = np.argsort(table.column("reward_chosen").to_numpy())
-    for sampled in (table.take(order[:100]), table.take(order[-150:]), table.take(order[[0, 1] * 50])):
+    for sampled in (table.take(order[:50]), table.take(order[-80:]), table.take(order[[0, 1] * 50])):
         misled = CountedSource(table, (300,), sampled=sampled)
-        assert found(misled, Metric(weight=2.5)) == found(source_of(table), Metric(weight=2.5))
+        assert found(misled, Metric(weight=2.5)) == expected
+
+
+def test_a_sample_without_spread_costs_readings_and_nothing_else():
+    table = agreeing_table(300)
+    for sampled in (table.take([7] * 50), pa.concat_tables([table.take([7] * 7), table.slice(0, 60)])):
+        misled = CountedSource(table, (1, 7, 300), sampled=sampled)
+        assert found(misled, Metric(), [Select(fraction=0.4)]) == found(
+            source_of(table), Metric(), [Select(fraction=0.4)]
+        )
+
+
+def test_margins_without_spread_are_refused_by_name_whatever_a_sample_says():
+    table = scored_table(reward_chosen=[1.0] * 100, reward_rejected=[0.0] * 100)
+    with pytest.raises(DataError, match="margin_explicit has no spread"):
+        found(CountedSource(table, sampled=table), Metric(), [Select(fraction=0.4)])
 
 
 def parts_with(values):

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Metric, Objective, Select
-from pipeline.metrics import explicit_margin, implicit_margin
+from pipeline.errors import IntegrityError
+from pipeline.metrics import METRICS, explicit_margin, implicit_margin
 from pipeline.selection import render, select, summarise
-from tests.metrics.tables import scored_table
-from tests.selection.sources import CountedSource, source_of
+from tests.metrics.tables import agreeing_table, scored_table
+from tests.selection.sources import CountedSource, ElsewherePasses, source_of
 
 SIMPO = Objective()
 
@@ -105,7 +106,57 @@ def test_table_opens_with_the_rule():
         "metric potential (signed explicit - 0.5 x absolute implicit, normalise zscore), objective dpo beta 0.1, k 10"
     )
     first = render(report_of(table, Metric(name="implicit"), Objective(name="ipo"), k=10)).splitlines()[0]
-    assert first == "metric implicit (absolute), objective ipo, k 10"
+    assert first == "metric implicit (absolute, smallest first), objective ipo, k 10"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_can_be_reported(name):
+    report = report_of(agreeing_table(60), Metric(name=name), k=10)
+    assert render(report).startswith(f"metric {name}")
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+@pytest.mark.parametrize(
+    ("metric", "rule", "shown"),
+    [
+        (Metric(weight="auto", ratio="std"), {"k": 5}, "1 (auto by std) x absolute implicit"),
+        (Metric(), {"min_score": 0.5, "max_score": 1.0}, "min_score 0.5, max_score 1.0"),
+        (Metric(), {"fraction": 0.5, "group_by": "origin"}, "group_by origin"),
+        (Metric(), {"fraction": 0.5, "labels": "swap"}, "labels swap"),
+    ],
+)
+def test_table_opens_with_every_rule(metric, rule, shown):
+    table = agreeing_table(60).append_column("origin", [["code", "chat"] * 30])
+    assert shown in render(report_of(table, metric, **rule)).splitlines()[0]
+
+
+def test_table_shows_what_each_group_holds_and_gives():
+    table = agreeing_table(60).append_column("origin", [["code"] * 45 + ["chat"] * 15])
+    text = render(report_of(table, group_by="origin", k=20))
+    assert [line.split() for line in text.splitlines() if "origin c" in line] == [
+        ["origin", "chat", "15", "5"], ["origin", "code", "45", "15"]]  # fmt: skip
+
+
+def test_swapped_labels_are_counted_and_no_longer_contradicted():
+    table = agreeing_table(100)
+    report = report_of(table, labels="swap", fraction=0.4)
+    contradicted = int((explicit_margin(table) < 0).sum())
+    assert report["selection"]["num_contradicted"] == contradicted > 0
+    assert report["signs"]["all"]["contradicted_by_reward"]["count"] == 0
+    assert ["labels", "swapped", str(contradicted)] in [line.split() for line in render(report).splitlines()]
+
+
+def test_a_report_of_parts_read_elsewhere_is_the_same():
+    table = agreeing_table(200)
+    selection = select(source_of(table), SIMPO, Metric(), Select(fraction=0.3))
+    elsewhere = summarise(CountedSource(table), selection, passes=ElsewherePasses())
+    assert elsewhere == summarise(source_of(table), selection)
+
+
+def test_a_report_of_another_dataset_is_refused():
+    selection = select(source_of(scored_table(100)), SIMPO, Metric(), Select(fraction=0.3))
+    with pytest.raises(IntegrityError, match="instead of 30"):
+        summarise(source_of(scored_table(100, seed=1)), selection)
 
 
 def test_table_leaves_out_what_nothing_gives():

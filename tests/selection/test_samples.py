@@ -57,9 +57,11 @@ def test_as_many_rows_are_drawn_as_there_is_room_for(ids):
     assert set(values) <= {2.0 * id_ for id_ in ids}
 
 
-def test_rows_of_one_id_are_drawn_together_or_not_at_all():
-    ids = [i // 3 for i in range(90)]
-    values = drawn(ids, [[range(90)]]).rows()["value"]
+@pytest.mark.parametrize(
+    "parts", [[[range(90)]], [cut_up(range(90), (30, 60))], [[part] for part in cut_up(range(90), (30,))]]
+)
+def test_rows_of_one_id_are_drawn_together_or_not_at_all(parts):
+    values = drawn([i % 30 for i in range(90)], parts).rows()["value"]
     assert {values.tolist().count(value) for value in set(values.tolist())} == {3}
     assert 10 <= values.size < 13
 

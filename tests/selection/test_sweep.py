@@ -63,16 +63,27 @@ def test_a_sweep_finds_what_single_runs_find(name):
         assert found.to_dict() == alone(each, table)[0]
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+def untied():
+    origin = pa.array(np.random.default_rng(0).choice(["code", "chat", "math"], 300), pa.string())
+    return agreeing_table(300).append_column("origin", origin)
+
+
+@pytest.mark.parametrize("name", [name for name in SWEEPS if name != "all"])
 @pytest.mark.parametrize("sampled", [True, False])
 def test_a_sweep_reads_no_more_often_than_its_longest_run_and_once_more(name, sampled):
-    origin = pa.array(np.random.default_rng(0).choice(["code", "chat", "math"], 300), pa.string())
-    table = agreeing_table(300).append_column("origin", origin)
+    table = untied()
     sample = table.slice(0, 200) if sampled else None
     together = CountedSource(table, sampled=sample)
     swept = select_many(together, SWEEPS[name], passes=Threads(num_threads=1))
     assert sum(found.num_tied_kept < found.num_tied for found in swept) <= 1  # bees-mul gives many rows a score of 1
     assert len(together.readings) <= max(alone(each, table, sample)[1] for each in SWEEPS[name]) + 1
+
+
+def test_a_sweep_of_unlike_selections_reads_for_each_of_their_steps_once():
+    source = CountedSource(untied())
+    select_many(source, SWEEPS["all"], passes=Threads(num_threads=1))
+    # Survey, medians, deviations, groups, thresholds (two), ties of bees-mul, ids.
+    assert len(source.readings) <= 8 < len(SWEEPS["all"]) / 4
 
 
 def test_treatments_of_labels_are_found_side_by_side():

@@ -1,0 +1,108 @@
+"""What a selection survives: kill -9 while it writes files, and another driver that writes the same subset."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config import Storage
+from pipeline.flows.select import prepare_select, select_subsets
+from tests.flows import scored_data as data
+from tests.flows.test_faults import kill_everything
+
+pytestmark = pytest.mark.slow
+
+ONE_ROW_A_FILE = {"output": {"rows_per_file": 1}}
+
+
+def start(path: Path) -> "subprocess.Popen[bytes]":
+    """`alignpot select` in a process group of its own."""
+    log = path.with_suffix(".log").open("ab")
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "select", str(path)], stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def num_files(output: Path) -> int:
+    return len([path for path in output.glob("*/**/*-of-*") if not path.name.startswith(".")])
+
+
+@pytest.fixture(scope="module")
+def expected(scored: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    output = tmp_path_factory.mktemp("whole") / "subset"
+    select_subsets(prepare_select(data.select_config(scored, output, **ONE_ROW_A_FILE)))
+    assert num_files(output) > 200
+    return data.objects(output)
+
+
+@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=pytest.mark.ray)])
+def test_selection_killed_twice_ends_as_if_it_had_not_been(
+    engine: str, scored: str, expected: dict[str, bytes], tmp_path: Path
+):
+    output = tmp_path / "subset"
+    sections = data.sections(scored, output, select={"engine": engine}, **ONE_ROW_A_FILE)
+    path = data.write_config(tmp_path / "config.yaml", sections)
+    written = [0]
+    for kill in range(2):
+        process = start(path)
+        deadline = time.monotonic() + 120
+        while num_files(output) <= written[-1] + 4:
+            assert process.poll() is None, path.with_suffix(".log").read_text()[-3000:]
+            assert time.monotonic() < deadline, f"no progress before kill {kill}"
+            time.sleep(0.005)
+        kill_everything(process)
+        written.append(num_files(output))
+        assert not (output / "_SUCCESS.json").exists()
+    assert 0 < written[1] < written[2] < len(expected)
+    assert start(path).wait(timeout=240) == 0, path.with_suffix(".log").read_text()[-3000:]
+    found = {name: digest for name, digest in data.objects(output).items() if not Path(name).name.startswith(".")}
+    assert found == expected
+
+
+def test_two_drivers_at_once_write_one_subset(scored: str, expected: dict[str, bytes], tmp_path: Path):
+    output = tmp_path / "subset"
+    paths = [
+        data.write_config(tmp_path / f"{i}.yaml", data.sections(scored, output, **ONE_ROW_A_FILE)) for i in range(2)
+    ]
+    drivers = [start(path) for path in paths]
+    assert [driver.wait(timeout=240) for driver in drivers] == [0, 0], [
+        path.with_suffix(".log").read_text()[-2000:] for path in paths
+    ]
+    assert data.objects(output) == expected
+
+
+def test_file_of_other_content_in_the_way_is_named_and_left_alone(scored: str, scored_rows: pa.Table, tmp_path: Path):
+    output = tmp_path / "subset"
+    config = data.select_config(scored, output)
+    select_subsets(prepare_select(config))
+    for name in ("_SUCCESS.json", "report.json"):
+        (output / name).unlink()
+    victim = sorted((output / "parquet").iterdir())[1]
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    before = victim.read_bytes()
+    path = data.write_config(tmp_path / "config.yaml", data.sections(scored, output))
+    process = start(path)
+    assert process.wait(timeout=120) == 1
+    log = path.with_suffix(".log").read_text()
+    assert victim.name in log
+    assert "Traceback" not in log
+    assert victim.read_bytes() == before
+    assert not (output / "_SUCCESS.json").exists()
+
+
+def test_scored_part_that_changed_is_noticed(scored_rows: pa.Table, tmp_path: Path):
+    scored = data.write_scored(tmp_path / "scored", Storage(), scored_rows, 100)
+    part = tmp_path / "scored" / "parts" / "00000001.parquet"
+    damaged = bytearray(part.read_bytes())
+    damaged[200] ^= 16
+    part.write_bytes(bytes(damaged))
+    path = data.write_config(tmp_path / "config.yaml", data.sections(scored, tmp_path / "subset"))
+    assert start(path).wait(timeout=120) == 1
+    log = path.with_suffix(".log").read_text()
+    assert "00000001.parquet" in log
+    assert json.loads((tmp_path / "scored" / "_SUCCESS.json").read_text())["num_rows"] == scored_rows.num_rows
+    assert not (tmp_path / "subset" / "_SUCCESS.json").exists()
