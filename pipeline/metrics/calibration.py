@@ -37,13 +37,13 @@ def preference_scale(margins: FloatArray, *, name: str, smoothing: float = 0.0) 
     if num_above and not num_below and not smoothing:
         raise DataError(
             f"{counts}, so it has no scale on the log-odds of the labels: they were drawn from it or are separable by "
-            "it. Choose a metric.ratio that does not read labels, such as whitening."
+            "it. Choose a metric, or a metric.ratio such as whitening, that does not read labels."
         )
     scaled = margins / largest if largest else margins
     if not _slope(scaled, 0.0, smoothing) > 0:
         raise DataError(
             f"{counts}, in sum against the labels, so it has no positive scale on their log-odds. Check that chosen "
-            "and rejected are not swapped, or choose a metric.ratio that does not read labels, such as whitening."
+            "and rejected are not swapped, or choose a metric, or a metric.ratio such as whitening, without labels."
         )
     scale = _root(scaled, smoothing) / largest
     if not 0 < scale < math.inf:

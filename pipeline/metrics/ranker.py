@@ -11,6 +11,7 @@ from pipeline.metrics.fitted import Fitted
 from pipeline.metrics.kernels import Scales, potential_scores
 from pipeline.metrics.normalise import Scale
 from pipeline.metrics.potential import METRICS, Need, implicit_term
+from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.metrics.terms import EXPLICIT, EXPLICIT_SIGNED, IMPLICIT, Reading, Term, TermCache, Terms, finite_rows
 
 
@@ -43,8 +44,10 @@ class Ranker:
     @property
     def sampled_terms(self) -> tuple[Term, ...]:
         """The terms whose joint distribution must be known: those of an automatic weight or of fitted scales."""
-        if "ratio" in self.needs:
-            return (EXPLICIT, implicit_term(self.metric), EXPLICIT_SIGNED, IMPLICIT)
+        if "ratio" in self.needs and self.metric.ratio != "std":
+            labels: tuple[Term, ...] = (EXPLICIT_SIGNED, IMPLICIT)
+            signed = labels if RATIO_METHODS[self.metric.ratio].reads_labels else ()
+            return (EXPLICIT, implicit_term(self.metric), *signed)
         return (EXPLICIT_SIGNED, IMPLICIT) if "scales" in self.needs else ()
 
     @property

@@ -9,7 +9,7 @@ Sums are exact, so that no method depends on the order of the rows or on the mac
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -33,12 +33,13 @@ class RatioSample:
     implicit: the implicit margin as the metric takes it.
     explicit_signed: reward of chosen minus reward of rejected.
     implicit_signed: implicit reward of chosen minus that of rejected.
+    The last two are needed by methods that read labels, and may be left out for the others.
     """
 
     explicit: FloatArray
     implicit: FloatArray
-    explicit_signed: FloatArray
-    implicit_signed: FloatArray
+    explicit_signed: FloatArray = field(default_factory=lambda: np.zeros(0))
+    implicit_signed: FloatArray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +49,13 @@ class RatioDefinition:
     estimate: w in raw units from a sample; DataError where the sample does not determine it.
     about: what it assumes, in a sentence.
     source: where it comes from.
+    reads_labels: whether it needs the signed margins.
     """
 
     estimate: Callable[[RatioSample], float]
     about: str
     source: str
+    reads_labels: bool = False
 
 
 def automatic_ratio(method: RatioMethod, sample: RatioSample) -> float:
@@ -78,6 +81,8 @@ def _check(method: RatioMethod, sample: RatioSample) -> None:
     }
     num_rows = sample.explicit.size
     for name, values in margins.items():
+        if not values.size and name.startswith("signed") and not RATIO_METHODS[method].reads_labels:
+            continue
         if values.shape != (num_rows,):
             raise DataError(f"the {name} has shape {values.shape}; wanted ({num_rows},), as the explicit margin.")
         num_bad = int(np.count_nonzero(~np.isfinite(values)))
@@ -171,6 +176,7 @@ RATIO_METHODS: Final[Mapping[RatioMethod, RatioDefinition]] = {
         estimate=log_odds,
         about="Both margins are read as log-odds of the labels; reads labels that either margin contradicts at times.",
         source="Bradley and Terry, Biometrika 39, 1952",
+        reads_labels=True,
     ),
     "decorrelation": RatioDefinition(
         estimate=decorrelation,

@@ -1,8 +1,7 @@
 """The thresholds of selections, one a group, with ties settled by id."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from pipeline.selection.selection import GroupCut
 from pipeline.selection.source import Part
 from pipeline.selection.streams import Candidates
 from pipeline.selection.threshold import Cut, Search, find_cuts
-from pipeline.selection.ties import IdTask, mth_smallest_id
+from pipeline.selection.ties import IdQuestion, IdSearch, mth_smallest_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +52,14 @@ def find_group_cuts(
     streams = [candidates[i] for i in active]
     found = find_cuts(passes, parts, streams, [searches[i] for i in active])
     cuts = dict(zip(active, found, strict=True))
-    results = []
-    for i, quota in enumerate(quotas):
-
-        def ask(group: int, score: float, task: IdTask, of: Candidates = candidates[i]) -> Iterable[Any]:
-            return passes.run(TiedTask(candidates=of, group=group, score=score, task=task), parts)
-
-        of_set = zip(quota.kept, cuts.get(i, [None] * len(quota.kept)), strict=True)
-        results.append(tuple(_settled(quota, name, cut, partial(ask, g)) for g, (name, cut) in enumerate(of_set)))
-    return results
+    found_cuts = [cuts.get(i, [None] * len(quota.kept)) for i, quota in enumerate(quotas)]
+    settled = [
+        [_group_cut(quota, name, cut) for name, cut in zip(quota.kept, found_or_none, strict=True)]
+        for quota, found_or_none in zip(quotas, found_cuts, strict=True)
+    ]
+    for (i, group), boundary_id in _boundary_ids(passes, parts, candidates, settled).items():
+        settled[i][group] = replace(settled[i][group], boundary_id=boundary_id)
+    return [tuple(of_set) for of_set in settled]
 
 
 def _searches(quotas: Quotas, sample: FloatArray) -> list[Search | None]:
@@ -72,43 +70,83 @@ def _searches(quotas: Quotas, sample: FloatArray) -> list[Search | None]:
     ]
 
 
-def _settled(quotas: Quotas, name: str | None, cut: Cut | None, ask: Callable[[float, IdTask], Any]) -> GroupCut:
-    """The cut of one group; `ask` puts a question to the ids at a score."""
+def _group_cut(quotas: Quotas, name: str | None, cut: Cut | None) -> GroupCut:
+    """The cut of one group, its boundary id still to be found."""
     k, available = quotas.kept[name], quotas.available[name]
     cut = quotas.found if quotas.found is not None else cut
     if cut is None:
         return GroupCut(threshold=-np.inf if quotas.whole else np.inf, k=k, num_candidates=available)
-    num_tied_kept = k - cut.num_above
-    boundary_id = None
-    if num_tied_kept < cut.num_tied:
-        boundary_id = mth_smallest_id(partial(ask, cut.threshold), num_tied_kept, cut.num_tied)
     return GroupCut(
         threshold=cut.threshold,
-        boundary_id=boundary_id,
         k=k,
         num_tied=cut.num_tied,
-        num_tied_kept=num_tied_kept,
+        num_tied_kept=k - cut.num_above,
         num_candidates=available,
     )
 
 
+def _boundary_ids(
+    passes: Passes, parts: Sequence[Part], candidates: Sequence[Candidates], cuts: Sequence[Sequence[GroupCut]]
+) -> dict[tuple[int, int], str]:
+    """The largest id kept of each cut that divides a tie, by set and group; all searches share their passes."""
+    open_searches: dict[tuple[int, int], tuple[IdSearch, IdQuestion]] = {}
+    for i, of_set in enumerate(cuts):
+        for group, cut in enumerate(of_set):
+            if cut.num_tied_kept < cut.num_tied:
+                search = mth_smallest_id(cut.num_tied_kept, cut.num_tied)
+                open_searches[i, group] = (search, next(search))
+    found: dict[tuple[int, int], str] = {}
+    while open_searches:
+        tied = [
+            Tied(candidates=candidates[i], group=group, score=cuts[i][group].threshold, question=question)
+            for (i, group), (_, question) in open_searches.items()
+        ]
+        answers = list(zip(*passes.run(TiedTask(tied=tied), parts), strict=True))
+        for (place, (search, _)), of_parts in zip(list(open_searches.items()), answers, strict=True):
+            try:
+                open_searches[place] = (search, search.send(of_parts))
+            except StopIteration as end:
+                found[place] = end.value
+                del open_searches[place]
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TiedTask:
-    """Asks about the ids of the candidates of one part and group that have exactly this score; picklable."""
+class Tied:
+    """A question about the ids of the candidates of a group that have exactly this score."""
 
     candidates: Candidates
     group: int
     score: float
-    task: IdTask
+    question: IdQuestion
 
-    def __call__(self, part: Part) -> Any:
-        """The answer."""
-        return self.task(self._ids(part))
 
-    def _ids(self, part: Part) -> Iterator[pa.Array]:
-        for block in part.blocks((schema.ID, *self.candidates.columns)):
-            scores, mask = self.candidates.scores(block, TermCache(block.rows))
-            tied = scores == self.score
-            if tied.any():
-                rows = self.candidates.rows_by_group(block, tied if mask is None else tied & mask)[self.group]
-                yield single_array(block.rows, schema.ID).take(pa.array(rows))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TiedTask:
+    """Asks questions about ids of one part; picklable."""
+
+    tied: Sequence[Tied]
+
+    def __call__(self, part: Part) -> list[Any]:
+        """The answers."""
+        answers = [each.question.empty() for each in self.tied]
+        for block in part.blocks((schema.ID, *(name for each in self.tied for name in each.candidates.columns))):
+            cache = TermCache(block.rows)
+            ids = single_array(block.rows, schema.ID)
+            for candidates, places in self._by_candidates():
+                scores, mask = candidates.scores(block, cache)
+                groups = candidates.rows_by_group(block, mask)
+                for place in places:
+                    rows = groups[self.tied[place].group]
+                    rows = rows[scores[rows] == self.tied[place].score]
+                    if rows.size:
+                        question = self.tied[place].question
+                        answers[place] = question.add(answers[place], ids.take(pa.array(rows)))
+        return answers
+
+    def _by_candidates(self) -> list[tuple[Candidates, list[int]]]:
+        """Places in `tied` by the candidates they are about, whose scores are then computed once."""
+        places: dict[int, list[int]] = {}
+        for place, each in enumerate(self.tied):
+            places.setdefault(id(each.candidates), []).append(place)
+        return [(self.tied[of_one[0]].candidates, of_one) for of_one in places.values()]

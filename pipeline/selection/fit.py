@@ -110,8 +110,8 @@ def _automatic_weight(ranker: Ranker, survey: Survey, normalisers: Mapping[str, 
     sample = RatioSample(
         explicit=rows[EXPLICIT],
         implicit=rows[implicit],
-        explicit_signed=rows[EXPLICIT_SIGNED],
-        implicit_signed=rows[IMPLICIT],
+        explicit_signed=rows.get(EXPLICIT_SIGNED, np.zeros(0)),
+        implicit_signed=rows.get(IMPLICIT, np.zeros(0)),
     )
     return automatic_ratio(ranker.metric.ratio, sample) * spreads[1] / spreads[0]
 

@@ -5,9 +5,9 @@ pass by pass: to what the smallest and largest have in common, then by the next 
 memory. What is asked of the ids is asked of each part by itself, and the answers are put together.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,21 @@ import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError
 
-IdTask: TypeAlias = Callable[[Iterator[pa.Array]], Any]
-"""A picklable question about the ids of one part, which come as string arrays."""
 
-AskParts: TypeAlias = Callable[[IdTask], Iterable[Any]]
-"""Puts a question to every part: each time the same ids."""
+class IdQuestion(Protocol):
+    """A picklable question about ids that come array by array; the answers for parts are put together by the asker."""
+
+    def empty(self) -> Any:
+        """The answer without ids."""
+        ...
+
+    def add(self, answer: Any, ids: pa.Array) -> Any:
+        """The answer when these ids come too."""
+        ...
+
+
+IdSearch: TypeAlias = Generator[IdQuestion, Sequence[Any], str]
+"""Yields questions, is sent the answers of all parts to each, and returns an id; searches can share passes."""
 
 _HELD_IDS: Final = 2**15
 _SYMBOLS: Final = 257  # a byte plus one, or 0 past the end of the id
@@ -39,59 +49,70 @@ class _Range:
 
 @dataclass(frozen=True, slots=True)
 class _Extremes:
-    """Smallest and largest id of a part; None without any."""
+    """Smallest and largest id; None without any."""
 
     within: _Range | None
 
-    def __call__(self, ids: Iterator[pa.Array]) -> tuple[str, str] | None:
-        bounds = [pc.min_max(part).as_py() for part in _inside(ids, self.within) if len(part)]
-        return (min(b["min"] for b in bounds), max(b["max"] for b in bounds)) if bounds else None
+    def empty(self) -> tuple[str, str] | None:
+        return None
+
+    def add(self, answer: tuple[str, str] | None, ids: pa.Array) -> tuple[str, str] | None:
+        bounds = pc.min_max(_inside(ids, self.within)).as_py()
+        if bounds["min"] is None:
+            return answer
+        low, high = bounds["min"], bounds["max"]
+        return (low, high) if answer is None else (min(low, answer[0]), max(high, answer[1]))
 
 
 @dataclass(frozen=True, slots=True)
 class _Histogram:
-    """Ids of a part by their two bytes after `depth`."""
+    """Ids by their two bytes after `depth`."""
 
     within: _Range | None
     depth: int
 
-    def __call__(self, ids: Iterator[pa.Array]) -> npt.NDArray[np.int64]:
-        histogram = np.zeros(_SYMBOLS**2, dtype=np.int64)
-        for part in _inside(ids, self.within):
-            histogram += np.bincount(_pairs(part, self.depth), minlength=_SYMBOLS**2)
-        return histogram
+    def empty(self) -> npt.NDArray[np.int64]:
+        return np.zeros(_SYMBOLS**2, dtype=np.int64)
+
+    def add(self, answer: npt.NDArray[np.int64], ids: pa.Array) -> npt.NDArray[np.int64]:
+        answer += np.bincount(_pairs(_inside(ids, self.within), self.depth), minlength=_SYMBOLS**2)
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
 class _Collect:
-    """All ids of a part."""
+    """All ids."""
 
     within: _Range | None
 
-    def __call__(self, ids: Iterator[pa.Array]) -> list[str]:
-        return [id_ for part in _inside(ids, self.within) for id_ in part.to_pylist()]
+    def empty(self) -> list[str]:
+        return []
+
+    def add(self, answer: list[str], ids: pa.Array) -> list[str]:
+        answer += _inside(ids, self.within).to_pylist()
+        return answer
 
 
-def mth_smallest_id(ask: AskParts, m: int, num_ids: int) -> str:
-    """The m-th smallest of `num_ids` distinct ids, 1 <= m <= num_ids.
+def mth_smallest_id(m: int, num_ids: int) -> IdSearch:
+    """Search for the m-th smallest of `num_ids` distinct ids, 1 <= m <= num_ids.
 
     Raises:
         IntegrityError: ids repeat, or a pass gave another number of them.
     """
     within: _Range | None = None
     while num_ids > _HELD_IDS:
-        low, high = _whole_range([bounds for bounds in ask(_Extremes(within)) if bounds is not None], num_ids)
+        bounds = yield _Extremes(within)
+        low, high = _whole_range([pair for pair in bounds if pair is not None], num_ids)
         depth = _shared_bytes(low.encode(), high.encode())
-        histogram = np.zeros(_SYMBOLS**2, dtype=np.int64)
-        for of_part in ask(_Histogram(within, depth)):
-            histogram += of_part
-        reached = np.cumsum(histogram)
+        histograms = yield _Histogram(within, depth)
+        reached = np.cumsum(sum(histograms))
         _check_count(int(reached[-1]), num_ids)
         pair = int(np.searchsorted(reached, m))
-        num_ids = int(histogram[pair])
+        num_ids = int(reached[pair]) - (int(reached[pair - 1]) if pair else 0)
         m -= int(reached[pair]) - num_ids
         within = _Range(low=low, high=high, depth=depth, pair=pair)
-    held = sorted(id_ for of_part in ask(_Collect(within)) for id_ in of_part)
+    parts = yield _Collect(within)
+    held = sorted(id_ for of_part in parts for id_ in of_part)
     _check_count(len(held), num_ids)
     return str(held[m - 1])
 
@@ -116,13 +137,11 @@ def _shared_bytes(low: bytes, high: bytes) -> int:
     return next((place for place in range(shortest) if low[place] != high[place]), shortest)
 
 
-def _inside(ids: Iterator[pa.Array], within: _Range | None) -> Iterator[pa.Array]:
-    for part in ids:
-        if within is None:
-            yield part
-            continue
-        bounded = part.filter(pc.and_(pc.greater_equal(part, within.low), pc.less_equal(part, within.high)))
-        yield bounded.filter(pa.array(_pairs(bounded, within.depth) == within.pair))
+def _inside(ids: pa.Array, within: _Range | None) -> pa.Array:
+    if within is None:
+        return ids
+    bounded = ids.filter(pc.and_(pc.greater_equal(ids, within.low), pc.less_equal(ids, within.high)))
+    return bounded.filter(pa.array(_pairs(bounded, within.depth) == within.pair))
 
 
 def _pairs(ids: pa.Array, depth: int) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.config import Metric, Objective, Select
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.kernels import Band
 from pipeline.metrics.ranker import Ranker
@@ -88,7 +88,6 @@ def select_many(
     verify: count and digest what each keeps, which reads the ids; a caller that does so itself may leave it out.
 
     Raises:
-        ConfigError: the selections differ in what they make of contradicted labels.
         As `select`.
     """
     passes = passes if passes is not None else Threads()
@@ -122,6 +121,8 @@ def num_selected(rule: Select, num_rows: int) -> int:
             )
         return rule.k
     if rule.fraction is None:
+        if rule.min_score is None and rule.max_score is None:
+            raise ConfigError("nothing says how many rows to keep: give select.fraction, k, min_score or max_score.")
         if num_rows == 0:
             raise DataError(
                 f"no row has a score between select.min_score {rule.min_score} and select.max_score {rule.max_score}. "

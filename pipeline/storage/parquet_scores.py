@@ -20,7 +20,7 @@ from pipeline.faults import storage_errors
 from pipeline.schema import require_columns
 from pipeline.selection.source import sample_size
 
-_SAMPLED_GROUPS = 32
+_SAMPLED_GROUPS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
