@@ -28,6 +28,8 @@ from pipeline.selection.one_pass import MOST_HELD, Between
 from pipeline.selection.samples import DrawnSample, StridedSample
 from pipeline.selection.source import Block, Part
 
+_COMPILED_ROWS: Final = 2**18  # compiled loops read each value once, so that caches matter less than calls
+
 _NO_CANDIDATES: Final = "The source carries no rewards of all candidates: set metric.explicit to signed or absolute."
 _NO_REWARD: Final = "That model was not run: add a `reward` section and score again, or choose metric.name: implicit."
 _NO_LOGP: Final = "That model was not run: add its section and score again, or choose an objective without it."
@@ -200,7 +202,8 @@ class SurveyTask:
     def __call__(self, part: Part) -> list[Survey]:
         """One survey a ranker."""
         surveys = [Survey(between=[Between(band=band, limit=self.most_held) for band in bands]) for bands in self.bands]
-        for block in part.blocks(self.columns):
+        compiled = all(ranker.fixed_weight is not None for ranker in self.rankers)
+        for block in part.blocks(self.columns, _COMPILED_ROWS if compiled else None):
             cache = TermCache(block.rows)
             for survey, ranker in zip(surveys, self.rankers, strict=True):
                 survey.add(block, cache, ranker)
