@@ -76,6 +76,7 @@ def test_scores_do_not_depend_on_shards(what, dtype):
         assert by_id(stages[1], shuffled, shard_rows, columns) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_smollm2_scores_do_not_depend_on_order_budget_or_shards(smollm2_dir, dtype):
