@@ -36,6 +36,7 @@ _SHAPE = {
     "eos_token_id": 2,
 }
 _WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 12}
+_EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _GEMMA2 = {**_WINDOWS, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
 _GPT2 = {
     "vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.15,
@@ -52,8 +53,13 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("GraniteConfig", {**_SHAPE, "logits_scaling": 4.0, "attention_multiplier": 0.2}),
     "cohere": ("CohereConfig", {**_SHAPE, "logit_scale": 0.25}),
     "gpt2": ("GPT2Config", _GPT2),
-    # Attention that the packed kernels do not compute: learned sinks, and a state that runs through the sequence.
-    "gpt_oss": ("GptOssConfig", {**_SHAPE, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "phi": ("PhiConfig", {**_SHAPE, "partial_rotary_factor": 0.5}),
+    "phi3": ("Phi3Config", {**_SHAPE, "sliding_window": 12}),
+    "olmo2": ("Olmo2Config", _SHAPE),
+    "mixtral": ("MixtralConfig", {**_SHAPE, "sliding_window": 12, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_SHAPE, **_EXPERTS, "head_dim": 16}),
+    "gpt_oss": ("GptOssConfig", {**_SHAPE, **_WINDOWS, **_EXPERTS, "head_dim": 16}),
+    # No attention to replace: a state that runs through the sequence.
     "mamba": ("MambaConfig", {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}),
     "bert": ("BertConfig", {k: v for k, v in _SHAPE.items() if k != "num_key_value_heads"}),
 }
@@ -111,8 +117,8 @@ def tiny_tokenizer(template: str | None = CHATML) -> Any:
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Factory of directories with a tiny random model and its tokenizer: `tiny_model_dir("llama", seed=1)`.
 
-    Families: llama, qwen2, qwen3, mistral, gemma2, gemma3, granite, cohere, gpt2; with `classifier=True` a reward
-    model with one logit. Equal arguments give the same directory.
+    Families: llama, qwen2, qwen3, mistral, gemma2, gemma3, granite, cohere, gpt2 and others; with
+    `classifier=True` a reward model with one logit. Equal arguments give the same directory.
     """
     made: dict[tuple[Any, ...], Path] = {}
 

@@ -6,11 +6,11 @@ A model whose attention is set to `PACKED_ATTENTION` reads the segments of the r
     sdpa     torch's scaled_dot_product_attention, one call a segment; runs everywhere
     varlen   torch's variable-length flash attention, one call a layer; CUDA, half precision
 
-Sliding windows go by positions. Logit softcaps are computed in float32. Whatever a model asks for beyond
-that raises UnsupportedAttentionError, upon which the engines score its sequences one by one.
+Sliding windows go by positions. Softcaps on scores and sinks (a learned score a head that takes weight and gives no
+value) are computed in float32, without a kernel of torch. Whatever a model asks for beyond that raises
+UnsupportedAttentionError, upon which the engines score its sequences one by one.
 """
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,12 +24,14 @@ from transformers import AttentionInterface
 
 from pipeline.errors import ModelError
 from pipeline.models.packing import Segment, Step
+from pipeline.models.varlen import VarlenPlan, varlen_attention
 
 PACKED_ATTENTION: Final = "alignpot_packed"
 
 Kernel = Literal["sdpa", "varlen"]
 
 _QUERY_BLOCK: Final = 64
+_SCORE_BLOCK: Final = 1024
 
 # What transformers passes along to every attention and what changes nothing in an evaluation without a cache.
 _WITHOUT_EFFECT: Final = frozenset(
@@ -60,6 +62,12 @@ class _Asked:
     scaling: float | None
     window: int | None
     softcap: float | None
+    sinks: torch.Tensor | None
+
+    @property
+    def in_float32(self) -> bool:
+        """Whether the scores take more than torch's kernels do."""
+        return self.softcap is not None or self.sinks is not None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -72,7 +80,7 @@ class Attending:
     calls: int = 0
     windowed_calls: int = 0
     masks: dict[tuple[Segment, int | None], torch.Tensor] = field(default_factory=dict)
-    varlen: "_Varlen | None" = None
+    varlen: VarlenPlan | None = None
 
 
 _ATTENDING: ContextVar[Attending | None] = ContextVar("alignpot_attending", default=None)
@@ -106,7 +114,7 @@ def packed_attention(
         key: shape (1, KV, T, D), where KV divides H.
         value: like key.
         attention_mask: must be None; the step says who sees whom.
-        options: `scaling`, `sliding_window` and `softcap` as transformers passes them.
+        options: `scaling`, `sliding_window`, `softcap` and `s_aux` (sinks, shape (H,)) as transformers passes them.
 
     Returns:
         Output of shape (1, T, H, D), zero in the rows of padding, and None for the weights.
@@ -121,12 +129,14 @@ def packed_attention(
         scaling=options.pop("scaling", None),
         window=options.pop("sliding_window", None),
         softcap=options.pop("softcap", None),
+        sinks=options.pop("s_aux", None),
     )
     _refuse_unknown(module, attention_mask, options)
     state.calls += 1
     state.windowed_calls += asked.window is not None
-    if state.kernel == "varlen" and asked.softcap is None:
-        return _varlen_attention(state, (query, key, value), asked), None
+    if state.kernel == "varlen" and not asked.in_float32:
+        plan = state.varlen = state.varlen or VarlenPlan.of(state.step.segments, query.device)
+        return varlen_attention(plan, (query, key, value), scaling=asked.scaling, window=asked.window), None
     return _sdpa_attention(state, (query, key, value), asked), None
 
 
@@ -137,8 +147,8 @@ def _sdpa_attention(state: Attending, states: Sequence[torch.Tensor], asked: _As
         own = query[:, :, slice(*segment.query)]
         keys, values = _visible(key, segment), _visible(value, segment)
         mask = _mask(state, segment, asked.window, query)
-        if asked.softcap is not None:
-            attended = _softcapped((own, keys, values), mask, asked)
+        if asked.in_float32:
+            attended = _float32_attention((own, keys, values), mask, asked)
         else:
             attended = F.scaled_dot_product_attention(
                 own,
@@ -168,27 +178,26 @@ def _blocks(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     blocks: list[Segment] = []
     for segment in segments:
         begin, end = segment.query
-        if segment.prefix[0] < segment.prefix[1]:
+        if segment.context:
             blocks.append(segment)
             continue
         cuts = [*range(begin, end, _QUERY_BLOCK), end]
-        blocks += [Segment(prefix=(begin, at), query=(at, until)) for at, until in pairwise(cuts)]
+        blocks += [
+            Segment(context=((begin, at),) if at > begin else (), query=(at, until)) for at, until in pairwise(cuts)
+        ]
     return tuple(blocks)
 
 
 def _visible(states: torch.Tensor, segment: Segment) -> torch.Tensor:
-    prefix, query = segment.prefix, segment.query
-    if prefix[0] == prefix[1]:
-        return states[:, :, slice(*query)]
-    if prefix[1] == query[0]:
-        return states[:, :, prefix[0] : query[1]]
-    return torch.cat([states[:, :, slice(*prefix)], states[:, :, slice(*query)]], dim=2)
+    ranges = [*segment.context, segment.query]
+    if all(before[1] == after[0] for before, after in pairwise(ranges)):
+        return states[:, :, ranges[0][0] : ranges[-1][1]]
+    return torch.cat([states[:, :, slice(*rows)] for rows in ranges], dim=2)
 
 
 def _mask(state: Attending, segment: Segment, window: int | None, query: torch.Tensor) -> torch.Tensor | None:
     """Additive mask of shape (queries, keys), or None where plain causal attention is meant."""
-    prefix = segment.prefix[1] - segment.prefix[0]
-    num_queries = segment.query[1] - segment.query[0]
+    prefix, num_queries = segment.num_context, segment.num_queries
     if window is not None and window >= prefix + num_queries:
         window = None
     if prefix == 0 and window is None:
@@ -205,71 +214,29 @@ def _mask(state: Attending, segment: Segment, window: int | None, query: torch.T
     return mask
 
 
-def _softcapped(states: Sequence[torch.Tensor], mask: torch.Tensor | None, asked: _Asked) -> torch.Tensor:
-    """Attention of query, key and value states whose scores are capped at +-softcap, in float32."""
-    assert asked.softcap is not None  # noqa: S101
+def _float32_attention(states: Sequence[torch.Tensor], mask: torch.Tensor | None, asked: _Asked) -> torch.Tensor:
+    """Attention of query, key and value states with softcap or sinks, in float32, in blocks of queries."""
     query, *others = states
     keys, values = (s.float().repeat_interleave(query.shape[1] // s.shape[1], dim=1) for s in others)
-    scale = query.shape[-1] ** -0.5 if asked.scaling is None else asked.scaling
-    scores = torch.tanh(query.float() @ keys.transpose(2, 3) * (scale / asked.softcap)) * asked.softcap
     if mask is None:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).triu_(1)
-        scores.masked_fill_(hidden, float("-inf"))
+        mask = torch.full((query.shape[2], keys.shape[2]), float("-inf"), device=query.device).triu_(1)
+    blocks = zip(torch.split(query, _SCORE_BLOCK, dim=2), torch.split(mask, _SCORE_BLOCK), strict=True)
+    attended = [_weights(block, keys, hidden, asked) @ values for block, hidden in blocks]
+    return torch.cat(attended, dim=2).to(query.dtype)
+
+
+def _weights(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, asked: _Asked) -> torch.Tensor:
+    scale = query.shape[-1] ** -0.5 if asked.scaling is None else asked.scaling
+    scores = query.float() @ keys.transpose(2, 3)
+    if asked.softcap is None:
+        scores *= scale
     else:
-        scores += mask
-    return (scores.softmax(dim=-1) @ values).to(query.dtype)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Varlen:
-    """The segments as variable-length flash attention takes them: gathered keys, cumulative lengths."""
-
-    gather: torch.Tensor
-    queries: torch.Tensor
-    keys: torch.Tensor
-    longest_query: int
-    longest_key: int
-
-    @classmethod
-    def of(cls, step: Step, device: torch.device) -> "_Varlen":
-        num_queries = [s.query[1] - s.query[0] for s in step.segments]
-        num_keys = [n + s.prefix[1] - s.prefix[0] for n, s in zip(num_queries, step.segments, strict=True)]
-        gather = [torch.arange(*r, device=device) for s in step.segments for r in (s.prefix, s.query)]
-        queries, keys = (
-            torch.tensor([0, *n], device=device).cumsum(0, dtype=torch.int32) for n in (num_queries, num_keys)
-        )
-        return cls(
-            gather=torch.cat(gather),
-            queries=queries,
-            keys=keys,
-            longest_query=max(num_queries),
-            longest_key=max(num_keys),
-        )
-
-
-def _varlen_attention(state: Attending, states: Sequence[torch.Tensor], asked: _Asked) -> torch.Tensor:
-    from torch.nn.attention import varlen
-
-    query, key, value = states
-    plan = state.varlen = state.varlen or _Varlen.of(state.step, query.device)
-    num_tokens = int(state.step.last_query)
-    options: dict[str, Any] = {"scale": asked.scaling, "enable_gqa": key.shape[1] != query.shape[1]}
-    if "num_splits" in inspect.signature(varlen.varlen_attn).parameters:
-        options["num_splits"] = 1  # one split makes a sequence's result independent of the others
-    attended: Any = varlen.varlen_attn(
-        query[0].transpose(0, 1)[:num_tokens].contiguous(),
-        key[0].transpose(0, 1)[plan.gather],
-        value[0].transpose(0, 1)[plan.gather],
-        plan.queries,
-        plan.keys,
-        plan.longest_query,
-        plan.longest_key,
-        window_size=(-1 if asked.window is None else asked.window - 1, 0),  # causal, aligned to the last key
-        **options,
-    )
-    output = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
-    output[0, :num_tokens] = attended
-    return output
+        scores.mul_(scale / asked.softcap).tanh_().mul_(asked.softcap)
+    scores += mask
+    if asked.sinks is None:
+        return scores.softmax(dim=-1)
+    sinks = asked.sinks.float().view(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
+    return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

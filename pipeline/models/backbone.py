@@ -3,38 +3,52 @@
 `Backbone` owns the decoder under a language-model or classifier head and knows whether packed steps give this
 model's own numbers. It decides that by what the configuration says and by a comparison, at start, with the
 model's plain forward on a few short sequences; a model that fails either is scored one sequence at a time, which
-is slow and always right. Knows nothing of heads.
+is slow and always right. On request it repeats the comparison on real groups. Knows nothing of heads.
 """
 
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from pipeline.errors import ModelError
+from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_groups, worth_comparing
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
-from pipeline.models.packing import Completion, Group, Step, response_step, step_end
+from pipeline.models.memory import Budget, Found, Run, run_in_steps
+from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, Step, response_step
 
-Float64Array = npt.NDArray[np.float64]
+TOO_LONG: Final = "longer_than_model"
 
 logger = logging.getLogger(__name__)
 
 _KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 # Rotary embeddings of these kinds depend on the longest sequence of a forward.
 _LENGTH_DEPENDENT_ROPE: Final = frozenset({"dynamic", "longrope"})
+# Tables of learned positions, by the names that transformers gives them.
+_LEARNED_POSITIONS: Final = frozenset({"wpe", "embed_positions", "position_embeddings", "positions_embed"})
 # Steps beyond this leave a CPU's caches and gain nothing.
 _CPU_STEP_TOKENS: Final = 4096
-# Largest difference, in mean log-prob or reward, between the packed and the plain forward of a few random tokens;
-# more for numbers above the full scale, where half precision is coarser.
-_TOLERANCE: Final = {torch.float32: 1e-3}
-_TOLERANCE_HALF: Final = 0.15
-_FULL_SCALE: Final = 16.0
 _WRONG_OR_REFUSED: Final = (AttributeError, IndexError, KeyError, ModelError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ways:
+    """The two ways in which an engine gets one number a sequence.
+
+    Attributes:
+        packed: from one packed step over some groups.
+        plain: from the model's own forward of one sequence.
+        num_read: tokens that a number is the sum over; None where it is no sum.
+    """
+
+    packed: Run
+    plain: Callable[[Completion], float]
+    num_read: Callable[[Completion], int] | None = None
 
 
 class Backbone:
@@ -50,29 +64,23 @@ class Backbone:
         self.config = self.model.config.get_text_config()
         self.device = next(self.model.parameters()).device
         self.dtype = next(p.dtype for p in self.model.parameters() if p.dtype.is_floating_point)
-        self.token_budget = token_budget if self.device.type != "cpu" else min(token_budget, _CPU_STEP_TOKENS)
+        self._budget = Budget(tokens=token_budget if self.device.type != "cpu" else min(token_budget, _CPU_STEP_TOKENS))
         self.kernel: Kernel | Literal["naive"] = "naive"
         # Flash and SDPA kernels of transformers leave a softcap out; its eager attention does not.
         softcapped = getattr(self.config, "attn_logit_softcapping", None) is not None
         self._plain = "eager" if softcapped else self.model.config._attn_implementation  # noqa: SLF001
+        self._other = None if softcapped else "sdpa" if self._plain == "eager" else "eager"
+        self._num_positions = _num_positions(self.model)
 
-    def choose_kernel(
-        self, packed: Callable[[Sequence[Group]], Float64Array], plain: Callable[[Sequence[Group]], Float64Array]
-    ) -> None:
-        """Set the fastest kernel whose results, per token read, equal those of the plain forward.
-
-        Args:
-            packed: scores per sequence by packed steps, comparable with those of `plain`.
-            plain: scores per sequence by the model's own forward.
-        """
+    def choose_kernel(self, ways: Ways) -> None:
+        """Set the fastest kernel whose results, per token read, equal those of the plain forward."""
         reason = self._obstacle()
         if reason is None:
-            groups = self._probe()
-            expected = plain(groups)
+            groups = random_groups(self.config.vocab_size)
             # A kernel, compiler or remote model may fail in many ways here; each of them only means "not packed".
             for kernel in self._kernels():
                 self.kernel = kernel
-                reason = self._disagreement(packed, groups, expected)
+                reason = self._failure(ways, groups)
                 if reason is None:
                     return
         self.kernel = "naive"
@@ -82,28 +90,49 @@ class Backbone:
             reason,
         )
 
-    def steps(self, groups: Sequence[Group], run: Callable[[Sequence[Group]], None]) -> None:
-        """Call `run` on consecutive ranges of groups within the budget, which is halved when a GPU is full.
+    def score(self, groups: Sequence[Group], ways: Ways) -> Found:
+        """One number a sequence; what the model or memory has no room for is left out."""
+        sequences = [c for group in groups for c in group]
+        long = {i for i, c in enumerate(sequences) if self._num_positions and len(c.ids) > self._num_positions}
+        if not long:
+            return self._run(groups, ways)
+        index = iter(range(len(sequences)))
+        short = [[c for c in group if next(index) not in long] for group in groups]
+        found = self._run([group for group in short if group], ways)
+        kept = [i for i in range(len(sequences)) if i not in long]
+        values = np.full(len(sequences), np.nan)
+        values[kept] = found.values
+        left_out = {kept[i]: reason for i, reason in found.left_out.items()} | dict.fromkeys(long, TOO_LONG)
+        return Found(values=values, left_out=left_out)
 
-        Raises:
-            ModelError: a single group does not fit the GPU.
+    def disagreement(self, groups: Sequence[Group], ways: Ways) -> Disagreement | None:
+        """Compare packed steps with the plain forward on a few of the groups, the shortest that say enough.
+
+        Returns:
+            None if they agree, or where there are no packed steps to compare.
         """
-        begin = 0
-        while begin < len(groups):
-            end = step_end(groups, begin, self.token_budget)
-            try:
-                run(groups[begin:end])
-            except torch.cuda.OutOfMemoryError:
-                if end - begin == 1:
-                    raise ModelError(
-                        f"A group of {sum(len(c.ids) for c in groups[begin])} tokens does not fit the GPU. "
-                        "Lower tokens.max_length, or give the model a larger GPU."
-                    ) from None
-                torch.cuda.empty_cache()
-                self.token_budget = max(1, self.token_budget // 2)
-                logger.warning("GPU memory is full; going on with steps of %d tokens", self.token_budget)
-                continue
-            begin = end
+        if self.kernel == "naive":
+            return None
+        chosen = worth_comparing(groups, self._window())
+        compared = [groups[i] for i in chosen]
+        packed, plain = self.score(compared, ways), self._one_by_one(compared, ways)
+        found = self._excess(compared, packed, plain, ways)
+        worst = float(found.max(initial=0.0))
+        if worst <= 1.0:
+            return None
+        if self.dtype != torch.float32 and self._other is not None:
+            with self._plain_by(self._other):
+                noise = self._excess(compared, self._one_by_one(compared, ways), plain, ways)
+            if worst <= OWN_NOISE * float(noise.max()):
+                return None
+        unit = "reward" if ways.num_read is None else "mean log-prob per token"
+        index = int(np.argmax(found))
+        difference = abs(packed.values[index] - plain.values[index]) / _num_read(ways, compared)[index]
+        message = (
+            f"{type(self.model).__name__}: packed steps ({self.kernel} kernel, {self.dtype}) and the model's own "
+            f"forward differ by {difference:.3g} in {unit} on real rows, {worst:.3g} times what is allowed"
+        )
+        return Disagreement(groups=tuple(chosen), message=message)
 
     def hidden_rows(self, step: Step) -> torch.Tensor:
         """Last hidden states of the rows that a step reads, shape (R, d), in the model's dtype."""
@@ -162,31 +191,53 @@ class Backbone:
             return "its rotary embedding depends on the longest sequence of a forward"
         return None
 
-    def _probe(self) -> list[Group]:
-        """A few short sequences of random tokens: two that share a prefix, then two that share another."""
-        random = np.random.default_rng(0)
-
-        def tokens(count: int) -> npt.NDArray[np.int32]:
-            return random.integers(0, self.config.vocab_size, count, dtype=np.int32)
-
-        first, second = tokens(9), tokens(5)
-        lengths = [(first, 16), (first, 11), (second, 13), (second, 14)]
-        probes = [Completion(ids=np.concatenate([prefix, tokens(n)]), start=len(prefix)) for prefix, n in lengths]
-        return [probes[:2], probes[2:]]
-
-    def _disagreement(
-        self, packed: Callable[[Sequence[Group]], Float64Array], groups: list[Group], expected: Float64Array
-    ) -> str | None:
+    def _failure(self, ways: Ways, groups: list[Group]) -> str | None:
+        """Why the kernel set cannot be used, or None."""
+        plain = self._one_by_one(groups, ways)
         try:
-            got = packed(groups)
+            packed = Found(values=ways.packed(groups), left_out={})
             missing = self._missing_windows(groups)
         except _WRONG_OR_REFUSED as error:
             return f"{type(error).__name__}: {error}"
-        scale = np.maximum(1.0, np.abs(expected) / _FULL_SCALE)
-        difference = float(np.max(np.abs(got - expected) / scale))
-        if not difference <= _TOLERANCE.get(self.dtype, _TOLERANCE_HALF):  # NaN counts as a difference
+        if not np.all(self._excess(groups, packed, plain, ways) <= 1.0):
+            difference = np.max(np.abs(packed.values - plain.values) / _num_read(ways, groups))
             return f"packed and plain forwards differ by {difference:.3g} with the {self.kernel} kernel"
         return missing
+
+    def _excess(self, groups: Sequence[Group], first: Found, second: Found, ways: Ways) -> Float64Array:
+        """Differences as multiples of what is allowed; infinite where only one is a number."""
+        num_read = _num_read(ways, groups)
+        found = excess(
+            first.values / num_read, second.values / num_read, None if ways.num_read is None else num_read, self.dtype
+        )
+        found[np.isnan(found)] = np.inf
+        both_none = ~np.isfinite(first.values) & ~np.isfinite(second.values)
+        found[[*first.left_out, *second.left_out, *np.flatnonzero(both_none)]] = 0.0
+        return found
+
+    def _run(self, groups: Sequence[Group], ways: Ways) -> Found:
+        if self.kernel == "naive":
+            return self._one_by_one(groups, ways)
+        return run_in_steps(groups, ways.packed, self._budget)
+
+    def _one_by_one(self, groups: Sequence[Group], ways: Ways) -> Found:
+        def run(some: Sequence[Group]) -> Float64Array:
+            return np.asarray([ways.plain(completion) for group in some for completion in group], dtype=np.float64)
+
+        return run_in_steps([[completion] for group in groups for completion in group], run, Budget(tokens=1))
+
+    @contextmanager
+    def _plain_by(self, attention: str) -> Iterator[None]:
+        before, self._plain = self._plain, attention
+        try:
+            yield
+        finally:
+            self._plain = before
+
+    def _window(self) -> int | None:
+        window: int | None = getattr(self.config, "sliding_window", None)
+        kinds = getattr(self.config, "layer_types", None)
+        return None if kinds and "sliding_attention" not in kinds else window
 
     def _missing_windows(self, groups: Sequence[Group]) -> str | None:
         """Whether a layer has a sliding window that its attention is not told of (short probes cannot show it)."""
@@ -197,3 +248,18 @@ class Backbone:
         has_window = getattr(self.config, "sliding_window", None) is not None
         expected = (kinds.count("sliding_attention") if kinds else calls) if has_window else 0
         return None if windowed == expected else f"{windowed} of {expected} sliding windows reach its attention"
+
+
+def _num_read(ways: Ways, groups: Sequence[Group]) -> Int64Array:
+    counts = [1 if ways.num_read is None else ways.num_read(c) for group in groups for c in group]
+    return np.maximum(1, np.asarray(counts, dtype=np.int64))
+
+
+def _num_positions(model: Any) -> int | None:
+    """Longest sequence that learned positions have room for, or None where positions are computed."""
+    for name, module in model.named_modules():
+        leaf = name.rsplit(".", 1)[-1]
+        if isinstance(module, torch.nn.Embedding) and leaf in _LEARNED_POSITIONS:
+            padding = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - getattr(module, "offset", padding))
+    return None

@@ -3,10 +3,10 @@
 `LogprobEngine` runs packed steps (see packing) and computes logits only in the rows that predict a response
 token, in float32 whatever the model's dtype: the log-sum-exp of a row and its target's logit, never a whole
 log-softmax. Sums over tokens are float64. A completion's sum depends on the model and its own group alone: not on
-the budget, the order or the other groups (to the bit on CPU).
+the budget, the order or the other groups: to the bit on CPU, where a mixture of experts may move by a rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from pipeline.models.backbone import Backbone, Float64Array
-from pipeline.models.packing import ROW_MULTIPLE, Completion, Group, Int64Array, Step, response_step
+from pipeline.models.agreement import Disagreement
+from pipeline.models.backbone import Backbone, Ways
+from pipeline.models.packing import ROW_MULTIPLE, Completion, Float64Array, Group, Int64Array, Step, response_step
 from pipeline.models.prompts import TokenizedPair
 
 _HEAD_BYTES_CPU: Final = 128 << 20
@@ -32,10 +33,12 @@ class Scores:
     Attributes:
         sum_logp: natural log-probability of the response tokens, summed, float64.
         num_tokens: how many there are, int64.
+        left_out: why a sequence has no sum but NaN, by its index: does_not_fit_memory or longer_than_model.
     """
 
     sum_logp: Float64Array
     num_tokens: Int64Array
+    left_out: Mapping[int, str]
 
 
 class LogprobEngine:
@@ -49,8 +52,10 @@ class LogprobEngine:
     def __init__(self, model: Any, token_budget: int = 16384) -> None:
         self._backbone = Backbone(model, token_budget)
         self._head = _Head(self._backbone)
+        self._ways = Ways(packed=self._packed_sums, plain=self._plain_sum, num_read=_num_read)
         if self._backbone.model.get_output_embeddings() is not None:
-            self._backbone.choose_kernel(self._mean_packed, self._mean_plain)
+            with torch.inference_mode():
+                self._backbone.choose_kernel(self._ways)
 
     @property
     def kernel(self) -> str:
@@ -64,26 +69,21 @@ class LogprobEngine:
         A completion without response tokens gets 0.0 and 0. Non-finite sums are returned as they are.
 
         Raises:
-            ModelError: a response without a token before it, or a group that does not fit the GPU.
+            ModelError: a response without a token before it.
         """
-        sums = self._plain(groups) if self.kernel == "naive" else self._packed(groups)
-        lengths = [len(c.ids) - c.start for group in groups for c in group]
-        return Scores(sum_logp=sums, num_tokens=np.asarray(lengths, dtype=np.int64))
+        found = self._backbone.score(groups, self._ways)
+        lengths = [_num_read(c) for group in groups for c in group]
+        return Scores(sum_logp=found.values, num_tokens=np.asarray(lengths, dtype=np.int64), left_out=found.left_out)
 
-    def _packed(self, groups: Sequence[Group]) -> Float64Array:
-        sums: list[Float64Array] = []
+    @torch.inference_mode()
+    def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
+        """Compare packed steps with the model's own forward on a few of the groups; None if they agree."""
+        return self._backbone.disagreement(groups, self._ways)
 
-        def run(some: Sequence[Group]) -> None:
-            step = response_step(some)
-            logp = self._head.logp(self._backbone.hidden_rows(step), step)
-            total = np.bincount(step.target_sequences, weights=logp, minlength=step.num_sequences)
-            sums.append(total.astype(np.float64))
-
-        self._backbone.steps(groups, run)
-        return np.concatenate([np.zeros(0), *sums])
-
-    def _plain(self, groups: Sequence[Group]) -> Float64Array:
-        return np.asarray([self._plain_sum(c) for group in groups for c in group], dtype=np.float64)
+    def _packed_sums(self, groups: Sequence[Group]) -> Float64Array:
+        step = response_step(groups)
+        logp = self._head.logp(self._backbone.hidden_rows(step), step)
+        return np.bincount(step.target_sequences, weights=logp, minlength=step.num_sequences).astype(np.float64)
 
     def _plain_sum(self, completion: Completion) -> float:
         step = response_step([[completion]])
@@ -93,14 +93,6 @@ class LogprobEngine:
         targets = torch.as_tensor(step.targets, device=logits.device)[:, None]
         logp = logits.gather(1, targets).squeeze(1).double() - torch.logsumexp(logits, dim=1).double()
         return float(logp.sum())
-
-    @torch.inference_mode()
-    def _mean_packed(self, groups: Sequence[Group]) -> Float64Array:
-        return self._packed(groups) / [len(c.ids) - c.start for group in groups for c in group]
-
-    @torch.inference_mode()
-    def _mean_plain(self, groups: Sequence[Group]) -> Float64Array:
-        return self._plain(groups) / [len(c.ids) - c.start for group in groups for c in group]
 
 
 class _Head:
@@ -194,14 +186,22 @@ def _logsumexp_(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat(found)
 
 
-def score_pairs(engine: LogprobEngine, pairs: Sequence[TokenizedPair]) -> tuple[Float64Array, Float64Array]:
-    """Summed log-probabilities of the chosen and of the rejected responses, one entry a pair, float64."""
-    groups = [
+def pair_groups(pairs: Sequence[TokenizedPair]) -> list[Group]:
+    """A group of two for each pair: chosen, then rejected."""
+    return [
         (
             Completion(ids=pair.chosen_ids, start=pair.chosen_start),
             Completion(ids=pair.rejected_ids, start=pair.rejected_start),
         )
         for pair in pairs
     ]
-    sums: npt.NDArray[np.float64] = engine.score(groups).sum_logp.reshape(-1, 2)
+
+
+def score_pairs(engine: LogprobEngine, pairs: Sequence[TokenizedPair]) -> tuple[Float64Array, Float64Array]:
+    """Summed log-probabilities of the chosen and of the rejected responses, one entry a pair, float64."""
+    sums: npt.NDArray[np.float64] = engine.score(pair_groups(pairs)).sum_logp.reshape(-1, 2)
     return sums[:, 0].copy(), sums[:, 1].copy()
+
+
+def _num_read(completion: Completion) -> int:
+    return len(completion.ids) - completion.start

@@ -1,12 +1,14 @@
 """Plans flat forwards: completions of one prompt share their common prefix, and nothing is padded.
 
-A group holds the token sequences of one prompt (a pair is a group of two). Its tokens are laid out as the
-longest common prefix once, then what is left of each sequence, its branch:
+A group holds the token sequences of one prompt: a pair, or all K completions of it. The first is laid out whole, each
+further one from where it leaves the earlier one that it shares most leading tokens with, its branch:
 
-    [ prefix | branch 0 | branch 1 | ... ]
+    [ sequence 0 | branch 1 | branch 2 | ... ]
 
-A step is one forward over whole groups, as many as fit a token budget. Planning is pure numpy and depends
-on nothing but the groups, their order and the budget, which may move work between steps but never a number.
+So every distinct prefix of a group is computed once, be it the prompt, an opening that some responses share, or a
+response that was drawn twice. A step is one forward over whole groups, as many as fit a token budget. Planning is
+pure numpy and depends on nothing but the groups, their order and the budget, which may move work between steps but
+never a number.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,10 @@ from pipeline.errors import ModelError
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+Range = tuple[int, int]
+"""Begin and end of consecutive rows of a step."""
 
 # A matrix product on CPU rounds one way for a few rows and another way for many. Steps and head chunks never
 # have fewer rows than this, and always a multiple of it, so that a row's value does not depend on its company.
@@ -40,14 +46,24 @@ Group = Sequence[Completion]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One attention call: query rows see the first `prefix` rows of their group, then themselves causally.
+    """One attention call: query rows see the rows of `context`, which come before them, then themselves causally.
 
-    `query` is a range of the flat step; `prefix` a range of it that lies before, empty for the first segment
-    of a group, whose queries are the prefix and the first branch together. Positions run on from the prefix.
+    `query` is a range of the flat step; `context` ranges of it that lie before, in the order of their positions; none
+    for the first segment of a group. Positions run on from the context.
     """
 
-    prefix: tuple[int, int]
-    query: tuple[int, int]
+    context: tuple[Range, ...]
+    query: Range
+
+    @property
+    def num_context(self) -> int:
+        """Rows of the context."""
+        return sum(end - begin for begin, end in self.context)
+
+    @property
+    def num_queries(self) -> int:
+        """Rows of the query."""
+        return self.query[1] - self.query[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,26 +90,17 @@ class Step:
     target_sequences: Int64Array
     num_sequences: int
 
-    @property
-    def last_query(self) -> int:
-        """Tokens of the step without its padding."""
-        return max(segment.query[1] for segment in self.segments)
 
-
-def shared_prefix(group: Group) -> int:
-    """Number of leading tokens that all sequences of the group have in common."""
-    shortest = min(len(c.ids) for c in group)
-    length = shortest
-    for completion in group[1:]:
-        differs = np.flatnonzero(group[0].ids[:length] != completion.ids[:length])
-        length = int(differs[0]) if differs.size else length
-    return length
+def common_prefix(first: Int32Array, second: Int32Array) -> int:
+    """Number of leading tokens that two sequences have in common."""
+    shortest = min(len(first), len(second))
+    differs = np.flatnonzero(first[:shortest] != second[:shortest])
+    return int(differs[0]) if differs.size else shortest
 
 
 def num_packed_tokens(group: Group) -> int:
-    """Tokens that a group takes in a step."""
-    prefix = shared_prefix(group)
-    return prefix + sum(len(c.ids) - prefix for c in group)
+    """Tokens that a group takes in a step: as many as its sequences have distinct prefixes."""
+    return sum(len(c.ids) - shared for c, (_, shared) in zip(group, _origins(group), strict=True))
 
 
 def step_end(groups: Sequence[Group], begin: int, token_budget: int) -> int:
@@ -132,17 +139,19 @@ def _lay_out(groups: Sequence[Group], read: Sequence[Sequence[npt.NDArray[np.int
     counts: list[int] = []
     base = 0
     for group, tokens_read in zip(groups, read, strict=True):
-        prefix = shared_prefix(group)
-        edges = np.cumsum([base + prefix, *(len(c.ids) - prefix for c in group)]).tolist()
-        ids += [group[0].ids[:prefix], *(c.ids[prefix:] for c in group)]
-        positions += [np.arange(begin, end) for begin, end in [(0, prefix), *((prefix, len(c.ids)) for c in group)]]
-        segments += _segments(base, prefix, edges)
-        for completion, tokens, branch in zip(group, tokens_read, edges, strict=False):
-            at = tokens - shift
-            rows.append(np.where(at < prefix, base + at, branch + at - prefix))
+        paths: list[Int64Array] = []
+        for completion, tokens, (origin, shared) in zip(group, tokens_read, _origins(group), strict=True):
+            end = base + len(completion.ids) - shared
+            context = paths[origin][:shared] if shared else np.zeros(0, np.int64)
+            paths.append(np.concatenate([context, np.arange(base, end)]))
+            ids.append(completion.ids[shared:])
+            positions.append(np.arange(shared, len(completion.ids)))
+            if end > base:
+                segments.append(Segment(context=_runs(context), query=(base, end)))
+            rows.append(paths[-1][tokens - shift])
             targets.append(completion.ids[tokens].astype(np.int64))
             counts.append(len(tokens))
-        base = edges[-1]
+            base = end
     padding = -base % ROW_MULTIPLE
     unique, target_rows = np.unique(np.concatenate(rows), return_inverse=True)
     return Step(
@@ -157,7 +166,19 @@ def _lay_out(groups: Sequence[Group], read: Sequence[Sequence[npt.NDArray[np.int
     )
 
 
-def _segments(base: int, prefix: int, edges: Sequence[int]) -> list[Segment]:
-    first, *others = pairwise(edges)
-    found = [Segment(prefix=(base, base), query=(base, first[1]))] if first[1] > base else []
-    return found + [Segment(prefix=(base, base + prefix), query=branch) for branch in others if branch[1] > branch[0]]
+def _origins(group: Group) -> list[tuple[int, int]]:
+    """For each sequence, the earlier one that it shares most leading tokens with, and how many these are."""
+    found = [(0, 0)]
+    for index in range(1, len(group)):
+        shared = [common_prefix(group[index].ids, earlier.ids) for earlier in group[:index]]
+        origin = int(np.argmax(shared))
+        found.append((origin, shared[origin]))
+    return found
+
+
+def _runs(rows: Int64Array) -> tuple[Range, ...]:
+    """Ascending rows as ranges."""
+    if not len(rows):
+        return ()
+    cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+    return tuple((int(rows[begin]), int(rows[end - 1]) + 1) for begin, end in pairwise(cuts))

@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 
 from pipeline.config import DEFAULT_DATE, Tokens
 from pipeline.errors import ModelError
-from pipeline.models.packing import Int32Array
+from pipeline.models.packing import Int32Array, common_prefix
 
 TEMPLATE_ERROR: Final = "template_error"
 PROMPT_TOO_LONG: Final = "prompt_too_long"
@@ -228,10 +228,3 @@ def render(tokenizer: Any, messages: Messages, how: Rendering, *, tools: Any) ->
         [dict(m) for m in messages], tools=tools, tokenize=True, return_dict=True, **how.arguments()
     )
     return np.asarray(encoded["input_ids"], dtype=np.int32)
-
-
-def common_prefix(first: Int32Array, second: Int32Array) -> int:
-    """Number of leading tokens that two sequences have in common."""
-    shortest = min(len(first), len(second))
-    differs = np.flatnonzero(first[:shortest] != second[:shortest])
-    return int(differs[0]) if differs.size else shortest

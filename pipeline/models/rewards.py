@@ -5,16 +5,31 @@ their common prefix, and the head reads one row a dialogue. Everything else (enc
 dialogue at a time. Either way the number is the model's own: its `score` output where it has one, else its only logit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.models.backbone import Backbone, Float64Array
-from pipeline.models.packing import Completion, Group, last_token_step
+from pipeline.models.agreement import Disagreement
+from pipeline.models.backbone import Backbone, Ways
+from pipeline.models.packing import Completion, Float64Array, Group, last_token_step
 from pipeline.models.prompts import TokenizedDialogues
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rewards:
+    """One entry a dialogue, in the order of the groups.
+
+    Attributes:
+        reward: float64.
+        left_out: why a dialogue has no reward but NaN, by its index: does_not_fit_memory or longer_than_model.
+    """
+
+    reward: Float64Array
+    left_out: Mapping[int, str]
 
 
 class ClassifierEngine:
@@ -31,11 +46,13 @@ class ClassifierEngine:
     def __init__(self, model: Any, token_budget: int = 16384) -> None:
         self._backbone = Backbone(model, token_budget)
         self._head = getattr(self._backbone.model, "score", None)
+        self._ways = Ways(packed=self._packed_rewards, plain=self._plain_score)
         self._pad_id: int | None = getattr(self._backbone.config, "pad_token_id", None)
         if isinstance(self._head, torch.nn.Linear):
             if self._head.out_features != 1:
                 raise ModelError(_one_logit_wanted(self._backbone.model, self._head.out_features))
-            self._backbone.choose_kernel(self._packed, self._plain)
+            with torch.inference_mode():
+                self._backbone.choose_kernel(self._ways)
 
     @property
     def kernel(self) -> str:
@@ -43,33 +60,29 @@ class ClassifierEngine:
         return self._backbone.kernel
 
     @torch.inference_mode()
-    def score(self, groups: Sequence[Group]) -> Float64Array:
-        """Reward of every dialogue, float64, in the order of the groups; `start` of a dialogue is not read.
+    def score(self, groups: Sequence[Group]) -> Rewards:
+        """Reward of every dialogue; its `start` is not read.
 
         Non-finite rewards are returned as they are.
 
         Raises:
-            ModelError: the model returns no single score, or a group does not fit the GPU.
+            ModelError: the model returns no single score.
         """
-        return self._plain(groups) if self.kernel == "naive" else self._packed(groups)
+        found = self._backbone.score(groups, self._ways)
+        return Rewards(reward=found.values, left_out=found.left_out)
 
     @torch.inference_mode()
-    def _packed(self, groups: Sequence[Group]) -> Float64Array:
-        rewards: list[Float64Array] = []
+    def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
+        """Compare packed steps with the model's own forward on a few of the groups; None if they agree."""
+        return self._backbone.disagreement(groups, self._ways)
 
-        def run(some: Sequence[Group]) -> None:
-            step = last_token_step(some, [[self._last_index(c) for c in group] for group in some])
-            hidden = self._backbone.hidden_rows(step)
-            # Row by row, in float32: one logit is too little work for a matrix product.
-            found = (hidden.float() * self._head_weight()).sum(dim=1) + self._head_bias()
-            rewards.append(found.double().cpu().numpy()[step.target_rows])
-
-        self._backbone.steps(groups, run)
-        return np.concatenate([np.zeros(0), *rewards])
-
-    @torch.inference_mode()
-    def _plain(self, groups: Sequence[Group]) -> Float64Array:
-        return np.asarray([self._plain_score(c) for group in groups for c in group], dtype=np.float64)
+    def _packed_rewards(self, groups: Sequence[Group]) -> Float64Array:
+        step = last_token_step(groups, [[self._last_index(c) for c in group] for group in groups])
+        hidden = self._backbone.hidden_rows(step)
+        # Row by row, in float32: one logit is too little work for a matrix product.
+        rewards = (hidden.float() * self._head_weight()).sum(dim=1) + self._head_bias()
+        found: Float64Array = rewards.double().cpu().numpy()[step.target_rows]
+        return found
 
     def _plain_score(self, dialogue: Completion) -> float:
         output = self._backbone.forward_one(dialogue)
@@ -93,15 +106,11 @@ class ClassifierEngine:
         return 0.0 if bias is None else bias.float()
 
 
-def score_dialogues(
-    engine: ClassifierEngine, dialogues: Sequence[TokenizedDialogues]
-) -> tuple[Float64Array, Float64Array]:
-    """Rewards of the chosen and of the rejected dialogues, one entry a pair, float64."""
-    groups = [
+def dialogue_groups(dialogues: Sequence[TokenizedDialogues]) -> list[Group]:
+    """A group of two for each pair: the chosen dialogue, then the rejected one."""
+    return [
         (Completion(ids=pair.chosen_ids, start=0), Completion(ids=pair.rejected_ids, start=0)) for pair in dialogues
     ]
-    rewards = engine.score(groups).reshape(-1, 2)
-    return rewards[:, 0].copy(), rewards[:, 1].copy()
 
 
 def _one_logit_wanted(model: Any, num_logits: int) -> str:

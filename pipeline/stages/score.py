@@ -1,15 +1,19 @@
 """The two stages that run a model: summed log-probabilities of both answers, and rewards of both dialogues."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.models.logprobs import LogprobEngine, score_pairs
-from pipeline.models.rewards import ClassifierEngine, score_dialogues
+from pipeline.errors import ModelError
+from pipeline.models.logprobs import LogprobEngine, pair_groups
+from pipeline.models.packing import Group
+from pipeline.models.rewards import ClassifierEngine, dialogue_groups
 from pipeline.schema import (
+    ID,
     POLICY_LOGP_CHOSEN,
     POLICY_LOGP_REJECTED,
     REFERENCE_LOGP_CHOSEN,
@@ -34,13 +38,22 @@ class ScoreLogprobs:
     def __init__(self, engine: LogprobEngine, role: Role) -> None:
         self._engine = engine
         self._role = role
+        self._checked = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the rows still to be scored; drop those whose log-probabilities are not finite."""
+        """Score the rows still to be scored; drop those without a finite log-probability, each with its reason.
+
+        Raises:
+            ModelError: on the first rows, the engine's numbers are not those of the model's own forward.
+        """
         rows = scored_rows(table)
-        pairs = [pair_of(row) for row in table.select(PAIR_COLUMNS).take(pa.array(rows)).to_pylist()]
-        chosen, rejected = score_pairs(self._engine, pairs)
-        return _with_sides(table, rows, (chosen, rejected), names=LOGP_COLUMNS[self._role], stage=self._role)
+        groups = pair_groups([pair_of(row) for row in table.select(PAIR_COLUMNS).take(pa.array(rows)).to_pylist()])
+        if groups and not self._checked:
+            _check(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), self._role)
+            self._checked = True
+        scores = self._engine.score(groups)
+        outcome = _Outcome(values=scores.sum_logp.reshape(-1, 2), left_out=scores.left_out, otherwise="non_finite_logp")
+        return _with_sides(table, rows, outcome, names=LOGP_COLUMNS[self._role], stage=self._role)
 
 
 class ScoreRewards:
@@ -48,26 +61,54 @@ class ScoreRewards:
 
     def __init__(self, engine: ClassifierEngine) -> None:
         self._engine = engine
+        self._checked = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the rows still to be scored; drop those whose rewards are not finite."""
+        """Score the rows still to be scored; drop those without a finite reward. Raises as ScoreLogprobs."""
         rows = scored_rows(table)
         dialogues = [dialogues_of(row) for row in table.select(DIALOGUE_COLUMNS).take(pa.array(rows)).to_pylist()]
-        sides = score_dialogues(self._engine, dialogues)
-        return _with_sides(table, rows, sides, names=(REWARD_CHOSEN, REWARD_REJECTED), stage="reward")
+        groups = dialogue_groups(dialogues)
+        if groups and not self._checked:
+            _check(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), "reward")
+            self._checked = True
+        rewards = self._engine.score(groups)
+        outcome = _Outcome(
+            values=rewards.reward.reshape(-1, 2), left_out=rewards.left_out, otherwise="non_finite_reward"
+        )
+        return _with_sides(table, rows, outcome, names=(REWARD_CHOSEN, REWARD_REJECTED), stage="reward")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Outcome:
+    """Numbers of both sides of some pairs, shape (pairs, 2), and why some are missing, by index in the flat array."""
+
+    values: npt.NDArray[np.float64]
+    left_out: Mapping[int, str]
+    otherwise: str
+    """The reason of a number that is not finite without having been left out."""
+
+    def reasons(self) -> dict[int, str]:
+        """Why a pair cannot be used, by its index."""
+        found = dict.fromkeys(np.flatnonzero(~np.isfinite(self.values).all(axis=1)).tolist(), self.otherwise)
+        return found | {index // 2: reason for index, reason in self.left_out.items()}
+
+
+def _check(engine: LogprobEngine | ClassifierEngine, groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
+    found = engine.disagreement(groups)
+    if found is not None:
+        raise ModelError(
+            f"The {stage} model cannot be trusted as it is run. {found.message}. Compared rows: "
+            f"{[ids[i] for i in found.groups]}. Nothing was scored with it. Try dtype: float32; if that fails too, "
+            "another version of torch or transformers; and report the model's class."
+        )
 
 
 def _with_sides(
-    table: pa.Table,
-    rows: npt.NDArray[np.int64],
-    sides: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
-    *,
-    names: Sequence[str],
-    stage: str,
+    table: pa.Table, rows: npt.NDArray[np.int64], outcome: _Outcome, *, names: Sequence[str], stage: str
 ) -> pa.Table:
-    finite = np.isfinite(sides[0]) & np.isfinite(sides[1])
-    for name, values in zip(names, sides, strict=True):
-        column = spread(values[finite].tolist(), rows[finite].tolist(), num_rows=table.num_rows, of_type=pa.float64())
+    reasons = outcome.reasons()
+    usable = [i for i in range(len(rows)) if i not in reasons]
+    for name, values in zip(names, outcome.values.T, strict=True):
+        column = spread(values[usable].tolist(), rows[usable].tolist(), num_rows=table.num_rows, of_type=pa.float64())
         table = set_column(table, name, column)
-    reason = "non_finite_reward" if stage == "reward" else "non_finite_logp"
-    return drop_rows(table, dict.fromkeys(rows[~finite].tolist(), reason), stage=stage)
+    return drop_rows(table, {int(rows[index]): reason for index, reason in reasons.items()}, stage=stage)

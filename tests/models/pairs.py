@@ -1,9 +1,17 @@
-"""Real preference pairs as conversational rows: our own demo pairs, and HH-RLHF from outside the repository."""
+"""Real preference pairs as conversational rows (our demo pairs, HH-RLHF from outside the repository) and as a shard."""
 
 import gzip
 import json
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import Tokens
+from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
+from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, MESSAGES, PROMPT, REJECTED, SCORED, STATUS, TOOLS
+from pipeline.stages.tokenise import TokeniseDialogues, TokenisePairs
+from tests.fixtures_models import tiny_tokenizer
 
 Row = dict[str, list[dict[str, str]]]
 
@@ -39,3 +47,20 @@ def _turns(transcript: str) -> list[dict[str, str]]:
         human, _, assistant = part.partition("\n\nAssistant:")
         turns += [{"role": "user", "content": human.strip()}, {"role": "assistant", "content": assistant.strip()}]
     return turns
+
+
+def tokenized_pairs(rows: list[Row]) -> pa.Table:
+    """A shard as the scoring stages take it: pairs with their token ids under the tiny tokenizer."""
+    tokenizer = tiny_tokenizer()
+    table = pa.table(
+        {
+            ID: [f"row-{index}" for index in range(len(rows))],
+            **{name: pa.array([row[name] for row in rows], MESSAGES) for name in (PROMPT, CHOSEN, REJECTED)},
+            TOOLS: pa.nulls(len(rows), pa.string()),
+            STATUS: [SCORED] * len(rows),
+            DROP_STAGE: pa.nulls(len(rows), pa.string()),
+            DROP_REASON: pa.nulls(len(rows), pa.string()),
+        }
+    )
+    table = TokenisePairs(PairTokenizer(tokenizer, Tokens()))(table)
+    return TokeniseDialogues(DialogueTokenizer(tokenizer, max_length=2048))(table)

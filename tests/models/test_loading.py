@@ -56,7 +56,7 @@ def test_an_adapter_stays_unmerged_and_changes_scores(tiny_model_dir, adapter_di
 def test_a_classifier_loads_and_scores(tiny_model_dir, groups):
     path = tiny_model_dir("llama", classifier=True)
     reward = ClassifierReward(backend="classifier", model=str(path), dtype="float32")
-    assert np.isfinite(ClassifierEngine(load_classifier(reward)).score(groups)).all()
+    assert np.isfinite(ClassifierEngine(load_classifier(reward)).score(groups).reward).all()
 
 
 def test_a_checkpoint_without_a_reward_head_is_refused(tiny_model_dir):

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from pipeline.models.packing import (
     ROW_MULTIPLE,
     Completion,
+    common_prefix,
     last_token_step,
     num_packed_tokens,
     response_step,
-    shared_prefix,
     step_end,
 )
 
@@ -28,10 +28,15 @@ def groups_of_completions(draw):
     return made
 
 
+def num_distinct_prefixes(group) -> int:
+    """Tokens that cannot be shared: one for every sequence of tokens that some completion starts with."""
+    return len({tuple(c.ids[:end].tolist()) for c in group for end in range(1, len(c.ids) + 1)})
+
+
 def seen_by(step, row: int) -> list[int]:
     """Rows that a row may attend to, in order of position."""
     (segment,) = [s for s in step.segments if s.query[0] <= row < s.query[1]]
-    return [*range(*segment.prefix), *range(segment.query[0], row + 1)]
+    return [*(r for context in segment.context for r in range(*context)), *range(segment.query[0], row + 1)]
 
 
 @given(groups_of_completions())
@@ -50,18 +55,13 @@ def test_every_scored_token_is_predicted_from_exactly_the_tokens_before_it(group
 
 
 @given(groups_of_completions())
-def test_a_prefix_is_laid_out_once_and_steps_fill_whole_rows(groups):
+def test_every_distinct_prefix_is_laid_out_once_and_steps_fill_whole_rows(groups):
     step = response_step(groups)
-    num_tokens = sum(num_packed_tokens(group) for group in groups)
+    num_tokens = sum(num_distinct_prefixes(group) for group in groups)
+    assert num_tokens == sum(num_packed_tokens(group) for group in groups)
     covered = [row for segment in step.segments for row in range(*segment.query)]
-    assert covered == list(range(num_tokens)) == list(range(step.last_query))
+    assert covered == list(range(num_tokens))
     assert len(step.ids) == len(step.positions) == -(-num_tokens // ROW_MULTIPLE) * ROW_MULTIPLE
-    for group in groups:
-        prefix = shared_prefix(group)
-        assert all((c.ids[:prefix] == group[0].ids[:prefix]).all() for c in group)
-        assert len({tuple(c.ids[: prefix + 1].tolist()) for c in group if len(c.ids) > prefix}) != 1 or any(
-            len(c.ids) == prefix for c in group
-        )
 
 
 @given(groups_of_completions(), st.integers(1, 60))
@@ -90,5 +90,15 @@ def test_a_prefix_goes_beyond_the_prompt(shared):
     first, second = np.arange(1, 9, dtype=np.int32), np.arange(1, 9, dtype=np.int32)
     second[shared:] += 100
     group = [Completion(ids=first, start=2), Completion(ids=second, start=2)]
-    assert shared_prefix(group) == shared
+    assert common_prefix(first, second) == shared
     assert num_packed_tokens(group) == shared + 2 * (8 - shared)
+
+
+def test_a_completion_shares_with_the_one_it_is_most_alike():
+    base = np.arange(1, 30, dtype=np.int32)
+    other = np.concatenate([base[:10], base[10:] + 100])
+    third = np.concatenate([other[:20], base[:3]])
+    group = [Completion(ids=ids, start=5) for ids in (base, other, third, other, base[:7])]
+    step = response_step([group])
+    assert num_packed_tokens(group) == 29 + 19 + 3
+    assert [segment.context for segment in step.segments] == [(), ((0, 10),), ((0, 10), (29, 39))]

@@ -9,46 +9,25 @@ import torch
 from pipeline.errors import ModelError
 from pipeline.models.packing import Completion
 from pipeline.models.prompts import TokenizedDialogues
-from pipeline.models.rewards import ClassifierEngine, score_dialogues
+from pipeline.models.rewards import ClassifierEngine, dialogue_groups
 from tests.fixtures_models import tiny_model
-
-
-def plain_rewards(model, groups) -> np.ndarray:
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        return np.asarray(
-            [model(torch.as_tensor(c.ids, dtype=torch.int64)[None]).logits.item() for group in groups for c in group]
-        )
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "mistral", "gpt2"])
-def test_packed_rewards_equal_the_plain_forward(family, groups):
-    model = tiny_model(family, classifier=True, num_labels=1)
-    expected = plain_rewards(model, groups)
-    engine = ClassifierEngine(model, token_budget=150)
-    assert engine.kernel == "sdpa"
-    np.testing.assert_allclose(engine.score(groups), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_rewards_do_not_depend_on_order_or_budget(groups):
-    model = tiny_model("llama", classifier=True, num_labels=1)
-    forward = ClassifierEngine(model, token_budget=10_000).score(groups)
-    single = np.concatenate([ClassifierEngine(model, token_budget=1).score([group]) for group in groups[::-1]][::-1])
-    np.testing.assert_array_equal(single, forward)
+from tests.models.plain import plain_rewards
 
 
 def test_the_last_token_is_the_one_transformers_reads(groups):
     # The padding token (2) ends many dialogues, where it is also the end-of-turn token.
     model = tiny_model("llama", classifier=True, num_labels=1)
     ended = [[Completion(ids=np.append(c.ids, [2, 2]).astype(np.int32), start=0) for c in g] for g in groups]
-    np.testing.assert_allclose(ClassifierEngine(model).score(ended), plain_rewards(model, ended), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ClassifierEngine(model).score(ended).reward, plain_rewards(model, ended), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_encoders_are_scored_one_by_one(groups):
     model = tiny_model("bert", classifier=True, num_labels=1)
     engine = ClassifierEngine(model)
     assert engine.kernel == "naive"
-    np.testing.assert_allclose(engine.score(groups), plain_rewards(model, groups), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(engine.score(groups).reward, plain_rewards(model, groups), rtol=1e-4, atol=1e-5)
 
 
 def test_a_score_output_is_preferred_to_logits(groups):
@@ -62,7 +41,7 @@ def test_a_score_output_is_preferred_to_logits(groups):
     model.forward = scored
     with torch.no_grad():
         expected = [plain_forward(torch.as_tensor(c.ids, dtype=torch.int64)[None]).logits.sum() for c in groups[0]]
-    np.testing.assert_allclose(ClassifierEngine(model).score(groups[:1]), expected, rtol=1e-5)
+    np.testing.assert_allclose(ClassifierEngine(model).score(groups[:1]).reward, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
@@ -72,10 +51,8 @@ def test_more_than_one_logit_is_refused(family, groups):
         ClassifierEngine(model).score(groups)
 
 
-def test_pairs_come_back_as_chosen_and_rejected(groups):
-    engine = ClassifierEngine(tiny_model("llama", classifier=True, num_labels=1))
+def test_pairs_become_groups_of_chosen_and_rejected(groups):
     pairs = [g for g in groups if len(g) == 2]
     dialogues = [TokenizedDialogues(chosen_ids=c.ids, rejected_ids=r.ids, truncated=False) for c, r in pairs]
-    chosen, rejected = score_dialogues(engine, dialogues)
-    flat = engine.score(pairs)
-    assert (chosen.tolist(), rejected.tolist()) == (flat[0::2].tolist(), flat[1::2].tolist())
+    made = dialogue_groups(dialogues)
+    assert [[c.ids.tolist() for c in group] for group in made] == [[c.ids.tolist() for c in group] for group in pairs]

@@ -1,0 +1,88 @@
+"""Whether packed steps and a model's own forward agree: how far apart they may be, and which groups are compared.
+
+Engines compare on a few random tokens when they are made, and on real groups when a stage gives them the first ones.
+Differences are of mean log-probabilities per token, or of rewards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, num_packed_tokens
+
+# Largest difference between two right ways to compute one number; more for numbers above the full scale, where half
+# precision is coarser. In half precision that of a mean goes with the root of its tokens: over one prompt, seeing the
+# other response moves a mean of hundreds of tokens by a few hundredths only, and rounding by a tenth of that.
+_TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE_HALF: Final = 0.15
+_FULL_SCALE: Final = 16.0
+_ENOUGH_TOKENS: Final = 16
+_MANY_TOKENS: Final = 1024
+# Two right ways in half precision may be further apart in a model that is sensitive; then its own attentions tell.
+OWN_NOISE: Final = 4.0
+
+_NUM_COMPARED: Final = 4
+_MOST_TOKENS: Final = 16384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """Packed steps and the plain forward give different numbers.
+
+    Attributes:
+        groups: indices of the groups that were compared.
+        message: which model and kernel, what the difference is and what was wanted.
+    """
+
+    groups: tuple[int, ...]
+    message: str
+
+
+def excess(got: Float64Array, expected: Float64Array, num_read: Int64Array | None, dtype: torch.dtype) -> Float64Array:
+    """Differences as multiples of what is allowed: more than 1, or NaN, is a disagreement.
+
+    Args:
+        got: numbers of packed steps.
+        expected: numbers of the plain forward.
+        num_read: tokens that each number is a mean over; None for rewards.
+        dtype: the model's.
+    """
+    allowed = _TOLERANCE.get(dtype, _TOLERANCE_HALF) * np.maximum(1.0, np.abs(expected) / _FULL_SCALE)
+    if num_read is not None and dtype not in _TOLERANCE:
+        allowed = allowed * np.sqrt(_ENOUGH_TOKENS / np.clip(num_read, 1, _MANY_TOKENS))
+    found: Float64Array = np.abs(got - expected) / allowed
+    return found
+
+
+def random_groups(vocab_size: int) -> list[Group]:
+    """A few short sequences of random tokens: two that share a prefix, then two that share another."""
+    random = np.random.default_rng(0)
+
+    def tokens(count: int) -> npt.NDArray[np.int32]:
+        return random.integers(0, vocab_size, count, dtype=np.int32)
+
+    first, second = tokens(9), tokens(5)
+    lengths = [(first, 16), (first, 11), (second, 13), (second, 14)]
+    made = [Completion(ids=np.concatenate([prefix, tokens(n)]), start=len(prefix)) for prefix, n in lengths]
+    return [made[:2], made[2:]]
+
+
+def worth_comparing(groups: Sequence[Group], window: int | None) -> list[int]:
+    """Indices of at most four groups: the shortest that say enough, one of them longer than the sliding window.
+
+    Args:
+        groups: those of the first shard.
+        window: the model's sliding window in tokens, or None.
+    """
+    shared = [sum(len(c.ids) for c in group) > num_packed_tokens(group) for group in groups]
+    telling = [min(len(c.ids) - c.start for c in group) >= _ENOUGH_TOKENS for group in groups]
+    size = [sum(len(c.ids) for c in group) for group in groups]
+    fit = [i for i in range(len(groups)) if size[i] <= _MOST_TOKENS and min(len(c.ids) - c.start for c in groups[i])]
+    shortest = sorted(fit, key=lambda i: (not (shared[i] and telling[i]), size[i], i))
+    beyond = [i for i in shortest if window is not None and max(len(c.ids) for c in groups[i]) > window]
+    chosen = sorted(beyond, key=lambda i: (size[i], i))[:1]
+    return sorted(chosen + [i for i in shortest if i not in chosen][: _NUM_COMPARED - len(chosen)])

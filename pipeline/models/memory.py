@@ -1,0 +1,105 @@
+"""Running groups in steps that fit memory, so that one over-long row costs that row and nothing else.
+
+A step that runs out of memory is tried again in smaller ones, and the budget stays lowered. A group that does not fit
+alone is scored in halves; a sequence that does not fit alone is left out, with a reason. Smaller steps move no number
+on CPU; halves of a group may move one by a rounding.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from pipeline.models.packing import Float64Array, Group, num_packed_tokens, step_end
+
+Run = Callable[[Sequence[Group]], Float64Array]
+"""One forward over some groups: a number for each of their sequences."""
+
+DOES_NOT_FIT: Final = "does_not_fit_memory"
+
+# What allocators other than CUDA's own say in a RuntimeError.
+_FULL: Final = ("DefaultCPUAllocator", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Budget:
+    """Most tokens in one step; lowered when memory is full."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """One number a sequence, in the order of the groups.
+
+    Attributes:
+        values: float64; NaN where a sequence was left out.
+        left_out: why, by the index of the sequence.
+    """
+
+    values: Float64Array
+    left_out: Mapping[int, str]
+
+
+def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
+    """Call `run` on consecutive ranges of groups within the budget."""
+    values: list[Float64Array] = []
+    left_out: dict[int, str] = {}
+    begin = num_done = 0
+    while begin < len(groups):
+        end = step_end(groups, begin, budget.tokens)
+        found = _attempt(run, groups[begin:end])
+        if found is None and end - begin > 1:
+            num_tokens = sum(num_packed_tokens(group) for group in groups[begin:end])
+            budget.tokens = max(1, num_tokens // 2)
+            logger.warning("Memory is full; going on with steps of %d tokens", budget.tokens)
+            continue
+        if found is None:
+            found, unfit = _in_halves(groups[begin], run)
+            left_out |= {num_done + index: DOES_NOT_FIT for index in unfit}
+        values.append(found)
+        num_done += len(found)
+        begin = end
+    return Found(values=np.concatenate([np.zeros(0), *values]), left_out=left_out)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an error says that memory is full, of the GPU or of the machine."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+
+
+def _attempt(run: Run, groups: Sequence[Group]) -> Float64Array | None:
+    try:
+        return run(groups)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+    # Not before here is the error gone, and with it the last hold on the tensors of the failed step.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    return None
+
+
+def _in_halves(group: Group, run: Run) -> tuple[Float64Array, list[int]]:
+    """Numbers of a group that does not fit in one step, and the indices of its sequences that do not fit alone."""
+    if len(group) == 1:
+        logger.warning("A sequence of %d tokens does not fit memory and is left out", len(group[0].ids))
+        return np.full(1, np.nan), [0]
+    values: list[Float64Array] = []
+    unfit: list[int] = []
+    middle = len(group) // 2
+    for begin, half in ((0, group[:middle]), (middle, group[middle:])):
+        found = _attempt(run, [half])
+        missing: list[int] = []
+        if found is None:
+            found, missing = _in_halves(half, run)
+        values.append(found)
+        unfit += [begin + index for index in missing]
+    return np.concatenate(values), unfit

@@ -1,0 +1,66 @@
+"""Groups of many completions of one prompt, as self-play draws them: shared wherever they start alike."""
+
+import numpy as np
+import pytest
+
+from pipeline.models.logprobs import LogprobEngine
+from pipeline.models.packing import Completion, num_packed_tokens, response_step
+from pipeline.models.rewards import ClassifierEngine
+from tests.fixtures_models import tiny_model
+from tests.models.plain import plain_rewards, plain_sums
+
+
+def sampled(num_completions: int) -> list[Completion]:
+    """Completions of one prompt: most share an opening with an earlier one, some were drawn twice."""
+    random = np.random.default_rng(num_completions)
+    prompt = random.integers(3, 400, 40).astype(np.int32)
+    made = [Completion(ids=np.concatenate([prompt, random.integers(3, 400, 12).astype(np.int32)]), start=40)]
+    while len(made) < num_completions:
+        earlier = made[random.integers(len(made))].ids
+        kept = int(random.integers(40, len(earlier) + 1))
+        rest = random.integers(3, 400, random.integers(0, 15)).astype(np.int32)
+        made.append(Completion(ids=np.concatenate([earlier[:kept], rest]), start=40))
+    return made
+
+
+def distinct_prefixes(group: list[Completion]) -> int:
+    return len({tuple(c.ids[:end].tolist()) for c in group for end in range(1, len(c.ids) + 1)})
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("num_completions", [2, 5, 64])
+def test_completions_of_one_prompt_score_as_alone(family, num_completions):
+    group = sampled(num_completions)
+    model = tiny_model(family)
+    expected = plain_sums(model, [group])
+    engine = LogprobEngine(model)
+    assert engine.kernel == "sdpa"
+    np.testing.assert_allclose(engine.score([group]).sum_logp, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_64_dialogues_of_one_prompt_get_the_rewards_they_get_alone(family):
+    group = sampled(64)
+    model = tiny_model(family, classifier=True, num_labels=1)
+    expected = plain_rewards(model, [group])
+    engine = ClassifierEngine(model)
+    assert engine.kernel == "sdpa"
+    np.testing.assert_allclose(engine.score([group]).reward, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_takes_one_row_for_every_distinct_prefix():
+    group = sampled(64)
+    step = response_step([group])
+    assert num_packed_tokens(group) == distinct_prefixes(group) < sum(len(c.ids) - 40 for c in group) + 40
+    assert sum(segment.num_queries for segment in step.segments) == distinct_prefixes(group)
+    assert len(step.rows) <= distinct_prefixes(group)
+
+
+def test_a_pair_that_starts_alike_shares_beyond_the_prompt():
+    random = np.random.default_rng(0)
+    prompt, opening, chosen, rejected = (random.integers(3, 400, n).astype(np.int32) for n in (20, 15, 10, 12))
+    pair = [Completion(ids=np.concatenate([prompt, opening, end]), start=20) for end in (chosen, rejected)]
+    model = tiny_model("llama")
+    expected = plain_sums(model, [pair])
+    assert num_packed_tokens(pair) == 20 + 15 + 10 + 12
+    np.testing.assert_allclose(LogprobEngine(model).score([pair]).sum_logp, expected, rtol=2e-5)

@@ -1,0 +1,96 @@
+"""On CPU a score does not depend, to the bit, on order, company, token budget, shard size or threads.
+
+Mixtures of experts are the exception: how many rows an expert gets depends on the company, and with it the rounding.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.models.logprobs import LogprobEngine
+from pipeline.models.rewards import ClassifierEngine
+from pipeline.schema import ID, POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED, REWARD_CHOSEN, REWARD_REJECTED
+from pipeline.stages.score import ScoreLogprobs, ScoreRewards
+from tests.fixtures_models import tiny_model
+from tests.models.pairs import demo_pairs, tokenized_pairs
+
+BUDGETS = [(1, 1), (100, 2), (300, 1)]
+"""Token budgets, each with a number of threads."""
+
+
+def engine_and_score(what: str, family: str, dtype: torch.dtype, budget: int):
+    if what == "logprob":
+        engine = LogprobEngine(tiny_model(family).to(dtype), token_budget=budget)
+        return engine, lambda groups: engine.score(groups).sum_logp
+    rewarding = ClassifierEngine(tiny_model(family, classifier=True, num_labels=1).to(dtype), token_budget=budget)
+    return rewarding, lambda groups: rewarding.score(groups).reward
+
+
+@pytest.mark.parametrize("what", ["logprob", "reward"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_do_not_depend_on_order_budget_company_or_threads(what, family, dtype, groups):
+    engine, score = engine_and_score(what, family, dtype, 1_000_000)
+    assert engine.kernel == "sdpa"
+    expected = np.split(score(groups), np.cumsum([len(g) for g in groups])[:-1])
+    random = np.random.default_rng(0)
+    for budget, threads in BUDGETS:
+        torch.set_num_threads(threads)
+        _, shuffled = engine_and_score(what, family, dtype, budget)
+        order = random.permutation(len(groups))
+        np.testing.assert_array_equal(
+            shuffled([groups[i] for i in order]), np.concatenate([expected[i] for i in order])
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mixture_of_experts_moves_by_a_rounding_at_most(dtype, groups):
+    model = tiny_model("qwen3_moe").to(dtype)
+    one, all_at_once = (LogprobEngine(model, token_budget=budget).score(groups) for budget in (1, 10_000))
+    difference = np.abs(one.sum_logp - all_at_once.sum_logp) / one.num_tokens
+    assert difference.max() < (1e-5 if dtype == torch.float32 else 0.05)
+
+
+def by_id(stage, table, shard_rows: int, columns: tuple[str, str]) -> dict[str, tuple[float, float]]:
+    shards = [stage(table.slice(begin, shard_rows)) for begin in range(0, table.num_rows, shard_rows)]
+    return {row[ID]: (row[columns[0]], row[columns[1]]) for shard in shards for row in shard.to_pylist()}
+
+
+@pytest.mark.parametrize("what", ["logprob", "reward"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_do_not_depend_on_shards(what, dtype):
+    table = tokenized_pairs(demo_pairs(16))
+    if what == "logprob":
+        columns = (POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED)
+        stages = [
+            ScoreLogprobs(LogprobEngine(tiny_model("llama").to(dtype), budget), "policy") for budget in (4096, 500)
+        ]
+    else:
+        columns = (REWARD_CHOSEN, REWARD_REJECTED)
+        models = [tiny_model("llama", classifier=True, num_labels=1).to(dtype) for _ in range(2)]
+        stages = [ScoreRewards(ClassifierEngine(m, budget)) for m, budget in zip(models, (4096, 500), strict=True)]
+    whole = by_id(stages[0], table, 16, columns)
+    assert len(set(whole.values())) == 16
+    shuffled = table.take(np.random.default_rng(0).permutation(16))
+    for shard_rows in (1, 3, 7):
+        assert by_id(stages[1], shuffled, shard_rows, columns) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.smollm2
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_smollm2_scores_do_not_depend_on_order_budget_or_shards(smollm2_dir, dtype):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipeline.config import Tokens
+    from pipeline.models.logprobs import pair_groups
+    from pipeline.models.prompts import PairTokenizer
+
+    tokenizer = PairTokenizer(AutoTokenizer.from_pretrained(smollm2_dir), Tokens())
+    groups = pair_groups([tokenizer.tokenize(r["prompt"], r["chosen"], r["rejected"]) for r in demo_pairs(6)])
+    model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=dtype).eval()
+    expected = LogprobEngine(model).score(groups).sum_logp.reshape(-1, 2)
+    order = np.random.default_rng(0).permutation(len(groups))
+    small = LogprobEngine(model, token_budget=300)
+    halves = [small.score([groups[i] for i in half]).sum_logp for half in (order[:2], order[2:])]
+    np.testing.assert_array_equal(np.concatenate(halves).reshape(-1, 2), expected[order])
