@@ -143,15 +143,9 @@ def open_source(
     scan = scan_files(fs, root)
     if scan.ignored:
         _log.warning("source %s: ignored %s", root, ignored_text(scan.ignored))
-    sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
-    if not sample.decoded:
-        raise SourceError(
-            f"source {root}: none of the first {len(sample.rows)} rows of {scan.files[0].path} can be decoded "
-            f"({_reasons(sample)}). Give files of the kind their names tell."
-        )
+    sample = _decoded_sample(fs, root, scan)
     name = resolve_format(source.format, sample.columns, sample.decoded)
-    pairs: Pairs = source.pairs
-    _check_pairs(pairs, name, logps=policy_logps or reference_logps)
+    _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
         _check_id_column(source.id_column, scan, sample)
     passthrough = passthrough_fields(source.passthrough, scan.schema, [*sample.columns], sample.decoded)
@@ -166,11 +160,21 @@ def open_source(
         id_column=source.id_column,
         passthrough=passthrough,
         scores=scores,
-        pairs=pairs,
+        pairs=source.pairs,
         columns=tuple(column for column in sample.columns if column in wanted),
     )
     s.scored_schema(passthrough)
     return reader, list(scan.files)
+
+
+def _decoded_sample(fs: Any, root: str, scan: SourceScan) -> Sample:
+    sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
+    if not sample.decoded:
+        raise SourceError(
+            f"source {root}: none of the first {len(sample.rows)} rows of {scan.files[0].path} can be decoded "
+            f"({_reasons(sample)}). Give files of the kind their names tell."
+        )
+    return sample
 
 
 def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
