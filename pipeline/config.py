@@ -6,7 +6,6 @@ read or loaded. Each class default is the vetted setting. Imports only pydantic.
 
 import datetime
 import itertools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -17,23 +16,15 @@ from pipeline.config_metric import Metric as Metric  # noqa: PLC0414
 from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
 from pipeline.config_objective import Objective as Objective  # noqa: PLC0414
 from pipeline.config_preset import PresetName, with_preset
+from pipeline.config_section import CREDENTIALS_IN_URL as CREDENTIALS_IN_URL  # noqa: PLC0414
 from pipeline.config_section import Section as Section  # noqa: PLC0414
+from pipeline.config_section import checked_url
 from pipeline.config_select import Select as Select  # noqa: PLC0414
 from pipeline.config_sweep import Variant
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 DEFAULT_DATE: Final = datetime.date(2025, 1, 1)
-
-CREDENTIALS_IN_URL = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
-
-
-def _checked_url(url: str) -> str:
-    if CREDENTIALS_IN_URL.match(url):
-        raise ValueError("must not carry credentials; use the AWS variables or an instance role")
-    if url.startswith(("http://", "https://")):
-        raise ValueError("must be a local path or an object-store URL such as s3://bucket/prefix")
-    return url
 
 
 def _normalised(url: str) -> str:
@@ -52,7 +43,7 @@ class Source(Section):
     passthrough: tuple[str, ...] = ()
     """Source columns to carry along unchanged."""
 
-    _path = field_validator("path")(_checked_url)
+    _path = field_validator("path")(checked_url)
 
 
 class Storage(Section):
@@ -171,7 +162,7 @@ class Output(Section):
     """Keep prompt, chosen and rejected only."""
     rows_per_file: int = Field(default=100_000, ge=1)
 
-    _path = field_validator("path")(_checked_url)
+    _path = field_validator("path")(checked_url)
 
     @field_validator("formats")
     @classmethod
@@ -214,7 +205,7 @@ class Config(Section):
     output: Output | None = None
     run: Run = Run()
 
-    _scored = field_validator("scored")(_checked_url)
+    _scored = field_validator("scored")(checked_url)
 
     @model_validator(mode="before")
     @classmethod
@@ -252,8 +243,14 @@ class Config(Section):
                 "metric.explicit candidates reads the rewards of all candidates, which reward.backend classifier does "
                 "not give: use reward.backend columns, or metric.explicit signed"
             )
-        if self.select is not None and self.select.labels != "keep" and self.source is not None and self.reward is None:
-            raise ValueError(f"select.labels {self.select.labels} reads the rewards: add a reward section")
+        labels = "keep" if self.select is None else self.select.labels
+        if labels != "keep" and self.metric.weight == "auto" and self.metric.ratio == "bradley-terry":
+            raise ValueError(
+                f"metric.ratio bradley-terry reads the labels that the reward contradicts, and select.labels {labels} "
+                "leaves none: set select.labels: keep, or another ratio"
+            )
+        if labels != "keep" and self.source is not None and self.reward is None:
+            raise ValueError(f"select.labels {labels} reads the rewards: add a reward section")
         return self
 
     @model_validator(mode="after")

@@ -31,7 +31,6 @@ PRESETS: Final[Mapping[PresetName, Mapping[str, Mapping[str, Any]]]] = {
     },
 }
 
-_RULES_OF_HOW_MANY: Final = frozenset({"k", "min_score", "max_score", "stats_from"})
 
 
 def with_preset(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -46,7 +45,14 @@ def with_preset(data: Mapping[str, Any]) -> Mapping[str, Any]:
             continue
         if section == "objective" and given.get("name") not in (None, "simpo"):
             continue
-        if section == "select" and _RULES_OF_HOW_MANY & {key for key, value in given.items() if value is not None}:
-            defaults = {key: value for key, value in defaults.items() if key != "fraction"}  # noqa: PLW2901
-        merged[section] = {**defaults, **given}
+        merged[section] = {**_applicable(section, defaults, given), **given}
     return merged
+
+
+def _applicable(section: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The defaults that do not contradict what is given: a former selection brings its own rule, k its own number."""
+    if section == "select" and given.get("stats_from") is not None:
+        return {}
+    if section == "select" and given.get("k") is not None:
+        return {key: value for key, value in defaults.items() if key != "fraction"}
+    return defaults

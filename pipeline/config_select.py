@@ -1,10 +1,10 @@
 """The select section of the config: which of the ranked pairs are kept. Imports only pydantic."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.config_section import Section
+from pipeline.config_section import Section, checked_url
 
 Labels = Literal["keep", "drop", "swap"]
 Deduplicate = Literal["none", "exact", "near"]
@@ -12,10 +12,10 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Select(Section):
-    """The rules, in the order they are applied: labels, score band, per_prompt, deduplicate, then how many."""
+    """The rules, in the order they are applied: labels, score band, per_prompt, how many by quotas, deduplicate."""
 
     fraction: float | None = Field(default=None, gt=0, le=1)
-    """Share of the rows that the rules before leave, rounded down."""
+    """Share of the rows that labels, score band and per_prompt leave, rounded down."""
     k: int | None = Field(default=None, ge=1)
     min_score: float | None = Field(default=None, allow_inf_nan=False)
     """Lowest score to keep; alone or with max_score it is the whole rule."""
@@ -38,6 +38,16 @@ class Select(Section):
     may be left out, or must be those that it was made with."""
     engine: Literal["auto", "plain", "ray"] = "auto"
     """Where the passes run; auto takes Ray where there is a cluster to join. Never changes what is selected."""
+
+    _stats_from = field_validator("stats_from")(checked_url)
+
+    @field_validator("quotas", mode="before")
+    @classmethod
+    def _names_as_text(cls, value: Any) -> Any:
+        """Groups of numbers and truth values are named as Arrow writes them."""
+        if not isinstance(value, dict):
+            return value
+        return {str(name).lower() if isinstance(name, bool) else str(name): weight for name, weight in value.items()}
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Select":

@@ -49,7 +49,7 @@ class Variant(Section):
 def _without_number(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The rule of how many rows to keep goes where the variant gives one of its own."""
     left_out: set[str] = set()
-    if given.keys() & {"fraction", "k", "min_score", "max_score", "stats_from"}:
+    if given.keys() & {"fraction", "k", "stats_from"}:
         left_out = {"fraction", "k", "stats_from"}
     if "stats_from" in given:
         left_out |= {"min_score", "max_score"}

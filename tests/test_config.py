@@ -252,11 +252,31 @@ def test_what_the_config_says_goes_before_its_preset():
     assert (config.tokens.max_length, config.tokens.preset) == (2000, "paper")
 
 
-@pytest.mark.parametrize("select", [{"k": 10}, {"min_score": 0.5}, {"max_score": 0.5}, {"stats_from": "s.json"}])
-def test_another_rule_of_how_many_takes_the_place_of_the_fraction_of_a_preset(select):
-    config = parse_config({**ALONE, "preset": "paper", "select": select})
-    assert config.select.fraction is None
-    assert config.select.seed == 42
+def test_a_number_takes_the_place_of_the_fraction_of_a_preset():
+    select = parse_config({**ALONE, "preset": "paper", "select": {"k": 10}}).select
+    assert (select.fraction, select.k, select.seed) == (None, 10, 42)
+
+
+@pytest.mark.parametrize("bound", ["min_score", "max_score"])
+def test_a_score_bound_leaves_the_fraction_of_a_preset(bound):
+    assert parse_config({**ALONE, "preset": "paper", "select": {bound: 0.5}}).select.fraction == 0.4
+
+
+def test_a_former_selection_takes_the_place_of_the_whole_rule_of_a_preset():
+    select = parse_config({**ALONE, "preset": "paper", "select": {"stats_from": "s.json"}}).select
+    assert select.model_fields_set == {"stats_from"}
+
+
+def test_groups_of_numbers_may_have_quotas():
+    given = {"k": 3, "group_by": "kind", "quotas": {1: 2, 2: 1}}
+    assert parse_config({**ALONE, "select": given}).select.quotas == {"1": 2.0, "2": 1.0}
+
+
+@pytest.mark.parametrize("labels", ["drop", "swap"])
+def test_bradley_terry_without_contradicted_labels_is_refused(labels):
+    with pytest.raises(ConfigError, match=r"bradley-terry .* select\.labels: keep"):
+        parse_config({**ALONE, "metric": {"weight": "auto", "ratio": "bradley-terry"},
+                      "select": {"k": 3, "labels": labels}})  # fmt: skip
 
 
 def test_objective_of_the_config_takes_the_place_of_that_of_a_preset():

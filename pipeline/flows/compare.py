@@ -54,7 +54,7 @@ def compare_scored(request: CompareRequest) -> Comparison:
     dataset = open_scored(config)
     objective = _objective(request, dataset)
     queries = {
-        (f"{name} {fraction:g}", name): Query(objective=objective, metric=metric, rule=_rule(fraction))
+        (f"{name} {fraction}", name): Query(objective=objective, metric=metric, rule=_rule(fraction))
         for name, metric in _metrics(request.metrics, objective, dataset).items()
         for fraction in request.fractions
     }
@@ -84,7 +84,7 @@ def _objective(request: CompareRequest, dataset: ScoredDataset) -> Objective:
 
 def _metrics(given: Sequence[str], objective: Objective, dataset: ScoredDataset) -> dict[str, Metric]:
     if given:
-        return {text: _metric(text) for text in given}
+        return {text: _metric(text, objective) for text in given}
     readable = {name: Metric(name=name) for name in _DEFAULT_METRICS}
     if objective.name == "dpo":
         readable["difficulty"] = Metric(name="difficulty")
@@ -92,9 +92,9 @@ def _metrics(given: Sequence[str], objective: Objective, dataset: ScoredDataset)
     return {name: metric for name, metric in readable.items() if not empty & _columns(metric, objective)}
 
 
-def _metric(text: str) -> Metric:
-    section = _section(text, option="--metric")
-    return parse_config({"scored": "compare", "metric": section}, where=f"--metric {text}").metric
+def _metric(text: str, objective: Objective) -> Metric:
+    sections = {"metric": _section(text, option="--metric"), "objective": objective.model_dump(exclude_none=True)}
+    return parse_config({"scored": "compare", **sections}, where=f"--metric {text}").metric
 
 
 def _section(text: str, *, option: str) -> dict[str, Any]:
@@ -105,7 +105,10 @@ def _section(text: str, *, option: str) -> dict[str, Any]:
         key, sign, value = setting.partition("=")
         if not sign:
             raise ConfigError(f"{option} {text}: wanted name:key=value,key=value, such as potential:weight=2.5.")
-        section[key] = yaml.safe_load(value)
+        try:
+            section[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError):
+            raise ConfigError(f"{option} {text}: the value of {key} is not YAML.") from None
     return section
 
 

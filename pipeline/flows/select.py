@@ -25,6 +25,7 @@ from pipeline.selection.passes import Passes
 from pipeline.selection.report import PartsReport, summarise_parts
 from pipeline.selection.selection import Selection
 from pipeline.selection.source import Part, Positions, parts_of
+from pipeline.selection.streams import check_group_type
 from pipeline.selection.top_k import Query, num_selected, select_many
 from pipeline.storage.duplicates import COLUMNS, HashedRows, check_conflicts, find_duplicates, hashed_rows
 from pipeline.storage.filesystem import check_writable, display, open_filesystem, read_bytes
@@ -34,6 +35,7 @@ from pipeline.storage.scored import ScoredDataset
 from pipeline.storage.subset import REPORT_FILE, SubsetSpec, SubsetWriter, load_subset_manifest, open_subset
 
 _PARTS_PER_FILE: Final = 4
+_SCORING: Final = ("policy", "reference", "reward", "tokens")
 _SLIM: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
 _INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTCOME_FIELDS))
 
@@ -83,7 +85,7 @@ def _prepare(config: Config, scored: Mapping[str, Any], plan: RunPlan | None) ->
         raise ConfigError("select needs a select section (fraction or k) and an output section (path); add them.")
     fs, root = open_filesystem(config.output.path, config.storage)
     check_writable(fs, root)
-    former = None if config.select.stats_from is None else _former(config, config.select.stats_from)
+    former = None if config.select.stats_from is None else _former(config, config.select.stats_from, scored)
     rule = config.select
     if former is not None:
         rule = former_rule(former, Query(objective=config.objective, metric=config.metric, rule=rule))
@@ -96,6 +98,10 @@ def _prepare(config: Config, scored: Mapping[str, Any], plan: RunPlan | None) ->
         "slim": config.output.slim,
         "formats": sorted(config.output.formats),
     }
+    if plan is not None and rule.group_by is not None:
+        remedy = "Name it in source.passthrough."
+        schema.require_columns(plan.schema, [rule.group_by], where="select.group_by", remedy=remedy)
+        check_group_type(rule.group_by, plan.schema.field(rule.group_by).type)
     if plan is not None and former is None:
         num_selected(rule, sum(shard["num_rows"] for shard in plan.shards))
     _check_output(fs, root, fingerprint)
@@ -117,7 +123,7 @@ def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
         with passes_for(config, pending[0].config.select) as passes:
             duplicates = find_positions(passes, dataset)
             selections = _selections(passes, dataset, pending, duplicates)
-            has_tools = any(passes.run(_ToolsTask(), _parts(dataset, duplicates, Select(k=1), passes.num_parts)))
+            has_tools = any(passes.run(_ToolsTask(), parts_of(dataset, duplicates, "keep", passes.num_parts)))
             for run, selection in zip(pending, selections, strict=True):
                 _write(passes, dataset, run, selection, has_tools=has_tools)
     return [_report(run.fs, run.root) for run in runs]
@@ -210,11 +216,17 @@ def _write(passes: Passes, dataset: ScoredDataset, run: SelectRun, selection: Se
             task = FileTask(fs=run.fs, root=run.root, spec=writer.spec, selection=selection, columns=tuple(columns))
             for records in passes.map(task, files_of(writer.spec, parts, found.num_kept)):
                 writer.add(records)
-            writer.finish(report=found.report, extra={"selection": found.report["selection"]})
+            scored_by = _scored_by(dataset.manifest.fingerprint)
+            writer.finish(report=found.report, extra={"selection": found.report["selection"], "scored_by": scored_by})
 
 
-def _former(config: Config, path: str) -> Mapping[str, Any]:
-    """The selection in a subset's manifest."""
+def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the scores of a row, whatever data it is of."""
+    return {name: fingerprint.get(name) for name in _SCORING}
+
+
+def _former(config: Config, path: str, scored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The selection in a subset's manifest, which must be of scores like those of `scored`."""
     fs, full = open_filesystem(path, config.storage)
     data = read_bytes(fs, full)
     if data is None:
@@ -222,8 +234,14 @@ def _former(config: Config, path: str) -> Mapping[str, Any]:
     manifest = parsed(data, display(fs, full))
     extra = manifest.get("extra") if isinstance(manifest, dict) else None
     selection = extra.get("selection") if isinstance(extra, dict) else None
-    if not isinstance(selection, dict):
+    if not isinstance(extra, dict) or not isinstance(selection, dict):
         raise SourceError(f"select.stats_from: {path} holds no selection. Give the _SUCCESS.json of a subset.")
+    found = list(differences(extra.get("scored_by") or {}, _scored_by(scored)))
+    if found:
+        raise FingerprintError(
+            f"select.stats_from: {path} was made from scores of other models or settings; what differs: "
+            f"{', '.join(field for field, _, _ in found)}. Thresholds hold for one set of models: score with the same."
+        )
     return selection
 
 

@@ -65,16 +65,22 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def compiled(function: _Function) -> _Function:
     """The function as machine code, from its first call on; the interpreter lock is released while it runs."""
-    return cast(_Function, njit(nogil=True, cache=True, error_model="numpy")(function))
+    return _jit(function)
+
+
+def _jit(function: _Function, **flags: Any) -> _Function:
+    try:
+        return cast(_Function, njit(nogil=True, cache=True, error_model="numpy", **flags)(function))
+    except RuntimeError:  # no folder can be written for the cache: compile in every process
+        return cast(_Function, njit(nogil=True, error_model="numpy", **flags)(function))
 
 
 def _compiled_in_any_order(function: _Function) -> _Function:
-    flags = {"reassoc", "contract"}
-    return cast(_Function, njit(nogil=True, cache=True, error_model="numpy", fastmath=flags)(function))
+    return _jit(function, fastmath={"reassoc", "contract"})
 
 
 def _compiled_with_fma(function: _Function) -> _Function:
-    return cast(_Function, njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})(function))
+    return _jit(function, fastmath={"contract"})
 
 
 @compiled

@@ -52,10 +52,11 @@ class Reading:
         """Terms of equal keys have equal values."""
         if term == UNIFORM:
             return (term, None, None, self.seed)
+        given = int(self.objective is None)
         if term == EXPLICIT:
-            return (EXPLICIT_SIGNED if self._kind == "signed" else term, None, self._kind, None)
+            return (EXPLICIT_SIGNED if self._kind == "signed" else term, None, self._kind, given)
         if term == EXPLICIT_SIGNED:
-            return (term, None, "signed", None)
+            return (term, None, "signed", given)
         return (term, self.objective, None, None)
 
     def columns_of(self, term: Term) -> tuple[str, ...]:

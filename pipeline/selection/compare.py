@@ -30,7 +30,8 @@ class Comparison:
     labels, metrics: names of the selections, and of the metrics they are by. num_selected: rows each keeps, int64
     [num]. overlap: |A and B| / |A or B|, float64 [num, num], over all rows. rank_correlation: Spearman's, of the
     metrics' scores, float64 [num_metrics, num_metrics]. contradiction: share of A's rows that are among as many last
-    ones of a metric, float64 [num, num_metrics]. num_sampled: rows these two are taken on.
+    ones of a metric, float64 [num, num_metrics], NaN above one half of the rows. num_sampled: rows that these two are
+    taken on.
     """
 
     labels: tuple[str, ...]
@@ -155,6 +156,9 @@ def _contradictions(scores: Sequence[FloatArray], places: Sequence[tuple[int, Fr
     result = np.zeros((len(places), len(scores)))
     for i, (metric, share) in enumerate(places):
         num = max(1, int(share * size))
+        if 2 * num > size:  # best and last rows overlap
+            result[i] = np.nan
+            continue
         best = np.zeros(size, dtype=np.bool_)
         best[orders[metric][-num:]] = True
         result[i] = [np.count_nonzero(best[order[:num]]) / num for order in orders]

@@ -1,8 +1,9 @@
 """Rules that leave out rows because of better ones: too many of a prompt, or a text that repeats.
 
-Both leave out positions, which later passes skip. The limit per prompt takes one pass over the prompts. Repeated texts
-take one pass over the texts of the selected rows, and one more for each time that the next best rows move up; the
-texts that are compared are held in memory.
+Both leave out positions, which later passes skip: 8 bytes a row left out. The limit per prompt takes one pass over the
+prompts. Repeated texts take a pass over the texts of the selected rows, and a few more each time that the next best
+rows move up; texts are held in memory while they are compared. A row that moves up in its group is compared with all
+rows selected before it, those of lower score in other groups too.
 """
 
 from collections.abc import Iterator, Sequence

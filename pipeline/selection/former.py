@@ -13,12 +13,14 @@ import numpy as np
 from pipeline.config import Select
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.metrics.fitted import fitted_of
+from pipeline.selection.counts import count_candidates
 from pipeline.selection.passes import Passes
 from pipeline.selection.selection import GroupCut, Selection
 from pipeline.selection.source import Part
-from pipeline.selection.survey import Survey, SurveyTask, check_rankable, excluded_reason
+from pipeline.selection.streams import Candidates
+from pipeline.selection.survey import Survey, SurveyTask, check_rankable
 from pipeline.selection.tally import TallyTask, empty_tally
-from pipeline.selection.top_k import CONTRADICTED, DUPLICATE, Query
+from pipeline.selection.top_k import Query, excluded_rows, num_rows_read
 
 _OWN_KEYS: Final = frozenset({"stats_from", "engine"})
 
@@ -78,8 +80,13 @@ def apply_former(passes: Passes, parts: Sequence[Part], former: Mapping[str, Any
         survey.merge(of_part)
     check_rankable(survey, query.ranker, labels=query.rule.labels)
     duplicates = np.concatenate([part.duplicates for part in parts])
-    dropped = survey.num_contradicted if query.rule.labels == "drop" else 0
-    excluded = {excluded_reason(term): 0 for term in query.ranker.terms} | survey.excluded
+    rule = query.rule
+    candidates = Candidates(
+        ranker=query.ranker, fitted=fitted, min_score=rule.min_score, max_score=rule.max_score, groups=groups
+    )
+    [counts] = count_candidates(passes, parts, [candidates], [rule.group_by])
+    sizes = [counts[name] for name in groups] if groups else [counts[None]]
+    cuts = [replace(cut, num_candidates=size) for cut, size in zip(cuts, sizes, strict=True)]
     selection = Selection(
         objective=query.objective,
         metric=query.metric,
@@ -87,9 +94,9 @@ def apply_former(passes: Passes, parts: Sequence[Part], former: Mapping[str, Any
         fitted=fitted,
         cuts=cuts,
         groups=groups,
-        num_rows=survey.num_rows + int(duplicates.size) + dropped,
+        num_rows=num_rows_read(survey, rule, duplicates),
         num_ranked=survey.num_ranked,
-        excluded=excluded | {DUPLICATE: int(duplicates.size)} | ({CONTRADICTED: dropped} if dropped else {}),
+        excluded=excluded_rows(survey, query, candidates, counts, duplicates),
         num_contradicted=survey.num_contradicted,
         duplicates=duplicates,
     )
@@ -101,11 +108,8 @@ def apply_former(passes: Passes, parts: Sequence[Part], former: Mapping[str, Any
 
 
 def _cut(value: Mapping[str, Any]) -> GroupCut:
-    threshold = value["threshold"]
-    if threshold is None:
-        # Null stands for no limit where rows were kept, and for none kept where a group had no share.
-        threshold = -np.inf if value["k"] else np.inf
-    return GroupCut(threshold=float(threshold), boundary_id=value["boundary_id"], k=0, num_candidates=0)
+    threshold = -np.inf if value["threshold"] is None else float(value["threshold"])
+    return GroupCut(threshold=threshold, boundary_id=value["boundary_id"], k=0, num_candidates=0)
 
 
 def _damaged(error: Exception) -> IntegrityError:

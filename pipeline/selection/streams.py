@@ -146,13 +146,22 @@ def group_names(rows: pa.RecordBatch, column: str) -> pa.Array:
         DataError: the column holds neither text nor whole numbers nor truth values.
     """
     values = single_array(rows, column)
-    kind = values.type
-    if pa.types.is_dictionary(kind):
-        values, kind = values.dictionary_decode(), kind.value_type
+    check_group_type(column, values.type)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    return values.cast(pa.string())
+
+
+def check_group_type(column: str, kind: pa.DataType) -> None:
+    """Refuse a column that cannot name groups.
+
+    Raises:
+        DataError: it holds neither text nor whole numbers nor truth values.
+    """
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     named = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
     if not any(test(kind) for test in named):
         raise DataError(f"select.group_by {column} has type {kind}; wanted text, whole numbers or true and false.")
-    return values.cast(pa.string())
 
 
 def group_codes(rows: pa.RecordBatch, column: str, groups: tuple[str, ...]) -> Positions:

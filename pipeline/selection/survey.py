@@ -40,8 +40,8 @@ SurveyKey: TypeAlias = tuple[Any, ...]
 def survey_key(ranker: Ranker) -> SurveyKey:
     """Rankers of one key need one survey: they read the same terms and the same facts about them."""
     reading = ranker.reading
-    terms = tuple(reading.key(term) for term in ranker.terms)
-    sampled = tuple(reading.key(term) for term in ranker.sampled_terms)
+    terms = tuple((term, reading.key(term)) for term in ranker.terms)
+    sampled = tuple((term, reading.key(term)) for term in ranker.sampled_terms)
     return (terms, ranker.needs, sampled)
 
 

@@ -31,7 +31,7 @@ from pipeline.selection.quotas import allocate
 from pipeline.selection.selection import Selection
 from pipeline.selection.source import Part, Positions, ScoreSource, no_positions, parts_of
 from pipeline.selection.streams import Candidates
-from pipeline.selection.survey import SurveyKey, excluded_reason, survey_key
+from pipeline.selection.survey import Survey, SurveyKey, excluded_reason, survey_key
 from pipeline.selection.tally import verified
 
 DUPLICATE: Final = "duplicate"
@@ -179,9 +179,9 @@ def _decide(
             fitted=fits[i].fitted,
             cuts=cuts[i],
             groups=candidates[i].groups,
-            num_rows=_num_rows(fits[i], query.rule, duplicates),
+            num_rows=num_rows_read(fits[i].survey, query.rule, duplicates),
             num_ranked=fits[i].survey.num_ranked,
-            excluded=_excluded(fits[i], query, candidates[i], counts[i], duplicates),
+            excluded=excluded_rows(fits[i].survey, query, candidates[i], counts[i], duplicates),
             num_contradicted=fits[i].survey.num_contradicted,
             duplicates=duplicates,
             left_out=candidates[i].left_out,
@@ -249,27 +249,27 @@ def _sampled_scores(ranker: Ranker, found: Fit) -> FloatArray:
     return finite
 
 
-def _num_rows(found: Fit, rule: Select, duplicates: Positions) -> int:
-    dropped = found.survey.num_contradicted if rule.labels == "drop" else 0
-    return found.survey.num_rows + int(duplicates.size) + dropped
+def num_rows_read(survey: Survey, rule: Select, duplicates: Positions) -> int:
+    """Scored rows that a survey stands for, with those that it did not see."""
+    dropped = survey.num_contradicted if rule.labels == "drop" else 0
+    return survey.num_rows + int(duplicates.size) + dropped
 
 
-def _excluded(
-    found: Fit, query: Query, candidates: Candidates, counts: GroupCounts, duplicates: Positions
+def excluded_rows(
+    survey: Survey, query: Query, candidates: Candidates, counts: GroupCounts, duplicates: Positions
 ) -> dict[str, int]:
+    """Rows that could not be kept, by reason; `counts` are those of the candidates, by group."""
     rule = query.rule
-    excluded = {excluded_reason(term): 0 for term in query.ranker.terms} | found.survey.excluded
+    excluded = {excluded_reason(term): 0 for term in query.ranker.terms} | survey.excluded
     excluded[DUPLICATE] = int(duplicates.size)
     if rule.labels == "drop":
-        excluded[CONTRADICTED] = found.survey.num_contradicted
+        excluded[CONTRADICTED] = survey.num_contradicted
     if rule.per_prompt is not None:
         excluded[BEYOND_PROMPT_CAP] = int(candidates.left_out.size)
     if rule.min_score is not None or rule.max_score is not None:
-        num_left = found.survey.num_ranked - candidates.left_out.size
-        excluded[OUTSIDE_BAND] = num_left - sum(counts.values())
+        excluded[OUTSIDE_BAND] = survey.num_ranked - int(candidates.left_out.size) - sum(counts.values())
     if rule.group_by is not None:
         excluded[NO_GROUP] = counts[None]
         named = set(candidates.groups)
-        others = sum(count for name, count in counts.items() if name is not None and name not in named)
-        excluded[NO_QUOTA] = others
+        excluded[NO_QUOTA] = sum(count for name, count in counts.items() if name is not None and name not in named)
     return excluded

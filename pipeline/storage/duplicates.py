@@ -22,7 +22,7 @@ from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import HashArray, hash_ids
 from pipeline.storage.scored import ScoredDataset
 
-_SCORES: Final = tuple(field.name for field in names.SCORE_FIELDS if field.type == pa.float64())
+_SCORES: Final = tuple(field.name for field in names.SCORE_FIELDS if field.name != names.TRUNCATED)
 COLUMNS: Final = (names.ID, names.CONTENT_DIGEST, *_SCORES)
 """Columns that `hashed` reads."""
 
@@ -160,10 +160,21 @@ def _spill(rows: HashedRows, num_buckets: int, folder: Path) -> None:
 def _score_hashes(table: pa.Table) -> HashArray:
     mixed = np.zeros(table.num_rows, dtype=np.uint64)
     for name in _SCORES:
-        bits = np.ascontiguousarray(table[name].fill_null(0.0).to_numpy(), dtype=np.float64).view(np.uint64)
-        mixed = (mixed ^ bits) * _MULTIPLIER
+        column = table[name]
+        present = column.is_valid().to_numpy().astype(np.uint64)
+        mixed = (mixed ^ (_bits_of(column) * present) ^ (present << np.uint64(1))) * _MULTIPLIER
         mixed ^= mixed >> np.uint64(29)
     return mixed
+
+
+def _bits_of(column: pa.ChunkedArray) -> HashArray:
+    """A number of 64 bits for each value; what stands for null is told apart by the caller."""
+    if pa.types.is_list(column.type):
+        if column.null_count == len(column):
+            return np.zeros(len(column), dtype=np.uint64)
+        return hash_ids(pa.array([str(value) for value in column.to_pylist()], pa.string()), _CONTENT_SEED)
+    values = column.cast(pa.float64(), safe=False).fill_null(0.0).to_numpy()
+    return np.ascontiguousarray(values, dtype=np.float64).view(np.uint64)
 
 
 def _sharing_an_id(rows: HashedRows) -> HashedRows:

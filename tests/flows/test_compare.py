@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import schema as names
 from pipeline.config import Storage
+from pipeline.errors import ConfigError
 from pipeline.flows.compare import CompareRequest, compare_scored
 from pipeline.flows.select import prepare_select, select_subsets
 from tests.fixtures_storage import S3Server
@@ -104,7 +105,7 @@ def test_contradiction_is_what_another_metric_ranks_last(
 ):
     rows = common_rows(scores)
     for text, fraction in itertools.product(METRICS, FRACTIONS):
-        label = f"{text} {fraction:g}"
+        label = f"{text} {fraction}"
         num = int(len(selections[label]) / len(scores[text]) * len(rows))
         best = set(sorted(rows, key=lambda id_: -scores[text][id_])[:num])
         for other in METRICS:
@@ -207,3 +208,23 @@ def test_comparing_writes_nothing(command: Callable[..., Ended], scored_rows: pa
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert command("compare", scored).code == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_difficulty_goes_with_dpo_alone(scored: str):
+    def request(objective: str) -> CompareRequest:
+        return CompareRequest(scored=scored, metrics=["difficulty", "random"], objective=objective, storage={})
+
+    assert "difficulty 0.1" in compare_scored(request("dpo")).labels
+    with pytest.raises(ConfigError, match="difficulty"):
+        compare_scored(request("simpo"))
+
+
+def test_metrics_of_the_same_margins_by_other_names_go_together(scored: str):
+    metrics = ["potential:normalise=none,implicit=signed", "bees-add"]
+    together = compare_scored(CompareRequest(scored=scored, metrics=metrics, storage={}))
+    assert together.labels == tuple(f"{name} {fraction}" for name in metrics for fraction in (0.1, 0.4))
+
+
+def test_no_contradiction_is_told_where_best_and_last_rows_overlap(scored: str):
+    found = compare_scored(CompareRequest(scored=scored, metrics=["explicit"], fractions=[0.9], storage={}))
+    assert found.to_dict()["contradiction"] == {"explicit 0.9": {"explicit": None}}

@@ -274,3 +274,31 @@ def test_another_manifest_on_the_same_output_is_refused(scored: str, new: str, f
     with pytest.raises(FingerprintError, match="stats_from"):
         select_subsets(prepare_select(data.select_config(new, tmp_path / "out")))
     assert data.objects(tmp_path / "out") == before
+
+
+def test_scores_of_another_policy_are_refused(
+    new_rows: pa.Table, former: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(data.FINGERPRINT, "policy", {"model": "another"})
+    other = data.write_scored(tmp_path / "data", Storage(), new_rows, 40)
+    with pytest.raises(FingerprintError, match=r"stats_from: .* other models or settings; what differs: policy"):
+        applied(other, tmp_path / "out", former / "_SUCCESS.json")
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_rule_that_kept_nothing_goes_on_keeping_what_is_good_enough(scored: str, new: str, tmp_path: Path):
+    select_subsets(prepare_select(data.select_config(scored, tmp_path / "first", select={"min_score": 0.5})))
+    wanted = applied(new, tmp_path / "new", tmp_path / "first/_SUCCESS.json")
+    bad = data.scored_table(50, seed=3, tag="bad", shift=-90.0)
+    nothing = data.write_scored(tmp_path / "bad", Storage(), bad, 40)
+    assert applied(nothing, tmp_path / "none", tmp_path / "first/_SUCCESS.json") == []
+    again = applied(new, tmp_path / "again", tmp_path / "none/_SUCCESS.json")
+    assert [row[names.ID] for row in again] == [row[names.ID] for row in wanted] != []
+
+
+def test_every_row_is_accounted_for(scored: str, new: str, tmp_path: Path):
+    select_subsets(prepare_select(data.select_config(scored, tmp_path / "first", select={"min_score": 0.5})))
+    kept = applied(new, tmp_path / "out", tmp_path / "first/_SUCCESS.json")
+    selection = data.read_json(tmp_path / "out", "report.json")["selection"]
+    assert selection["excluded"]["outside_score_band"] == selection["num_ranked"] - len(kept)
+    assert selection["num_candidates"] == selection["k"] == len(kept)

@@ -4,6 +4,7 @@ import pickle
 import tempfile
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,13 +97,27 @@ def test_conflicts_found_in_parts_are_named_by_id(local_place):
         check_conflicts(dataset, found)
 
 
-def test_which_of_two_scorings_is_kept_does_not_depend_on_their_order():
-    def kept_reward(rewards):
-        columns = {"reward_chosen": rewards, "reward_rejected": [0.0] * len(rewards)}
-        table = scored_table(["a"] * len(rewards), columns=columns)
-        left_out = find_duplicates([hashed(table.select(COLUMNS), 0)], len(rewards)).duplicate_positions.tolist()
-        [kept] = set(range(len(rewards))) - set(left_out)
-        return rewards[kept]
+SCORINGS = {
+    "rewards": {"reward_chosen": [float(i) for i in range(8)], "reward_rejected": [0.0] * 8},
+    "null_and_zero": {"reward_chosen": [None, 0.0], "reward_rejected": [None, 0.0]},
+    "tokens": {"num_tokens_chosen": [3, 4, 5], "num_tokens_rejected": [7, 7, 7]},
+    "candidates": {"rewards_all": [[1.0, 2.0], [1.0, 3.0], None, [1.0]]},
+}
 
-    rewards = [float(i) for i in range(8)]
-    assert {kept_reward(rewards[i:] + rewards[:i]) for i in range(8)} == {kept_reward(rewards[::-1])}
+
+@pytest.mark.parametrize("columns", SCORINGS.values(), ids=SCORINGS)
+def test_which_of_two_scorings_is_kept_does_not_depend_on_their_order(columns):
+    num_rows = len(next(iter(columns.values())))
+    table = scored_table(["a"] * num_rows, columns=columns).take([0] * num_rows)
+    for name, values in columns.items():
+        field = table.schema.field(name)
+        table = table.set_column(table.column_names.index(name), field, pa.array(values, field.type))
+
+    def kept(order):
+        rows = table.take(order)
+        left_out = find_duplicates([hashed(rows.select(COLUMNS), 0)], num_rows).duplicate_positions.tolist()
+        [place] = set(range(num_rows)) - set(left_out)
+        return order[place]
+
+    orders = [[(start + i) % num_rows for i in range(num_rows)] for start in range(num_rows)]
+    assert len({kept(order) for order in [*orders, orders[0][::-1]]}) == 1
