@@ -1,16 +1,16 @@
-"""Pairs a second on one GPU: our engines beside the paper's padded batches and padding-free batches (B2 to B5).
+"""Pairs a second on one GPU: our engines beside the paper's padded batches and padding-free batches.
 
-    python -m tests.benchmarks.bench_gpu [--cases B2 B3 B4 B5] [--pairs 512] [--repeats 3] [--tiny]
+    python -m tests.benchmarks.bench_gpu [--cases uf hh long reward] [--pairs 512] [--repeats 3] [--tiny]
 
 Wants a CUDA GPU of 80 GB, and torch, transformers, numpy and pyarrow: no network, no Ray, no weights. The models have
-Llama-3-8B's architecture and random normal weights in bfloat16; lengths are lognormal (see scoring_gpu). B2 to B4
-score policy and reference, both resident; B5 gives both rewards of UltraFeedback-like pairs. Peers:
+Llama-3-8B's architecture and random normal weights in bfloat16; lengths are lognormal (see scoring_gpu). uf, hh
+and long score under policy and reference, both resident; reward gives both rewards of pairs as long as uf's. Peers:
 
     paper               4 pairs padded together, all logits, as it ships and sorted by length (its best)
     padding-free, HF    transformers with flash attention: sequences end to end by position ids, head on response
                         rows only; needs the flash-attn package, and is left out with a line where there is none
     padding-free, ours  our engine told of every sequence alone: no padding, nothing shared
-    classifier          AutoModelForSequenceClassification, 8 dialogues padded together, as it ships and sorted (B5)
+    classifier          AutoModelForSequenceClassification, 8 dialogues padded together, as it ships and sorted
 
 Gate: mean log-probabilities, or rewards, of all engines agree on 16 pairs. MFU is of useful work, the same for every
 engine: what scoring takes with nothing computed twice (scoring_gpu.flops) a second / the GPU's dense bfloat16 peak by
@@ -217,7 +217,7 @@ def measure(
 def run_cases(options: argparse.Namespace, device: str) -> dict[str, Any]:
     shape, scale = (TINY, 0.1) if options.tiny else (LLAMA_3_8B, 1.0)
     figures: dict[str, Any] = {}
-    wanted = {name: lengths for name, lengths in CASES.items() if name.split()[0] in options.cases}
+    wanted = {name: lengths for name, lengths in CASES.items() if name in options.cases}
     if wanted:
         models = [random_model(shape, seed, device) for seed in (1, 2)]
         kernel, engines = logp_engines(models, options.token_budget)
@@ -229,19 +229,19 @@ def run_cases(options: argparse.Namespace, device: str) -> dict[str, Any]:
         del models, engines
         if device == "cuda":
             torch.cuda.empty_cache()
-    if "B5" in options.cases:
+    if "reward" in options.cases:
         model = random_model(shape, 3, device, classifier=True)
         kernel, engines = reward_engines(model, options.token_budget)
-        print(f"B5 reward model, {kernel} kernel", flush=True)
-        pairs = pairs_of(CASES["B2 UltraFeedback-like"].scaled(scale), options.pairs, shape["vocab_size"])
+        print(f"reward model, {kernel} kernel", flush=True)
+        pairs = pairs_of(CASES["uf"].scaled(scale), options.pairs, shape["vocab_size"])
         work = flops(model.config, pairs, head=False)
-        figures["B5 reward model"] = {"kernel": kernel, **measure(engines, pairs, work, options, head=False)}
+        figures["reward"] = {"kernel": kernel, **measure(engines, pairs, work, options, head=False)}
     return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark scoring on one GPU.")
-    parser.add_argument("--cases", nargs="+", choices=["B2", "B3", "B4", "B5"], default=["B2", "B3", "B4", "B5"])
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, "reward"], default=[*CASES, "reward"])
     parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--token-budget", type=int, default=16384)

@@ -50,10 +50,11 @@ class Lengths:
         return Lengths(prompt=round(self.prompt * factor), response=round(self.response * factor), sigma=self.sigma)
 
 
+# Lengths like UltraFeedback's, like HH-RLHF's, and of long dialogues.
 CASES = {
-    "B2 UltraFeedback-like": Lengths(prompt=200, response=350),
-    "B3 HH-like": Lengths(prompt=150, response=47),
-    "B4 long prompt": Lengths(prompt=1500, response=300, sigma=0.3),
+    "uf": Lengths(prompt=200, response=350),
+    "hh": Lengths(prompt=150, response=47),
+    "long": Lengths(prompt=1500, response=300, sigma=0.3),
 }
 
 
