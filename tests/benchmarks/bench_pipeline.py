@@ -11,6 +11,8 @@ that took. With L lanes (cores, at most one a model) nothing can be faster than 
               summed bare-engine rate. The steady part begins when the last model has finished its first shard, and
               ends when fewer models than lanes have work left; loading and filling lie before it, draining after it.
     whole     the same from the first model's first shard to the end of the run, filling and draining included.
+    CPU       bare CPU seconds of the work done between the first commit and the last / all CPU seconds that the run
+              spent then, Ray's own processes included: what `rate` would be on a machine that does nothing else.
     busy      of an actor: its seconds on shards / the seconds from its first shard's begin to its last one's end.
     idle      of an actor: the share of those in which its next shard had left the stage before and it did not run.
               Where models are more than lanes, or one is slower than the next, an actor also waits for shards.
@@ -42,8 +44,9 @@ def show(figures: Figures) -> None:
         )
     print(
         f"rate {figures.rate:.3f} over {figures.steady_s:.1f} s, "
-        f"whole {figures.whole:.3f} over {figures.whole_s:.1f} s; driver {figures.driver_cpu:.2f} CPUs"
+        f"whole {figures.whole:.3f} over {figures.whole_s:.1f} s, CPU {figures.model_cpu:.3f}"
     )
+    print("CPU seconds:", ", ".join(f"{name} {spent:.1f}" for name, spent in figures.cpu.items()), flush=True)
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def time_here(work: Work, repeats: int, *, with_trl: bool) -> list[Timed]:
         timed_run(best, lambda: paper_scores(model, ordered)[:, back])
         if with_trl:
             run_trl(model, work.tokenizer, work.rows, trl)
-    return [ours, paper, best, *([trl] if with_trl else [])]
+    return _shown([ours, paper, best, *([trl] if with_trl else [])])
 
 
 def time_vllm(work: Work, repeats: int) -> list[Timed]:
@@ -91,7 +91,13 @@ def time_vllm(work: Work, repeats: int) -> list[Timed]:
         result = run_vllm(name, work.directory, work.pairs, repeats)
         title = name.replace("vLLM", f"vLLM {result['version']}")
         found.append(Timed(name=title, sums=result["sums"], cpu_s=result["cpu_s"], wall_s=result["wall_s"]))
-    return found
+    return _shown(found)
+
+
+def _shown(timed: list[Timed]) -> list[Timed]:
+    for each in timed:
+        each.show()
+    return timed
 
 
 def margins_error(work: Work, ours: Timed) -> dict[str, float]:
@@ -118,13 +124,11 @@ def main() -> None:
     torch.set_num_threads(1)
     work = load(options.data, options.pairs)
     num_ways = check_invariance(work.model, work.pairs[:MOST_INVARIANCE_PAIRS])
+    print(f"{'engine':<34}{'CPU s':>9}{'wall s':>9}{'tokens':>10}")
     timed = time_here(work, options.repeats, with_trl="trl" not in options.without)
     timed += [] if "vllm" in options.without else time_vllm(work, options.repeats)
     for other in timed[1:]:
         check_agreement(other, timed[0], work.pairs)
-    print(f"{'engine':<34}{'CPU s':>9}{'wall s':>9}{'tokens':>10}")
-    for each in timed:
-        each.show()
     errors = {} if "accuracy" in options.without else margins_error(work, timed[0])
     figures = {
         "pairs": len(work.pairs),

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,23 @@ from pipeline.stages.work import ShardWork, read_shard
 from pipeline.storage.manifest import finish_run
 from pipeline.storage.scored import ScoredDataset
 from tests.benchmarks.scoring_data import read_rows
+from tests.benchmarks.scoring_processes import CpuMeter
 from tests.fixtures_models import tiny_model, tiny_tokenizer
 
 MODELS = ("reward", "policy", "reference")
 SCORES = [f"{kind}_{side}" for kind in ("reward", "policy_logp", "reference_logp") for side in ("chosen", "rejected")]
 
-Seconds = dict[tuple[str, int], float]  # by stage and shard
+Seconds = dict[tuple[str, int], tuple[float, float]]  # wall and CPU, by stage and shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """The shards as committed; CPU seconds by process between the first commit and the last, and when these were."""
+
+    works: Sequence[ShardWork]
+    cpu: Mapping[str, float]
+    first_s: float
+    last_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +56,8 @@ class Figures:
     steady_s: float
     whole: float
     whole_s: float
-    driver_cpu: float
+    model_cpu: float
+    cpu: Mapping[str, float]
     bare_s: Mapping[str, float]
     pipeline_s: Mapping[str, float]
     busy: Mapping[str, float]
@@ -61,9 +73,9 @@ def measure_models(folder: Path, num_shards: int, shard_rows: int, *, tiny: bool
     run = prepare_score(config)
     shards = [Shard.from_dict(shard) for shard in run.plan.shards]
     bare, expected = run_bare(config, [read_shard(run.reader, shard).table for shard in shards], lanes)
-    works, driver_cpu = run_pipeline(run, shards)
+    ran = run_pipeline(run, shards)
     check_equal(run, expected)
-    return figures_of(bare, works, lanes, driver_cpu)
+    return figures_of(bare, ran, lanes)
 
 
 def make_config(folder: Path, num_shards: int, shard_rows: int, *, tiny: bool) -> Config:
@@ -129,22 +141,28 @@ def _bare_lane(config: Config, tables: dict[int, pa.Table], barrier: Any, result
         apply(next(iter(tables.values())).slice(0, 8))  # warm, and past the comparison of the first rows
         barrier.wait()
         for index, table in tables.items():
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), time.process_time()
             tables[index] = apply(table)
-            seconds[name, index] = time.perf_counter() - started
+            seconds[name, index] = (time.perf_counter() - started, time.process_time() - cpu)
     results.put((seconds, {index: without_transient(table) for index, table in tables.items()}))
 
 
-def run_pipeline(run: ScoreRun, shards: Sequence[Shard]) -> tuple[list[ShardWork], float]:
-    """The shards as committed, and the CPUs that the driver kept busy."""
+def run_pipeline(run: ScoreRun, shards: Sequence[Shard]) -> Ran:
     stages = score_stages(run.config)
     specs = {shard.index: run.plan.part_spec(shard.index) for shard in shards}
     commit = CommitTo(fs=run.fs, root=run.root, specs=specs)
+    cpu: dict[str, float] = {}
     with ray_session(run.config.run, [stage.model for stage in stages if stage.model is not None]):
         job = ScoreJob(reader=run.reader, stages=tuple(stages), commit=commit, run=run.config.run)
-        wall, cpu = time.perf_counter(), time.process_time()
-        works = list(score_on_ray(job, shards))
-        return works, (time.process_time() - cpu) / (time.perf_counter() - wall)
+        results = score_on_ray(job, shards)
+        works = [next(results)]
+        meter = CpuMeter()
+        first_s = last_s = time.time()
+        for work in islice(results, len(shards) - 1):
+            works.append(work)
+            last_s, cpu = time.time(), meter.read()
+        works += results
+    return Ran(works=works, cpu=cpu, first_s=first_s, last_s=last_s)
 
 
 def check_equal(run: ScoreRun, expected: Mapping[int, pa.Table]) -> None:
@@ -158,7 +176,8 @@ def check_equal(run: ScoreRun, expected: Mapping[int, pa.Table]) -> None:
     print(f"gate: {committed.num_rows} rows with equal scores", flush=True)
 
 
-def figures_of(bare: Seconds, works: Sequence[ShardWork], lanes: int, driver_cpu: float) -> Figures:
+def figures_of(bare: Seconds, ran: Ran, lanes: int) -> Figures:
+    works = ran.works
     spans = {
         (timing.stage, work.shard): (timing.started_s, timing.ended_s) for work in works for timing in work.timings
     }
@@ -166,7 +185,8 @@ def figures_of(bare: Seconds, works: Sequence[ShardWork], lanes: int, driver_cpu
     ends = sorted(max(end for _, end in of[name]) for name in MODELS)
     begin, end = max(of[name][0][1] for name in MODELS), ends[len(MODELS) - lanes]
     first, last = min(of[name][0][0] for name in MODELS), max(ended for _, ended in spans.values())
-    steady = sum(seconds * _share(spans[key], begin, end) for key, seconds in bare.items())
+    steady = sum(wall * _share(spans[key], begin, end) for key, (wall, _) in bare.items())
+    model_cpu = sum(cpu * _share(spans[key], ran.first_s, ran.last_s) for key, (_, cpu) in bare.items())
     length = {name: of[name][-1][1] - of[name][0][0] for name in MODELS}
     total = {name: sum(ended - started for started, ended in of[name]) for name in MODELS}
     return Figures(
@@ -174,10 +194,11 @@ def figures_of(bare: Seconds, works: Sequence[ShardWork], lanes: int, driver_cpu
         lanes=lanes,
         rate=steady / lanes / (end - begin) if end > begin else float("nan"),
         steady_s=end - begin,
-        whole=sum(bare.values()) / lanes / (last - first),
+        whole=sum(wall for wall, _ in bare.values()) / lanes / (last - first),
         whole_s=last - first,
-        driver_cpu=driver_cpu,
-        bare_s={name: sum(s for (stage, _), s in bare.items() if stage == name) for name in MODELS},
+        model_cpu=model_cpu / sum(ran.cpu.values()),
+        cpu=ran.cpu,
+        bare_s={name: sum(wall for (stage, _), (wall, _) in bare.items() if stage == name) for name in MODELS},
         pipeline_s=total,
         busy={name: total[name] / length[name] for name in MODELS},
         idle={name: _idle_s(works, name) / length[name] for name in MODELS},
