@@ -54,6 +54,7 @@ bench-select: $(VENV)/.installed-dev
 
 study: $(VENV)/.installed-dev
 	$(BIN)/python -m jobs.ratio_study $(STUDY_ARGS)
+
 bench-pipeline: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_pipeline $(BENCH_ARGS)
 
