@@ -1,7 +1,7 @@
 """CPU seconds to score real pairs: our engine, the paper's batches, TRL's precomputation and vLLM on CPU.
 
     python -m tests.benchmarks.bench_score [--pairs 64] [--data hh_harmless.jsonl.gz] [--repeats 1]
-        [--without trl vllm accuracy]
+        [--without paper trl vllm accuracy]
 
 SmolLM2-135M-Instruct in bfloat16 on one thread; pairs are HH-RLHF's (ALIGNPOT_SHARED or ../shared), else our demo
 pairs. Each peer as it ships and at its best: the paper's batches in the order of the data and sorted by length, vLLM
@@ -62,7 +62,7 @@ def load(data: Path | None, count: int) -> Work:
     return Work(directory=directory, model=model, tokenizer=tokenizer, rows=rows, pairs=pairs)
 
 
-def time_here(work: Work, repeats: int, *, with_trl: bool) -> list[Timed]:
+def time_here(work: Work, repeats: int, without: Sequence[str]) -> list[Timed]:
     """Ours and the peers of this process, in turns, so that a change of load meets all of them."""
     pairs, model, engine = work.pairs, work.model, LogprobEngine(work.model)
     score_pairs(engine, pairs[:2])
@@ -75,22 +75,28 @@ def time_here(work: Work, repeats: int, *, with_trl: bool) -> list[Timed]:
     trl = Timed(name="TRL precompute, 4 pairs", tokens=padded_tokens(pairs))
     for _ in range(repeats):
         timed_run(ours, lambda: np.stack(score_pairs(engine, pairs)))
-        timed_run(paper, lambda: paper_scores(model, pairs))
-        timed_run(best, lambda: paper_scores(model, ordered)[:, back])
-        if with_trl:
+        if "paper" not in without:
+            timed_run(paper, lambda: paper_scores(model, pairs))
+            timed_run(best, lambda: paper_scores(model, ordered)[:, back])
+        if "trl" not in without:
             run_trl(model, work.tokenizer, work.rows, trl)
-    return _shown([ours, paper, best, *([trl] if with_trl else [])])
+    return _shown([timed for timed in (ours, paper, best, trl) if timed.cpu_s])
 
 
-def time_vllm(work: Work, repeats: int) -> list[Timed]:
+def time_vllm(work: Work, repeats: int, ours: Timed) -> list[Timed]:
+    """vLLM's settings, each followed by another turn of ours."""
     if not has_vllm():
         print("vLLM is not installed: skipped")
         return []
-    found = []
+    found, engine = [], LogprobEngine(work.model)
     for name in SETTINGS:
         result = run_vllm(name, work.directory, work.pairs, repeats)
         title = name.replace("vLLM", f"vLLM {result['version']}")
         found.append(Timed(name=title, sums=result["sums"], cpu_s=result["cpu_s"], wall_s=result["wall_s"]))
+        for _ in range(repeats):
+            timed_run(ours, lambda: np.stack(score_pairs(engine, work.pairs)))
+    print("again, with the turns beside vLLM:")
+    ours.show()
     return _shown(found)
 
 
@@ -119,14 +125,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--data", type=Path, help="hh_harmless.jsonl.gz")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--without", nargs="*", choices=["trl", "vllm", "accuracy"], default=[])
+    parser.add_argument("--without", nargs="*", choices=["paper", "trl", "vllm", "accuracy"], default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
     work = load(options.data, options.pairs)
     num_ways = check_invariance(work.model, work.pairs[:MOST_INVARIANCE_PAIRS])
     print(f"{'engine':<34}{'CPU s':>9}{'wall s':>9}{'tokens':>10}")
-    timed = time_here(work, options.repeats, with_trl="trl" not in options.without)
-    timed += [] if "vllm" in options.without else time_vllm(work, options.repeats)
+    timed = time_here(work, options.repeats, options.without)
+    timed += [] if "vllm" in options.without else time_vllm(work, options.repeats, timed[0])
     for other in timed[1:]:
         check_agreement(other, timed[0], work.pairs)
     errors = {} if "accuracy" in options.without else margins_error(work, timed[0])
