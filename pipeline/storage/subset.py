@@ -132,7 +132,7 @@ class SubsetWriter:
                 self.add(file.publish())
         num_rows = sum(file["num_rows"] for file in self._files)
         if num_rows != self.spec.num_rows * len(self.spec.formats):
-            raise self._row_error(str(num_rows // len(self.spec.formats)))
+            raise self._row_error(str(max(self._num_taken, num_rows // len(self.spec.formats))))
         if "hf" in self.spec.formats:
             self._publish_hf_description()
         create(self._fs, f"{self._root}/{REPORT_FILE}", json_bytes(report))

@@ -31,7 +31,7 @@ OTHERS = {
     "weights": {"select": {"group_by": data.TOPIC, "quotas": {"math": 2, "chat": 0.5}, "k": 60}},
     "exact-by-group": {"select": {"deduplicate": "exact", "group_by": data.TOPIC, "per_prompt": 2}},
     "drop": {"select": {"labels": "drop"}},
-    "band": {"select": {"min_score": -0.5, "max_score": 1.0}},
+    "band": {"select": {"fraction": None, "min_score": -0.5, "max_score": 1.0}},
     "bees-mul": {"metric": {"name": "bees-mul"}},
     "sigma-gap": {"metric": {"name": "sigma-gap"}},
     "random": {"metric": {"name": "random"}, "select": {"seed": 7}},
