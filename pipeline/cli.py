@@ -87,7 +87,8 @@ def compare(
         str, typer.Option(help="NAME or NAME:key=value,...; default: that of the run that scored.", show_default=False)
     ] = "",
     endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
-    region: Annotated[str | None, typer.Option(help="S3 region, if not the one of your AWS settings.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show how far metrics and ratios agree on a scored dataset.
 
@@ -100,9 +101,9 @@ def compare(
         metrics=metrics or (),
         fractions=fractions or DEFAULT_FRACTIONS,
         objective=objective,
-        storage={"endpoint_url": endpoint_url, "region": region},
+        storage={"endpoint_url": endpoint_url},
     )
-    _echo(run_compare(request))
+    _echo(run_compare(request, as_json=as_json))
 
 
 @app.command()
@@ -151,6 +152,14 @@ def objectives() -> None:
     from pipeline.metrics.objectives.listing import describe_objectives
 
     _echo(describe_objectives())
+
+
+@app.command()
+def metrics() -> None:
+    """List the metrics and the ways to set the ratio: formula, source."""
+    from pipeline.metrics.listing import describe_metrics
+
+    _echo(describe_metrics())
 
 
 @app.command()

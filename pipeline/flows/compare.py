@@ -1,5 +1,6 @@
 """Compare metrics and fractions on a scored dataset: the passes of a sweep, and one that counts overlaps."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,13 +40,14 @@ class CompareRequest:
     storage: Mapping[str, Any]
 
 
-def run_compare(request: CompareRequest) -> Iterator[str]:
-    """The comparison as text.
+def run_compare(request: CompareRequest, *, as_json: bool = False) -> Iterator[str]:
+    """The comparison as tables, or as a JSON object.
 
     Raises:
         AlignpotError: the dataset is not complete, or a metric cannot be computed from it.
     """
-    yield render_comparison(compare_scored(request))
+    found = compare_scored(request)
+    yield json.dumps(found.to_dict()) if as_json else render_comparison(found)
 
 
 def compare_scored(request: CompareRequest) -> Comparison:

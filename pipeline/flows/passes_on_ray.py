@@ -37,10 +37,11 @@ class RayTasks:
     def map(self, task: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
         """The results in the order of the items, whatever these are."""
         shared = ray.put(task)
+        most_pending = 2 * self.num_parts
         pending: deque[Any] = deque()
         for item in items:
             pending.append(_attempt.remote(shared, item))
-            if len(pending) >= 2 * self.num_parts:
+            if len(pending) >= most_pending:
                 yield _result(pending.popleft())
         while pending:
             yield _result(pending.popleft())

@@ -52,20 +52,6 @@ class Moments:
         """The population standard deviation (ddof 0, as numpy's default), rounded once; NaN without values."""
         return _std(self)
 
-    def zscore(self, values: FloatArray, *, name: str) -> FloatArray:
-        """(values - mean) / std, float64; `name` is for the error.
-
-        Raises:
-            DataError: there is no spread to divide by.
-        """
-        mean, std = self.mean(), self.std()
-        if not std > 0:
-            raise DataError(
-                f"{name} is {mean!r} in all {self.count} ranked rows, so it has no z-score. Check the column it comes "
-                "from; to rank without it choose another metric.name, or metric.normalise: none."
-            )
-        return (values - mean) / std
-
     def to_dict(self) -> Mapping[str, int | float | None]:
         """Count, mean and standard deviation, JSON-ready; null without values."""
         if not self.count:

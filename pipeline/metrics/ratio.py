@@ -22,7 +22,7 @@ from pipeline.metrics.moments import moments_of
 
 MIN_ROWS: Final = 2
 
-_REMEDY: Final = "Give metric.ratio a number, or choose another method."
+_REMEDY: Final = "Give metric.weight a number, or choose another metric.ratio."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ def _deviation(values: FloatArray, name: str) -> float:
     if not deviation > 0:
         raise DataError(
             f"more than half of the {values.size} values of the {name} are equal, so their median deviation is 0. "
-            "Set metric.ratio to std, or give it a number."
+            "Set metric.ratio to std, or give metric.weight a number."
         )
     return deviation
 

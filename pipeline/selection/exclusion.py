@@ -136,7 +136,7 @@ def _refused(index: NearDuplicates, results: Iterator[list[TextRows]]) -> Positi
             for score, id_, position, text in zip(
                 each.scores.tolist(), each.ids, each.positions.tolist(), each.texts, strict=True)]  # fmt: skip
     rows.sort(key=lambda row: row[:2])
-    kept = index.admit([text for _, _, _, text in rows], [id_ for _, id_, _, _ in rows])
+    kept = index.admit([text for _, _, _, text in rows])
     return np.sort(np.array([row[2] for row, keep in zip(rows, kept, strict=True) if not keep], dtype=np.int64))
 
 

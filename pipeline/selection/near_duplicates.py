@@ -35,7 +35,6 @@ Kind: TypeAlias = Literal["exact", "near"]
 
 _SHINGLE_WORDS: Final = 3
 _BATCH: Final = 256  # sketches of rensa take two KiB each while they are compared
-_MOST_EXAMPLES: Final = 10
 _TEXT: Final = pa.large_string()
 _WORDS: Final = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -57,28 +56,16 @@ class NearDuplicates:
         self._index: _ExactIndex | _NearIndex = (
             _ExactIndex() if kind == "exact" else _NearIndex(similarity, num_perm, seed)
         )
-        self._names: list[str] = []
-        self.examples: list[tuple[str, str]] = []
-        """The first ten rows left out, each with the kept row that it repeats, by name."""
 
-    @property
-    def num_kept(self) -> int:
-        """Rows kept so far."""
-        return len(self._names)
-
-    def admit(self, texts: Sequence[str], names: Sequence[str]) -> BoolArray:
+    def admit(self, texts: Sequence[str]) -> BoolArray:
         """Which of the next rows are kept, bool [num_rows]; kept rows count for all that come later, in any call.
 
-        texts: as `row_texts` gives them. names: ids of the rows, for `examples` only.
+        texts: as `row_texts` gives them.
         """
         kept = np.zeros(len(texts), dtype=np.bool_)
         for start in range(0, len(texts), _BATCH):
-            for place, like in enumerate(self._index.admit(texts[start : start + _BATCH]), start=start):
-                kept[place] = like is None
-                if like is None:
-                    self._names.append(names[place])
-                elif len(self.examples) < _MOST_EXAMPLES:
-                    self.examples.append((names[place], self._names[like]))
+            batch = texts[start : start + _BATCH]
+            kept[start : start + _BATCH] = [like is None for like in self._index.admit(batch)]
         return kept
 
 

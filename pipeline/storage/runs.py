@@ -83,13 +83,6 @@ def load_plan(fs: fsspec.AbstractFileSystem, root: str) -> RunPlan | None:
     return _plan(stored, where)
 
 
-def run_kind(fs: fsspec.AbstractFileSystem, root: str) -> str | None:
-    """What kind of run was begun under `root`, "scored" or "subset"; None if none was."""
-    path = f"{root}/{RUN_FILE}"
-    data = read_bytes(fs, path)
-    return None if data is None else str(parsed(data, display(fs, path)).get("kind"))
-
-
 def claim(
     fs: fsspec.AbstractFileSystem, root: str, *, kind: str, fingerprint: Mapping[str, Any], body: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`alignpot compare`: overlaps, correlations and contradictions equal those counted by hand on written subsets."""
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -228,3 +229,9 @@ def test_metrics_of_the_same_margins_by_other_names_go_together(scored: str):
 def test_no_contradiction_is_told_where_best_and_last_rows_overlap(scored: str):
     found = compare_scored(CompareRequest(scored=scored, metrics=["explicit"], fractions=[0.9], storage={}))
     assert found.to_dict()["contradiction"] == {"explicit 0.9": {"explicit": None}}
+
+
+def test_json_holds_the_same_numbers(command: Callable[..., Ended], compared: dict, scored: str):
+    options = [f"--metric={text}" for text in METRICS] + [f"--fraction={fraction}" for fraction in FRACTIONS]
+    ended = command("compare", scored, "--json", *options)
+    assert json.loads(ended.out) == compared

@@ -10,7 +10,9 @@ from pipeline.config import Metric, Objective
 from pipeline.config_metric import METRIC_RULES, MetricName
 from pipeline.metrics import METRICS, Ranker, explicit_margin, implicit_margin
 from pipeline.metrics.fitted import Fitted
+from pipeline.metrics.listing import describe_metrics
 from pipeline.metrics.normalise import Ranks, Scale, rank_buckets
+from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.selection import TableSource, Threads
 from pipeline.selection.fit import fit
 from pipeline.selection.source import no_positions, parts_of
@@ -249,3 +251,10 @@ def test_margins_can_stand_in_columns_of_their_own():
     assert (ranker.score(narrow, NOTHING) == score(table, RAW)).all()
     absolute = Ranker(objective=None, metric=RAW.model_copy(update={"explicit": "absolute"}))
     assert (absolute.score(narrow, NOTHING) == np.abs(explicit) - 2.5 * np.abs(implicit)).all()
+
+
+def test_every_metric_and_ratio_is_listed_with_its_source():
+    text = "\n".join(describe_metrics())
+    for name, definition in {**METRICS, **RATIO_METHODS}.items():
+        assert f"\n{name}\n" in text
+        assert definition.source in text

@@ -39,7 +39,7 @@ def greedy(texts, limit):
 
 
 def kept_by(duplicates, texts):
-    return np.flatnonzero(duplicates.admit(texts, [f"id{i}" for i in range(len(texts))])).tolist()
+    return np.flatnonzero(duplicates.admit(texts)).tolist()
 
 
 @pytest.mark.parametrize("limit", [0.5, 0.7, 0.8, 0.9])
@@ -69,12 +69,10 @@ def test_rows_fed_in_many_calls_are_decided_as_in_one(seed, kind):
     bits, found, start = NearDuplicates(kind), [], 0
     while start < len(texts):
         size = rng.randint(0, 30)
-        part = bits.admit(texts[start : start + size], [f"id{i}" for i in range(start, min(start + size, 90))])
+        part = bits.admit(texts[start : start + size])
         found += (np.flatnonzero(part) + start).tolist()
         start += size
     assert found == kept
-    assert bits.num_kept == whole.num_kept == len(kept)
-    assert bits.examples == whole.examples
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.3, 0.5, 0.6, 0.8, 0.95, 1.0])
@@ -105,9 +103,8 @@ def test_a_row_left_out_shields_none():
     a, b, c = (" ".join(own[start : start + 200]) for start in (0, 20, 40))
     assert jaccard(a, b) > 0.8 > 0.7 > jaccard(a, c)
     duplicates = NearDuplicates("near", 0.76, num_perm=1024)
-    assert duplicates.admit([a, b, c], ["a", "b", "c"]).tolist() == [True, False, True]
-    assert duplicates.examples == [("b", "a")]
-    assert duplicates.admit([b], ["b"]).tolist() == [False]
+    assert duplicates.admit([a, b, c]).tolist() == [True, False, True]
+    assert duplicates.admit([b]).tolist() == [False]
 
 
 @pytest.mark.parametrize("kind", ["exact", "near"])
