@@ -141,7 +141,7 @@ def test_command_prints_the_numbers(command: Callable[..., Ended], compared: dic
 @pytest.mark.s3
 def test_command_reads_s3(command: Callable[..., Ended], scored_rows: pa.Table, s3: S3Server):
     scored = data.write_scored(s3.url("scored"), s3.storage, scored_rows, 100)
-    ended = command("compare", scored, "--endpoint-url", s3.endpoint_url, "--region", "us-east-1")
+    ended = command("compare", scored, "--endpoint-url", s3.endpoint_url)
     assert ended.code == 0, ended.err
     assert "difficulty 0.4" in ended.out, "the objective is that of the run that scored, which was dpo"
 
