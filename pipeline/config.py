@@ -62,7 +62,19 @@ class Storage(Section):
         return value
 
 
-class TorchModel(Section):
+class Replicas(Section):
+    """What one replica of a model reserves, and how many there are."""
+
+    num_gpus: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
+    """GPUs one replica reserves; auto shares the GPUs that the cluster has when the run starts among all replicas, at
+    most one each, and is 0 where it has none."""
+    num_cpus: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    num_threads: int = Field(default=1, ge=1)
+    """Torch threads of one replica on CPU."""
+    replicas: int = Field(default=1, ge=1)
+
+
+class TorchModel(Replicas):
     """A causal language model run by alignpot's own scoring engine."""
 
     backend: Literal["torch"] = "torch"
@@ -74,13 +86,6 @@ class TorchModel(Section):
     """Directory or hub id of a LoRA adapter on top of the model."""
     adapter_revision: str = "main"
     trust_remote_code: bool = False
-    num_gpus: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
-    """GPUs one replica reserves; auto shares the GPUs that the cluster has when the run starts among all replicas, at
-    most one each, and is 0 where it has none."""
-    num_cpus: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    num_threads: int = Field(default=1, ge=1)
-    """Torch threads of one replica on CPU."""
-    replicas: int = Field(default=1, ge=1)
     token_budget: int = Field(default=16384, ge=1)
     """Most tokens in one forward; a single longer row runs alone."""
 

@@ -39,7 +39,7 @@ TRUNCATED: Final = "truncated"
 STATUS: Final = "status"
 SCORED: Final = "scored"
 DROPPED: Final = "dropped"
-DROP_STAGE: Final = "drop_stage"  # source | tokens | reward | policy | reference
+DROP_STAGE: Final = "drop_stage"  # source | tokens | reward | policy | reference | generate | pair | evolve | filter
 DROP_REASON: Final = "drop_reason"
 SOURCE_FILE: Final = "source_file"  # relative to source.path
 SOURCE_ROW: Final = "source_row"  # 0-based row in that file
@@ -48,6 +48,16 @@ SOURCE_ROW: Final = "source_row"  # 0-based row in that file
 MARGIN_EXPLICIT: Final = "margin_explicit"
 MARGIN_IMPLICIT: Final = "margin_implicit"
 POTENTIAL: Final = "potential"  # the score that was ranked, whatever the metric
+
+# --- self-play: prompts, the K responses to each, their rewards, the pairs made of them ----------------
+PARENT_ID: Final = "parent_id"  # id of the prompt that this one was made from; null for a given one
+STRATEGY: Final = "strategy"  # how it was made; "seed" for a given one
+ROUND: Final = "round"  # the round it was made in, from 1 on; 0 for a given one
+RESPONSES: Final = "all_generated_responses"  # texts, K of them; "" for an empty answer
+RESPONSE_REWARDS: Final = "all_rm_scores"  # K rewards; null where a response has none
+FINISH_REASONS: Final = "finish_reasons"  # "stop" or "length", K of them
+RESPONSE_TOKENS: Final = "num_tokens_responses"  # tokens generated, K of them
+PROMPT_ID: Final = "prompt_id"  # of a pair: id of its prompt
 
 PAIR_SCHEMA: Final = pa.schema(
     [
@@ -74,12 +84,49 @@ SCORE_FIELDS: Final = (
     pa.field(TRUNCATED, pa.bool_()),
 )
 
-OUTCOME_FIELDS: Final = (
+STATUS_FIELDS: Final = (
     pa.field(STATUS, pa.string()),
     pa.field(DROP_STAGE, pa.string()),
     pa.field(DROP_REASON, pa.string()),
+)
+
+OUTCOME_FIELDS: Final = (
+    *STATUS_FIELDS,
     pa.field(SOURCE_FILE, pa.string()),
     pa.field(SOURCE_ROW, pa.int64()),
+)
+
+PROVENANCE_FIELDS: Final = (
+    pa.field(PARENT_ID, pa.string()),
+    pa.field(STRATEGY, pa.string()),
+    pa.field(ROUND, pa.int64()),
+)
+
+_PROMPT_FIELDS: Final = (pa.field(ID, pa.string()), pa.field(PROMPT, MESSAGES), *PROVENANCE_FIELDS)
+_CANDIDATE_FIELDS: Final = (
+    pa.field(RESPONSES, pa.list_(pa.string())),
+    pa.field(FINISH_REASONS, pa.list_(pa.string())),
+    pa.field(RESPONSE_TOKENS, pa.list_(pa.int64())),
+    pa.field(NUM_TOKENS_PROMPT, pa.int64()),
+)
+
+# A row is a prompt, given or made; then a prompt with its responses; then with their rewards; then a pair of them,
+# or a dropped prompt that gave none. Rows that were dropped keep what they had.
+PROMPT_SCHEMA: Final = pa.schema([*_PROMPT_FIELDS, *STATUS_FIELDS])
+CANDIDATE_SCHEMA: Final = pa.schema([*_PROMPT_FIELDS, *_CANDIDATE_FIELDS, *STATUS_FIELDS])
+ANNOTATED_SCHEMA: Final = pa.schema(
+    [*_PROMPT_FIELDS, *_CANDIDATE_FIELDS, pa.field(RESPONSE_REWARDS, pa.list_(pa.float64())), *STATUS_FIELDS]
+)
+GENERATED_PAIR_SCHEMA: Final = pa.schema(
+    [
+        *PAIR_SCHEMA,
+        pa.field(REWARD_CHOSEN, pa.float64()),
+        pa.field(REWARD_REJECTED, pa.float64()),
+        pa.field(REWARDS_ALL, pa.list_(pa.float64())),
+        pa.field(PROMPT_ID, pa.string()),
+        *PROVENANCE_FIELDS,
+        *STATUS_FIELDS,
+    ]
 )
 
 SUBSET_FIELDS: Final = (

@@ -1,0 +1,11 @@
+"""Self-play's own part: answers sampled from the policy, pairs made of them, prompts made of prompts.
+
+    sampler.py           what a sampling engine takes and gives; vllm_sampler and transformers_sampler are the engines
+    candidates.py        prompts -> K responses each
+    annotate.py          responses -> rewards
+    pairing.py           responses and rewards -> pairs
+    evolve.py, filters   prompts of selected pairs -> new prompts
+    evaluation.py        rewards of two policies on the same prompts -> win rate, with intervals
+
+Functions from table to table, in the columns of `pipeline.schema`. Knows nothing of Ray.
+"""
