@@ -140,6 +140,18 @@ class ReferenceLogprobActor(StageActor):
     """Log-probabilities under the reference."""
 
 
+class GenerateActor(StageActor):
+    """Responses sampled from the policy."""
+
+
+class EvolveActor(StageActor):
+    """New prompts made of prompts by the policy."""
+
+
+class AnnotateActor(StageActor):
+    """Rewards of all responses to a prompt."""
+
+
 class ColocatedActor(StageActor):
     """Every model of the run, one after another."""
 
@@ -149,6 +161,9 @@ _ACTORS: Final[dict[str, type[StageActor]]] = {
     "reward": RewardActor,
     "policy": PolicyLogprobActor,
     "reference": ReferenceLogprobActor,
+    "generate": GenerateActor,
+    "evolve": EvolveActor,
+    "annotate": AnnotateActor,
 }
 
 
@@ -190,6 +205,7 @@ def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[s
     """Arguments of the map_batches call that runs a group of stages; no more actors than there are shards."""
     models = [stage.model for stage in group if stage.model is not None]
     replicas = num_replicas(group)
+    env = {name: value for stage in group for name, value in stage.env.items()}
     return {
         "fn": ColocatedActor if len(models) > 1 else _ACTORS[group[0].name],
         "fn_constructor_args": (list(group),),
@@ -199,6 +215,7 @@ def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[s
         "compute": ray.data.ActorPoolStrategy(size=min(replicas, num_shards), max_tasks_in_flight_per_actor=3),
         "num_cpus": cpus_per_actor(group),
         "num_gpus": num_gpus or None,
+        **({"runtime_env": {"env_vars": env}} if env else {}),
         "max_restarts": _MAX_RESTARTS,
         "max_task_retries": _MAX_SHARD_RETRIES,
     }

@@ -13,7 +13,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from pipeline.config import Run, TorchModel
+from pipeline.config import Replicas, Run
 from pipeline.errors import AlignpotError, ConfigError, TemporaryError
 
 # Reading, tokenising and committing run beside the model actors on a local Ray; these are logical CPUs for them.
@@ -21,7 +21,7 @@ _LOCAL_IO_CPUS: Final = 2
 
 
 @contextmanager
-def ray_session(run: Run, models: Sequence[TorchModel]) -> Iterator[None]:
+def ray_session(run: Run, models: Sequence[Replicas]) -> Iterator[None]:
     """A Ray to work on: one this process is in already, the cluster at `run.address` or RAY_ADDRESS, or a local one.
 
     A local Ray gets enough logical CPUs for every actor to be placed: on a small machine the pools share its cores.
@@ -68,7 +68,7 @@ def cluster_address(run: Run) -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def _start(run: Run, models: Sequence[TorchModel]) -> None:
+def _start(run: Run, models: Sequence[Replicas]) -> None:
     address = cluster_address(run)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if address is not None:

@@ -5,17 +5,17 @@
 `score_stages` only describes; weights are loaded by `Stage.build`, in the actor or loop that will run the stage.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.config import ClassifierReward, Config, TorchModel
+from pipeline.config import ClassifierReward, Config, Replicas, TorchModel
 
 Apply = Callable[[pa.Table], pa.Table]
-StageName = Literal["tokenise", "reward", "policy", "reference"]
+StageName = Literal["tokenise", "reward", "policy", "reference", "generate", "evolve", "annotate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,10 @@ class Stage:
 
     name: StageName
     build: Callable[[], Apply]
-    model: TorchModel | None = None
-    """The model it holds, whose section says how many replicas, CPUs and GPUs; null for a stage without one."""
+    model: Replicas | None = None
+    """The section that says how many replicas, CPUs and GPUs its model gets; null for a stage without one."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that its process must have from the start, where it gets one of its own."""
 
 
 def score_stages(config: Config) -> list[Stage]:
