@@ -5,29 +5,19 @@ file's own text.
 """
 
 import difflib
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import (
-    CREDENTIALS_IN_URL,
-    ClassifierReward,
-    Config,
-    Metric,
-    Objective,
-    Output,
-    Run,
-    Select,
-    Source,
-    Storage,
-    Tokens,
-    TorchModel,
-)
-from pipeline.config_sweep import Variant
+from pipeline.config import CREDENTIALS_IN_URL, Config
+from pipeline.config_self_play import SelfPlayConfig
 from pipeline.errors import ConfigError
+
+_Root = TypeVar("_Root", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -36,14 +26,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or no mapping, an override is malformed, or a key or value is wrong.
     """
-    data = _loaded(path)
-    if data is None:
-        raise ConfigError(f"config {path} is empty; wanted a mapping of sections.")
-    if not isinstance(data, dict):
-        raise ConfigError(f"config {path} holds a {type(data).__name__}; wanted a mapping of sections.")
-    for override in overrides:
-        _apply_override(data, override)
-    return parse_config(data, where=str(path))
+    return _parse(Config, _with_overrides(path, overrides), where=str(path))
+
+
+def load_self_play(path: str | Path, overrides: Iterable[str] = ()) -> SelfPlayConfig:
+    """`load_config` for the config of self-play."""
+    return _parse(SelfPlayConfig, _with_overrides(path, overrides), where=str(path))
 
 
 def parse_config(data: Mapping[str, Any], *, where: str = "config") -> Config:
@@ -52,10 +40,30 @@ def parse_config(data: Mapping[str, Any], *, where: str = "config") -> Config:
     Raises:
         ConfigError: naming every wrong key with the nearest known one, and every wrong value.
     """
+    return _parse(Config, data, where=where)
+
+
+def parse_self_play(data: Mapping[str, Any], *, where: str = "config") -> SelfPlayConfig:
+    """`parse_config` for the config of self-play."""
+    return _parse(SelfPlayConfig, data, where=where)
+
+
+def _with_overrides(path: str | Path, overrides: Iterable[str]) -> dict[str, Any]:
+    data = _loaded(path)
+    if data is None:
+        raise ConfigError(f"config {path} is empty; wanted a mapping of sections.")
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {path} holds a {type(data).__name__}; wanted a mapping of sections.")
+    for override in overrides:
+        _apply_override(data, override)
+    return data
+
+
+def _parse(root: type[_Root], data: Mapping[str, Any], *, where: str) -> _Root:
     try:
-        return Config.model_validate(data)
+        return root.model_validate(data)
     except ValidationError as error:
-        problems = dict.fromkeys(_of_variant(problem) for problem in error.errors(include_url=False))
+        problems = dict.fromkeys(_of_variant(problem, root) for problem in error.errors(include_url=False))
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(f"{where} is not usable:\n{lines}") from None
 
@@ -101,15 +109,15 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     node[names[-1]] = value
 
 
-def _of_variant(problem: Any) -> str:
+def _of_variant(problem: Any, root: type[BaseModel]) -> str:
     """The problem in words; that of a sweep's variant under its name, as if the variant were a config."""
     loc = problem["loc"]
     if len(loc) > 1 and loc[0] == "sweep" and isinstance(loc[1], str):
-        return f"sweep, variant {loc[1]}: {_describe({**problem, 'loc': loc[2:]})}"
-    return _describe(problem)
+        return f"sweep, variant {loc[1]}: {_describe({**problem, 'loc': loc[2:]}, root)}"
+    return _describe(problem, root)
 
 
-def _describe(problem: Any) -> str:
+def _describe(problem: Any, root: type[BaseModel]) -> str:
     # Union tags (torch, columns, ...) stand in the location behind the section; they are no keys of the file.
     path, tag = [str(part) for part in problem["loc"]], ""
     if len(path) > 1 and path[0] in _BACKENDS and path[1] in _BACKENDS[path[0]]:
@@ -117,14 +125,14 @@ def _describe(problem: Any) -> str:
     kind, value = problem["type"], problem["input"]
     key = ".".join(path)
     if kind in ("extra_forbidden", "missing"):
-        return f"{key}: {'required, but not given' if kind == 'missing' else _unknown_key(path, tag)}"
+        return f"{key}: {'required, but not given' if kind == 'missing' else _unknown_key(path, tag, root)}"
     if kind == "union_tag_invalid":
         return f"{key}.backend: {problem['ctx']['tag']!r} is unknown; wanted {' or '.join(_BACKENDS[path[0]])}"
     for name, wanted in _SEVERAL_KINDS.items():  # one problem for each kind that it may be
         if name in path[1:-1]:
             return f"{'.'.join(path[: path.index(name) + 1])}: wanted {wanted}{_got(value)}"
     if kind == "model_type":
-        example = "model" if key in ("policy", "reference") else _known_keys(path)[0]
+        example = "model" if key in ("policy", "reference") else _known_keys(path, root)[0]
         return f"{key}: wanted a section such as {{{example}: ...}}{_got(value)}"
     if kind == "tuple_type":
         return f"{key}: wanted a list" + (f", such as [{value}]" if _plain(value) else "")
@@ -133,8 +141,8 @@ def _describe(problem: Any) -> str:
     return (f"{key}: " if key else "") + message + got
 
 
-def _unknown_key(path: list[str], tag: str) -> str:
-    name, known = path[-1], _known_keys(path[:-1])
+def _unknown_key(path: list[str], tag: str, root: type[BaseModel]) -> str:
+    name, known = path[-1], _known_keys(path[:-1], root)
     with_model = next((backend for backend in _BACKENDS.get(path[0], ()) if backend != "columns"), "")
     if tag == "columns" and name in known:
         return f"not used with backend columns; set {path[0]}.backend: {with_model}, or leave the key out"
@@ -168,21 +176,20 @@ _BACKENDS: Final = {
 }
 
 
-def _known_keys(path: list[str]) -> list[str]:
-    sections: dict[str, list[type[BaseModel]]] = {
-        "": [Config],
-        "source": [Source],
-        "storage": [Storage],
-        "policy": [TorchModel],
-        "reference": [TorchModel],
-        "reward": [ClassifierReward],
-        "tokens": [Tokens],
-        "objective": [Objective],
-        "metric": [Metric],
-        "select": [Select],
-        "sweep": [Variant],
-        "output": [Output],
-        "run": [Run],
-    }
-    section = "sweep" if path[:1] == ["sweep"] else ".".join(path)
-    return [key for model in sections.get(section, []) for key in model.model_fields]
+def _known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
+    """Keys of the section at `path`; of the sweep, those of a variant."""
+    sections = [root]
+    for name in path[:1]:
+        sections = [s for section in sections for s in _sections(section.model_fields.get(name))]
+    return list(dict.fromkeys(key for section in sections for key in section.model_fields))
+
+
+def _sections(field: Any) -> list[type[BaseModel]]:
+    """The kinds of section that a field may hold, the one with most keys first."""
+    pending, found = [getattr(field, "annotation", None)], []
+    while pending:
+        kind = pending.pop()
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found.append(kind)
+        pending += typing.get_args(kind)
+    return sorted(found, key=lambda section: -len(section.model_fields))

@@ -1,4 +1,4 @@
-"""Closes a scored run and opens a closed one: `_SUCCESS.json`, put if absent, is its last object.
+"""Closes a run and opens a closed one: `_SUCCESS.json`, put if absent, is its last object.
 
 It is written only after every shard of the plan is found committed and rows = scored + dropped holds for each and in
 total, and it lists the parts; readers read what it lists and nothing else.
@@ -25,6 +25,7 @@ from pipeline.storage.parts import (
 )
 from pipeline.storage.runs import (
     FORMAT,
+    SCORED_KIND,
     RunPlan,
     fingerprint_digest,
     json_bytes,
@@ -86,7 +87,7 @@ def finish_run(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan, extra: M
     path = f"{root}/{MANIFEST_FILE}"
     if create(fs, path, json_bytes(_as_json(manifest))):
         return manifest
-    stored = load_manifest(fs, root)
+    stored = load_manifest(fs, root, plan.kind)
     own = ("version", "config", "extra")
     differing = [
         field.name
@@ -101,8 +102,8 @@ def finish_run(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan, extra: M
     return stored
 
 
-def load_manifest(fs: fsspec.AbstractFileSystem, root: str) -> Manifest:
-    """The manifest of the scored dataset under `root`.
+def load_manifest(fs: fsspec.AbstractFileSystem, root: str, kind: str = SCORED_KIND) -> Manifest:
+    """The manifest of the dataset of that kind under `root`.
 
     Raises:
         SourceError: there is none, because nothing was begun there or because the run is not complete.
@@ -112,7 +113,7 @@ def load_manifest(fs: fsspec.AbstractFileSystem, root: str) -> Manifest:
     where = display(fs, path)
     data = read_bytes(fs, path)
     if data is None:
-        raise SourceError(_why_missing(fs, root))
+        raise SourceError(_why_missing(fs, root, kind))
     value = parsed(data, where)
     try:
         files = tuple(PartFile(**each) for each in value.pop("files"))
@@ -123,9 +124,12 @@ def load_manifest(fs: fsspec.AbstractFileSystem, root: str) -> Manifest:
         raise IntegrityError(f"{where} is damaged ({type(error).__name__}). Restore it, or score again.") from None
 
 
-def _why_missing(fs: fsspec.AbstractFileSystem, root: str) -> str:
+def _why_missing(fs: fsspec.AbstractFileSystem, root: str, kind: str) -> str:
     where = display(fs, root)
-    plan = load_plan(fs, root)
+    plan = load_plan(fs, root, kind)
+    if kind != SCORED_KIND:
+        state = "no" if plan is None else "an unfinished"
+        return f"{where} holds {state} dataset of kind {kind}. Run `alignpot self-play` with its config."
     if plan is None:
         return f"{where} holds no scored dataset. Run `alignpot score` first, or correct `scored`."
     num_done = len(committed_parts(fs, root, plan))
@@ -146,10 +150,11 @@ def _checked_parts(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan) -> l
     summaries = list(in_order(lambda i: read_part_summary(fs, root, i, digest, sizes[i]), indices, num_threads=16))
     _refuse(
         [
-            f"{part_path(part.index)} ({part.num_rows} rows of {shard['num_rows']}, {part.num_scored} scored, "
-            f"{part.num_dropped} dropped)"
+            f"{part_path(part.index)} ({part.num_rows} rows of {shard.get('num_rows', 'some')}, "
+            f"{part.num_scored} scored, {part.num_dropped} dropped)"
             for part, shard in zip(summaries, plan.shards, strict=True)
-            if not part.num_rows == shard["num_rows"] == part.num_scored + part.num_dropped
+            if part.num_rows != shard.get("num_rows", part.num_rows)
+            or part.num_rows != part.num_scored + part.num_dropped
         ],
         f"{where}: the rows of parts do not add up",
         "Score again under another path",
@@ -194,7 +199,7 @@ def _manifest(plan: RunPlan, parts: Sequence[PartSummary], extra: Mapping[str, A
         schema=plan.schema,
         extra=extra,
     )
-    num_planned = sum(shard["num_rows"] for shard in plan.shards)
+    num_planned = sum(shard.get("num_rows", part.num_rows) for shard, part in zip(plan.shards, parts, strict=True))
     if not num_planned == manifest.num_rows == manifest.num_scored + manifest.num_dropped:
         raise IntegrityError(
             f"{num_planned} rows planned, {manifest.num_rows} in parts, {manifest.num_scored} scored and "

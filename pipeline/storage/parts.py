@@ -1,4 +1,4 @@
-"""One part of a scored dataset: a Parquet object that holds every row of its shard and is its own marker.
+"""One part of a dataset: a Parquet object that holds every row of its shard and is its own marker.
 
 A part is checked, encoded in memory and created by one put-if-absent. Its footer carries the counts, so that a run is
 checked without reading rows. Pages carry checksums; scores are stored plainly, each column apart from the text.
@@ -84,7 +84,7 @@ def commit_part(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, table:
     where = display(fs, path)
     if not table.schema.equals(spec.schema):
         raise SchemaError(f"{where}: {_schema_difference(table.schema, spec.schema)}")
-    if table.num_rows != spec.num_rows:
+    if spec.num_rows is not None and table.num_rows != spec.num_rows:
         raise IntegrityError(f"{where}: {table.num_rows} rows for a shard of {spec.num_rows}; wanted each row once.")
     data = _encoded(table, _facts(spec, table, where))
     if create(fs, path, data):
@@ -175,18 +175,25 @@ def _facts(spec: PartSpec, table: pa.Table, where: str) -> dict[str, Any]:
         "num_scored": scored.num_rows,
         "num_dropped": dropped.num_rows,
         "drops": {stage: dict(sorted(counts.items())) for stage, counts in sorted(drops.items())},
-        "num_tokens": {name: pc.sum(scored[name], min_count=0).as_py() for name in _TOKEN_COLUMNS},
+        "num_tokens": _sums(scored),
         "id_digest": add_id_digests(digest(each.encode()) for each in scored[names.ID].to_pylist()),
         "fingerprint_digest": spec.fingerprint_digest,
     }
 
 
+def _sums(scored: pa.Table) -> dict[str, int]:
+    found = {name: scored[name] for name in _TOKEN_COLUMNS if name in scored.column_names}
+    if names.RESPONSE_TOKENS in scored.column_names:
+        found[names.RESPONSE_TOKENS] = pc.list_flatten(scored[names.RESPONSE_TOKENS])
+    return {name: pc.sum(values, min_count=0).as_py() for name, values in found.items()}
+
+
 def _check_scored(scored: pa.Table, where: str) -> None:
-    for name in (names.ID, names.CONTENT_DIGEST):
+    for name in {names.ID, names.CONTENT_DIGEST} & set(scored.column_names):
         if scored[name].null_count:
             raise IntegrityError(f"{where}: {scored[name].null_count} scored rows have no {name}.")
     for field in names.SCORE_FIELDS:
-        if not pa.types.is_floating(field.type):
+        if not pa.types.is_floating(field.type) or field.name not in scored.column_names:
             continue
         wrong = pc.invert(pc.is_finite(scored[field.name]).fill_null(fill_value=True))
         if pc.any(wrong, min_count=0).as_py():
@@ -205,14 +212,16 @@ def _schema_difference(got: pa.Schema, wanted: pa.Schema) -> str:
 
 
 def _encoded(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
-    roles = [f"{column}.list.element.role" for column in (names.PROMPT, names.CHOSEN, names.REJECTED)]
+    messages = {names.PROMPT, names.CHOSEN, names.REJECTED} & set(table.column_names)
+    roles = [f"{column}.list.element.role" for column in sorted(messages)]
+    few = [name for name in _FEW_VALUES if name in table.column_names]
     plain = [f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
         table.schema,
         compression="zstd",
-        use_dictionary=[*_FEW_VALUES, *roles],
+        use_dictionary=[*few, *roles],
         column_encoding=dict.fromkeys(plain, "PLAIN"),
         write_page_checksum=True,
     ) as writer:

@@ -20,6 +20,7 @@ from pipeline.storage.commit import create
 from pipeline.storage.filesystem import display, read_bytes
 
 RUN_FILE: Final = "run.json"
+SCORED_KIND: Final = "scored"
 FORMAT: Final = 1  # layout of run.json, _SUCCESS.json and the parts; another number is another layout
 
 _ABSENT: Final = "nothing"
@@ -31,30 +32,33 @@ class PartSpec:
     """What one part must look like: the small share of a plan that a worker needs."""
 
     index: int
-    num_rows: int
+    num_rows: int | None
+    """Null where only the work itself tells how many rows come out."""
     schema: pa.Schema
     fingerprint_digest: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """What a scored dataset is made from and into which parts; part i holds the rows of shards[i]."""
+    """What a dataset is made from and into which parts; part i holds the rows of shards[i]."""
 
     fingerprint: Mapping[str, Any]
     """JSON values of everything that can move a number."""
     shards: tuple[Mapping[str, Any], ...]
-    """JSON values, each with `num_rows` and whatever else leads to its rows in the source."""
+    """JSON values: `num_rows`, where it is known beforehand, and whatever else leads to the rows in the source."""
     schema: pa.Schema
     config: Mapping[str, Any]
     """The resolved config, for people; nothing is read back from it."""
     version: str
     source_format: str
+    kind: str = SCORED_KIND
+    """What the rows are: scored pairs, or what self-play makes on the way to them."""
 
     def part_spec(self, index: int) -> PartSpec:
         """What a worker needs to commit part `index`."""
         return PartSpec(
             index=index,
-            num_rows=self.shards[index]["num_rows"],
+            num_rows=self.shards[index].get("num_rows"),
             schema=self.schema,
             fingerprint_digest=fingerprint_digest(self.fingerprint),
         )
@@ -64,22 +68,22 @@ def begin_run(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan) -> RunPla
     """Claim `root` for `plan`, or join the run of the same fingerprint that is there: the stored plan is returned.
 
     Raises:
-        FingerprintError: the run there has another fingerprint, is a subset, or has another layout.
+        FingerprintError: the run there has another fingerprint, is of another kind, or has another layout.
         IntegrityError: its run.json is damaged.
     """
-    stored = claim(fs, root, kind="scored", fingerprint=plan.fingerprint, body=_body(plan))
+    stored = claim(fs, root, kind=plan.kind, fingerprint=plan.fingerprint, body=_body(plan))
     return _plan(stored, display(fs, f"{root}/{RUN_FILE}"))
 
 
-def load_plan(fs: fsspec.AbstractFileSystem, root: str) -> RunPlan | None:
-    """The plan of the scored run under `root`; None if none was begun."""
+def load_plan(fs: fsspec.AbstractFileSystem, root: str, kind: str = SCORED_KIND) -> RunPlan | None:
+    """The plan of the run of that kind under `root`; None if none was begun."""
     path = f"{root}/{RUN_FILE}"
     data = read_bytes(fs, path)
     if data is None:
         return None
     where = display(fs, path)
     stored = parsed(data, where)
-    _check_kind(stored, "scored", where)
+    _check_kind(stored, kind, where)
     return _plan(stored, where)
 
 
@@ -209,6 +213,7 @@ def _plan(stored: Mapping[str, Any], where: str) -> RunPlan:
             config=stored["config"],
             version=stored["version"],
             source_format=stored["source_format"],
+            kind=stored["kind"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{where} is damaged ({type(error).__name__}). Use another path.") from None

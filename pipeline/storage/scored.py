@@ -62,6 +62,15 @@ class ScoredDataset:
         names.require_columns(self.schema, wanted, where=where, remedy="Name columns of the scored dataset.")
         return self._tables(wanted, scored_only=scored_only)
 
+    def rows(self, first: int, num_rows: int) -> pa.Table:
+        """`num_rows` scored rows from `first` on, in the order of the dataset. Raises as `tables`."""
+        firsts = np.cumsum([0, *(file.num_scored for file in self.manifest.files)])
+        begin = int(np.searchsorted(firsts, first, side="right")) - 1
+        end = int(np.searchsorted(firsts, first + num_rows, side="left"))
+        tables = self._of(self.manifest.files[begin:end]).tables()
+        found = pa.concat_tables([self.schema.empty_table(), *tables])
+        return found.slice(first - int(firsts[begin]), num_rows)
+
     def split(self, num_parts: int) -> list[tuple[int, "ScoredDataset"]]:
         """About `num_parts` runs of consecutive part files, each with the position of its first scored row."""
         files = self.manifest.files
