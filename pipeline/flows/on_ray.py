@@ -23,10 +23,8 @@ from pipeline.errors import AlignpotError
 from pipeline.flows.envelope import from_block, to_block
 from pipeline.flows.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
 from pipeline.flows.session import cluster_address
-from pipeline.sources.reader import PairReader
-from pipeline.sources.shards import Shard
 from pipeline.stages.plan import Apply, Stage
-from pipeline.stages.work import Commit, ShardWork, commit_shard, read_shard
+from pipeline.stages.work import AnyShard, Commit, ShardReader, ShardWork, commit_shard, read_shard
 
 # Ray retries without end by default: a row that kills its worker would never end the run.
 _MAX_RESTARTS: Final = 20
@@ -37,7 +35,7 @@ _MAX_SHARD_RETRIES: Final = 3
 class ScoreJob:
     """What the shards of a run have in common: how to read, what to do, where to commit."""
 
-    reader: PairReader
+    reader: ShardReader
     stages: tuple[Stage, ...]
     commit: Commit
     run: Run
@@ -46,14 +44,14 @@ class ScoreJob:
 class ShardSource(Datasource):  # type: ignore[misc]
     """One read task, and one block, for each shard."""
 
-    def __init__(self, reader: PairReader, shards: Sequence[Shard]) -> None:
+    def __init__(self, reader: ShardReader, shards: Sequence[AnyShard]) -> None:
         super().__init__()
         self._reader = reader
         self._shards = shards
 
     def get_name(self) -> str:
         """The name Ray shows for the operator."""
-        return "Pairs"
+        return "Rows"
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Unknown before reading."""
@@ -70,8 +68,8 @@ class ShardSource(Datasource):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class _ReadShard:
-    reader: PairReader
-    shard: Shard
+    reader: ShardReader
+    shard: AnyShard
 
     def __call__(self) -> Iterable[Block]:
         nothing = ShardWork(shard=self.shard.index, table=pa.table({}))
@@ -167,7 +165,7 @@ _ACTORS: Final[dict[str, type[StageActor]]] = {
 }
 
 
-def score_on_ray(job: ScoreJob, shards: Sequence[Shard]) -> Iterator[ShardWork]:
+def score_on_ray(job: ScoreJob, shards: Sequence[AnyShard]) -> Iterator[ShardWork]:
     """Run every stage over the shards and commit their parts.
 
     Yields the work on each committed shard in the order of completion, its table replaced by the part's summary.

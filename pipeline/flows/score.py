@@ -6,22 +6,20 @@ Everything that can be wrong is found before a model is loaded. Run again, the s
 and does nothing when it had finished.
 """
 
-import json
-import logging
 import posixpath
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import fsspec
-import pyarrow as pa
 
 from pipeline import __version__
 from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, resolved
 from pipeline.errors import ConfigError, IntegrityError, TooManyDroppedError
 from pipeline.faults import storage_errors
+from pipeline.flows.step import MINOR_VERSION, Place, summary_of, work_on
 from pipeline.flows.summary import ScoreSummary
 from pipeline.flows.timeline import Timeline
 from pipeline.sources.files import SourceFile
@@ -29,21 +27,12 @@ from pipeline.sources.reader import PairReader, open_source
 from pipeline.sources.rows import BEST_WORST
 from pipeline.sources.shards import Shard, plan_shards
 from pipeline.stages.plan import score_stages
-from pipeline.stages.rows import without_transient
-from pipeline.stages.work import Commit, ShardWork, score_plain
 from pipeline.storage.duplicates import check_ids
 from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem
 from pipeline.storage.manifest import Manifest, finish_run
-from pipeline.storage.parts import commit_part, committed_parts
-from pipeline.storage.runs import PartSpec, RunPlan, begin_run
+from pipeline.storage.parts import committed_parts
+from pipeline.storage.runs import RunPlan, begin_run
 from pipeline.storage.scored import ScoredDataset
-
-_log = logging.getLogger(__name__)
-
-# Versions of one minor number give the same scores, so a run may be resumed with either.
-_MINOR_VERSION: Final = ".".join(__version__.split(".")[:2])
-
-_PROGRESS_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +60,7 @@ def prepare_score(config: Config) -> ScoreRun:
     check_writable(fs, root)
     wanted = RunPlan(
         version=__version__,
-        fingerprint={"alignpot": _MINOR_VERSION, "source": _source_fingerprint(reader, files), **models},
+        fingerprint={"alignpot": MINOR_VERSION, "source": _source_fingerprint(reader, files), **models},
         config=resolved(config),
         shards=tuple(shard.to_dict() for shard in plan_shards(files, config.run.shard_rows)),
         schema=reader.schema,
@@ -91,13 +80,10 @@ def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
     done = committed_parts(run.fs, run.root, run.plan)
     pending = [Shard.from_dict(shard) for index, shard in enumerate(run.plan.shards) if index not in done]
     timeline, num_tokens = Timeline(), 0
-    said = started
-    for num_done, work in enumerate(_work(run, pending), start=1):
-        if time.monotonic() - said > _PROGRESS_S:
-            said = time.monotonic()
-            _log.info("%d of %d shards committed", len(done) + num_done, len(run.plan.shards))
+    place = Place(fs=run.fs, root=run.root, plan=run.plan)
+    for work in work_on(place, run.reader, pending, score_stages(run.config), run.config.run):
         timeline.add(work.timings)
-        num_tokens += sum(_summary(work)["num_tokens"].values())
+        num_tokens += sum(summary_of(work)["num_tokens"].values())
     if pending:
         _check_unchanged(run)
     manifest = finish_run(run.fs, run.root, run.plan, {})
@@ -136,20 +122,6 @@ def drops_by_reason(manifest: Manifest) -> dict[str, int]:
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitTo:
-    """Commits parts to the scored dataset of a plan; travels to whatever process runs the last stage."""
-
-    fs: fsspec.AbstractFileSystem
-    root: str
-    specs: Mapping[int, PartSpec]
-
-    def __call__(self, index: int, table: pa.Table) -> pa.Table:
-        """Write the part of a shard; its summary as a one-row table."""
-        summary = commit_part(self.fs, self.root, self.specs[index], without_transient(table))
-        return pa.table({"summary": [json.dumps(asdict(summary))]})
-
-
 def _pinned(config: Config, fingerprints: Mapping[str, Any]) -> Config:
     """The config as workers read it: hub ids at the commit that was fingerprinted, local directories as full paths.
 
@@ -185,30 +157,6 @@ def _check_unchanged(run: ScoreRun) -> None:
 
 def _full_path(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def _summary(work: ShardWork) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads(work.table.column("summary")[0].as_py())
-    return summary
-
-
-def _work(run: ScoreRun, pending: Sequence[Shard]) -> Iterator[ShardWork]:
-    if not pending:
-        return
-    stages = score_stages(run.config)
-    spec = run.plan.part_spec(pending[0].index)
-    specs = {shard.index: replace(spec, index=shard.index, num_rows=shard.num_rows) for shard in pending}
-    commit: Commit = CommitTo(fs=run.fs, root=run.root, specs=specs)
-    if run.config.run.engine == "plain":
-        yield from score_plain(run.reader, pending, stages, commit)
-        return
-    from pipeline.flows.on_ray import ScoreJob, score_on_ray
-    from pipeline.flows.session import ray_session
-
-    models = [stage.model for stage in stages if stage.model is not None]
-    with ray_session(run.config.run, models):
-        job = ScoreJob(reader=run.reader, stages=tuple(stages), commit=commit, run=run.config.run)
-        yield from score_on_ray(job, pending)
 
 
 def _open(config: Config) -> tuple[PairReader, list[SourceFile], dict[str, str]]:

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from pipeline import errors
 from pipeline.errors import AlignpotError
 from pipeline.faults import storage_errors
-from pipeline.sources.reader import PairReader
-from pipeline.sources.shards import Shard
 from pipeline.stages.plan import Apply, Stage
 
 
@@ -58,7 +57,26 @@ class ShardWork:
         return replace(self, table=self.table.slice(0, 0), failure=failure)
 
 
-def read_shard(reader: PairReader, shard: Shard) -> ShardWork:
+class AnyShard(Protocol):
+    """A share of the rows: its place in the plan, and what it is called in messages."""
+
+    @property
+    def index(self) -> int:
+        """Place in the plan, 0-based and dense."""
+
+    @property
+    def file(self) -> str:
+        """The file that its rows are of, or what else they are."""
+
+
+class ShardReader(Protocol):
+    """Gives the rows of the shards that were planned for it."""
+
+    def read(self, shard: Any) -> pa.Table:
+        """The rows of one shard."""
+
+
+def read_shard(reader: ShardReader, shard: AnyShard) -> ShardWork:
     """Read a shard of the source.
 
     Raises:
@@ -77,7 +95,7 @@ Commit = Callable[[int, pa.Table], pa.Table]
 
 
 def score_plain(
-    reader: PairReader, shards: Sequence[Shard], stages: Sequence[Stage], commit: Commit
+    reader: ShardReader, shards: Sequence[AnyShard], stages: Sequence[Stage], commit: Commit
 ) -> Iterator[ShardWork]:
     """Run every stage over the shards in this process, one after another.
 

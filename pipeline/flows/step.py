@@ -1,0 +1,215 @@
+"""One step of a flow: rows in, stages, parts out, on Ray or in a plain loop, with the same protocol for every kind.
+
+    plan (run.json) -> shards without a part -> read | stages | commit -> row sums -> _SUCCESS.json
+
+Killed anywhere, the same step goes on with the shards that have no part; complete, it does nothing.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import fsspec
+import pyarrow as pa
+
+from pipeline import __version__
+from pipeline.config import Replicas, Run, Storage
+from pipeline.stages.plan import Stage
+from pipeline.stages.rows import without_transient
+from pipeline.stages.work import AnyShard, Commit, ShardReader, ShardWork, score_plain
+from pipeline.storage.filesystem import open_filesystem
+from pipeline.storage.manifest import Manifest, finish_run, load_manifest
+from pipeline.storage.parts import commit_part, committed_parts, digest
+from pipeline.storage.runs import PartSpec, RunPlan, begin_run
+from pipeline.storage.scored import ScoredDataset
+
+# Versions of one minor number give the same rows, so a step may be resumed with either.
+MINOR_VERSION: Final = ".".join(__version__.split(".")[:2])
+
+_PROGRESS_S: Final = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitTo:
+    """Commits parts to the dataset of a plan; travels to whatever process runs the last stage."""
+
+    fs: fsspec.AbstractFileSystem
+    root: str
+    specs: Mapping[int, PartSpec]
+
+    def __call__(self, index: int, table: pa.Table) -> pa.Table:
+        """Write the part of a shard; its summary as a one-row table."""
+        summary = commit_part(self.fs, self.root, self.specs[index], without_transient(table))
+        return pa.table({"summary": [json.dumps(asdict(summary))]})
+
+
+def summary_of(work: ShardWork) -> dict[str, Any]:
+    """What `CommitTo` said of a part, which is a PartSummary."""
+    summary: dict[str, Any] = json.loads(work.table.column("summary")[0].as_py())
+    return summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a dataset lies and what its run is: file system, root and plan."""
+
+    fs: fsspec.AbstractFileSystem
+    root: str
+    plan: RunPlan
+
+
+def work_on(
+    place: Place, reader: ShardReader, pending: Sequence[AnyShard], stages: Sequence[Stage], run: Run
+) -> Iterator[ShardWork]:
+    """Run the stages over the shards that have no part yet and commit each; yields them as they are committed.
+
+    Raises:
+        AlignpotError: what stopped it; parts committed so far stay.
+    """
+    if not pending:
+        return
+    spec = place.plan.part_spec(pending[0].index)
+    rows = {shard.index: place.plan.shards[shard.index].get("num_rows") for shard in pending}
+    specs = {index: replace(spec, index=index, num_rows=num_rows) for index, num_rows in rows.items()}
+    commit: Commit = CommitTo(fs=place.fs, root=place.root, specs=specs)
+    total, num_done, said = len(place.plan.shards), len(place.plan.shards) - len(pending), time.monotonic()
+    for work in _on_engine(reader, pending, stages, commit, run):
+        num_done += 1
+        if time.monotonic() - said > _PROGRESS_S:
+            said = time.monotonic()
+            _log.info("%d of %d shards committed", num_done, total)
+        yield work
+
+
+def _on_engine(
+    reader: ShardReader, pending: Sequence[AnyShard], stages: Sequence[Stage], commit: Commit, run: Run
+) -> Iterator[ShardWork]:
+    if run.engine == "plain":
+        yield from score_plain(reader, pending, stages, commit)
+        return
+    from pipeline.flows.on_ray import ScoreJob, score_on_ray
+    from pipeline.flows.session import ray_session
+
+    models: list[Replicas] = [stage.model for stage in stages if stage.model is not None]
+    with ray_session(run, models):
+        job = ScoreJob(reader=reader, stages=tuple(stages), commit=commit, run=run)
+        yield from score_on_ray(job, pending)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowShard:
+    """`num_rows` rows of a dataset or table from `first_row` on."""
+
+    index: int
+    first_row: int
+    num_rows: int
+
+    @property
+    def file(self) -> str:
+        """For messages."""
+        return f"rows {self.first_row} to {self.first_row + self.num_rows - 1}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetReader:
+    """The kept rows of a dataset of ours, shard by shard."""
+
+    dataset: ScoredDataset
+
+    def read(self, shard: RowShard) -> pa.Table:
+        """The rows of one shard."""
+        return self.dataset.rows(shard.first_row, shard.num_rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableReader:
+    """A table in memory, shard by shard; for steps of a plain loop, for it would travel with every Ray task."""
+
+    table: pa.Table
+
+    def read(self, shard: RowShard) -> pa.Table:
+        """The rows of one shard."""
+        return self.table.slice(shard.first_row, shard.num_rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is to be made.
+
+    Attributes:
+        kind: what the rows are.
+        url: where they go.
+        reader: gives the rows that the stages work on; `num_rows` of them, in shards of `shard_rows`.
+        fingerprint: everything beside the version that can move a row.
+        rows_out: rows that come out for each row in; None if only the work tells.
+    """
+
+    kind: str
+    url: str
+    reader: DatasetReader | TableReader
+    num_rows: int
+    shard_rows: int
+    stages: Sequence[Stage]
+    schema: pa.Schema
+    fingerprint: Mapping[str, Any]
+    config: Mapping[str, Any]
+    rows_out: int | None = 1
+
+
+def run_step(step: Step, run: Run, storage: Storage) -> Manifest:
+    """Make what the step describes, or what is left of it.
+
+    Raises:
+        FingerprintError: something else was begun there.
+        AlignpotError: what stopped it; parts committed so far stay.
+    """
+    fs, root = open_filesystem(step.url, storage)
+    starts = range(0, step.num_rows, step.shard_rows)
+    shards = [
+        RowShard(index=i, first_row=first, num_rows=min(step.shard_rows, step.num_rows - first))
+        for i, first in enumerate(starts)
+    ]
+    wanted = RunPlan(
+        version=__version__,
+        fingerprint={"alignpot": MINOR_VERSION, **step.fingerprint},
+        config=step.config,
+        shards=tuple(_stored(shard, step.rows_out) for shard in shards),
+        schema=step.schema,
+        source_format="alignpot",
+        kind=step.kind,
+    )
+    plan = begin_run(fs, root, wanted)
+    done = committed_parts(fs, root, plan)
+    planned = [
+        RowShard(index=i, first_row=shard["first_row"], num_rows=shard["rows_in"])
+        for i, shard in enumerate(plan.shards)
+        if i not in done
+    ]
+    for _ in work_on(Place(fs=fs, root=root, plan=plan), step.reader, planned, step.stages, run):
+        pass
+    return finish_run(fs, root, plan, {})
+
+
+def open_step(url: str, kind: str, storage: Storage) -> ScoredDataset:
+    """A complete dataset of that kind.
+
+    Raises:
+        SourceError: there is none.
+    """
+    fs, root = open_filesystem(url, storage)
+    return ScoredDataset(fs, root, load_manifest(fs, root, kind))
+
+
+def content_of(manifest: Manifest) -> str:
+    """What identifies the rows of a dataset, texts included: a digest of the footers of its parts."""
+    return digest("".join(file.footer_digest for file in manifest.files).encode())
+
+
+def _stored(shard: RowShard, rows_out: int | None) -> dict[str, int]:
+    known = {} if rows_out is None else {"num_rows": shard.num_rows * rows_out}
+    return {"first_row": shard.first_row, "rows_in": shard.num_rows, **known}
