@@ -1,0 +1,129 @@
+"""Run one training: `python -m pipeline.training.run JOB.json`, the file as `TrainJob.to_json` writes it.
+
+The model grows in a hidden folder beside the output, which gets its name when all is on disk: it is never half there.
+A run that was killed leaves the hidden folder at most, which the next one clears. A model that is there already is
+kept, and nothing is trained.
+"""
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.errors import AlignpotError, ConfigError
+from pipeline.faults import translated
+from pipeline.training.job import TrainJob
+from pipeline.training.workplace import finished_summary, publish, workplace
+
+_VERSIONS: Final = ("alignpot", "torch", "transformers", "trl", "peft", "datasets")
+_NO_MEMORY: Final = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+def run(job: TrainJob) -> dict[str, Any]:
+    """Train, unless the output is there already, and return the summary that lies in it.
+
+    Raises:
+        AlignpotError: training failed; of the classes that the parts raise.
+    """
+    done = finished_summary(job.output)
+    if done is not None:
+        return done
+    with workplace(job.output) as place:
+        done = finished_summary(job.output)  # another run may have finished while this one waited
+        return _train(job, place) if done is None else done
+
+
+def _train(job: TrainJob, place: Path) -> dict[str, Any]:
+    model, scratch = place / "model", place / "scratch"
+    scratch.mkdir()
+    tempfile.tempdir = str(scratch)  # what libraries leave there goes when the folder goes
+    begin = time.monotonic()
+    if job.settings.method == "command":
+        from pipeline.training.command import train_with_command as train
+    else:
+        from pipeline.training.trl_trainer import train_with_trl as train
+    try:
+        summary = train(job, model, scratch)
+    except AlignpotError:
+        raise
+    # Trainers and their libraries raise whatever they like; a caller gets one error that says what it was.
+    except Exception as error:
+        raise _explained(error, job) from error
+    summary = {
+        "method": job.settings.method,
+        "policy": job.policy.model,
+        **summary,
+        "seconds_in_all": round(time.monotonic() - begin, 3),
+        "versions": _versions(),
+    }
+    publish(model, job.output, summary)
+    return summary
+
+
+def _explained(error: Exception, job: TrainJob) -> AlignpotError:
+    reason = next(iter(str(error).splitlines()), "")[:300]
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
+        return AlignpotError(
+            f"Training ran out of memory with train.batch_size {job.settings.batch_size} and tokens.max_length "
+            f"{job.tokens.max_length}. Lower train.batch_size (and raise train.accumulate as much), or "
+            "tokens.max_length, or set train.adapter: lora."
+        )
+    fault = translated(error, str(job.output)) if isinstance(error, OSError) else None
+    if fault is not None:
+        return fault
+    traceback.print_tb(error.__traceback__)  # lines of code, no values
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    return AlignpotError(f"Training failed in {where}: {type(error).__name__}: {reason}")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _choose_devices(job: TrainJob) -> None:
+    """Show torch the one GPU that a trainer of ours uses, or none. Must come before torch is imported."""
+    settings = job.settings
+    if settings.method == "command":
+        return
+    if settings.num_gpus > 1:
+        raise ConfigError(
+            f"train.num_gpus is {settings.num_gpus:g}; methods dpo and simpo train on one GPU. Use method command "
+            "with a launcher such as accelerate."
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if job.on_cpu else visible[0]
+    if not job.on_cpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError(f"train.num_gpus is {settings.num_gpus:g}, but no GPU can be used here: set it to 0.")
+
+
+def main(argv: list[str]) -> int:
+    """Run the job in the file that the command line names; an error of ours is one line on stderr and its exit code."""
+    if len(argv) != 1:
+        sys.stderr.write("usage: python -m pipeline.training.run JOB.json\n")
+        return ConfigError.exit_code
+    try:
+        job = TrainJob.from_json(Path(argv[0]).read_text(encoding="utf-8"))
+        _choose_devices(job)
+        run(job)
+    except AlignpotError as error:
+        sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).splitlines())}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
