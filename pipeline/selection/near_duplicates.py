@@ -17,8 +17,6 @@ share one, so that the index never changes the result.
 
 import hashlib
 import math
-import re
-import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Final, Literal, TypeAlias
@@ -30,16 +28,13 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, single_array
+from pipeline.sources.words import normalised, words_of
 
 Kind: TypeAlias = Literal["exact", "near"]
 
 _SHINGLE_WORDS: Final = 3
 _BATCH: Final = 256  # sketches of rensa take two KiB each while they are compared
 _TEXT: Final = pa.large_string()
-_WORDS: Final = re.compile(
-    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-    r"|[^\W\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
-)
 
 
 class NearDuplicates:
@@ -80,18 +75,9 @@ def row_texts(table: pa.Table | pa.RecordBatch) -> list[str]:
     return texts
 
 
-def normalised(text: str) -> str:
-    """The text in NFKC, case folded, with single spaces between words and none around."""
-    if text.isascii():
-        return " ".join(text.lower().split())
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    # Folding can undo the normal form, so it is made once more.
-    return " ".join(unicodedata.normalize("NFKC", folded).split())
-
-
 def shingles(text: str) -> list[str]:
     """The word 3-grams of a normalised text, with repeats; one shingle for a shorter text."""
-    words = _WORDS.findall(text)
+    words = words_of(text)
     if len(words) < _SHINGLE_WORDS:
         return [" ".join(words) or text]
     return list(map(" ".join, zip(words, words[1:], words[2:], strict=False)))

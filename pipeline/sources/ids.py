@@ -1,9 +1,9 @@
-"""The digest of a pair's content, which is its id where the source names none."""
+"""The digest of a pair's or a prompt's content, which is its id where the source names none."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from pipeline.sources.rows import Turn
 
@@ -22,5 +22,15 @@ def content_digest(
         name: [{"content": turn["content"], "role": turn["role"]} for turn in side]
         for name, side in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
     }
-    canonical = json.dumps({**turns, "tools": tools}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return json_digest({**turns, "tools": tools})
+
+
+def prompt_digest(prompt: Sequence[Turn]) -> str:
+    """The same of a prompt alone, which is its id where the source names none."""
+    return json_digest({"prompt": [{"content": turn["content"], "role": turn["role"]} for turn in prompt]})
+
+
+def json_digest(value: Any) -> str:
+    """First 32 hex digits of the SHA-256 of a value as canonical JSON."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_CHARS]

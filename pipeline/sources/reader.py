@@ -88,7 +88,7 @@ class PairReader:
             return row, None
         row_id: str | None = None
         try:
-            row_id = None if self.id_column is None else _id_of(row.get(self.id_column))
+            row_id = None if self.id_column is None else id_of(row.get(self.id_column))
             pair = FORMATS[self.format].convert(row, self.pairs)
             if isinstance(pair, Drop):
                 return pair, row_id
@@ -147,7 +147,7 @@ def open_source(
     name = resolve_format(source.format, sample.columns, sample.decoded)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
-        _check_id_column(source.id_column, scan, sample)
+        check_id_column(source.id_column, scan, sample)
     passthrough = passthrough_fields(source.passthrough, scan.schema, [*sample.columns], sample.decoded)
     scores = plan_scores(
         sample.columns, name, rewards=rewards, policy_logps=policy_logps, reference_logps=reference_logps
@@ -193,7 +193,8 @@ def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
         )
 
 
-def _check_id_column(name: str, scan: SourceScan, sample: Sample) -> None:
+def check_id_column(name: str, scan: SourceScan, sample: Sample) -> None:
+    """Raise a SchemaError unless the source has a column of this name that can hold ids."""
     if name not in sample.columns:
         raise SchemaError(
             f"source.id_column {name!r} is not there; the source has {[*sample.columns]}. "
@@ -206,7 +207,8 @@ def _check_id_column(name: str, scan: SourceScan, sample: Sample) -> None:
         raise SchemaError(f"source.id_column {name!r} is {plain}; wanted text or whole numbers.")
 
 
-def _id_of(value: Any) -> str:
+def id_of(value: Any) -> str:
+    """The id that a row gives itself, or DropRow."""
     if value is None or value == "":
         raise DropRow(Reason.NULL_ID)
     if isinstance(value, bool) or not isinstance(value, (str, int)):

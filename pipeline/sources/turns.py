@@ -106,12 +106,23 @@ def without_prompt(prompt: list[Turn], dialogue: list[Turn]) -> list[Turn]:
 
 def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], row: Row) -> PairRow:
     """The pair, if its roles and texts are those of a prompt and two different answers, or DropRow."""
-    _check_prompt(prompt)
+    check_prompt(prompt)
     for completion in (chosen, rejected):
         _check_completion(completion)
     if chosen == rejected:
         raise DropRow(Reason.IDENTICAL_RESPONSES)
     return PairRow(prompt=prompt, chosen=chosen, rejected=rejected, tools=_tools(row.get("tools")))
+
+
+def check_prompt(prompt: Sequence[Turn]) -> None:
+    """Raise DropRow unless these turns are a prompt."""
+    users = [turn for turn in prompt if turn["role"] == "user"]
+    if not prompt or (users and not any(turn["content"].strip() for turn in users)):
+        raise DropRow(Reason.EMPTY_PROMPT)
+    if not users or prompt[-1]["role"] not in {"user", "tool"}:
+        raise DropRow(Reason.WRONG_ROLES)
+    if not prompt[-1]["content"].strip():
+        raise DropRow(Reason.EMPTY_PROMPT)
 
 
 def any_pair(row: Row) -> PairRow:
@@ -167,16 +178,6 @@ def _content(value: Any) -> str:
         else:
             raise DropRow(Reason.UNSUPPORTED_CONTENT)
     return "".join(texts)
-
-
-def _check_prompt(prompt: Sequence[Turn]) -> None:
-    users = [turn for turn in prompt if turn["role"] == "user"]
-    if not prompt or (users and not any(turn["content"].strip() for turn in users)):
-        raise DropRow(Reason.EMPTY_PROMPT)
-    if not users or prompt[-1]["role"] not in {"user", "tool"}:
-        raise DropRow(Reason.WRONG_ROLES)
-    if not prompt[-1]["content"].strip():
-        raise DropRow(Reason.EMPTY_PROMPT)
 
 
 def _check_completion(completion: Sequence[Turn]) -> None:

@@ -1,0 +1,193 @@
+"""The prompts of a source, row by row: those of any pair format, or of a dataset of prompts alone.
+
+A row of prompts alone has `prompt` or `messages` as turns, of which trailing assistant turns are cut off in
+`messages`, or its prompt as text in the columns that pair formats read it from; `text` counts as one where the format
+is named, as texts of any kind bear that name. Rows of a pair format give the prompt
+of their pair; where only the answers are unfit, such as two equal ones, a prompt that stands apart is taken all the
+same. Prompts that were written for tools are dropped: without the tools they would ask for something else.
+"""
+
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline import schema as s
+from pipeline.config_self_play import Prompts
+from pipeline.errors import ConfigError, SchemaError, SourceError
+from pipeline.sources.blocks import Span, read_span
+from pipeline.sources.columns import Columns, Kind
+from pipeline.sources.decode import rows_of_columns, rows_of_lines, sample_rows
+from pipeline.sources.detect import SAMPLE_ROWS, described, detect, resolve_format
+from pipeline.sources.files import SourceFile, scan_files
+from pipeline.sources.formats import AUTO, FORMATS
+from pipeline.sources.reader import check_id_column, id_of
+from pipeline.sources.rows import Drop, DropRow, Reason, Row, Turn
+from pipeline.sources.shards import plan_shards
+from pipeline.sources.turns import (
+    PROMPT_TEXT_COLUMNS,
+    SYSTEM_TEXT_COLUMNS,
+    check_prompt,
+    prompt_from_texts,
+    prompt_text_column,
+    turns_of,
+)
+
+PROMPTS_FORMAT: Final = "prompts"
+"""The value of `prompts.format` for a dataset of prompts alone."""
+
+_MESSAGES: Final = "messages"
+_TEXT: Final = "text"
+_READS: Final = (*PROMPT_TEXT_COLUMNS, *SYSTEM_TEXT_COLUMNS, _MESSAGES, _TEXT, s.TOOLS, s.STATUS)
+_SHARD_ROWS: Final = 1024
+# What can be wrong with the answers of a row and leaves its prompt as good as any.
+_ANSWERS_UNFIT: Final = frozenset(
+    {
+        Reason.EMPTY_RESPONSE,
+        Reason.IDENTICAL_RESPONSES,
+        Reason.TOO_FEW_CANDIDATES,
+        Reason.CANDIDATE_COUNT_MISMATCH,
+        Reason.TIED_REWARDS,
+        Reason.SCORE_NOT_FOUND,
+        Reason.AMBIGUOUS_SCORE,
+        Reason.NULL_SCORE,
+        Reason.NON_FINITE_SCORE,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRow:
+    """What a row of the source holds: its prompt, or why it has none to use."""
+
+    place: str
+    """File and 0-based row."""
+    id: str | None
+    """From the id column, if one is named and the row has a prompt."""
+    prompt: list[Turn] | Drop
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSource:
+    """A source of prompts that was looked at and can be read; `format` as `prompts.format`, never auto."""
+
+    fs: Any
+    root: str
+    files: tuple[SourceFile, ...]
+    format: str
+    id_column: str | None
+    columns: tuple[str, ...]
+
+    def rows(self) -> Iterator[PromptRow]:
+        """Every row of every file, in order.
+
+        Raises:
+            SourceError: a file is corrupt, gone or changed.
+            OSError: the storage failed.
+        """
+        for shard in plan_shards(self.files, _SHARD_ROWS):
+            span = Span(
+                path=posixpath.join(self.root, shard.file),
+                kind=shard.kind,
+                first_row=shard.first_row,
+                num_rows=shard.num_rows,
+                mark=shard.mark,
+                columns=self.columns,
+            )
+            table = read_span(self.fs, span, shown=shard.file)
+            rows = rows_of_lines(table) if shard.kind.is_json else rows_of_columns(table, self.columns)
+            for offset, row in enumerate(rows):
+                yield self._read(row, f"{shard.file}:{shard.first_row + offset}")
+
+    def _read(self, row: Row | Drop, place: str) -> PromptRow:
+        if isinstance(row, Drop):
+            return PromptRow(place=place, id=None, prompt=row)
+        try:
+            prompt = prompt_alone(row) if self.format == PROMPTS_FORMAT else _prompt_of_pair(row, self.format)
+            row_id = None if self.id_column is None else id_of(row.get(self.id_column))
+        except DropRow as drop:
+            return PromptRow(place=place, id=None, prompt=Drop(drop.reason))
+        return PromptRow(place=place, id=row_id, prompt=prompt)
+
+
+def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptSource:
+    """Check the whole source of prompts: files, format and id column.
+
+    Raises:
+        ConfigError: `prompts.format` is unknown.
+        SourceError: bad files, no rows, or a format that cannot be told.
+        SchemaError: the format or the id lacks its column.
+        OSError: the storage failed.
+    """
+    with _errors_name_prompts():
+        scan = scan_files(fs, root)
+        sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
+        name = _format_of(prompts.format, sample.columns, sample.decoded)
+        if prompts.id_column is not None:
+            check_id_column(prompts.id_column, scan, sample)
+    reads = {*(_READS if name == PROMPTS_FORMAT else FORMATS[name].reads), prompts.id_column}
+    columns = tuple(column for column in sample.columns if column in reads)
+    return PromptSource(
+        fs=fs, root=scan.root, files=scan.files, format=name, id_column=prompts.id_column, columns=columns
+    )
+
+
+def prompt_alone(row: Row) -> list[Turn]:
+    """The prompt of a row of prompts alone, or DropRow."""
+    if row.get(s.STATUS) == s.DROPPED:
+        raise DropRow(Reason.DROPPED_BEFORE)
+    if row.get(s.TOOLS):
+        raise DropRow(Reason.UNSUPPORTED_CONTENT)
+    if isinstance(row.get(s.PROMPT), (list, Mapping)):
+        turns = turns_of(row[s.PROMPT])
+    elif isinstance(row.get(_MESSAGES), (list, Mapping)):
+        turns = turns_of(row[_MESSAGES])
+        while turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+    elif all(row.get(name) is None for name in PROMPT_TEXT_COLUMNS):
+        turns = prompt_from_texts({**row, s.PROMPT: row.get(_TEXT)})
+    else:
+        turns = prompt_from_texts(row)
+    check_prompt(turns)
+    return turns
+
+
+def _prompt_of_pair(row: Row, name: str) -> list[Turn]:
+    pair = FORMATS[name].convert(row)
+    if not isinstance(pair, Drop):
+        if pair.tools is not None:
+            raise DropRow(Reason.UNSUPPORTED_CONTENT)
+        return pair.prompt
+    # Dialogues in messages may hold turns that a text beside them lacks.
+    apart = isinstance(row.get(s.PROMPT), list) or not isinstance(row.get(s.CHOSEN), list)
+    if pair.reason not in _ANSWERS_UNFIT or not apart or name == "transcript":
+        raise DropRow(pair.reason)
+    return prompt_alone(row)
+
+
+def _format_of(name: str, columns: Columns, sample: list[Row]) -> str:
+    can_be_prompts = (
+        prompt_text_column(columns) is not None
+        or columns.get(s.PROMPT) is Kind.TURNS
+        or columns.get(_MESSAGES) is Kind.TURNS
+    )
+    if name == PROMPTS_FORMAT and not can_be_prompts and columns.get(_TEXT) is not Kind.TEXT:
+        raise SchemaError(
+            f"prompts.format {PROMPTS_FORMAT} needs prompt or messages as turns, or prompt, instruction, question, "
+            f"input or text as text; the source has {described(columns)}. Rename a column to one of these."
+        )
+    of_pairs = any(known.matches(columns, sample) for known in FORMATS.values())
+    if name == PROMPTS_FORMAT or (name == AUTO and can_be_prompts and not of_pairs):
+        return PROMPTS_FORMAT
+    return detect(columns, sample) if name == AUTO else resolve_format(name, columns, sample)
+
+
+@contextmanager
+def _errors_name_prompts() -> Iterator[None]:
+    """The parts of this folder speak of the keys of `source`; a user of prompts has given those of `prompts`."""
+    try:
+        yield
+    except (ConfigError, SourceError, SchemaError) as error:
+        raise type(error)(re.sub(r"\bsource\.(path|format|id_column)\b", r"prompts.\1", str(error))) from None

@@ -1,0 +1,154 @@
+"""The prompts that self-play starts from, as a table of PROMPT_SCHEMA, and those of them that are held out.
+
+Every row of the source is a row of the table. Those to use come first, by id; then come the others, dropped with stage
+and reason. An id is that of the id column, or else the digest of the prompt; rows that have no prompt, and repetitions
+of one, bear their place, file and row, as id.
+
+The prompts of one run are held in memory: about 2 KiB each with the texts of usual datasets, so 1e5 of them take
+some 200 MB. Dropped rows keep no text.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema as s
+from pipeline.config_self_play import SEED_STRATEGY, Evaluate, Prompts
+from pipeline.errors import ConfigError, DataError
+from pipeline.metrics.ids import hash_ids
+from pipeline.sources.contamination import CONTAMINATED, Contamination
+from pipeline.sources.files import SourceFile
+from pipeline.sources.ids import prompt_digest
+from pipeline.sources.prompt_rows import PromptRow, open_prompts
+from pipeline.sources.reader import STAGE
+from pipeline.sources.rows import Drop, Turn
+
+FILTER_STAGE: Final = "filter"
+"""Value of drop_stage for prompts that could be read but are not wanted."""
+DUPLICATE_PROMPT: Final = "duplicate_prompt"
+BEYOND_LIMIT: Final = "beyond_limit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedPrompts:
+    """The table, and what it was read from: data files with their digests, and the format that was found."""
+
+    table: pa.Table
+    files: tuple[SourceFile, ...]
+    format: str
+
+    @property
+    def num_usable(self) -> int:
+        """Prompts that are not dropped."""
+        return int(self.table.num_rows) - sum(self.dropped.values())
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many rows were dropped for each reason, the commonest first; equal prompts and the limit included."""
+        reasons = Counter(reason for reason in self.table.column(s.DROP_REASON).to_pylist() if reason is not None)
+        return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+
+
+def read_prompts(fs: Any, root: str, prompts: Prompts, benchmarks: Contamination | None = None) -> SeedPrompts:
+    """Read all prompts: each different one once, without contaminated ones, at most `prompts.limit` of them.
+
+    Of equal prompts the one of the smallest id is kept. The limit keeps those whose hash of seed and id is smallest, so
+    that neither the order of rows nor that of files matters, and a higher limit adds to a lower one.
+
+    Raises:
+        ConfigError: `prompts.format` is unknown.
+        SourceError: bad files, no rows, or a format that cannot be told.
+        SchemaError: the format or the id lacks its column.
+        DataError: two different prompts have the same id, or no row has a prompt to use.
+        OSError: the storage failed.
+    """
+    source = open_prompts(fs, root, prompts)
+    kept, dropped = _each_once(source.rows())
+    if benchmarks is not None:
+        hit = {id_ for id_, prompt in kept.items() if benchmarks.hits_prompt(prompt)}
+        dropped += [_dropped(id_, FILTER_STAGE, CONTAMINATED) for id_ in sorted(hit)]
+        kept = {id_: prompt for id_, prompt in kept.items() if id_ not in hit}
+    if prompts.limit is not None:
+        first = set(_by_hash([*kept], prompts.seed)[: prompts.limit])
+        dropped += [_dropped(id_, STAGE, BEYOND_LIMIT) for id_ in sorted(kept) if id_ not in first]
+        kept = {id_: prompt for id_, prompt in kept.items() if id_ in first}
+    rows = [_usable(id_, kept[id_]) for id_ in sorted(kept)]
+    seeds = SeedPrompts(
+        table=pa.Table.from_pylist([*rows, *dropped], schema=s.PROMPT_SCHEMA), files=source.files, format=source.format
+    )
+    if not rows:
+        raise DataError(f"prompts.path {root}: no row has a prompt to use; reasons: {seeds.dropped}.")
+    return seeds
+
+
+def split_held_out(table: pa.Table, evaluate: Evaluate, seed: int) -> tuple[pa.Table, pa.Table]:
+    """The usable prompts to train on, and those held out to measure on, each by id; dropped rows are in neither.
+
+    Held out are the `evaluate.num_prompts` prompts whose hash of seed and id is smallest, whatever their order. No
+    prompt stands on both sides, as `read_prompts` keeps equal ones once.
+
+    Raises:
+        ConfigError: nothing would be left to train on.
+    """
+    usable = table.filter(pc.not_equal(table.column(s.STATUS), s.DROPPED)).sort_by(s.ID)
+    if usable.num_rows <= evaluate.num_prompts:
+        raise ConfigError(
+            f"evaluate.num_prompts holds out {evaluate.num_prompts} of {usable.num_rows} prompts and leaves none to "
+            "train on. Lower it, or give more prompts."
+        )
+    ids = usable.column(s.ID).to_pylist()
+    held_out = pc.is_in(usable.column(s.ID), pa.array(_by_hash(ids, seed)[: evaluate.num_prompts], pa.string()))
+    return usable.filter(pc.invert(held_out)), usable.filter(held_out)
+
+
+def _by_hash(ids: Sequence[str], seed: int) -> list[str]:
+    """The ids by their seeded hash, ties by id."""
+    names = pa.array(sorted(ids), pa.string())
+    order = np.argsort(hash_ids(names, seed), kind="stable")
+    taken: list[str] = names.take(pa.array(order)).to_pylist()
+    return taken
+
+
+def _each_once(rows: Iterable[PromptRow]) -> tuple[dict[str, list[Turn]], list[dict[str, Any]]]:
+    """Each different prompt by its id, and the rows that gave none or repeated one."""
+    dropped: list[dict[str, Any]] = []
+    of_digest: dict[str, tuple[str, str, list[Turn]]] = {}  # id, place, prompt
+    digest_of_id: dict[str, str] = {}
+    for row in rows:
+        if isinstance(row.prompt, Drop):
+            dropped.append(_dropped(row.place, STAGE, str(row.prompt.reason)))
+            continue
+        digest = prompt_digest(row.prompt)
+        row_id = row.id or digest
+        if digest_of_id.setdefault(row_id, digest) != digest:
+            raise DataError(
+                f"two different prompts have the id {row_id!r}. Name an id column with unique ids, or leave out "
+                "prompts.id_column to use a hash of the prompt."
+            )
+        here = (row_id, row.place, row.prompt)
+        before = of_digest.get(digest)
+        of_digest[digest] = here if before is None else min(before, here, key=lambda found: found[:2])
+        if before is not None:
+            repeated = max(before, here, key=lambda found: found[:2])
+            dropped.append(_dropped(repeated[1], STAGE, DUPLICATE_PROMPT))
+    return {id_: prompt for id_, _, prompt in of_digest.values()}, dropped
+
+
+def _usable(id_: str, prompt: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    return {s.ID: id_, s.PROMPT: prompt, s.STRATEGY: SEED_STRATEGY, s.ROUND: 0, s.STATUS: s.SCORED}
+
+
+def _dropped(id_: str, stage: str, reason: str) -> dict[str, Any]:
+    return {
+        s.ID: id_,
+        s.STRATEGY: SEED_STRATEGY,
+        s.ROUND: 0,
+        s.STATUS: s.DROPPED,
+        s.DROP_STAGE: stage,
+        s.DROP_REASON: reason,
+    }
