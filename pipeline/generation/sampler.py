@@ -8,11 +8,14 @@ therefore always sampled as one call.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from pipeline.models.packing import Int32Array
 
 FinishReason = Literal["stop", "length"]
+
+GREEDY: Final = 1e-5
+"""Temperatures below this take the likeliest token; all K responses are then the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One sampled answer: its text without special tokens, its tokens, and whether it ended by itself."""
+    """One sampled answer: its text without special tokens, its tokens, and whether it ended by itself.
+
+    `num_tokens` counts all tokens sampled, that which ended the answer included.
+    """
 
     text: str
     num_tokens: int

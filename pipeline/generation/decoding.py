@@ -1,0 +1,68 @@
+"""From sampled token ids to responses, the same for every engine: where an answer ends, and what its text is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import TorchModel
+from pipeline.errors import ModelError
+from pipeline.generation.sampler import Response
+from pipeline.models.loading import load_tokenizer
+
+# What a half character at the end of a cut answer is decoded to.
+_UNDECODABLE = "\ufffd"
+
+# All that a configuration reader raises on what it cannot use.
+_CONFIG_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decoder:
+    """How token ids of one model are read.
+
+    Attributes:
+        tokenizer: the model's transformers tokenizer.
+        stop_ids: tokens that end an answer: those of the tokenizer and of the model's generation config; ascending.
+        context: most tokens of prompt and answer together; None where the model sets no limit.
+    """
+
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    context: int | None
+
+    def response(self, ids: Sequence[int], *, stopped: bool) -> Response:
+        """The response that was sampled as `ids`, its last one a stop token where it `stopped` by itself."""
+        text = self.tokenizer.decode(
+            list(ids[:-1] if stopped else ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if not stopped:
+            text = text.rstrip(_UNDECODABLE)
+        return Response(text=text, num_tokens=len(ids), finish_reason="stop" if stopped else "length")
+
+
+def load_decoder(model: TorchModel) -> Decoder:
+    """Read tokenizer and configuration of a model; no weights.
+
+    Raises:
+        ModelError: they are missing or cannot be read.
+    """
+    tokenizer = load_tokenizer(model)
+    try:
+        config, generation = _configs(model)
+    except _CONFIG_ERRORS as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"The configuration of {model.model} cannot be read: {reason}") from error
+    given = (tokenizer.eos_token_id, generation.eos_token_id)
+    ids = {i for value in given for i in (value if isinstance(value, list) else [value]) if i is not None}
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Decoder(tokenizer=tokenizer, stop_ids=tuple(sorted(ids)), context=context)
+
+
+def _configs(model: TorchModel) -> tuple[Any, Any]:
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(model.model, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    try:
+        return config, GenerationConfig.from_pretrained(model.model, revision=model.revision)
+    except OSError:  # it has none of its own
+        return config, GenerationConfig.from_model_config(config)
