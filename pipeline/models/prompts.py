@@ -70,6 +70,14 @@ class TokenizedDialogues:
     truncated: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenizedDialogue:
+    """One dialogue as a reward model reads it: token ids, int32, and whether a token was cut off."""
+
+    ids: Int32Array
+    truncated: bool
+
+
 class PairTokenizer:
     """Turns pairs into token ids for causal models that share one tokenizer.
 
@@ -147,21 +155,26 @@ class DialogueTokenizer:
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None
     ) -> TokenizedDialogues | str:
         """Token ids of both dialogues, or the reason why they cannot be used. Arguments as in PairTokenizer."""
+        first, second = (self.tokenize_one(prompt, answer, tools) for answer in (chosen, rejected))
+        if isinstance(first, str) or isinstance(second, str):
+            return TEMPLATE_ERROR if TEMPLATE_ERROR in (first, second) else EMPTY
+        if np.array_equal(first.ids, second.ids):
+            return IDENTICAL
+        return TokenizedDialogues(
+            chosen_ids=first.ids, rejected_ids=second.ids, truncated=first.truncated or second.truncated
+        )
+
+    def tokenize_one(self, prompt: Messages, answer: Messages, tools: str | None = None) -> TokenizedDialogue | str:
+        """Token ids of one dialogue, or the reason why it cannot be used: template_error or empty_after_truncation."""
         try:
             schemas = None if tools is None else json.loads(tools)
-            whole = [
-                render(self._tokenizer, [*prompt, *answer], self._how, tools=schemas) for answer in (chosen, rejected)
-            ]
+            ids = render(self._tokenizer, [*prompt, *answer], self._how, tools=schemas)
         except TEMPLATE_REFUSALS:
             return TEMPLATE_ERROR
-        cut = slice(-self._max_length, None) if self._keep_end else slice(self._max_length)
-        chosen_ids, rejected_ids = (ids[cut] for ids in whole)
-        if not (len(chosen_ids) and len(rejected_ids)):
+        cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
+        if not len(cut):
             return EMPTY
-        if np.array_equal(chosen_ids, rejected_ids):
-            return IDENTICAL
-        truncated = any(len(ids) > self._max_length for ids in whole)
-        return TokenizedDialogues(chosen_ids=chosen_ids, rejected_ids=rejected_ids, truncated=truncated)
+        return TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

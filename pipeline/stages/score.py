@@ -49,7 +49,7 @@ class ScoreLogprobs:
         rows = scored_rows(table)
         groups = pair_groups([pair_of(row) for row in table.select(PAIR_COLUMNS).take(pa.array(rows)).to_pylist()])
         if groups and not self._checked:
-            _check(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), self._role)
+            check_engine(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), self._role)
             self._checked = True
         scores = self._engine.score(groups)
         outcome = _Outcome(values=scores.sum_logp.reshape(-1, 2), left_out=scores.left_out, otherwise="non_finite_logp")
@@ -69,7 +69,7 @@ class ScoreRewards:
         dialogues = [dialogues_of(row) for row in table.select(DIALOGUE_COLUMNS).take(pa.array(rows)).to_pylist()]
         groups = dialogue_groups(dialogues)
         if groups and not self._checked:
-            _check(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), "reward")
+            check_engine(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), "reward")
             self._checked = True
         rewards = self._engine.score(groups)
         outcome = _Outcome(
@@ -93,7 +93,14 @@ class _Outcome:
         return found | {index // 2: reason for index, reason in self.left_out.items()}
 
 
-def _check(engine: LogprobEngine | ClassifierEngine, groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
+def check_engine(
+    engine: LogprobEngine | ClassifierEngine, groups: Sequence[Group], ids: Sequence[str], stage: str
+) -> None:
+    """Compare an engine with its model's own forward on some of the groups, whose rows have the given ids.
+
+    Raises:
+        ModelError: they differ.
+    """
     found = engine.disagreement(groups)
     if found is not None:
         raise ModelError(

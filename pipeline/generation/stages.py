@@ -1,0 +1,91 @@
+"""The stages of a self-play round that hold a model: what they are called, and how each is built where it shall live.
+
+    prompts --generate--> candidates --tokenise, annotate--> annotated candidates
+    tasks of selected prompts --evolve--> new prompts
+
+As `pipeline.stages.plan`: nothing is loaded before `Stage.build`.
+"""
+
+from functools import partial
+
+from pipeline.config import ClassifierReward, Tokens, TorchModel
+from pipeline.config_self_play import Generate, SelfPlayConfig
+from pipeline.generation.engines import environment
+from pipeline.stages.plan import Apply, Stage
+
+
+def generate_stage(config: SelfPlayConfig, policy: TorchModel, generate: Generate | None = None) -> Stage:
+    """Prompts to candidates, by a policy; `generate` left out is that of the config."""
+    generate = config.generate if generate is None else generate
+    return Stage(
+        name="generate",
+        build=partial(_build_generate, generate, config.tokens, policy),
+        model=generate,
+        env=environment(generate),
+    )
+
+
+def evaluation(config: SelfPlayConfig) -> Generate:
+    """How held-out prompts are answered: as all prompts are, with what the section `evaluate` sets."""
+    section = config.evaluate
+    changes = {"num_responses": section.num_responses, "temperature": section.temperature, "seed": section.seed}
+    max_tokens = config.generate.max_tokens if section.max_tokens is None else section.max_tokens
+    return config.generate.model_copy(update={**changes, "max_tokens": max_tokens})
+
+
+def annotate_stages(config: SelfPlayConfig) -> list[Stage]:
+    """Candidates to annotated candidates, by the reward model."""
+    return [
+        Stage(name="tokenise", build=partial(_build_tokenise, config.reward, config.tokens)),
+        Stage(name="annotate", build=partial(_build_annotate, config.reward), model=config.reward),
+    ]
+
+
+def evolve_stage(config: SelfPlayConfig, policy: TorchModel) -> Stage:
+    """Tasks to new prompts, by a policy."""
+    return Stage(
+        name="evolve",
+        build=partial(_build_evolve, config, policy),
+        model=config.generate,
+        env=environment(config.generate),
+    )
+
+
+def _build_evolve(config: SelfPlayConfig, policy: TorchModel) -> Apply:
+    from pipeline.generation.ask import EvolvePrompts
+    from pipeline.generation.candidates import PromptRenderer
+    from pipeline.generation.decoding import load_decoder
+    from pipeline.generation.engines import open_sampler
+
+    assert config.evolve is not None  # noqa: S101
+    decoder = load_decoder(policy)
+    renderer = PromptRenderer(decoder.tokenizer, config.tokens, None)
+    limits = [config.generate.max_prompt_tokens, *([] if decoder.context is None else [decoder.context - 1])]
+    return EvolvePrompts(open_sampler(policy, config.generate), renderer, config.evolve, min(limits))
+
+
+def _build_generate(generate: Generate, tokens: Tokens, policy: TorchModel) -> Apply:
+    from pipeline.generation.candidates import GenerateCandidates, PromptRenderer
+    from pipeline.generation.decoding import load_decoder
+    from pipeline.generation.engines import open_sampler
+
+    decoder = load_decoder(policy)
+    renderer = PromptRenderer(decoder.tokenizer, tokens, generate.system_prompt)
+    limits = [generate.max_prompt_tokens, *([] if decoder.context is None else [decoder.context - 1])]
+    return GenerateCandidates(open_sampler(policy, generate), renderer, generate, min(limits))
+
+
+def _build_tokenise(reward: ClassifierReward, tokens: Tokens) -> Apply:
+    from pipeline.generation.annotate import TokeniseResponses
+    from pipeline.models.loading import load_tokenizer
+    from pipeline.models.prompts import DialogueTokenizer
+
+    return TokeniseResponses(DialogueTokenizer(load_tokenizer(reward), reward.max_length, tokens.date))
+
+
+def _build_annotate(reward: ClassifierReward) -> Apply:
+    from pipeline.generation.annotate import AnnotateResponses
+    from pipeline.models.loading import load_classifier
+    from pipeline.models.rewards import ClassifierEngine
+
+    return AnnotateResponses(ClassifierEngine(load_classifier(reward), token_budget=reward.token_budget))
