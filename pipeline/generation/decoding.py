@@ -30,6 +30,10 @@ class Decoder:
     stop_ids: tuple[int, ...]
     context: int | None
 
+    def longest_prompt(self, wanted: int) -> int:
+        """Most tokens of a prompt: those wanted, or as many as leave the model room for an answer."""
+        return wanted if self.context is None else min(wanted, self.context - 1)
+
     def response(self, ids: Sequence[int], *, stopped: bool) -> Response:
         """The response that was sampled as `ids`, its last one a stop token where it `stopped` by itself."""
         text = self.tokenizer.decode(

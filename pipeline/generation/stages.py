@@ -1,17 +1,22 @@
 """The stages of a self-play round that hold a model: what they are called, and how each is built where it shall live.
 
     prompts --generate--> candidates --tokenise, annotate--> annotated candidates
-    tasks of selected prompts --evolve--> new prompts
+    tasks   --evolve----> new prompts
 
 As `pipeline.stages.plan`: nothing is loaded before `Stage.build`.
 """
 
 from functools import partial
+from typing import Final
 
 from pipeline.config import ClassifierReward, Tokens, TorchModel
-from pipeline.config_self_play import Generate, SelfPlayConfig
+from pipeline.config_self_play import Evolve, Generate, SelfPlayConfig
+from pipeline.errors import ConfigError
 from pipeline.generation.engines import environment
 from pipeline.stages.plan import Apply, Stage
+
+# Room that the instructions of the strategies take in a request, beside the prompt that is to be rewritten.
+_INSTRUCTION_TOKENS: Final = 1024
 
 
 def generate_stage(config: SelfPlayConfig, policy: TorchModel, generate: Generate | None = None) -> Stage:
@@ -33,35 +38,32 @@ def evaluation(config: SelfPlayConfig) -> Generate:
     return config.generate.model_copy(update={**changes, "max_tokens": max_tokens})
 
 
+def evolve_stage(config: SelfPlayConfig, policy: TorchModel) -> Stage:
+    """Tasks to new prompts, by a policy in the engine that also answers prompts.
+
+    Raises:
+        ConfigError: the config has no section evolve.
+    """
+    if config.evolve is None:
+        raise ConfigError(
+            "evolve: null says that no new prompts are made; the stage that makes them needs the section."
+        )
+    length = config.generate.max_prompt_tokens + _INSTRUCTION_TOKENS
+    generate = config.generate.model_copy(update={"max_prompt_tokens": length, "max_tokens": config.evolve.max_tokens})
+    return Stage(
+        name="evolve",
+        build=partial(_build_evolve, config.evolve, generate, config.tokens, policy),
+        model=generate,
+        env=environment(generate),
+    )
+
+
 def annotate_stages(config: SelfPlayConfig) -> list[Stage]:
     """Candidates to annotated candidates, by the reward model."""
     return [
         Stage(name="tokenise", build=partial(_build_tokenise, config.reward, config.tokens)),
         Stage(name="annotate", build=partial(_build_annotate, config.reward), model=config.reward),
     ]
-
-
-def evolve_stage(config: SelfPlayConfig, policy: TorchModel) -> Stage:
-    """Tasks to new prompts, by a policy."""
-    return Stage(
-        name="evolve",
-        build=partial(_build_evolve, config, policy),
-        model=config.generate,
-        env=environment(config.generate),
-    )
-
-
-def _build_evolve(config: SelfPlayConfig, policy: TorchModel) -> Apply:
-    from pipeline.generation.ask import EvolvePrompts
-    from pipeline.generation.candidates import PromptRenderer
-    from pipeline.generation.decoding import load_decoder
-    from pipeline.generation.engines import open_sampler
-
-    assert config.evolve is not None  # noqa: S101
-    decoder = load_decoder(policy)
-    renderer = PromptRenderer(decoder.tokenizer, config.tokens, None)
-    limits = [config.generate.max_prompt_tokens, *([] if decoder.context is None else [decoder.context - 1])]
-    return EvolvePrompts(open_sampler(policy, config.generate), renderer, config.evolve, min(limits))
 
 
 def _build_generate(generate: Generate, tokens: Tokens, policy: TorchModel) -> Apply:
@@ -71,8 +73,20 @@ def _build_generate(generate: Generate, tokens: Tokens, policy: TorchModel) -> A
 
     decoder = load_decoder(policy)
     renderer = PromptRenderer(decoder.tokenizer, tokens, generate.system_prompt)
-    limits = [generate.max_prompt_tokens, *([] if decoder.context is None else [decoder.context - 1])]
-    return GenerateCandidates(open_sampler(policy, generate), renderer, generate, min(limits))
+    longest = decoder.longest_prompt(generate.max_prompt_tokens)
+    return GenerateCandidates(open_sampler(policy, generate), renderer, generate, longest)
+
+
+def _build_evolve(evolve: Evolve, generate: Generate, tokens: Tokens, policy: TorchModel) -> Apply:
+    from pipeline.generation.ask import EvolvePrompts
+    from pipeline.generation.candidates import PromptRenderer
+    from pipeline.generation.decoding import load_decoder
+    from pipeline.generation.engines import open_sampler
+
+    decoder = load_decoder(policy)
+    renderer = PromptRenderer(decoder.tokenizer, tokens, None)
+    longest = decoder.longest_prompt(generate.max_prompt_tokens)
+    return EvolvePrompts(open_sampler(policy, generate), renderer, evolve, longest)
 
 
 def _build_tokenise(reward: ClassifierReward, tokens: Tokens) -> Apply:
