@@ -6,12 +6,15 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline import __version__
 from pipeline.errors import AlignpotError, ConfigError, TemporaryError
+
+if TYPE_CHECKING:
+    from pipeline.config import Storage
 
 app = typer.Typer(
     name="alignpot",
@@ -116,6 +119,39 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def export(
+    subset: Annotated[str, typer.Argument(help="A subset that alignpot wrote.", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="trl, trl-kto, trl-reward, openrlhf, llama-factory, llama-factory-kto, axolotl or nemo-rl.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[str, typer.Option(metavar="FOLDER", help="Where the export goes.", show_default=False)],
+    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
+    *,
+    slim: Annotated[bool, typer.Option("--slim", help="Only the columns that the trainer reads.")] = False,
+    drop_unfit: Annotated[
+        bool, typer.Option("--drop-unfit", help="Leave out pairs that the format cannot hold, instead of refusing.")
+    ] = False,
+) -> None:
+    """Write a subset in the format of a trainer."""
+    from pipeline.exports.export import ExportRequest, export_subset
+
+    request = ExportRequest(
+        subset=subset,
+        to=to,
+        output=output,
+        storage=_storage(endpoint_url),
+        slim=slim,
+        drop_unfit=drop_unfit,
+    )
+    _echo(export_subset(request))
+
+
+@app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="File, folder or URL of preference data.", show_default=False)],
     source_format: Annotated[str, typer.Option("--format", help="Read as this format instead of deciding.")] = "auto",
@@ -128,17 +164,10 @@ def inspect(
 
     Ends with exit code 2 if no format fits.
     """
-    from pydantic import ValidationError
-
-    from pipeline.config import Storage
     from pipeline.sources.inspect import inspect_source, render
     from pipeline.storage.filesystem import check_readable, open_filesystem
 
-    try:
-        storage = Storage(endpoint_url=endpoint_url, region=region, anonymous=anonymous)
-    except ValidationError:
-        raise ConfigError("--endpoint-url must not carry credentials; use the AWS variables or a role.") from None
-    fs, root = open_filesystem(path, storage)
+    fs, root = open_filesystem(path, _storage(endpoint_url, region=region, anonymous=anonymous))
     check_readable(fs, root)
     found = inspect_source(fs, root, source_format)
     typer.echo(render(found))
@@ -164,7 +193,7 @@ def metrics() -> None:
 
 @app.command()
 def submit(
-    job: Annotated[str, typer.Argument(help="run, score_pairs or select_pairs.", show_default=False)],
+    job: Annotated[str, typer.Argument(help="run, score_pairs, select_pairs or self_play.", show_default=False)],
     config: ConfigPath,
     address: Annotated[str, typer.Option(help="Ray dashboard, such as http://head:8265.", show_default=False)],
     overrides: Overrides = None,
@@ -177,17 +206,61 @@ def submit(
     raise typer.Exit(submit_job(job, config, overrides or [], address=address, wait=wait, echo=typer.echo))
 
 
+@app.command("self-play")
+def self_play(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print tokens and GPU-hours; run nothing.")] = False,
+) -> None:
+    """Let the policy make its own data: generate, judge, select, train, repeat.
+
+    Goes on where an earlier run stopped.
+    """
+    from pipeline.config_file import load_self_play
+
+    loaded = load_self_play(config, overrides or ())
+    if dry_run:
+        from pipeline.flows.dry_run import dry_run as estimated
+
+        _echo(estimated(loaded))
+        return
+    from pipeline.flows.self_play import self_play as play
+
+    _echo(play(loaded))
+
+
 @app.command()
 def demo(
-    workdir: Annotated[Path, typer.Option(help="Where models, data and results go.")] = Path(".demo"),
+    workdir: Annotated[
+        Path | None,
+        typer.Option(help="Where models, data and results go; .demo or .demo-self-play.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    *,
+    self_play: Annotated[bool, typer.Option("--self-play", help="Two rounds of self-play instead.")] = False,
 ) -> None:
     """Run the whole job on small data and models of its own.
 
-    The dataset ships with alignpot; the models are small, but real.
+    The data ships with alignpot; the models are small, but real.
     """
-    from pipeline.flows.demo import run_demo
+    from pipeline.flows.demo import run_demo, run_self_play_demo
 
-    _echo(run_demo(workdir))
+    if self_play:
+        _echo(run_self_play_demo(workdir or Path(".demo-self-play"), overrides or ()))
+    else:
+        _echo(run_demo(workdir or Path(".demo"), overrides or ()))
+
+
+def _storage(endpoint_url: str | None, **options: Any) -> "Storage":
+    from pydantic import ValidationError
+
+    from pipeline.config import Storage
+
+    try:
+        return Storage(endpoint_url=endpoint_url, **options)
+    except ValidationError:
+        raise ConfigError("--endpoint-url must not carry credentials; use the AWS variables or a role.") from None
 
 
 def _echo(texts: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"cli"},
     {"flows"},
     {"demo", "study"},
-    {"generation", "training"},
+    {"exports", "generation", "training"},
     {"stages"},
     {"models", "storage"},
     {"selection"},
@@ -44,11 +44,13 @@ LIGHT = [
     ".schema",
     ".errors",
     ".cli",
+    ".exports",
     ".metrics",
     ".selection",
     ".sources",
     ".storage",
     ".study",
+    ".training.precomputed",
 ]
 
 

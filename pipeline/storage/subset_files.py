@@ -4,12 +4,39 @@ Knows the layouts of the formats, not where they are published.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+
+class JsonLinesWriter:
+    """Rows as JSON Lines: UTF-8, columns in the order of the table; a number that is not finite becomes null."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+
+    def write_table(self, table: pa.Table) -> None:
+        """Append one line per row."""
+        for row in table.to_pylist():
+            text = json.dumps(finite(row), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            self._file.write(text.encode() + b"\n")
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._file.close()
+
+
+def finite(value: Any) -> Any:
+    """The value with None for every number that JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list) else value
 
 
 class SubsetFile:
@@ -25,9 +52,11 @@ class SubsetFile:
             self._writers.append(
                 pq.ParquetWriter(self.paths["parquet"], schema, compression="zstd", write_page_checksum=True)
             )
+        if "jsonl" in formats:
+            self._writers.append(JsonLinesWriter(self.paths["jsonl"]))
 
     def write(self, table: pa.Table) -> None:
-        """Append one batch: a record batch in Arrow, a row group in Parquet."""
+        """Append one batch: a record batch in Arrow, a row group in Parquet, lines in JSON Lines."""
         self.num_rows += table.num_rows
         for writer in self._writers:
             writer.write_table(table)

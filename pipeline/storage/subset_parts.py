@@ -26,6 +26,7 @@ BATCH_ROWS: Final = 4096  # rows of one Arrow batch and of one Parquet row group
 FILE_NAMES: Final = {
     "hf": "hf/train/data-{index:05d}-of-{num_files:05d}.arrow",
     "parquet": "parquet/train-{index:05d}-of-{num_files:05d}.parquet",
+    "jsonl": "data/train-{index:05d}-of-{num_files:05d}.jsonl",
 }
 _CHUNK_BYTES: Final = 16 * 2**20
 
@@ -37,7 +38,7 @@ class SubsetSpec:
     num_rows: int
     schema: pa.Schema
     formats: tuple[str, ...]
-    """hf, parquet or both."""
+    """hf and parquet for subsets; jsonl for exports."""
     rows_per_file: int
     fingerprint: Mapping[str, Any]
     """JSON values of everything that decides which rows are chosen; formats, schema and num_rows are added to it."""

@@ -1,0 +1,183 @@
+"""`alignpot export`: a complete subset, written for a trainer.
+
+    survey -> claim -> files -> _SUCCESS.json
+
+The subset is read twice, some rows at a time: once to see what every row has, once to write. Run again, the same
+command finds its export and does nothing.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import fsspec
+import pyarrow as pa
+
+from pipeline import __version__
+from pipeline.config import Storage
+from pipeline.errors import ConfigError, DataError
+from pipeline.exports.formats import FORMATS
+from pipeline.exports.layout import PAIR, ExportFormat, Facts, Row
+from pipeline.exports.subset_rows import SubsetRows
+from pipeline.exports.survey import Survey, describe_unfit, fit_blocks, survey
+from pipeline.exports.writer import claim_export, finish, open_export, write_files
+from pipeline.storage.filesystem import check_writable, open_filesystem
+from pipeline.storage.runs import fingerprint_digest
+from pipeline.storage.subset_parts import SubsetSpec
+
+ROWS_PER_FILE: Final = 100_000
+_INSIDE_LISTS: Final = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_JSON_TYPES: Final = (
+    *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
+    *(pa.types.is_string, pa.types.is_large_string),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What the command was asked for.
+
+    slim: only what the trainer reads. drop_unfit: leave out pairs that the format cannot hold, instead of refusing.
+    """
+
+    subset: str
+    to: str
+    output: str
+    storage: Storage
+    slim: bool = False
+    drop_unfit: bool = False
+    rows_per_file: int = ROWS_PER_FILE
+
+
+def export_subset(request: ExportRequest) -> Iterator[str]:
+    """Write the export; the texts to print.
+
+    Raises:
+        ConfigError: an unknown format.
+        DataError: pairs do not fit, and are not to be left out.
+        AlignpotError: the subset cannot be read, or the output not written.
+    """
+    form = FORMATS.get(request.to)
+    if form is None:
+        raise ConfigError(f"--to {request.to} is no format; wanted one of {', '.join(FORMATS)}.")
+    rows = SubsetRows(*open_filesystem(request.subset, request.storage))
+    fs, root = open_filesystem(request.output, request.storage)
+    check_writable(fs, root)
+    manifest = _export(rows, request, form, fs, root)
+    yield _told(manifest, request, form)
+
+
+def _export(
+    rows: SubsetRows, request: ExportRequest, form: ExportFormat, fs: fsspec.AbstractFileSystem, root: str
+) -> dict[str, Any]:
+    spec = SubsetSpec(
+        num_rows=0,
+        schema=pa.schema([]),
+        formats=(form.container,),
+        rows_per_file=request.rows_per_file,
+        fingerprint=_fingerprint(rows, request),
+        config={},
+        version=__version__,
+    )
+    done = open_export(fs, root)
+    if done is not None:
+        claim_export(fs, root, spec)
+        _check_fit(done["num_unfit"], done["unfit_ids"], done["num_pairs"], request)
+        return done
+    found = survey(rows, form)
+    _check_fit(dict(found.num_unfit), found.ids, found.num_pairs, request)
+    if not found.num_fit:
+        raise DataError(f"{request.subset} has no pair to export: {found.num_pairs:,} pairs, none fits {request.to}.")
+    kept, left_out = _extra_columns(found, form, slim=request.slim)
+    own = form.columns(found.facts)
+    spec = dataclasses.replace(
+        claim_export(fs, root, spec),
+        num_rows=found.num_fit * form.rows_per_pair,
+        schema=pa.schema([*own, *kept]),
+    )
+    tables = _tables(rows, form, found.facts, spec.schema)
+    about = {
+        "num_pairs": found.num_pairs,
+        "num_unfit": dict(sorted(found.num_unfit.items())),
+        "unfit_ids": dict(sorted(found.ids.items())),
+        "columns_left_out": left_out,
+    }
+    return finish(fs, root, spec, write_files(fs, root, spec, tables), about, form.descriptions(found.facts))
+
+
+def _fingerprint(rows: SubsetRows, request: ExportRequest) -> dict[str, Any]:
+    """What decides the bytes: the subset (its rows, not the files or the place they lie in), the format and `slim`."""
+    manifest = rows.manifest
+    decisive = {name: value for name, value in manifest.fingerprint.items() if name not in ("formats", "layout")}
+    return {
+        "subset": fingerprint_digest(decisive),
+        "subset_rows": manifest.num_rows,
+        "export": request.to,
+        "slim": request.slim,
+        "drop_unfit": request.drop_unfit,
+    }
+
+
+def _check_fit(
+    num_unfit: dict[str, int], ids: Mapping[str, Sequence[str]], num_pairs: int, request: ExportRequest
+) -> None:
+    if num_unfit and not request.drop_unfit:
+        raise DataError(
+            f"{sum(num_unfit.values()):,} of {num_pairs:,} pairs do not fit {request.to}:\n"
+            f"{describe_unfit(num_unfit, ids)}\nLeave them out with --drop-unfit, or export to another format."
+        )
+
+
+def _extra_columns(found: Survey, form: ExportFormat, *, slim: bool) -> tuple[list[pa.Field], list[str]]:
+    """Columns of the subset that go along, and the names of those that cannot."""
+    if slim:
+        return [], []
+    used = {"prompt", "chosen", "rejected", "tools"}
+    own = {field.name for field in form.columns(found.facts)}
+    kept, left_out = [], []
+    for column in found.schema:
+        if column.name in used:
+            continue
+        as_json = form.container != "jsonl" or _is_json(column.type)
+        if column.name in own | form.misread or not as_json:
+            left_out.append(column.name)
+        else:
+            kept.append(column)
+    return kept, left_out
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return all(_is_json(kind.field(i).type) for i in range(kind.num_fields))
+    if any(check(kind) for check in _INSIDE_LISTS):
+        return _is_json(kind.value_type)
+    return any(check(kind) for check in _JSON_TYPES)
+
+
+def _tables(rows: SubsetRows, form: ExportFormat, facts: Facts, schema: pa.Schema) -> Iterator[pa.Table]:
+    own = {field.name for field in form.columns(facts)}
+    extra = [name for name in schema.names if name not in own]
+    for block in fit_blocks(rows, form):
+        values = [_with_extra(row, block, extra) for row in form.convert(block, facts)]
+        yield pa.Table.from_pylist(values, schema=schema)
+
+
+def _with_extra(row: dict[str, Any], block: Sequence[Row], extra: Sequence[str]) -> dict[str, Any]:
+    pair = block[row.pop(PAIR)]
+    return {**row, **{name: pair[name] for name in extra}}
+
+
+def _told(manifest: dict[str, Any], request: ExportRequest, form: ExportFormat) -> str:
+    path = request.output.rstrip("/")
+    num_unfit = sum(manifest["num_unfit"].values())
+    lines = [
+        f"export: {manifest['num_rows']:,} rows from {manifest['num_pairs'] - num_unfit:,} pairs, for {form.reads}",
+        f"  {path}",
+        f"  {form.usage.format(path=path)}",
+    ]
+    if num_unfit:
+        lines.append(f"left out, {num_unfit:,} pairs:\n{describe_unfit(manifest['num_unfit'], manifest['unfit_ids'])}")
+    if manifest["columns_left_out"]:
+        lines.append(f"columns that {request.to} has no place for: {', '.join(manifest['columns_left_out'])}")
+    return "\n".join(lines)
