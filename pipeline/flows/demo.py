@@ -1,15 +1,25 @@
-"""The whole job on the dataset that ships with alignpot: what `alignpot demo` runs."""
+"""The jobs on the data and models that ship with alignpot: what `alignpot demo` runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.config_file import load_config
+from pipeline.config_file import load_config, load_self_play
 from pipeline.demo.run import write_demo
+from pipeline.demo.self_play import write_self_play_demo
 from pipeline.flows.run import run_all
 
 
-def run_demo(workdir: Path) -> Iterator[str]:
+def run_demo(workdir: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
     """Write models, data and a config to `workdir`, then run that config as any other."""
     config = write_demo(workdir)
-    yield from run_all(load_config(config))
+    yield from run_all(load_config(config, overrides))
+    yield f"\nThe config of this run: {config}"
+
+
+def run_self_play_demo(workdir: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """`run_demo` for self-play."""
+    from pipeline.flows.self_play import self_play
+
+    config = write_self_play_demo(workdir)
+    yield from self_play(load_self_play(config, overrides))
     yield f"\nThe config of this run: {config}"

@@ -20,11 +20,20 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import pipeline
-from pipeline.config import Config
-from pipeline.config_file import load_config
+from pipeline.config import Config, TorchModel
+from pipeline.config_file import load_config, load_self_play
+from pipeline.config_self_play import SelfPlayConfig
 from pipeline.errors import ConfigError, TemporaryError
 
-JOBS: Final = {"run": "run", "score": "score", "select": "select", "score_pairs": "score", "select_pairs": "select"}
+JOBS: Final = {
+    "run": "run",
+    "score": "score",
+    "select": "select",
+    "self-play": "self-play",
+    "score_pairs": "score",
+    "select_pairs": "select",
+    "self_play": "self-play",
+}
 """Command of each job; the names of the scripts in jobs/ will do too."""
 
 _POLL_S: Final = 1.0
@@ -45,7 +54,7 @@ def submit_job(
     """
     if job not in JOBS:
         raise ConfigError(f"unknown job {job!r}; wanted one of {', '.join(JOBS)}")
-    parsed = load_config(config, overrides)
+    parsed = (load_self_play if JOBS[job] == "self-play" else load_config)(config, overrides)
     _check_paths(parsed)
     resolved = parsed.model_dump(mode="json")
     client = _client(address)
@@ -59,12 +68,11 @@ def submit_job(
     return _follow(client, submission_id, echo) if wait else 0
 
 
-def _check_paths(config: Config) -> None:
+def _check_paths(config: Config | SelfPlayConfig) -> None:
     """Relative paths mean something else on the cluster's head node, and nothing on its workers."""
-    sections = {"source.path": config.source, "output.path": config.output}
-    places = {"scored": config.scored, **{name: s.path for name, s in sections.items() if s is not None}}
+    places, models = _places(config)
     relative = [name for name, path in places.items() if "://" not in path and not Path(path).is_absolute()]
-    for role, model in config.torch_models().items():
+    for role, model in models.items():
         names = {f"{role}.model": model.model, f"{role}.adapter": model.adapter}
         relative += [key for key, name in names.items() if name and _is_relative_folder(name)]
     if relative:
@@ -72,6 +80,19 @@ def _check_paths(config: Config) -> None:
             f"{', '.join(relative)}: a relative path cannot be submitted. Give an object-store URL such as "
             "s3://bucket/prefix, or the absolute path of a folder that every node mounts."
         )
+
+
+def _places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[str, TorchModel]]:
+    """Paths and models that a config names, by key."""
+    if isinstance(config, Config):
+        sections = {"source.path": config.source, "output.path": config.output}
+        places = {"scored": config.scored, **{name: s.path for name, s in sections.items() if s is not None}}
+        return places, config.torch_models()
+    places = {"path": config.path, "prompts.path": config.prompts.path}
+    if config.train is not None and config.train.policies is not None:
+        places["train.policies"] = config.train.policies
+    models = {"policy": config.policy, "reference": config.reference, "reward": config.reward}
+    return places, {role: model for role, model in models.items() if model is not None}
 
 
 def _is_relative_folder(name: str) -> bool:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.config import ClassifierReward, Config, Replicas, TorchModel
 
 Apply = Callable[[pa.Table], pa.Table]
-StageName = Literal["tokenise", "reward", "policy", "reference", "generate", "evolve", "annotate"]
+StageName = Literal["tokenise", "reward", "policy", "reference", "generate", "annotate", "pair", "evolve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

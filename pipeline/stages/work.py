@@ -1,7 +1,7 @@
 """A shard being worked on: its table, and when each stage had it. Also the plain loop over shards."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -102,11 +102,22 @@ def score_plain(
     Yields the work on each committed shard, its table replaced by the part's summary. Ray Data must be equal to this.
     """
     built = [(stage.name, stage.build()) for stage in stages]
-    for shard in shards:
-        work = read_shard(reader, shard)
-        for name, apply in built:
-            work = work.after(name, apply)
-        yield commit_shard(work, commit)
+    try:
+        for shard in shards:
+            work = read_shard(reader, shard)
+            for name, apply in built:
+                work = work.after(name, apply)
+            yield commit_shard(work, commit)
+    finally:
+        close_stages([apply for _, apply in built])
+
+
+def close_stages(stages: Iterable[Apply]) -> None:
+    """Free what stages hold open, such as an engine with memory of its own."""
+    for apply in stages:
+        close = getattr(apply, "close", None)
+        if close is not None:
+            close()
 
 
 def commit_shard(work: ShardWork, commit: Commit) -> ShardWork:

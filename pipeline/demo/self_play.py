@@ -1,0 +1,68 @@
+"""Lay out the self-play demo in one folder: the prompts, the two models and the config that `alignpot self-play` takes.
+
+    WORKDIR/prompts/prompts.jsonl    the prompts that ship with alignpot
+    WORKDIR/models/                  SmolLM2-135M-Instruct, and the reward model on top of it
+    WORKDIR/config.yaml              two rounds; everything else appears below WORKDIR/run
+
+A config that is there already stays, so that changed settings survive.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from pipeline.demo.reward import build_reward_model
+from pipeline.demo.sample_pairs import PROMPTS_FILE
+from pipeline.demo.smollm2 import ensure_smollm2
+
+_HEADER: Final = (
+    "# Written by `alignpot demo --self-play`. Change a setting, and run it under another path:\n"
+    "#     alignpot self-play {path} --set path=OTHER\n"
+)
+
+
+def write_self_play_demo(workdir: Path, models_dir: Path | None = None) -> Path:
+    """Put prompts, models and config into `workdir` and return the config's path; what is there already stays.
+
+    Args:
+        workdir: made if missing.
+        models_dir: where the models go, about 0.8 GB; left out, `workdir/models`.
+
+    Raises:
+        ModelError: the wheel with SmolLM2 is not installed.
+    """
+    workdir = workdir.resolve()
+    prompts = workdir / "prompts"
+    prompts.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(PROMPTS_FILE, prompts / PROMPTS_FILE.name)
+    models = (models_dir or workdir / "models").resolve()
+    policy = ensure_smollm2(models)
+    reward = build_reward_model(policy, models)
+    config = workdir / "config.yaml"
+    if not config.exists():
+        text = yaml.safe_dump(self_play_demo_config(workdir, policy, reward), sort_keys=False)
+        config.write_text(_HEADER.format(path=config) + text, encoding="utf-8")
+    return config
+
+
+def self_play_demo_config(workdir: Path, policy: Path, reward: Path) -> dict[str, Any]:
+    """The sections of the demo's config: two rounds of four responses a prompt, SimPO, full weights."""
+    return {
+        "preset": "paper-selfplay",
+        "path": str(workdir / "run"),
+        "prompts": {"path": str(workdir / "prompts"), "format": "prompts", "id_column": "id"},
+        # float32 throughout: the small steps of training would be lost in bfloat16 weights.
+        "policy": {"model": str(policy), "dtype": "float32", "token_budget": 4096},
+        "reward": {"backend": "classifier", "model": str(reward), "dtype": "float32", "token_budget": 4096},
+        "tokens": {"preset": "trl", "max_length": 1024},
+        "objective": {"name": "simpo", "beta": 2.0},
+        "select": {"fraction": 0.5},
+        "generate": {"engine": "vllm", "num_responses": 4, "max_tokens": 96, "num_cpus": 2, "num_threads": 2},
+        "evolve": {"per_prompt": 2, "max_tokens": 96},
+        "train": {"method": "simpo", "learning_rate": 1e-5, "epochs": 2, "batch_size": 4, "num_threads": 2},
+        "evaluate": {"num_prompts": 48, "num_responses": 4},
+        "rounds": 2,
+        "run": {"engine": "ray", "shard_rows": 64, "max_dropped": 0.2},
+    }

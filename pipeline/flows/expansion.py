@@ -1,0 +1,222 @@
+"""From prompts to a subset of pairs: generate, annotate, pair, score, select. A round does it for its prompts, and
+again for those that were made of the selected ones.
+
+    prompts -> candidates/ -> annotated/ -> pairs/ -> scored/ -> subset/
+
+Each arrow is a step of its own, so that a killed round goes on with the shard it was at.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from pipeline import schema
+from pipeline.config import Config, TorchModel
+from pipeline.config_self_play import SelfPlayConfig
+from pipeline.errors import TooManyDroppedError
+from pipeline.flows.score import drops_by_reason, prepare_score, score
+from pipeline.flows.select import prepare_select, select_subsets
+from pipeline.flows.step import DatasetReader, Step, content_of, open_step, run_step
+from pipeline.generation.pairing import make_pairs
+from pipeline.generation.stages import annotate_stages, generate_stage
+from pipeline.stages.plan import Stage
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.parts import PARTS_FOLDER
+
+PROMPTS: Final = "prompts"
+CANDIDATES: Final = "candidates"
+ANNOTATED: Final = "annotated"
+PAIRS: Final = "pairs"
+
+PLACEMENT: Final = {"num_gpus", "num_cpus", "num_threads", "replicas"}
+"""Keys that say where a model runs, and never what comes out."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actors:
+    """The models of one round, and what identifies every number they give."""
+
+    config: SelfPlayConfig
+    policy: TorchModel
+    fingerprints: Mapping[str, Any]
+    """By role: policy, reward and, where there is one, reference."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """What was done on the way to a subset, for reports."""
+
+    prompts: int = 0
+    candidates: int = 0
+    pairs: int = 0
+    scored: int = 0
+    selected: int = 0
+    tokens_generated: int = 0
+    drops: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    margins: dict[str, Any] = field(default_factory=dict)
+
+    def add_drops(self, manifest: Manifest) -> None:
+        """Count what a step dropped, but for what an earlier step had."""
+        for reason, count in drops_by_reason(manifest).items():
+            if not reason.endswith("dropped_before"):
+                self.drops[reason] = self.drops.get(reason, 0) + count
+
+
+def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: str, counts: Counts) -> Manifest:
+    """Candidates and their rewards: the datasets `url`/candidates and `url`/annotated; the second one's manifest."""
+    config = actors.config
+    candidates = _timed(
+        counts,
+        "generate",
+        Step(
+            kind=CANDIDATES,
+            url=f"{url}/{CANDIDATES}",
+            reader=DatasetReader(dataset=open_step(prompts_url, PROMPTS, config.storage)),
+            num_rows=prompts.num_scored,
+            shard_rows=config.generate.shard_prompts,
+            stages=[generate_stage(config, actors.policy)],
+            schema=schema.CANDIDATE_SCHEMA,
+            fingerprint={
+                "input": content_of(prompts),
+                "policy": actors.fingerprints["policy"],
+                "generate": config.generate.model_dump(mode="json", exclude=PLACEMENT),
+                "tokens": config.tokens.model_dump(mode="json", include={"chat_template", "date"}),
+            },
+            config=config.model_dump(mode="json"),
+        ),
+        config,
+    )
+    counts.prompts, counts.candidates = prompts.num_scored, candidates.num_scored
+    counts.tokens_generated = candidates.num_tokens.get(schema.RESPONSE_TOKENS, 0)
+    return _timed(
+        counts,
+        "annotate",
+        Step(
+            kind=ANNOTATED,
+            url=f"{url}/{ANNOTATED}",
+            reader=DatasetReader(dataset=open_step(f"{url}/{CANDIDATES}", CANDIDATES, config.storage)),
+            num_rows=candidates.num_scored,
+            shard_rows=config.generate.shard_prompts,
+            stages=annotate_stages(config),
+            schema=schema.ANNOTATED_SCHEMA,
+            fingerprint={
+                "input": content_of(candidates),
+                "reward": actors.fingerprints["reward"] | {"max_length": config.reward.max_length},
+                "date": str(config.tokens.date),
+            },
+            config=config.model_dump(mode="json"),
+        ),
+        config,
+    )
+
+
+def expand(actors: Actors, prompts: Manifest, prompts_url: str, url: str) -> Counts:
+    """Everything from prompts to the subset at `url`/subset.
+
+    Raises:
+        TooManyDroppedError: models dropped a larger share of the prompts than run.max_dropped.
+        AlignpotError: what else stopped it.
+    """
+    counts = Counts()
+    annotated = generate_answers(actors, prompts, prompts_url, url, counts)
+    _check_dropped(actors.config, counts, prompts.num_scored)
+    pairs = _pair(actors.config, annotated, url, counts)
+    if pairs.num_scored:
+        _score_and_select(actors, url, counts)
+    return counts
+
+
+def _pair(config: SelfPlayConfig, annotated: Manifest, url: str, counts: Counts) -> Manifest:
+    pairs = _timed(
+        counts,
+        "pair",
+        Step(
+            kind=PAIRS,
+            url=f"{url}/{PAIRS}",
+            reader=DatasetReader(dataset=open_step(f"{url}/{ANNOTATED}", ANNOTATED, config.storage)),
+            num_rows=annotated.num_scored,
+            shard_rows=4096,
+            stages=[Stage(name="pair", build=partial(_pair_stage, config))],
+            schema=schema.GENERATED_PAIR_SCHEMA,
+            fingerprint={"input": content_of(annotated), "pair": config.pair.model_dump(mode="json")},
+            config=config.model_dump(mode="json"),
+            rows_out=None,
+        ),
+        config.model_copy(update={"run": config.run.model_copy(update={"engine": "plain"})}),
+    )
+    counts.pairs = pairs.num_scored
+    return pairs
+
+
+def _pair_stage(config: SelfPlayConfig) -> Any:
+    return partial(make_pairs, rule=config.pair)
+
+
+def _score_and_select(actors: Actors, url: str, counts: Counts) -> None:
+    config = score_config(actors, url)
+    started = time.monotonic()
+    scoring = prepare_score(config)
+    selecting = prepare_select(config, scoring.plan)
+    summary, manifest = score(scoring)
+    counts.add_drops(manifest)
+    counts.scored, counts.seconds["score"] = summary.num_scored, time.monotonic() - started
+    started = time.monotonic()
+    [report] = select_subsets(selecting)
+    counts.seconds["select"] = time.monotonic() - started
+    counts.selected, counts.margins = report["selection"]["k"], report["margins"]
+
+
+def score_config(actors: Actors, url: str) -> Config:
+    """The config that scores and selects the pairs at `url`, as a user would write it."""
+    config = actors.config
+    reference = None
+    if config.needs_reference:
+        reference = (config.reference or config.policy).model_dump()
+    return Config.model_validate(
+        {
+            "source": {
+                "path": f"{url}/{PAIRS}/{PARTS_FOLDER}",
+                "format": "scored",
+                "id_column": schema.ID,
+                "passthrough": (schema.PROMPT_ID, *(f.name for f in schema.PROVENANCE_FIELDS)),
+            },
+            "storage": config.storage.model_dump(),
+            "policy": actors.policy.model_dump(),
+            "reference": reference,
+            "reward": {"backend": "columns"},
+            "tokens": config.tokens.model_dump(),
+            "scored": f"{url}/scored",
+            "objective": config.objective.model_dump(exclude_unset=True),
+            "metric": config.metric.model_dump(),
+            "select": config.select.model_dump(exclude_unset=True),
+            "output": {"path": f"{url}/subset"},
+            # Prompts without a pair stand among the pairs as dropped rows; what models drop is checked by the round.
+            "run": config.run.model_dump() | {"max_dropped": 1.0},
+        }
+    )
+
+
+def _timed(counts: Counts, name: str, step: Step, config: SelfPlayConfig) -> Manifest:
+    _log.info("%s: %s rows to %s", name, f"{step.num_rows:,}", step.url)
+    started = time.monotonic()
+    manifest = run_step(step, config.run, config.storage)
+    counts.seconds[name] = time.monotonic() - started
+    counts.add_drops(manifest)
+    return manifest
+
+
+def _check_dropped(config: SelfPlayConfig, counts: Counts, num_prompts: int) -> None:
+    dropped = sum(counts.drops.values())
+    if num_prompts and dropped / num_prompts > config.run.max_dropped:
+        raise TooManyDroppedError(
+            f"{dropped} of {num_prompts} prompts gave no answers with rewards ({json.dumps(counts.drops)}); "
+            f"run.max_dropped allows a share of {config.run.max_dropped}. Look at the prompts and generate.max_tokens, "
+            "or raise run.max_dropped and run again: nothing is generated again."
+        )
