@@ -6,31 +6,20 @@ So cells of large and small gains count alike. Intervals are of 95 %, by Student
 which draws every world anew.
 """
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.metrics.columns import BoolArray, FloatArray
+from pipeline.metrics.intervals import Interval, interval
 from pipeline.study.train import Optimiser
 from pipeline.study.trials import GRID, Trial, grid_name
 
 Cell: TypeAlias = tuple[str, str, Optimiser, float]
-
-_TAIL: Final = 0.975
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A mean over seeds with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,25 +101,6 @@ def compare(trials: Sequence[Trial]) -> Comparison:
         best_of_world=best_of_world,
         standings=tuple(standings),
     )
-
-
-def interval(values: FloatArray) -> Interval:
-    """Mean of independent values, [num_seeds], and its 95 % interval."""
-    mean = float(values.mean())
-    half = student_t(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Interval(mean=mean, low=mean - half, high=mean + half)
-
-
-def student_t(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t (Abramowitz and Stegun 26.7.5), to 0.1 % from 4 degrees of freedom on."""
-    z = statistics.NormalDist().inv_cdf(_TAIL)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / float(degrees**power) for power, term in enumerate(terms, start=1))
 
 
 def _utilities(trials: Sequence[Trial]) -> tuple[dict[str, FloatArray], list[Cell]]:

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.metrics.intervals import Interval
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.study.compare import Comparison, Interval, Standing
+from pipeline.study.compare import Comparison, Standing
 from pipeline.study.trials import ALL, FALLBACK_WEIGHT, IMPLICIT, RANDOM, RAW, TRUTH, StudySize, grid_name
 
 _FIXED = tuple(grid_name(weight) for weight in (0.0, 0.5, 1.0, 2.5))

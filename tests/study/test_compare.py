@@ -6,7 +6,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.study import table
-from pipeline.study.compare import compare, interval, student_t
+from pipeline.study.compare import compare
 from pipeline.study.trials import ALL, GRID, IMPLICIT, QUICK, RANDOM, RAW, TRUTH, Trial, grid_name, run_trials
 
 RULES = [*(grid_name(weight) for weight in GRID), *RATIO_METHODS, RAW, IMPLICIT, RANDOM, TRUTH, ALL]
@@ -91,18 +91,6 @@ def test_differences_are_paired_by_seed():
     assert standing.difference.mean == pytest.approx(-0.05 / 1.025)
     assert standing.difference.high - standing.difference.low == pytest.approx(0.0, abs=1e-12)
     assert standing.behind_in_world["two"].mean == pytest.approx(-0.05 / 1.025)
-
-
-def test_interval_covers_the_mean_19_times_of_20():
-    draws = np.random.default_rng(0).normal(3.0, 2.0, (4000, 8))
-    found = [interval(row) for row in draws]
-    covered = np.mean([one.low <= 3.0 <= one.high for one in found])
-    assert covered == pytest.approx(0.95, abs=0.012)
-
-
-@pytest.mark.parametrize(("degrees", "expected"), [(4, 2.7764), (9, 2.2622), (19, 2.0930), (39, 2.0227)])
-def test_quantiles_of_student_t(degrees, expected):
-    assert student_t(degrees) == pytest.approx(expected, rel=1e-3)
 
 
 def test_one_seed_is_refused():
