@@ -1,8 +1,10 @@
 """Models, tokenizers and adapters from their config sections, ready to score.
 
 Weights come from safetensors only, on a GPU where one may be used and else on the CPU, in evaluation mode and
-without gradients. A LoRA adapter stays unmerged on top of its base. A weight that the checkpoint lacks is an error,
-not a random number. What does not fit raises a ModelError that says what to do.
+without gradients. `dtype` says what weights are rounded to, and what is computed in on a GPU; a CPU without arithmetic
+of that dtype computes in float32 with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays
+unmerged on top of its base. A weight that the checkpoint lacks is an error, not a random number. What does not fit
+raises a ModelError that says what to do.
 """
 
 import hashlib
@@ -49,7 +51,8 @@ def load_tokenizer(model: TorchModel) -> Any:
 def load_causal_lm(model: TorchModel) -> Any:
     """A causal language model, with its adapter unmerged where it has one.
 
-    Sets the number of torch threads of this process where the model lives on the CPU.
+    Sets the number of torch threads of this process, and what it does with freed memory, where the model lives on the
+    CPU.
 
     Raises:
         ModelError: it is missing, is no causal model, lacks weights, or its adapter does not fit.
@@ -114,6 +117,8 @@ def _tokenizer_digests(tokenizer: Any) -> dict[str, str]:
 def _load(auto_class: Any, model: TorchModel) -> Any:
     import torch
 
+    from pipeline.models.cpu import in_own_arithmetic, keep_freed_memory
+
     check_files(model)
     device = _device(model)
     if device == "cpu":
@@ -136,6 +141,9 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
             f"The checkpoint of {model.model} lacks {len(missing)} weights of a {type(loaded).__name__}, such as "
             f"{missing[:3]}; they would be random. Name a checkpoint that was trained for this use."
         )
+    if device == "cpu":
+        loaded = in_own_arithmetic(loaded)
+        keep_freed_memory()
     if model.adapter is not None:
         loaded = _with_adapter(loaded, model)
     return loaded.eval().requires_grad_(requires_grad=False)
