@@ -19,6 +19,7 @@ import torch
 from pipeline.errors import ModelError
 from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_groups, worth_comparing
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
+from pipeline.models.last_norm import last_calls
 from pipeline.models.memory import Budget, Found, Run, run_in_steps
 from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, Step, response_step
 
@@ -31,6 +32,7 @@ _KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 _LENGTH_DEPENDENT_ROPE: Final = frozenset({"dynamic", "longrope"})
 # Tables of learned positions, by the names that transformers gives them.
 _LEARNED_POSITIONS: Final = frozenset({"wpe", "embed_positions", "position_embeddings", "positions_embed"})
+_HALF_PRECISION: Final = (torch.bfloat16, torch.float16)
 # Steps beyond this leave a CPU's caches and gain nothing.
 _CPU_STEP_TOKENS: Final = 4096
 _WRONG_OR_REFUSED: Final = (AttributeError, IndexError, KeyError, ModelError, RuntimeError, TypeError, ValueError)
@@ -135,7 +137,10 @@ class Backbone:
         return Disagreement(groups=tuple(chosen), message=message)
 
     def hidden_rows(self, step: Step) -> torch.Tensor:
-        """Last hidden states of the rows that a step reads, shape (R, d), in the model's dtype."""
+        """Last hidden states of the rows that a step reads, shape (R, d), in the model's dtype.
+
+        Those of a half-precision model on CPU are in float32, if a norm ends it (see last_norm).
+        """
         hidden, _ = self._attend(step)
         return hidden
 
@@ -152,9 +157,17 @@ class Backbone:
             torch.as_tensor(values, dtype=torch.int64, device=self.device)
             for values in (step.ids, step.positions, step.rows)
         )
-        with self._attention(PACKED_ATTENTION), attending(step, self.kernel, self.device) as state:
-            output = self.model.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
-        return output.last_hidden_state[0].index_select(0, rows), (state.calls, state.windowed_calls)
+        decoder = self.model.base_model
+        with (
+            self._attention(PACKED_ATTENTION),
+            attending(step, self.kernel, self.device) as state,
+            last_calls(decoder) as calls,
+        ):
+            output = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+        hidden = output.last_hidden_state[0]
+        in_float32 = self.device.type == "cpu" and self.dtype in _HALF_PRECISION
+        read = calls.in_float32(hidden, rows) if in_float32 else hidden.index_select(0, rows)
+        return read, (state.calls, state.windowed_calls)
 
     @contextmanager
     def _attention(self, name: str) -> Iterator[None]:
@@ -170,7 +183,7 @@ class Backbone:
             self.model.set_attn_implementation(before)
 
     def _kernels(self) -> Iterator[Kernel]:
-        if self.device.type == "cuda" and self.dtype in (torch.bfloat16, torch.float16):
+        if self.device.type == "cuda" and self.dtype in _HALF_PRECISION:
             yield "varlen"
         yield "sdpa"
 

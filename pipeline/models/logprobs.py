@@ -45,7 +45,8 @@ class LogprobEngine:
     """Scores completions under one causal language model.
 
     Args:
-        model: a transformers causal LM in evaluation mode, or a peft model around one.
+        model: a transformers causal LM in evaluation mode, or a peft model around one. It is run in the
+            dtype of its weights; `loading` gives one in a dtype that this CPU computes in.
         token_budget: most tokens in one forward; a longer group runs alone.
     """
 
@@ -101,6 +102,7 @@ class _Head:
     def __init__(self, backbone: Backbone) -> None:
         self._module = backbone.model.get_output_embeddings()
         self._device = backbone.device
+        self._dtype = backbone.dtype
         config = backbone.config
         self._scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -136,9 +138,9 @@ class _Head:
         num_rows = len(hidden)
         hidden = F.pad(hidden, (0, 0, 0, -num_rows % ROW_MULTIPLE))
         if self._weight is None:
-            logits: torch.Tensor = self._module(hidden).float()
+            logits: torch.Tensor = self._module(hidden.to(self._dtype)).float()
         elif self._device.type == "cpu":
-            with _bfloat16_products(enabled=hidden.dtype == torch.bfloat16):
+            with _bfloat16_products(enabled=self._dtype == torch.bfloat16):
                 logits = torch.mm(hidden.float(), self._weight.t(), out=self._rows(len(hidden)))
         elif hidden.dtype == torch.float32:
             logits = hidden @ self._weight.t()
@@ -161,7 +163,7 @@ class _Head:
 
 @contextmanager
 def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
-    """Let oneDNN multiply float32 matrices that hold bfloat16 values as such; sums and output stay float32."""
+    """Let oneDNN multiply float32 matrices as bfloat16 where the CPU gains by it; sums and output stay float32."""
     settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if not enabled or settings is None:
         yield

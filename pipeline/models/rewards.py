@@ -36,7 +36,8 @@ class ClassifierEngine:
     """Scores dialogues under one reward model.
 
     Args:
-        model: a transformers sequence classifier in evaluation mode, or a peft model around one.
+        model: a transformers sequence classifier in evaluation mode, or a peft model around one. It is run in the
+            dtype of its weights; `loading` gives one in a dtype that this CPU computes in.
         token_budget: most tokens in one forward; a longer group runs alone.
 
     Raises:
