@@ -1,29 +1,33 @@
 """CPU seconds to score real pairs: our engine, the paper's batches, TRL's precomputation and vLLM on CPU.
 
-    python -m tests.benchmarks.bench_score [--pairs 64] [--data hh_harmless.jsonl.gz] [--repeats 1]
+    python -m tests.benchmarks.bench_score [--pairs 64] [--slow-pairs 8] [--data hh_harmless.jsonl.gz] [--repeats 1]
         [--without paper trl vllm accuracy]
 
 SmolLM2-135M-Instruct in bfloat16 on one thread; pairs are HH-RLHF's (ALIGNPOT_SHARED or ../shared), else our demo
-pairs. Each peer as it ships and at its best: the paper's batches in the order of the data and sorted by length, vLLM
-without and with reading its prefix cache; TRL has no other setting. Before any time counts: the sums of all engines
-agree within bfloat16 noise, and ours are the same to the bit in another order, under other token budgets and in other
-shards. Then the error of our margins against float32, beside that of the paper's. Times are medians over the repeats,
-CPU seconds of all threads. The last line is a JSON object with the ratios.
+pairs. Ours is the model as the pipeline loads it. Each peer as it ships and at its best: the paper's batches in the
+order of the data and sorted by length, vLLM without and with reading its prefix cache; TRL has no other setting. A CPU
+without bfloat16 arithmetic makes peers slow in it: there they run in float32 over all pairs, and in bfloat16 over the
+first `--slow-pairs` only. Before any time counts: the sums of all engines agree within bfloat16 noise, and ours are
+the same to the bit in another order, under other token budgets and in other shards. Then the error of our margins
+against float32, beside that of the paper's. Times are medians over the repeats, CPU seconds of all threads, each peer
+in turns with ours. The last line is a JSON object with the ratios.
 """
 
 import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.config import Tokens
+from pipeline.config import Tokens, TorchModel
 from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.models.cpu import has_arithmetic
+from pipeline.models.loading import load_causal_lm
 from pipeline.models.logprobs import LogprobEngine, pair_groups, score_pairs
 from pipeline.models.packing import num_packed_tokens
 from pipeline.models.prompts import PairTokenizer, TokenizedPair
@@ -43,13 +47,27 @@ class Work:
 
     directory: Path
     model: Any
+    ours: LogprobEngine
     tokenizer: Any
     rows: list[Row]
     pairs: list[TokenizedPair]
 
+    def first(self, count: int) -> "Work":
+        return replace(self, rows=self.rows[:count], pairs=self.pairs[:count])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peers:
+    """How the peers are run: over which pairs, in which dtype, how often, and which of them not."""
+
+    work: Work
+    dtype: str
+    repeats: int
+    without: Sequence[str]
+
 
 def load(data: Path | None, count: int) -> Work:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     directory = ensure_smollm2()
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -57,15 +75,23 @@ def load(data: Path | None, count: int) -> Work:
     tokenized = [PairTokenizer(tokenizer, Tokens()).tokenize(**row) for row in rows]
     kept = [(row, pair) for row, pair in zip(rows, tokenized, strict=True) if isinstance(pair, TokenizedPair)]
     rows, pairs = [row for row, _ in kept], [pair for _, pair in kept]
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+    model = load_causal_lm(TorchModel(model=str(directory), dtype="bfloat16", num_gpus=0))
     print(f"{len(pairs)} pairs of {name}, {num_tokens(pairs).sum()} response tokens; {json.dumps(machine())}")
-    return Work(directory=directory, model=model, tokenizer=tokenizer, rows=rows, pairs=pairs)
+    print(f"ours computes in {model.dtype}")
+    ours = LogprobEngine(model)
+    return Work(directory=directory, model=model, ours=ours, tokenizer=tokenizer, rows=rows, pairs=pairs)
 
 
-def time_here(work: Work, repeats: int, without: Sequence[str]) -> list[Timed]:
+def peer_model(work: Work, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(work.directory, dtype=getattr(torch, dtype)).eval()
+
+
+def time_here(peers: Peers) -> list[Timed]:
     """Ours and the peers of this process, in turns, so that a change of load meets all of them."""
-    pairs, model, engine = work.pairs, work.model, LogprobEngine(work.model)
-    score_pairs(engine, pairs[:2])
+    work, pairs, model = peers.work, peers.work.pairs, peer_model(peers.work, peers.dtype)
+    score_pairs(work.ours, pairs[:2])
     paper_scores(model, pairs[:2])
     order = by_length(pairs)
     back, ordered = np.argsort(order), [pairs[i] for i in order]
@@ -73,56 +99,72 @@ def time_here(work: Work, repeats: int, without: Sequence[str]) -> list[Timed]:
     paper = Timed(name="paper, 4 pairs a batch", tokens=padded_tokens(pairs))
     best = Timed(name="paper, sorted by length", tokens=padded_tokens(ordered))
     trl = Timed(name="TRL precompute, 4 pairs", tokens=padded_tokens(pairs))
-    for _ in range(repeats):
-        timed_run(ours, lambda: np.stack(score_pairs(engine, pairs)))
-        if "paper" not in without:
+    for _ in range(peers.repeats):
+        time_ours(work, ours)
+        if "paper" not in peers.without:
             timed_run(paper, lambda: paper_scores(model, pairs))
+            time_ours(work, ours)
             timed_run(best, lambda: paper_scores(model, ordered)[:, back])
-        if "trl" not in without:
+        if "trl" not in peers.without:
             run_trl(model, work.tokenizer, work.rows, trl)
-    return _shown([timed for timed in (ours, paper, best, trl) if timed.cpu_s])
+            time_ours(work, ours)
+    return [timed for timed in (ours, paper, best, trl) if timed.cpu_s]
 
 
-def time_vllm(work: Work, repeats: int, ours: Timed) -> list[Timed]:
+def time_vllm(peers: Peers, ours: Timed) -> list[Timed]:
     """vLLM's settings, each followed by another turn of ours."""
-    if not has_vllm():
-        print("vLLM is not installed: skipped")
+    if "vllm" in peers.without or not has_vllm():
+        print("vLLM is left out" if has_vllm() else "vLLM is not installed: skipped")
         return []
-    found, engine = [], LogprobEngine(work.model)
+    found = []
     for name in SETTINGS:
-        result = run_vllm(name, work.directory, work.pairs, repeats)
+        result = run_vllm(name, peers.work.directory, peers.work.pairs, repeats=peers.repeats, dtype=peers.dtype)
         title = name.replace("vLLM", f"vLLM {result['version']}")
         found.append(Timed(name=title, sums=result["sums"], cpu_s=result["cpu_s"], wall_s=result["wall_s"]))
-        for _ in range(repeats):
-            timed_run(ours, lambda: np.stack(score_pairs(engine, work.pairs)))
-    print("again, with the turns beside vLLM:")
-    ours.show()
-    return _shown(found)
+        found[-1].show()
+        time_ours(peers.work, ours)
+    return found
 
 
-def _shown(timed: list[Timed]) -> list[Timed]:
-    for each in timed:
+def time_ours(work: Work, ours: Timed) -> None:
+    timed_run(ours, lambda: np.stack(score_pairs(work.ours, work.pairs)))
+
+
+def time_all(peers: Peers) -> list[Timed]:
+    """Ours, then the peers, whose numbers are those of ours."""
+    print(f"{f'{len(peers.work.pairs)} pairs, peers in {peers.dtype}':<40}{'CPU s':>9}{'wall s':>9}{'tokens':>10}")
+    timed = time_here(peers)
+    for each in timed[1:]:
         each.show()
+    timed += time_vllm(peers, timed[0])
+    timed[0].show()
+    for other in timed[1:]:
+        check_agreement(other, timed[0], peers.work.pairs)
     return timed
 
 
-def margins_error(work: Work, ours: Timed) -> dict[str, float]:
-    from transformers import AutoModelForCausalLM
+def figures(timed: Sequence[Timed], num_pairs: int) -> dict[str, Any]:
+    """CPU seconds of all, and those of each peer over ours."""
+    cpu_s = {t.name: statistics.median(t.cpu_s) for t in timed}
+    ours = cpu_s[timed[0].name]
+    return {
+        "pairs": num_pairs,
+        "cpu_s": {name: round(value, 3) for name, value in cpu_s.items()},
+        "ratio_to_alignpot": {t.name: round(cpu_s[t.name] / ours, 3) for t in timed[1:]},
+    }
 
-    exact = AutoModelForCausalLM.from_pretrained(work.directory, dtype=torch.float32).eval()
-    assert ours.sums is not None
-    return accuracy(work.model, exact, ours.sums, work.pairs)
 
-
-def ratios(timed: Sequence[Timed]) -> dict[str, float]:
-    """CPU seconds of each peer over ours."""
-    ours, *others = (statistics.median(t.cpu_s) for t in timed)
-    return {t.name: round(other / ours, 3) for t, other in zip(timed[1:], others, strict=True)}
+def margins_error(work: Work) -> dict[str, float]:
+    """In order of length, which the paper's form pads least; errors have no order."""
+    pairs = [work.pairs[i] for i in by_length(work.pairs)]
+    sums = np.stack(score_pairs(work.ours, pairs))
+    return accuracy(peer_model(work, "bfloat16"), peer_model(work, "float32"), sums, pairs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark log-probability scoring.")
     parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--slow-pairs", type=int, default=8, help="pairs for peers in a dtype that the CPU emulates")
     parser.add_argument("--data", type=Path, help="hh_harmless.jsonl.gz")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--without", nargs="*", choices=["paper", "trl", "vllm", "accuracy"], default=[])
@@ -130,22 +172,22 @@ def main() -> None:
     torch.set_num_threads(1)
     work = load(options.data, options.pairs)
     num_ways = check_invariance(work.model, work.pairs[:MOST_INVARIANCE_PAIRS])
-    print(f"{'engine':<34}{'CPU s':>9}{'wall s':>9}{'tokens':>10}")
-    timed = time_here(work, options.repeats, options.without)
-    timed += [] if "vllm" in options.without else time_vllm(work, options.repeats, timed[0])
-    for other in timed[1:]:
-        check_agreement(other, timed[0], work.pairs)
-    errors = {} if "accuracy" in options.without else margins_error(work, timed[0])
-    figures = {
-        "pairs": len(work.pairs),
+    turns = {"bfloat16": work}
+    if not has_arithmetic(torch.bfloat16):
+        turns = {"float32": work, "bfloat16": work.first(options.slow_pairs)}
+    found = {}
+    for dtype, some in turns.items():
+        peers = Peers(work=some, dtype=dtype, repeats=options.repeats, without=options.without)
+        found[f"peers in {dtype}"] = figures(time_all(peers), len(some.pairs))
+    errors = {} if "accuracy" in options.without else margins_error(work)
+    result = {
+        **found,
         "repeats": options.repeats,
-        "cpu_s": {t.name: round(statistics.median(t.cpu_s), 3) for t in timed},
-        "ratio_to_alignpot": ratios(timed),
         "margin_error": errors,
         "bitwise_equal_ways": num_ways,
-        "machine": machine() | {"threads": torch.get_num_threads()},
+        "machine": machine() | {"threads": torch.get_num_threads(), "bfloat16": has_arithmetic(torch.bfloat16)},
     }
-    print(json.dumps(figures))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -60,9 +60,9 @@ def accuracy(model: Any, exact: Any, ours: np.ndarray, pairs: Sequence[Tokenized
     """RMS errors of the margin of mean log-probabilities against float32, and ours as a ratio to the paper's.
 
     Args:
-        model: in bfloat16.
+        model: in bfloat16, for the paper's form.
         exact: the same weights in float32, run by its own forward, one sequence at a time.
-        ours: our sums with `model`, (2, pairs).
+        ours: our sums, (2, pairs).
         pairs: what was scored.
     """
     truth = _exact_means(exact, pairs)

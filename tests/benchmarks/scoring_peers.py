@@ -36,7 +36,7 @@ class Timed:
 
     def show(self) -> None:
         cpu, wall = statistics.median(self.cpu_s), statistics.median(self.wall_s)
-        print(f"{self.name:<34}{cpu:>9.2f}{wall:>9.2f}{self.tokens or '':>10}", flush=True)
+        print(f"{self.name:<40}{cpu:>9.2f}{wall:>9.2f}{self.tokens or '':>10}", flush=True)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ smallest that vLLM's CPU kernels take. vLLM leaves the rows that it took from th
 the cache only where no block that it shares with another reaches into its response; the others are run as in plain.
 Larger steps than vLLM's own gained nothing.
 
-Run as a module it reads {model, settings, sequences, warm_up, repeats} from a JSON file and writes sums and times.
+Run as a module it reads {model, dtype, settings, sequences, repeats} from a JSON file and writes sums and times.
 """
 
 import importlib.util
@@ -45,14 +45,17 @@ def has_vllm() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-def run_vllm(name: str, model: Path, pairs: Sequence[TokenizedPair], repeats: int) -> dict[str, Any]:
+def run_vllm(
+    name: str, model: Path, pairs: Sequence[TokenizedPair], *, repeats: int, dtype: str = "bfloat16"
+) -> dict[str, Any]:
     """Sums of shape (2, pairs), CPU and wall seconds of each repeat, and vLLM's version."""
     sequences = [
         [side.tolist(), start]
         for p in pairs
         for side, start in ((p.chosen_ids, p.chosen_start), (p.rejected_ids, p.rejected_start))
     ]
-    job = {"model": str(model), "settings": SETTINGS[name], "sequences": sequences, "repeats": repeats}
+    job = {"model": str(model), "dtype": dtype, "settings": SETTINGS[name]}
+    job |= {"sequences": sequences, "repeats": repeats}
     with tempfile.TemporaryDirectory(prefix="alignpot-vllm-") as folder:
         path, result = Path(folder) / "job.json", Path(folder) / "result.json"
         path.write_text(json.dumps(job))
@@ -84,7 +87,7 @@ def serve(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     llm = LLM(
         model=job["model"],
-        dtype="bfloat16",
+        dtype=job["dtype"],
         max_model_len=2048,
         enforce_eager=True,
         disable_log_stats=True,
