@@ -139,8 +139,9 @@ def _extra_columns(found: Survey, form: ExportFormat, *, slim: bool) -> tuple[li
     for column in found.schema:
         if column.name in used:
             continue
-        as_json = form.container != "jsonl" or _is_json(column.type)
-        if column.name in own | form.misread or not as_json:
+        # Readers of JSON Lines infer types from the first lines: a column whose values begin later could not be loaded.
+        holds = form.container != "jsonl" or (_is_json(column.type) and column.name not in found.gaps)
+        if column.name in own | form.misread or not holds:
             left_out.append(column.name)
         else:
             kept.append(column)
@@ -179,5 +180,6 @@ def _told(manifest: dict[str, Any], request: ExportRequest, form: ExportFormat) 
     if num_unfit:
         lines.append(f"left out, {num_unfit:,} pairs:\n{describe_unfit(manifest['num_unfit'], manifest['unfit_ids'])}")
     if manifest["columns_left_out"]:
-        lines.append(f"columns that {request.to} has no place for: {', '.join(manifest['columns_left_out'])}")
+        why = "" if form.container == "hf" else ", or without a value in every pair"
+        lines.append(f"columns that {request.to} has no place for{why}: {', '.join(manifest['columns_left_out'])}")
     return "\n".join(lines)

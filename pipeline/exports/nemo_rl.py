@@ -34,7 +34,7 @@ def _convert(pairs: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
 NEMO_RL = ExportFormat(
     container="jsonl",
     reads="NeMo-RL's DPO and reward model",
-    usage="data.train: {{dataset_name: PreferenceDataset, data_path: {path}/data/*.jsonl}}",
+    usage="data.train: {{dataset_name: PreferenceDataset, data_path: {path}/data/*.jsonl, split: train}}",
     columns=_columns,
     convert=_convert,
     unfit=has_tools,

@@ -25,11 +25,16 @@ _WHOLE: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What the first pass found. ids: of unfit pairs by reason, the first of each; row numbers where there is no id."""
+    """What the first pass found.
+
+    gaps: columns that lack a value in some pair that fits. ids: of unfit pairs by reason, the first of each; row
+    numbers where there is no id.
+    """
 
     schema: pa.Schema
     facts: Facts
     num_pairs: int
+    gaps: frozenset[str] = frozenset()
     num_unfit: Counter[str] = field(default_factory=Counter)
     ids: dict[str, list[str]] = field(default_factory=dict)
 
@@ -71,7 +76,8 @@ def survey(rows: SubsetRows, form: ExportFormat) -> Survey:
         for fact, columns in _WHOLE.items()
     }
     facts = Facts(has_tools=num_tools > 0, **whole)
-    return Survey(schema=table_schema, facts=facts, num_pairs=num_pairs, num_unfit=unfit, ids=ids)
+    gaps = frozenset(absent)
+    return Survey(schema=table_schema, facts=facts, num_pairs=num_pairs, gaps=gaps, num_unfit=unfit, ids=ids)
 
 
 def fit_blocks(rows: SubsetRows, form: ExportFormat) -> Iterator[list[Row]]:

@@ -144,6 +144,16 @@ def test_columns_of_other_meaning_are_left_out_and_said(subset: str, tmp_path: P
     assert slim.column_names == ["prompt", "chosen", "rejected", "ref_chosen_logps", "ref_rejected_logps"]
 
 
+def test_lines_have_no_column_whose_type_a_reader_could_not_tell(tmp_path: Path):
+    rows = good_rows()
+    rows[-1]["rewards_all"] = [1.0, 2.0]
+    write_subset(str(tmp_path / "subset"), rows)
+    told = export(tmp_path / "subset", "openrlhf", tmp_path / "out")
+    assert "without a value in every pair: rewards_all" in told
+    assert {"label", "potential"} <= {*json_rows(tmp_path / "out")[0]}
+    assert not any(value is None for row in json_rows(tmp_path / "out") for value in row.values())
+
+
 def test_slim_subset_without_ids_and_scores_is_exported(tmp_path: Path):
     from tests.exports.conftest import SCHEMA
 
