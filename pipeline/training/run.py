@@ -40,12 +40,12 @@ def run(job: TrainJob) -> dict[str, Any]:
 def _train(job: TrainJob, place: Path) -> dict[str, Any]:
     model, scratch = place / "model", place / "scratch"
     scratch.mkdir()
-    tempfile.tempdir = str(scratch)  # what libraries leave there goes when the folder goes
     begin = time.monotonic()
     if job.settings.method == "command":
         from pipeline.training.command import train_with_command as train
     else:
         from pipeline.training.trl_trainer import train_with_trl as train
+    usual, tempfile.tempdir = tempfile.tempdir, str(scratch)  # what libraries leave there goes when the folder goes
     try:
         summary = train(job, model, scratch)
     except AlignpotError:
@@ -53,6 +53,8 @@ def _train(job: TrainJob, place: Path) -> dict[str, Any]:
     # Trainers and their libraries raise whatever they like; a caller gets one error that says what it was.
     except Exception as error:
         raise _explained(error, job) from error
+    finally:
+        tempfile.tempdir = usual
     summary = {
         "method": job.settings.method,
         "policy": job.policy.model,
