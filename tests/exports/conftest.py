@@ -16,7 +16,7 @@ from pipeline.storage.subset import SubsetSpec, SubsetWriter
 
 PAIRS = Path(__file__).parents[2] / "pipeline" / "demo" / "pairs.jsonl"
 SYSTEM = {"role": "system", "content": "Answer like a pirate."}
-TOOLS = '[{"type": "function", "function": {"name": "weather", "parameters": {}}}]'
+TOOLS = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]'
 _INTERNAL = {names.CONTENT_DIGEST, *(field.name for field in names.OUTCOME_FIELDS)}
 SCHEMA = pa.schema([*(f for f in names.scored_schema([pa.field("label", pa.string())]) if f.name not in _INTERNAL),
                     *names.SUBSET_FIELDS])  # fmt: skip

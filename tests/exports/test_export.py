@@ -1,6 +1,8 @@
 """An export is complete or not there, the same bytes from any copy of the subset, and never a mixture of two."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,17 @@ def test_slim_subset_without_ids_and_scores_is_exported(tmp_path: Path):
     for to, form in FORMATS.items():
         export(tmp_path / "subset", to, tmp_path / to)
         assert json.loads((tmp_path / to / "_SUCCESS.json").read_text())["num_rows"] == 12 * form.rows_per_pair
+
+
+def test_command_writes_an_export_and_ends_with_2_where_pairs_do_not_fit(odd_subset: str, tmp_path: Path):
+    def call(*argv: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "pipeline.cli", "export", odd_subset, "--output", str(tmp_path / "out"), *argv]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    refused = call("--to", "nemo-rl")
+    assert refused.returncode == 2
+    assert "DataError: 1 of 16 pairs do not fit nemo-rl" in refused.stderr
+    done = call("--to", "nemo-rl", "--drop-unfit", "--slim")
+    assert done.returncode == 0
+    assert "15 rows from 15 pairs" in done.stdout
+    assert {*json_rows(tmp_path / "out")[0]} == {"context", "completions"}

@@ -9,6 +9,8 @@ from datasets import Dataset, load_from_disk
 
 from pipeline.errors import DataError, ModelError
 from pipeline.training.precomputed import check_tokens, precomputed_dpo_trainer
+from tests.exports.conftest import export, good_rows
+from tests.flows.conftest import make_config, run_all, write_jsonl
 
 NUM_STEPS = 2
 
@@ -137,3 +139,39 @@ def test_other_trl_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(DPOTrainer, "_precompute_ref_logps")
     with pytest.raises(ModelError, match="is missing"):
         checked_dpo_trainer()
+
+
+def test_reference_of_the_pipeline_gives_the_loss_that_trl_computes(
+    tmp_path: Path, tiny_model_dir: Callable[..., Path], model_dir: Path
+):
+    from transformers import AutoModelForCausalLM
+    from trl import DPOConfig, DPOTrainer
+
+    reference_dir = tiny_model_dir("llama", seed=2)
+    rows = [{name: row[name] for name in ("id", "prompt", "chosen", "rejected")} for row in good_rows()]
+    model = {"dtype": "float32", "num_gpus": 0}
+    run_all(
+        make_config(
+            tmp_path,
+            write_jsonl(tmp_path / "pairs.jsonl", rows),
+            policy={"model": str(model_dir), **model},
+            reference={"model": str(reference_dir), **model},
+            reward={"backend": "classifier", "model": str(tiny_model_dir("llama", classifier=True, seed=3)), **model},
+            objective={"name": "dpo"},
+            select={"fraction": 1.0},
+        )
+    )
+    export(tmp_path / "subset", "trl", tmp_path / "out")
+    exported = loaded(tmp_path / "out")
+    assert {"ref_chosen_logps", "num_tokens_chosen"} <= {*exported.column_names}
+    changes = {"precompute_ref_log_probs": True, "max_length": 2048}
+    ours = train(precomputed_dpo_trainer(), DPOConfig(**settings(tmp_path, **changes)), model_dir, exported)
+    plain = exported.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
+    reference = AutoModelForCausalLM.from_pretrained(reference_dir)
+
+    def with_reference(**arguments: Any) -> DPOTrainer:
+        return DPOTrainer(ref_model=reference, **arguments)
+
+    theirs = train(with_reference, DPOConfig(**settings(tmp_path, max_length=2048)), model_dir, plain)
+    losses = [[log["loss"] for log in each.state.log_history if "loss" in log] for each in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
