@@ -5,7 +5,7 @@
     annotate.py          responses -> rewards
     pairing.py           responses and rewards -> pairs
     evolve.py, filters   prompts of selected pairs -> new prompts; strategies and templates/ say how they are asked for
-    evaluation.py        rewards of two policies on the same prompts -> win rate, with intervals; rounds_table prints them
+    evaluation.py        rewards of two policies on the same prompts -> win rate, with intervals; rounds_table
     estimate.py          a config -> tokens and GPU-hours, before anything is loaded
 
 Functions from table to table, in the columns of `pipeline.schema`. Knows nothing of Ray.
