@@ -56,6 +56,7 @@ class Counts:
     candidates: int = 0
     pairs: int = 0
     scored: int = 0
+    tokens_scored: int = 0
     selected: int = 0
     tokens_generated: int = 0
     drops: dict[str, int] = field(default_factory=dict)
@@ -117,20 +118,18 @@ def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: s
     )
 
 
-def expand(actors: Actors, prompts: Manifest, prompts_url: str, url: str) -> Counts:
-    """Everything from prompts to the subset at `url`/subset.
+def expand(actors: Actors, prompts: Manifest, prompts_url: str, url: str, counts: Counts) -> None:
+    """Everything from prompts to the subset at `url`/subset; none is written where no prompt gave a pair.
 
     Raises:
         TooManyDroppedError: models dropped a larger share of the prompts than run.max_dropped.
         AlignpotError: what else stopped it.
     """
-    counts = Counts()
     annotated = generate_answers(actors, prompts, prompts_url, url, counts)
-    _check_dropped(actors.config, counts, prompts.num_scored)
+    _check_dropped(actors.config, prompts, annotated, counts)
     pairs = _pair(actors.config, annotated, url, counts)
     if pairs.num_scored:
         _score_and_select(actors, url, counts)
-    return counts
 
 
 def _pair(config: SelfPlayConfig, annotated: Manifest, url: str, counts: Counts) -> Manifest:
@@ -166,7 +165,8 @@ def _score_and_select(actors: Actors, url: str, counts: Counts) -> None:
     selecting = prepare_select(config, scoring.plan)
     summary, manifest = score(scoring)
     counts.add_drops(manifest)
-    counts.scored, counts.seconds["score"] = summary.num_scored, time.monotonic() - started
+    counts.scored, counts.tokens_scored = summary.num_scored, sum(manifest.num_tokens.values())
+    counts.seconds["score"] = time.monotonic() - started
     started = time.monotonic()
     [report] = select_subsets(selecting)
     counts.seconds["select"] = time.monotonic() - started
@@ -212,11 +212,11 @@ def _timed(counts: Counts, name: str, step: Step, config: SelfPlayConfig) -> Man
     return manifest
 
 
-def _check_dropped(config: SelfPlayConfig, counts: Counts, num_prompts: int) -> None:
-    dropped = sum(counts.drops.values())
-    if num_prompts and dropped / num_prompts > config.run.max_dropped:
+def _check_dropped(config: SelfPlayConfig, prompts: Manifest, annotated: Manifest, counts: Counts) -> None:
+    dropped = prompts.num_scored - annotated.num_scored
+    if dropped > config.run.max_dropped * prompts.num_scored:
         raise TooManyDroppedError(
-            f"{dropped} of {num_prompts} prompts gave no answers with rewards ({json.dumps(counts.drops)}); "
+            f"{dropped} of {prompts.num_scored} prompts gave no answers with rewards ({json.dumps(counts.drops)}); "
             f"run.max_dropped allows a share of {config.run.max_dropped}. Look at the prompts and generate.max_tokens, "
             "or raise run.max_dropped and run again: nothing is generated again."
         )

@@ -1,0 +1,171 @@
+"""A policy's way through storage: trained once, measured on held-out prompts, opened again by later rounds."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema
+from pipeline.config import Config, TorchModel
+from pipeline.config_self_play import SelfPlayConfig
+from pipeline.errors import IntegrityError, StorageError
+from pipeline.flows.evolution import read_subset, subset_digest
+from pipeline.flows.expansion import ANNOTATED, CANDIDATES, Actors, Counts, generate_answers
+from pipeline.flows.score import prepare_score, score
+from pipeline.flows.session import cluster_address
+from pipeline.flows.step import MINOR_VERSION, open_step
+from pipeline.generation.stages import evaluation
+from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin
+from pipeline.metrics.objectives import objective_columns
+from pipeline.models.fingerprints import model_fingerprint
+from pipeline.storage.commit import create
+from pipeline.storage.filesystem import open_filesystem, read_bytes
+from pipeline.storage.manifest import MANIFEST_FILE, Manifest, load_manifest
+from pipeline.storage.runs import FORMAT, claim, fingerprint_digest, json_bytes, parsed
+from pipeline.storage.scored import ScoredDataset
+from pipeline.training.hook import train
+from pipeline.training.job import TrainJob
+
+TRAINING_KIND = "training"
+_NOT_DECISIVE = {"num_gpus", "num_threads", "policies"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a training made."""
+
+    policy: TorchModel
+    digest: str
+    summary: Mapping[str, Any]
+    seconds: float
+
+
+def train_policy(actors: Actors, start: TorchModel, subsets: Sequence[str], url: str, number: int) -> Trained:
+    """Train on the subsets, or find what was trained; `url` gets run.json and _SUCCESS.json, the model its own folder.
+
+    Raises:
+        IntegrityError: the model that was trained is not the one that is there.
+        AlignpotError: the training failed.
+    """
+    config = actors.config
+    assert config.train is not None  # noqa: S101
+    fs, root = open_filesystem(url, config.storage)
+    fingerprint = _fingerprint(config, start, subsets)
+    claim(fs, root, kind=TRAINING_KIND, fingerprint=fingerprint, body={"config": config.model_dump(mode="json")})
+    output = config.policies / f"round-{number}-{fingerprint_digest(fingerprint)[:12]}"
+    done = read_bytes(fs, f"{root}/{MANIFEST_FILE}")
+    if done is not None:
+        return _found(config, parsed(done, url), output)
+    started = time.monotonic()
+    job = TrainJob(
+        datasets=tuple(f"{subset}/hf" for subset in subsets),
+        policy=start,
+        reference=(config.reference or config.policy) if config.train.method == "dpo" else None,
+        output=output,
+        settings=config.train,
+        objective=config.objective,
+        tokens=config.tokens,
+        storage=config.storage,
+    )
+    result = _run(job, config)
+    seconds = time.monotonic() - started
+    facts = {"digest": result.digest, "policy": str(result.policy), "summary": result.summary, "seconds": seconds}
+    create(fs, f"{root}/{MANIFEST_FILE}", json_bytes({"format": FORMAT, "fingerprint": fingerprint, **facts}))
+    return Trained(policy=_trained_model(config, output), digest=result.digest, summary=result.summary, seconds=seconds)
+
+
+def _run(job: TrainJob, config: SelfPlayConfig) -> Any:
+    """Train here, or on a node of the cluster that has the GPUs."""
+    if config.run.engine == "plain" or cluster_address(config.run) is None:
+        return train(job)
+    from pipeline.flows.remote import call_on_cluster
+
+    return call_on_cluster(train, job, num_gpus=job.settings.num_gpus, num_cpus=job.settings.num_threads)
+
+
+def _fingerprint(config: SelfPlayConfig, start: TorchModel, subsets: Sequence[str]) -> dict[str, Any]:
+    assert config.train is not None  # noqa: S101
+    return {
+        "alignpot": MINOR_VERSION,
+        "start": model_fingerprint(start),
+        "subsets": [subset_digest(subset, config.storage) for subset in subsets],
+        "train": config.train.model_dump(mode="json", exclude=_NOT_DECISIVE),
+        "objective": config.objective.model_dump(mode="json"),
+        "tokens": config.tokens.model_dump(mode="json"),
+    }
+
+
+def _found(config: SelfPlayConfig, stored: Mapping[str, Any], output: Path) -> Trained:
+    if not output.is_dir():
+        raise StorageError(
+            f"{output} is gone, which a training that is complete has left. Restore it; or delete that training's "
+            "folder beside the rounds, and what was made with the policy, and run again."
+        )
+    policy = _trained_model(config, output)
+    digest = model_fingerprint(policy)["weights"]
+    if digest != stored["digest"]:
+        raise IntegrityError(f"the weights in {output} are not those that were trained. Restore them.")
+    return Trained(policy=policy, digest=digest, summary=stored["summary"], seconds=stored["seconds"])
+
+
+def _trained_model(config: SelfPlayConfig, output: Path) -> TorchModel:
+    return config.policy.model_copy(
+        update={"model": str(output), "revision": "main", "adapter": None, "adapter_revision": "main"}
+    )
+
+
+def measure(actors: Actors, held_out: Manifest, held_out_url: str, url: str) -> tuple[pa.Table, Counts]:
+    """The policy's answers to the held-out prompts with their rewards, and what it took to get them."""
+    config = actors.config
+    measuring = config.model_copy(update={"generate": evaluation(config)})
+    counts = Counts()
+    generate_answers(replace(actors, config=measuring), held_out, held_out_url, url, counts)
+    return _every_prompt(url, config), counts
+
+
+def _every_prompt(url: str, config: SelfPlayConfig) -> pa.Table:
+    """Id, rewards, token counts and finish reasons for each prompt, those without any included."""
+    columns = [schema.ID, schema.RESPONSE_TOKENS, schema.FINISH_REASONS, schema.RESPONSE_REWARDS]
+    types = [schema.ANNOTATED_SCHEMA.field(name) for name in columns]
+    candidates = open_step(f"{url}/{CANDIDATES}", CANDIDATES, config.storage)
+    unanswered = [
+        table.filter(pc.equal(table[schema.STATUS], schema.DROPPED)).select([schema.ID])
+        for table in candidates.tables([schema.ID, schema.STATUS], scored_only=False)
+    ]
+    answered = open_step(f"{url}/{ANNOTATED}", ANNOTATED, config.storage).tables(columns, scored_only=False)
+    return pa.concat_tables([pa.schema(types).empty_table(), *answered, *unanswered], promote_options="default")
+
+
+def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> dict[str, float]:
+    """Mean margins of a subset's pairs: explicit, and implicit under the policy that scored them and under another.
+
+    The other policy's scores go to `url`. Implicit margins are signed.
+    """
+    sections = {
+        "source": {"path": f"{subset}/parquet", "format": "scored", "id_column": schema.ID},
+        "policy": policy.model_dump(),
+        "scored": url,
+        "output": None,
+        "select": None,
+    }
+    after = Config.model_validate(base.model_dump(exclude_unset=True) | sections)
+    score(prepare_score(after))
+    fs, root = open_filesystem(url, base.storage)
+    columns = [*objective_columns(base.objective), *EXPLICIT_COLUMNS["signed"]]
+    scored = pa.concat_tables(ScoredDataset(fs, root, load_manifest(fs, root)).tables(columns))
+    before = read_subset(subset, base.storage, columns)
+    return {
+        "num_pairs": scored.num_rows,
+        "explicit": float(explicit_margin(before).mean()),
+        "implicit_before": float(implicit_margin(before, base.objective).mean()),
+        "implicit_after": float(implicit_margin(scored, base.objective).mean()),
+    }
+
+
+def as_plain(counts: Counts) -> dict[str, Any]:
+    """Counts as JSON values."""
+    return asdict(counts)

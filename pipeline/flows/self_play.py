@@ -1,0 +1,251 @@
+"""Self-play: the policy answers, its answers are judged and paired, the pairs of most potential train the next policy.
+
+    PATH/run.json                      the settings; another set of them is refused
+    PATH/prompts/, held_out/           the prompts to train on, and those every policy is measured on
+    PATH/measured-0/                   the first policy's answers to the held-out prompts
+    PATH/round-1/base/                 candidates, annotated, pairs, scored, subset
+    PATH/round-1/evolved/              parents (prompts of the subset), drafts, prompts; then as base
+    PATH/round-1/training/, measured/, after/, report.json
+    PATH/policies/                     the trained models
+
+A round: expand the prompts, make new prompts of the selected ones, expand those, train on both subsets, measure. Every
+step finds what it did before, so that the same command goes on wherever it was killed.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema
+from pipeline.config import Replicas, TorchModel
+from pipeline.config_self_play import SelfPlayConfig
+from pipeline.errors import DataError
+from pipeline.flows.evolution import Known, every_row, evolve_prompts, prompts_of, write_prompts
+from pipeline.flows.expansion import PLACEMENT, PROMPTS, Actors, Counts, expand, score_config
+from pipeline.flows.policies import Trained, as_plain, margins_after, measure, train_policy
+from pipeline.flows.step import MINOR_VERSION
+from pipeline.generation.evaluation import compare_policies
+from pipeline.generation.rounds_table import render_rounds
+from pipeline.models.fingerprints import model_fingerprint
+from pipeline.models.loading import check_models
+from pipeline.sources.contamination import Contamination, read_benchmark
+from pipeline.sources.prompts import read_prompts, split_held_out
+from pipeline.storage.commit import create
+from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem, read_bytes
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.runs import claim, json_bytes
+from pipeline.storage.subset import load_subset_manifest
+
+KIND: Final = "self-play"
+_DECISIVE: Final = ("tokens", "objective", "metric", "select", "pair", "evolve", "evaluate")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfPlay:
+    """A checked run: its settings are claimed, its prompts are written."""
+
+    config: SelfPlayConfig
+    fs: fsspec.AbstractFileSystem
+    root: str
+    prompts: Manifest
+    held_out: Manifest
+    fingerprints: Mapping[str, Any]
+    benchmarks: Contamination | None
+
+    def url(self, *names: str) -> str:
+        """The URL of something below the run's path."""
+        return "/".join([self.config.path.rstrip("/"), *names])
+
+    def actors(self, policy: TorchModel) -> Actors:
+        """The models with this policy."""
+        fingerprints = {**self.fingerprints, "policy": model_fingerprint(policy)}
+        return Actors(config=self.config, policy=policy, fingerprints=fingerprints)
+
+
+@dataclass(slots=True, kw_only=True)
+class Round:
+    """What one round did, for its report."""
+
+    number: int
+    expansions: dict[str, Counts] = field(default_factory=dict)
+    strategies: Counter[str] = field(default_factory=Counter)
+    subsets: list[str] = field(default_factory=list)
+
+
+def self_play(config: SelfPlayConfig) -> Iterator[str]:
+    """Run every round that is not done yet, and yield the table of rounds after each.
+
+    Raises:
+        AlignpotError: what stopped it; what was done stays, and the same call goes on.
+    """
+    with ExitStack() as stack:
+        if config.run.engine == "ray":
+            from pipeline.flows.session import ray_session
+
+            models: list[Replicas] = [config.generate, config.reward, config.policy, config.reference or config.policy]
+            stack.enter_context(ray_session(config.run, models))
+        run = prepare(config)
+        yield f"{run.prompts.num_scored:,} prompts, {run.held_out.num_scored:,} held out\n"
+        policy, subsets = config.policy, list[str]()
+        first = _measured(run, policy, run.url("measured-0"))
+        reports = [_report(run, 0, {"evaluation": compare_policies(first[0], first[0]), "measuring": first[1]})]
+        for number in range(1, config.rounds + 1):
+            found, trained = _play_round(run, number, policy, subsets)
+            subsets += found.subsets
+            policy = policy if trained is None else trained.policy
+            reports.append(_close(run, found, trained, first[0]))
+            yield f"{render_rounds(reports)}\n"
+        yield f"policy: {policy.model}"
+
+
+def prepare(config: SelfPlayConfig) -> SelfPlay:
+    """Check models, prompts and places, claim the path, and write the prompts.
+
+    Raises:
+        AlignpotError: what is wrong, before a model is loaded.
+    """
+    fs, root = open_filesystem(config.path, config.storage)
+    check_writable(fs, root)
+    source_fs, source = open_filesystem(config.prompts.path, config.storage)
+    check_readable(source_fs, source)
+    models: dict[str, TorchModel] = {"policy": config.policy, "reward": config.reward}
+    if config.needs_reference:
+        models["reference"] = config.reference or config.policy
+    check_models(models, config.tokens)
+    fingerprints = {role: model_fingerprint(model) for role, model in models.items()}
+    benchmarks = _benchmarks(config)
+    seeds = read_prompts(source_fs, source, config.prompts, benchmarks)
+    fingerprint = {
+        "alignpot": MINOR_VERSION,
+        "prompts": config.prompts.model_dump(mode="json", exclude={"path", "decontaminate"})
+        | {"files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files}},
+        **fingerprints,
+        "generate": config.generate.model_dump(mode="json", exclude=PLACEMENT),
+        "train": config.train and config.train.model_dump(mode="json", exclude=PLACEMENT | {"policies"}),
+        **{name: _plain(getattr(config, name)) for name in _DECISIVE},
+    }
+    claim(fs, root, kind=KIND, fingerprint=fingerprint, body={"config": config.model_dump(mode="json")})
+    for reason, count in seeds.dropped.items():
+        _log.warning("%d prompts left out: %s", count, reason)
+    train, held_out = split_held_out(seeds.table, config.evaluate, config.prompts.seed)
+    url = config.path.rstrip("/")
+    return SelfPlay(
+        config=config,
+        fs=fs,
+        root=root,
+        prompts=write_prompts(config, train, f"{url}/prompts", {"seeds": fingerprint["prompts"]}),
+        held_out=write_prompts(config, held_out, f"{url}/held_out", {"seeds": fingerprint["prompts"]}),
+        fingerprints=fingerprints,
+        benchmarks=benchmarks,
+    )
+
+
+def _benchmarks(config: SelfPlayConfig) -> Contamination | None:
+    if not config.prompts.decontaminate:
+        return None
+    places = [open_filesystem(url, config.storage) for url in config.prompts.decontaminate]
+    texts = [text for fs, path in places for text in read_benchmark(fs, path)]
+    return Contamination.of_texts(texts, config.prompts.ngram)
+
+
+def _play_round(run: SelfPlay, number: int, policy: TorchModel, before: list[str]) -> tuple[Round, Trained | None]:
+    """Expand, evolve, expand, train."""
+    config, found = run.config, Round(number=number)
+    actors, place = run.actors(policy), run.url(f"round-{number}")
+    found.expansions["base"] = Counts()
+    expand(actors, run.prompts, run.url(PROMPTS), f"{place}/base", found.expansions["base"])
+    if not _take(run, found, f"{place}/base"):
+        raise DataError(
+            f"round {number}: {run.prompts.num_scored} prompts gave {found.expansions['base'].pairs} pairs, too few to "
+            "select from. Give more prompts, a larger generate.num_responses, or a larger select.fraction."
+        )
+    if config.evolve is not None:
+        counts = found.expansions["evolved"] = Counts()
+        url, started = f"{place}/evolved", time.monotonic()
+        prompts = evolve_prompts(actors, _known(run, number), number, f"{place}/base/subset", url)
+        counts.seconds["evolve"] = time.monotonic() - started
+        counts.add_drops(prompts)
+        if prompts.num_scored:
+            expand(actors, prompts, f"{url}/{PROMPTS}", url, counts)
+            _take(run, found, url)
+    if config.train is None:
+        return found, None
+    start = config.policy if config.train.start_from == "base" else policy
+    subsets = found.subsets if config.train.data == "round" else [*before, *found.subsets]
+    _log.info("round %d: training on %d subsets", number, len(subsets))
+    return found, train_policy(actors, start, subsets, f"{place}/training", number)
+
+
+def _known(run: SelfPlay, number: int) -> Known:
+    """Every prompt of the run so far."""
+    earlier = [run.url(f"round-{i}", "evolved", PROMPTS) for i in range(1, number)]
+    urls = [run.url(PROMPTS), run.url("held_out"), *earlier]
+    tables = [every_row(url, run.config.storage) for url in urls]
+    kept = [table.filter(pc.equal(table[schema.STATUS], schema.SCORED)) for table in tables]
+    return Known(prompts=tuple(kept), benchmarks=run.benchmarks)
+
+
+def _take(run: SelfPlay, found: Round, url: str) -> bool:
+    """Count the subset at `url` among those to train on; False if there is none."""
+    if load_subset_manifest(*open_filesystem(f"{url}/subset", run.config.storage)) is None:
+        return False
+    found.subsets.append(f"{url}/subset")
+    found.strategies.update(prompts_of(f"{url}/subset", run.config.storage)[schema.STRATEGY].to_pylist())
+    return True
+
+
+def _measured(run: SelfPlay, policy: TorchModel, url: str) -> tuple[pa.Table, dict[str, Any]]:
+    table, counts = measure(run.actors(policy), run.held_out, run.url("held_out"), url)
+    return table, as_plain(counts)
+
+
+def _close(run: SelfPlay, found: Round, trained: Trained | None, first: pa.Table) -> dict[str, Any]:
+    """Measure the new policy and write the round's report, or find it."""
+    place = f"round-{found.number}"
+    stored = read_bytes(run.fs, f"{run.root}/{place}/report.json")
+    if stored is not None:
+        return json.loads(stored)  # type: ignore[no-any-return]
+    body: dict[str, Any] = {
+        "expansions": {name: as_plain(counts) for name, counts in found.expansions.items()},
+        "strategies": dict(sorted(found.strategies.items())),
+    }
+    if trained is not None:
+        answers, measuring = _measured(run, trained.policy, run.url(place, "measured"))
+        body |= {
+            "training": {"summary": dict(trained.summary), "seconds": trained.seconds, "policy": trained.policy.model},
+            "evaluation": compare_policies(answers, first),
+            "measuring": measuring,
+            "margins": _margins(run, found, trained.policy, place),
+        }
+    return _report(run, found.number, body)
+
+
+def _margins(run: SelfPlay, found: Round, policy: TorchModel, place: str) -> dict[str, float]:
+    """Mean margins of the pairs selected from the given prompts, before training and under the new policy."""
+    config = score_config(run.actors(policy), run.url(place, "base"))
+    return margins_after(config, policy, found.subsets[0], run.url(place, "after"))
+
+
+def _report(run: SelfPlay, number: int, body: Mapping[str, Any]) -> dict[str, Any]:
+    report = {"round": number, **body}
+    place = "measured-0" if number == 0 else f"round-{number}"
+    path = f"{run.root}/{place}/report.json"
+    if create(run.fs, path, json_bytes(report)):
+        return report
+    stored: dict[str, Any] = json.loads(read_bytes(run.fs, path) or b"{}")
+    return stored
+
+
+def _plain(section: Any) -> Any:
+    return None if section is None else section.model_dump(mode="json")
