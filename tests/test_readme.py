@@ -1,6 +1,7 @@
 """The README says what the code does: keys, formats, make targets, commands and configs it names are there."""
 
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ import yaml
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from pipeline import config
+from pipeline import config, config_self_play
 from pipeline.cli import app
-from pipeline.config_file import parse_config
+from pipeline.config_file import parse_config, parse_self_play
+from pipeline.exports.formats import FORMATS as EXPORTS
 from pipeline.sources.formats import FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -38,19 +40,36 @@ def test_every_section_is_known_here():
     assert set(sections()) | {"scored", "preset", "sweep"} == set(config.Config.model_fields)
 
 
+def self_play_keys() -> set[str]:
+    own = config_self_play.SelfPlayConfig.model_fields.items()
+    names = {"prompts", "generate", "pair", "evolve", "train", "evaluate", "estimate"}
+    kinds = {name: (typing.get_args(field.annotation) or (field.annotation,))[0] for name, field in own}
+    return {"path", "rounds", *names} | {key for name in names for key in kinds[name].model_fields}
+
+
+def test_every_key_of_self_play_is_in_the_config_reference():
+    assert self_play_keys() <= set(re.findall(r"[a-z_]+", REFERENCE))
+
+
+def test_every_export_is_listed():
+    listed = set(re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\| (`[^|]*) \|", README, re.MULTILINE))))
+    assert set(EXPORTS) <= listed
+
+
 def test_every_format_is_listed():
     assert set(FORMATS) <= set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
 
 
 def test_example_config_parses():
-    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    example, play = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert parse_config(yaml.safe_load(example)).select is not None
+    assert parse_self_play(yaml.safe_load(play)).train is not None
 
 
 def test_commands_exist():
     shell = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
-    commands = set(re.findall(r"^alignpot (\w+)", shell, re.MULTILINE))
-    assert {"inspect", "run", "select", "submit"} <= commands
+    commands = set(re.findall(r"^alignpot ([\w-]+)", shell, re.MULTILINE))
+    assert {"inspect", "run", "select", "submit", "self-play", "export"} <= commands
     for command in commands:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 

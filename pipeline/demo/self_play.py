@@ -56,7 +56,7 @@ def self_play_demo_config(workdir: Path, policy: Path, reward: Path) -> dict[str
         # float32 throughout: the small steps of training would be lost in bfloat16 weights.
         "policy": {"model": str(policy), "dtype": "float32", "token_budget": 4096},
         "reward": {"backend": "classifier", "model": str(reward), "dtype": "float32", "token_budget": 4096},
-        "tokens": {"preset": "trl", "max_length": 1024},
+        "tokens": {"max_length": 1024, "max_prompt_length": 768},
         "objective": {"name": "simpo", "beta": 2.0},
         "select": {"fraction": 0.5},
         "generate": {"engine": "vllm", "num_responses": 4, "max_tokens": 96, "num_cpus": 2, "num_threads": 2},
