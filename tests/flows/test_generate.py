@@ -1,0 +1,125 @@
+"""Candidates made on Ray equal those of a plain loop, whatever the shards, and no engine outlives its step."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from pipeline.config import Run, TorchModel
+from pipeline.config_self_play import Generate, SelfPlayConfig
+from pipeline.flows.on_ray import ScoreJob, score_on_ray
+from pipeline.generation.stages import annotate_stages, generate_stage
+from pipeline.stages.plan import Stage
+from pipeline.stages.work import score_plain
+from tests.generation.tables import PROMPTS, prompt_table
+
+TABLE = prompt_table(PROMPTS * 2)
+
+
+@dataclass(frozen=True)
+class Rows:
+    index: int
+    first: int
+    last: int
+    file: str = "prompts"
+
+
+@dataclass(frozen=True)
+class Reader:
+    table: pa.Table
+
+    def read(self, shard: Rows) -> pa.Table:
+        return self.table.slice(shard.first, shard.last - shard.first)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Writes a shard's table, and the process that had it, to a folder."""
+
+    folder: Path
+
+    def __call__(self, index: int, table: pa.Table) -> pa.Table:
+        with (
+            pa.OSFile(str(self.folder / f"{index:03}.arrow"), "wb") as file,
+            pa.ipc.new_file(file, table.schema) as out,
+        ):
+            out.write_table(table)
+        return pa.table({"rows": [table.num_rows]})
+
+    def whole(self) -> pa.Table:
+        parts = [pa.ipc.open_file(str(path)).read_all() for path in sorted(self.folder.glob("*.arrow"))]
+        return pa.concat_tables(parts).combine_chunks()
+
+
+def shards(size: int) -> list[Rows]:
+    begins = range(0, TABLE.num_rows, size)
+    return [Rows(i, begin, min(begin + size, TABLE.num_rows)) for i, begin in enumerate(begins)]
+
+
+def config_of(tmp_path: Path, policy: TorchModel, reward: Path, generate: Generate) -> SelfPlayConfig:
+    return SelfPlayConfig(
+        path=str(tmp_path / "play"),
+        prompts={"path": str(tmp_path)},
+        policy=policy,
+        reward={"backend": "classifier", "model": str(reward), "dtype": "float32"},
+        generate=generate,
+    )
+
+
+def on_ray(folder: Path, stages: list[Stage], size: int) -> tuple[pa.Table, list[int]]:
+    """The table, and the processes that were generating when a shard had been committed."""
+    folder.mkdir()
+    job = ScoreJob(reader=Reader(TABLE), stages=tuple(stages), commit=Keep(folder), run=Run())
+    seen = [generating() for _ in score_on_ray(job, shards(size))]
+    assert len(seen) == len(shards(size))
+    return Keep(folder).whole(), seen[0]
+
+
+def plainly(folder: Path, stages: list[Stage], size: int) -> pa.Table:
+    folder.mkdir()
+    list(score_plain(Reader(TABLE), shards(size), stages, Keep(folder)))
+    return Keep(folder).whole()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_candidates_and_rewards_on_ray_equal_those_of_a_plain_loop(tmp_path, tiny_model_dir, tiny_reward_dir):
+    policy = TorchModel(model=str(tiny_model_dir("llama")), dtype="float32")
+    generate = Generate(engine="transformers", num_responses=3, temperature=1.5, max_tokens=6, replicas=2)
+    config = config_of(tmp_path, policy, tiny_reward_dir, generate)
+    stages = [generate_stage(config, policy), *annotate_stages(config)]
+    found, _ = on_ray(tmp_path / "ray", stages, size=3)
+    assert found.equals(plainly(tmp_path / "plain", stages, size=4))
+    assert found.column("status").to_pylist() == ["scored"] * TABLE.num_rows
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("local_ray")
+def test_vllm_on_ray_equals_the_plain_loop_and_leaves_no_process_behind(tmp_path, tiny_model_dir, tiny_reward_dir):
+    pytest.importorskip("vllm")
+    policy = TorchModel(model=str(tiny_model_dir("llama", hidden_size=128)), dtype="float32")
+    generate = Generate(num_responses=3, temperature=1.5, max_tokens=6, max_prompt_tokens=64)
+    stages = [generate_stage(config_of(tmp_path, policy, tiny_reward_dir, generate), policy)]
+    found, seen = on_ray(tmp_path / "ray", stages, size=5)
+    assert seen
+    until = time.monotonic() + 30
+    while (left := generating()) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not left
+    assert found.equals(plainly(tmp_path / "plain", stages, size=5))
+
+
+def generating() -> list[int]:
+    """Processes of our Ray that it has named after the actor."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "GenerateActor" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
