@@ -41,6 +41,8 @@ CHINESE = "这两个提案有什么不同之处,城市应该选择哪一个方�
         ("The rewritten prompt asks about stains on silk instead.", "meta_phrase"),
         ("#Rewritten Prompt# Which acids remove tannin stains?", "meta_phrase"),
         ("Here is the given request with more about silk shirts in it.", "meta_phrase"),
+        ("I'm here and ready to help with stains of any kind.", "meta_phrase"),
+        ("The answer to the request must be concise.", "meta_phrase"),
         (RUSSIAN, "other_language"),
         (GERMAN, "other_language"),
         ("how do I get a coffee stain OUT of a white cotton shirt", "repeats_parent"),
