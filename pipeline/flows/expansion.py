@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pipeline import schema
 from pipeline.config import Config, TorchModel
+from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
 from pipeline.config_self_play import SelfPlayConfig
 from pipeline.errors import TooManyDroppedError
 from pipeline.flows.score import drops_by_reason, prepare_score, score
@@ -71,7 +72,11 @@ class Counts:
 
 
 def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: str, counts: Counts) -> Manifest:
-    """Candidates and their rewards: the datasets `url`/candidates and `url`/annotated; the second one's manifest."""
+    """Candidates and their rewards: the datasets `url`/candidates and `url`/annotated; the second one's manifest.
+
+    Raises:
+        TooManyDroppedError: a larger share of the prompts than run.max_dropped has no response with a reward.
+    """
     config = actors.config
     candidates = _timed(
         counts,
@@ -96,7 +101,7 @@ def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: s
     )
     counts.prompts, counts.candidates = prompts.num_scored, candidates.num_scored
     counts.tokens_generated = candidates.num_tokens.get(schema.RESPONSE_TOKENS, 0)
-    return _timed(
+    annotated = _timed(
         counts,
         "annotate",
         Step(
@@ -116,17 +121,17 @@ def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: s
         ),
         config,
     )
+    _check_dropped(config, prompts, annotated, counts)
+    return annotated
 
 
 def expand(actors: Actors, prompts: Manifest, prompts_url: str, url: str, counts: Counts) -> None:
     """Everything from prompts to the subset at `url`/subset; none is written where no prompt gave a pair.
 
     Raises:
-        TooManyDroppedError: models dropped a larger share of the prompts than run.max_dropped.
-        AlignpotError: what else stopped it.
+        AlignpotError: what stopped it.
     """
     annotated = generate_answers(actors, prompts, prompts_url, url, counts)
-    _check_dropped(actors.config, prompts, annotated, counts)
     pairs = _pair(actors.config, annotated, url, counts)
     if pairs.num_scored:
         _score_and_select(actors, url, counts)
@@ -194,13 +199,23 @@ def score_config(actors: Actors, url: str) -> Config:
             "tokens": config.tokens.model_dump(),
             "scored": f"{url}/scored",
             "objective": config.objective.model_dump(exclude_unset=True),
-            "metric": config.metric.model_dump(),
+            "metric": config.metric.model_dump() | _weight(actors),
             "select": config.select.model_dump(exclude_unset=True),
             "output": {"path": f"{url}/subset"},
             # Prompts without a pair stand among the pairs as dropped rows; what models drop is checked by the round.
             "run": config.run.model_dump() | {"max_dropped": 1.0},
         }
     )
+
+
+def _weight(actors: Actors) -> dict[str, float]:
+    """A policy that still is the reference has implicit margins of zero: the potential is the explicit margin then."""
+    config = actors.config
+    is_reference = actors.fingerprints["policy"] == actors.fingerprints.get("reference")
+    if is_reference and config.metric.name == "potential" and config.objective.name in OBJECTIVES_WITH_REFERENCE:
+        _log.warning("The policy is the reference still, so that all implicit margins are 0: metric.weight is 0 here")
+        return {"weight": 0.0}
+    return {}
 
 
 def _timed(counts: Counts, name: str, step: Step, config: SelfPlayConfig) -> Manifest:

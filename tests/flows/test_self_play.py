@@ -177,7 +177,7 @@ def test_unknown_keys_are_refused_with_the_nearest_one(tiny):
 
 
 def test_too_many_prompts_without_answers_end_the_run(tiny):
-    with pytest.raises(TooManyDroppedError, match="18 of 18 prompts"):
+    with pytest.raises(TooManyDroppedError, match="6 of 6 prompts"):
         play(tiny(rounds=1, generate={"max_prompt_tokens": 1}, evaluate={"num_prompts": 6}, run={"max_dropped": 0.5}))
 
 
