@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config import TorchModel
 from pipeline.errors import ModelError
 from pipeline.generation.sampler import Response
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.loading import context_of, load_configuration, load_tokenizer
 
 # What a half character at the end of a cut answer is decoded to.
 _UNDECODABLE = "\ufffd"
@@ -58,14 +58,13 @@ def load_decoder(model: TorchModel) -> Decoder:
         raise ModelError(f"The configuration of {model.model} cannot be read: {reason}") from error
     given = (tokenizer.eos_token_id, generation.eos_token_id)
     ids = {i for value in given for i in (value if isinstance(value, list) else [value]) if i is not None}
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Decoder(tokenizer=tokenizer, stop_ids=tuple(sorted(ids)), context=context)
+    return Decoder(tokenizer=tokenizer, stop_ids=tuple(sorted(ids)), context=context_of(config))
 
 
 def _configs(model: TorchModel) -> tuple[Any, Any]:
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    config = AutoConfig.from_pretrained(model.model, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    config = load_configuration(model)
     try:
         return config, GenerationConfig.from_pretrained(model.model, revision=model.revision)
     except OSError:  # it has none of its own

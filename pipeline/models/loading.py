@@ -20,8 +20,10 @@ from pipeline.models.prompts import SAVE_TEMPLATE, require_template
 __all__ = [
     "check_models",
     "check_same_tokenizer",
+    "context_of",
     "load_causal_lm",
     "load_classifier",
+    "load_configuration",
     "load_tokenizer",
     "model_fingerprint",
 ]
@@ -46,6 +48,29 @@ def load_tokenizer(model: TorchModel) -> Any:
         )
     except _LOAD_ERRORS as error:
         raise ModelError(_cannot_load("The tokenizer", model, error)) from error
+
+
+def load_configuration(model: TorchModel) -> Any:
+    """The configuration of a model, as transformers loads it.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    check_files(model)
+    try:
+        return AutoConfig.from_pretrained(
+            model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except _LOAD_ERRORS as error:
+        raise ModelError(_cannot_load("The configuration", model, error)) from error
+
+
+def context_of(config: Any) -> int | None:
+    """Most tokens of one sequence, by a model's configuration; None where it sets no limit."""
+    context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return context
 
 
 def load_causal_lm(model: TorchModel) -> Any:

@@ -14,7 +14,7 @@ from pipeline.errors import ModelError
 from pipeline.generation.engines import environment, open_sampler
 from pipeline.generation.sampler import Request, Sampling, seed_of
 from pipeline.generation.transformers_sampler import TransformersSampler
-from pipeline.generation.vllm_sampler import VllmSampler, _dtype, _import_vllm
+from pipeline.generation.vllm_sampler import VllmSampler, _import_vllm, engine_arguments
 from pipeline.models.cpu import has_arithmetic
 from tests.fixtures_models import tiny_model
 
@@ -106,8 +106,9 @@ def test_processes_started_later_inherit_no_thread_count(sampler, monkeypatch):
 @needs_vllm
 def test_half_precision_is_used_where_the_cpu_has_it():
     expected = "bfloat16" if has_arithmetic(torch.bfloat16) or torch.cuda.is_available() else "float32"
-    assert _dtype(TorchModel(model="m"), GENERATE) == expected
-    assert _dtype(TorchModel(model="m"), GENERATE.model_copy(update={"dtype": "float16"})) == "float16"
+    assert engine_arguments(TorchModel(model="m"), GENERATE, None)["dtype"] == expected
+    other = GENERATE.model_copy(update={"dtype": "float16"})
+    assert engine_arguments(TorchModel(model="m"), other, None)["dtype"] == "float16"
 
 
 @needs_vllm

