@@ -8,11 +8,20 @@ import datetime
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config_metric import Metric as Metric  # noqa: PLC0414
+from pipeline.config_model import ClassifierReward as ClassifierReward  # noqa: PLC0414
+from pipeline.config_model import ColumnsModel as ColumnsModel  # noqa: PLC0414
+from pipeline.config_model import ColumnsReward as ColumnsReward  # noqa: PLC0414
+from pipeline.config_model import Dtype as Dtype  # noqa: PLC0414
+from pipeline.config_model import Model as Model  # noqa: PLC0414
+from pipeline.config_model import Replicas as Replicas  # noqa: PLC0414
+from pipeline.config_model import Reward as Reward  # noqa: PLC0414
+from pipeline.config_model import TorchModel as TorchModel  # noqa: PLC0414
+from pipeline.config_model import VllmModel as VllmModel  # noqa: PLC0414
 from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
 from pipeline.config_objective import Objective as Objective  # noqa: PLC0414
 from pipeline.config_preset import PresetName, with_preset
@@ -21,8 +30,6 @@ from pipeline.config_section import Section as Section  # noqa: PLC0414
 from pipeline.config_section import checked_url
 from pipeline.config_select import Select as Select  # noqa: PLC0414
 from pipeline.config_sweep import Variant
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 DEFAULT_DATE: Final = datetime.date(2025, 1, 1)
 
@@ -60,68 +67,6 @@ class Storage(Section):
         if value is not None and "@" in value:
             raise ValueError("must not carry credentials; use the AWS variables or an instance role")
         return value
-
-
-class Replicas(Section):
-    """What one replica of a model reserves, and how many there are."""
-
-    num_gpus: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
-    """GPUs one replica reserves; auto shares the GPUs that the cluster has when the run starts among all replicas, at
-    most one each, and is 0 where it has none."""
-    num_cpus: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    num_threads: int = Field(default=1, ge=1)
-    """Torch threads of one replica on CPU."""
-    replicas: int = Field(default=1, ge=1)
-
-
-class TorchModel(Replicas):
-    """A causal language model run by alignpot's own scoring engine."""
-
-    backend: Literal["torch"] = "torch"
-    model: str
-    """Hub id or local directory."""
-    revision: str = "main"
-    dtype: Dtype = "bfloat16"
-    adapter: str | None = None
-    """Directory or hub id of a LoRA adapter on top of the model."""
-    adapter_revision: str = "main"
-    trust_remote_code: bool = False
-    token_budget: int = Field(default=16384, ge=1)
-    """Most tokens in one forward; a single longer row runs alone."""
-
-
-class ColumnsModel(Section):
-    """Log-probabilities and token counts that the source already holds, under the scored column names."""
-
-    backend: Literal["columns"]
-
-
-class ColumnsReward(Section):
-    """Scores that the source already holds."""
-
-    backend: Literal["columns"] = "columns"
-
-
-class ClassifierReward(TorchModel):
-    """A reward model: a sequence classifier with one logit, or a model that returns `.score`."""
-
-    backend: Literal["classifier"]  # type: ignore[assignment]
-    max_length: int = Field(default=4096, ge=2)
-
-
-def _backend(default: str) -> Discriminator:
-    def tag(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return str(value.get("backend", default))
-        return str(getattr(value, "backend", default))
-
-    return Discriminator(tag)
-
-
-Model = Annotated[Annotated[TorchModel, Tag("torch")] | Annotated[ColumnsModel, Tag("columns")], _backend("torch")]
-Reward = Annotated[
-    Annotated[ColumnsReward, Tag("columns")] | Annotated[ClassifierReward, Tag("classifier")], _backend("columns")
-]
 
 
 class Tokens(Section):

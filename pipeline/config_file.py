@@ -142,14 +142,17 @@ def _describe(problem: Any, root: type[BaseModel]) -> str:
 
 
 def _unknown_key(path: list[str], tag: str, root: type[BaseModel]) -> str:
-    name, known = path[-1], _known_keys(path[:-1], root)
-    with_model = next((backend for backend in _BACKENDS.get(path[0], ()) if backend != "columns"), "")
-    if tag == "columns" and name in known:
-        return f"not used with backend columns; set {path[0]}.backend: {with_model}, or leave the key out"
+    name, kinds = path[-1], _kinds(path[:-1], root)
+    own = next((kind.model_fields for kind in kinds if tag in _backends_of(kind)), {})
+    backends = [(b, kind) for b in _BACKENDS.get(path[0], ())[::-1] for kind in kinds if b in _backends_of(kind)]
+    takers = {key: backend for backend, kind in backends for key in kind.model_fields}
+    if tag and name in takers:
+        return f"not used with backend {tag}; set {path[0]}.backend: {takers[name]}, or leave the key out"
+    known = _known_keys(path[:-1], root)
     near = difflib.get_close_matches(name, known, n=1)
     if not near:
         return f"unknown key; known keys here: {', '.join(sorted(known))}"
-    needs = f", with backend: {with_model}" if tag == "columns" and near[0] != "backend" else ""
+    needs = f", with backend: {takers[near[0]]}" if tag and near[0] not in own else ""
     return f"unknown key; did you mean {near[0]}{needs}?"
 
 
@@ -170,18 +173,25 @@ _SEVERAL_KINDS: Final = {
     "quotas": "proportional, equal, or a positive weight for each group",
 }
 _BACKENDS: Final = {
-    "policy": ("torch", "columns"),
-    "reference": ("torch", "columns"),
+    "policy": ("torch", "vllm", "columns"),
+    "reference": ("torch", "vllm", "columns"),
     "reward": ("columns", "classifier"),
 }
 
 
 def _known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
     """Keys of the section at `path`; of the sweep, those of a variant."""
-    sections = [root]
-    for name in path[:1]:
-        sections = [s for section in sections for s in _sections(section.model_fields.get(name))]
-    return list(dict.fromkeys(key for section in sections for key in section.model_fields))
+    return list(dict.fromkeys(key for kind in _kinds(path, root) for key in kind.model_fields))
+
+
+def _kinds(path: list[str], root: type[BaseModel]) -> list[type[BaseModel]]:
+    """The kinds of section that may stand at `path`."""
+    return _sections(root.model_fields.get(path[0])) if path else [root]
+
+
+def _backends_of(kind: type[BaseModel]) -> tuple[str, ...]:
+    field = kind.model_fields.get("backend")
+    return () if field is None else typing.get_args(field.annotation)
 
 
 def _sections(field: Any) -> list[type[BaseModel]]:

@@ -20,6 +20,7 @@ GOOD = {
     "select": {"fraction": 0.4},
     "output": {"path": "subset"},
 }
+VLLM = {"backend": "vllm", "model": "m"}
 
 
 def changed(**sections):
@@ -101,6 +102,19 @@ def test_vetted_configs_are_there():
             changed(policy={"backend": "columns", "adapter": "a"}),
             ["policy.adapter: not used with backend columns; set policy.backend: torch"],
         ),
+        (
+            changed(policy={"model": "m", "engine_args": {}}),
+            ["policy.engine_args: not used with backend torch; set", "vllm"],
+        ),
+        (changed(policy={"model": "m", "engine_arg": {}}), ["did you mean engine_args, with backend: vllm?"]),
+        (changed(policy={**VLLM, "engine_arg": {}}), ["policy.engine_arg: unknown key; did you mean engine_args?"]),
+        (changed(policy={"backend": "columns", "engine_args": {}}), ["not used with backend columns", "backend: vllm"]),
+        (changed(policy={**VLLM, "adapter": "a"}), ["policy.adapter: backend vllm scores no adapters; merge"]),
+        (changed(policy={**VLLM, "engine_args": {"dtype": "float16"}}), ["policy.engine_args: dtype cannot be given"]),
+        (changed(policy={**VLLM, "engine_args": {"tensor_parallel_size": "2"}}), ["whole numbers of at least 1"]),
+        (changed(policy={**VLLM, "engine_args": {"tensor_parallel_size": 4}}), ["num_gpus: auto", "set num_gpus: 4"]),
+        (changed(policy={**VLLM, "num_gpus": 2}), ["num_gpus: 2.0 does not fit", "tensor_parallel_size"]),
+        (changed(policy={**VLLM, "backend": "vlm"}), ["policy.backend: 'vlm' is unknown; wanted torch or vllm or col"]),
         (changed(reward={"backend": "classifer"}), ["reward.backend: 'classifer' is unknown; wanted columns or class"]),
         (changed(metric="explicit"), ["metric: wanted a section such as {name: ...} (got 'explicit')"]),
         (changed(policy="m"), ["policy: wanted a section such as {model: ...} (got 'm')"]),
@@ -239,6 +253,23 @@ def test_missing_file_is_named_once(tmp_path: Path):
     with pytest.raises(ConfigError) as error:
         load_config(path)
     assert str(error.value) == f"config {path} cannot be read: No such file or directory. Give the path of a YAML file."
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "engine_args"),
+    [
+        ("auto", {}),
+        (0.5, {}),
+        (0, {"tensor_parallel_size": 2}),
+        (4, {"tensor_parallel_size": 4, "max_num_seqs": 8}),
+        (4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
+    ],
+)
+def test_vllm_gets_a_gpu_for_each_part_of_the_model(num_gpus, engine_args):
+    config = parse_config(changed(policy={**VLLM, "num_gpus": num_gpus, "engine_args": engine_args}))
+    assert parse_config(resolved(config)) == config
+    assert config.torch_models()["policy"].num_gpus == num_gpus
+    assert config.policy.token_budget == 2048
 
 
 def test_backend_may_be_left_out():

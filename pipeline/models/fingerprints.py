@@ -1,7 +1,7 @@
 """What identifies a model's numbers: digests and commits, found without loading weights or torch.
 
 A hub model is its name and commit; a local one the digests of its files, wherever it lies. Both take in dtype and
-adapter. Equal fingerprints mean equal files.
+adapter, and in vLLM, whose numbers are other roundings. Equal fingerprints mean equal files.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.config import TorchModel
+from pipeline.config import TorchModel, VllmModel
 from pipeline.errors import ModelError
 
 _WEIGHTS: Final = ("*.safetensors", "*.safetensors.index.json")
@@ -30,6 +30,20 @@ _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TO_SAFETENSORS: Final = "Convert it: load it with transformers and call save_pretrained."
 _HUB_TIMEOUT_S: Final = 10.0
+# Arguments of vLLM that lay out the work; any other may say what is computed.
+_LAYOUT_ARGUMENTS: Final = frozenset(
+    {
+        "disable_custom_all_reduce",
+        "distributed_executor_backend",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "pipeline_parallel_size",
+        "tensor_parallel_size",
+    }
+)
 
 
 def model_fingerprint(model: TorchModel) -> dict[str, Any]:
@@ -45,6 +59,9 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
         found["trust_remote_code"] = True
     if model.adapter is not None:
         found["adapter"] = _adapter_identity(model.adapter, model.adapter_revision)
+    if isinstance(model, VllmModel):
+        arguments = {name: value for name, value in model.engine_args.items() if name not in _LAYOUT_ARGUMENTS}
+        found |= {"backend": model.backend, **({"engine_args": arguments} if arguments else {})}
     return found
 
 

@@ -113,8 +113,8 @@ def step_end(groups: Sequence[Group], begin: int, token_budget: int) -> int:
     return len(groups)
 
 
-def response_step(groups: Sequence[Group]) -> Step:
-    """A step that reads the rows which predict response tokens: the row before each of them.
+def check_predicted(groups: Sequence[Group]) -> None:
+    """Check that every response has a token before it.
 
     Raises:
         ModelError: a response starts at its sequence's first token, which nothing predicts.
@@ -122,6 +122,15 @@ def response_step(groups: Sequence[Group]) -> Step:
     unpredicted = [i for i, c in enumerate(c for group in groups for c in group) if c.start < 1]
     if unpredicted:
         raise ModelError(f"Sequences {unpredicted[:5]} have no token before the response; wanted at least one.")
+
+
+def response_step(groups: Sequence[Group]) -> Step:
+    """A step that reads the rows which predict response tokens: the row before each of them.
+
+    Raises:
+        ModelError: a response starts at its sequence's first token, which nothing predicts.
+    """
+    check_predicted(groups)
     return _lay_out(groups, [[np.arange(c.start, len(c.ids)) for c in group] for group in groups], shift=1)
 
 

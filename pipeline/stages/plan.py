@@ -12,7 +12,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.config import ClassifierReward, Config, Replicas, TorchModel
+from pipeline.config import ClassifierReward, Config, Replicas, TorchModel, VllmModel
 
 Apply = Callable[[pa.Table], pa.Table]
 StageName = Literal["tokenise", "reward", "policy", "reference", "generate", "annotate", "pair", "evolve"]
@@ -40,12 +40,17 @@ def score_stages(config: Config) -> list[Stage]:
     if isinstance(reward, ClassifierReward):
         stages.append(Stage(name="reward", build=partial(_build_reward, reward), model=reward))
     roles: tuple[Literal["policy", "reference"], ...] = ("policy", "reference")
-    stages.extend(
-        Stage(name=role, build=partial(_build_logprobs, models[role], role), model=models[role])
-        for role in roles
-        if role in models
-    )
+    stages.extend(_logprob_stage(models[role], role, config.tokens.max_length) for role in roles if role in models)
     return stages
+
+
+def _logprob_stage(model: TorchModel, role: Literal["policy", "reference"], max_length: int) -> Stage:
+    if not isinstance(model, VllmModel):
+        return Stage(name=role, build=partial(_build_logprobs, model, role), model=model)
+    from pipeline.models.vllm_engine import environment
+
+    env = environment(model.num_threads, model.engine_args)
+    return Stage(name=role, build=partial(_build_vllm_logprobs, model, role, max_length), model=model, env=env)
 
 
 def _build_tokenise(config: Config) -> Apply:
@@ -86,3 +91,10 @@ def _build_logprobs(model: TorchModel, role: Literal["policy", "reference"]) -> 
     from pipeline.stages.score import ScoreLogprobs
 
     return ScoreLogprobs(LogprobEngine(load_causal_lm(model), token_budget=model.token_budget), role)
+
+
+def _build_vllm_logprobs(model: VllmModel, role: Literal["policy", "reference"], max_length: int) -> Apply:
+    from pipeline.models.vllm_logprobs import VllmLogprobEngine
+    from pipeline.stages.score import ScoreLogprobs
+
+    return ScoreLogprobs(VllmLogprobEngine(model, max_length), role)

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import ModelError
-from pipeline.models.logprobs import LogprobEngine, pair_groups
+from pipeline.models.agreement import Disagreement
+from pipeline.models.logprobs import Scores, pair_groups
 from pipeline.models.packing import Group
 from pipeline.models.rewards import ClassifierEngine, dialogue_groups
 from pipeline.schema import (
@@ -32,10 +33,24 @@ LOGP_COLUMNS: Final[dict[Role, tuple[str, str]]] = {
 }
 
 
+class SelfChecking(Protocol):
+    """An engine that can compare its numbers with those of its model's own forward."""
+
+    def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
+        """How they differ on some of the groups; None if they agree, or if there is nothing to compare."""
+
+
+class LogprobScorer(SelfChecking, Protocol):
+    """An engine that sums log-probabilities of responses under one model; a method `close` frees what it holds."""
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        """Sums in the order of the groups' sequences."""
+
+
 class ScoreLogprobs:
     """Adds the log-probabilities of both answers under one model, summed over response tokens, float64."""
 
-    def __init__(self, engine: LogprobEngine, role: Role) -> None:
+    def __init__(self, engine: LogprobScorer, role: Role) -> None:
         self._engine = engine
         self._role = role
         self._checked = False
@@ -54,6 +69,12 @@ class ScoreLogprobs:
         scores = self._engine.score(groups)
         outcome = _Outcome(values=scores.sum_logp.reshape(-1, 2), left_out=scores.left_out, otherwise="non_finite_logp")
         return _with_sides(table, rows, outcome, names=LOGP_COLUMNS[self._role], stage=self._role)
+
+    def close(self) -> None:
+        """Free what the engine holds beside torch modules, such as processes of its own."""
+        close = getattr(self._engine, "close", None)
+        if close is not None:
+            close()
 
 
 class ScoreRewards:
@@ -93,9 +114,7 @@ class _Outcome:
         return found | {index // 2: reason for index, reason in self.left_out.items()}
 
 
-def check_engine(
-    engine: LogprobEngine | ClassifierEngine, groups: Sequence[Group], ids: Sequence[str], stage: str
-) -> None:
+def check_engine(engine: SelfChecking, groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
     """Compare an engine with its model's own forward on some of the groups, whose rows have the given ids.
 
     Raises:
