@@ -4,6 +4,8 @@ import re
 
 from pydantic import BaseModel, ConfigDict
 
+SECRET_NAME = re.compile(r"token$|secret|password|api_?key|credential", re.IGNORECASE)
+"""What an argument is called that may hold a secret."""
 CREDENTIALS_IN_URL = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
 
 

@@ -5,31 +5,43 @@ derived from `path`, so that nothing can be named wrongly.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.config import (
     ClassifierReward,
+    ColumnsReward,
+    Config,
     Dtype,
     Metric,
     Objective,
+    Output,
     Replicas,
     Run,
     Select,
+    Source,
     Storage,
     Tokens,
     TorchModel,
 )
 from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
 from pipeline.config_preset import PresetName, with_preset
-from pipeline.config_section import Section, checked_url
+from pipeline.config_section import SECRET_NAME, Section, checked_url
+from pipeline.config_training import Train as Train  # noqa: PLC0414
 
 Strategy = Literal["constraints", "deepen", "concretise", "reasoning", "breadth"]
 STRATEGIES: Final[tuple[Strategy, ...]] = ("constraints", "deepen", "concretise", "reasoning", "breadth")
 SEED_STRATEGY: Final = "seed"
 """What stands in the column `strategy` of prompts that were given, not made."""
+
+_WEIGHT: Final = 2.5
+_FRACTION: Final = 0.25
+
+_GROUPS: Final = ("prompt_id", "parent_id", "strategy", "round")
+"""Columns that pairs carry along."""
 
 PairRule = Literal["best-worst", "sweet-spot", "random"]
 
@@ -74,6 +86,14 @@ class Generate(Replicas):
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's engine, such as tensor_parallel_size."""
 
+    @field_validator("engine_args")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        secret = sorted(name for name in value if SECRET_NAME.search(name))
+        if secret:
+            raise ValueError(f"must not carry credentials ({', '.join(secret)}); use environment variables")
+        return value
+
 
 class Pairing(Section):
     """Which two of the K responses make a pair."""
@@ -110,53 +130,6 @@ class Evolve(Section):
     seed: int = 42
 
 
-class Train(Section):
-    """How the next policy is made from the selected pairs."""
-
-    method: Literal["dpo", "simpo", "command"] = "simpo"
-    command: tuple[str, ...] = ()
-    """With method command: program and arguments, in which {dataset}, {policy} and {output} are filled in."""
-    start_from: Literal["previous", "base"] = "previous"
-    """The policy that is trained on: that of the round before, or that of round 0."""
-    data: Literal["round", "all"] = "round"
-    """Train on the pairs of this round, or on those of every round so far."""
-    adapter: Literal["none", "lora"] = "none"
-    """lora: train an adapter and merge it; none: train all weights."""
-    rank: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    beta: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Left out: that of the objective."""
-    gamma: float = Field(default=0.5, ge=0, allow_inf_nan=False)
-    """Target margin of SimPO's loss."""
-    epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this many optimiser steps."""
-    batch_size: int = Field(default=4, ge=1)
-    """Pairs in one forward."""
-    accumulate: int = Field(default=1, ge=1)
-    """Forwards in one optimiser step."""
-    dtype: Dtype = "bfloat16"
-    precomputed_reference: bool = True
-    """dpo: take the reference log-probs that were scored, and load no reference model."""
-    seed: int = 42
-    num_gpus: float = Field(default=0, ge=0)
-    num_threads: int = Field(default=1, ge=1)
-    """Torch threads on CPU."""
-    policies: str | None = None
-    """Folder for trained policies, which every node mounts; left out, `path`, which must then be such a folder."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of TRL's config."""
-
-    @model_validator(mode="after")
-    def _command_given(self) -> "Train":
-        if (self.method == "command") != bool(self.command):
-            raise ValueError("method command and a command go together: give both, or neither")
-        missing = [p for p in ("{dataset}", "{output}") if not any(p in word for word in self.command)]
-        if self.command and missing:
-            raise ValueError(f"command lacks {' and '.join(missing)}")
-        return self
-
-
 class Evaluate(Section):
     """How every policy is measured: its reward on prompts that nothing is trained on."""
 
@@ -187,6 +160,15 @@ class Estimate(Section):
     """Tokens that one GPU generates in a second, over all sequences of a batch."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """URLs of pairs, of their scores and of the subset that is selected."""
+
+    pairs: str
+    scored: str
+    subset: str
+
+
 class SelfPlayConfig(Section):
     """The whole file."""
 
@@ -201,8 +183,8 @@ class SelfPlayConfig(Section):
     reward: ClassifierReward
     tokens: Tokens = Tokens()
     objective: Objective = Objective()
-    metric: Metric = Metric(weight=2.5)
-    select: Select = Select(fraction=0.25)
+    metric: Metric = Metric(weight=_WEIGHT)
+    select: Select = Select(fraction=_FRACTION)
     generate: Generate = Generate()
     pair: Pairing = Pairing()
     evolve: Evolve | None = Evolve()
@@ -217,7 +199,7 @@ class SelfPlayConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _preset_first(cls, data: Any) -> Any:
-        return with_preset(data) if isinstance(data, Mapping) else data
+        return _with_defaults(with_preset(data)) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _policies_have_a_place(self) -> "SelfPlayConfig":
@@ -229,7 +211,53 @@ class SelfPlayConfig(Section):
             raise ValueError("rounds above 1 need a train section: without training, every round would be the same")
         if self.select.stats_from is not None:
             raise ValueError("select.stats_from: thresholds of another run do not hold for a policy that changes")
+        if self.select.group_by not in (None, *_GROUPS):
+            raise ValueError(f"select.group_by {self.select.group_by} is no column of the pairs; wanted {_GROUPS}")
         return self
+
+    @model_validator(mode="after")
+    def _training_has_its_beta(self) -> "SelfPlayConfig":
+        train = self.train
+        if train is None or train.method == "command" or train.beta is not None:
+            return self
+        if not self.objective.name.startswith(train.method):
+            raise ValueError(
+                f"train.beta: objective {self.objective.name} has no beta for a training by {train.method}; give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_can_be_scored(self) -> "SelfPlayConfig":
+        """What scoring and selection would refuse is refused here, before anything is generated."""
+        try:
+            self.scoring(self.policy, Places(pairs="/pairs", scored="/scored", subset="/subset"))
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
+        return self
+
+    def scoring(self, policy: TorchModel, places: "Places") -> Config:
+        """The config that scores and selects pairs of this run, as a user would write it.
+
+        Raises:
+            ValidationError: sections do not fit each other.
+        """
+        reference = self.reference or self.policy if self.needs_reference else None
+        return Config(
+            source=Source(path=places.pairs, format="scored", id_column="id", passthrough=_GROUPS),
+            storage=self.storage,
+            policy=policy,
+            reference=reference,
+            reward=ColumnsReward(),
+            tokens=self.tokens,
+            scored=places.scored,
+            objective=self.objective,
+            metric=self.metric,
+            select=self.select,
+            output=Output(path=places.subset),
+            # Prompts without a pair stand among the pairs as dropped rows; what models drop is checked by the round.
+            run=self.run.model_copy(update={"max_dropped": 1.0}),
+        )
 
     @property
     def needs_reference(self) -> bool:
@@ -242,3 +270,14 @@ class SelfPlayConfig(Section):
         """The folder of trained policies."""
         given = self.train.policies if self.train is not None else None
         return Path(given or self.path).expanduser().resolve() / "policies"
+
+
+def _with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with self-play's own weight and share where sections are given that leave them out."""
+    merged = dict(data)
+    metric, select = data.get("metric"), data.get("select")
+    if isinstance(metric, Mapping):
+        merged["metric"] = {"weight": _WEIGHT, **metric}
+    if isinstance(select, Mapping) and not {"fraction", "k", "min_score", "max_score", "stats_from"} & set(select):
+        merged["select"] = {"fraction": _FRACTION, **select}
+    return merged
