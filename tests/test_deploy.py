@@ -149,6 +149,10 @@ def cluster() -> dict[str, Any]:
     return yaml.safe_load((DEPLOY / "cluster-aws.yaml").read_text(encoding="utf-8"))
 
 
+def project_table() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
 def constraints() -> dict[str, str]:
     lines = (DEPLOY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
@@ -184,7 +188,8 @@ def test_secret_pattern_finds_one_planted() -> None:
 
 def test_dockerfile_has_known_instructions_and_starts_from_the_pinned_ray() -> None:
     assert {name for name, _ in dockerfile()} <= INSTRUCTIONS
-    (base,) = values_of("ARG")
+    base, extras = values_of("ARG")
+    assert set(extras.removeprefix("EXTRAS=").split(",")) <= set(project_table()["optional-dependencies"])
     assert base == f"RAY_IMAGE=rayproject/ray:{constraints()['ray']}-py311-gpu"
     assert values_of("FROM") == ["${RAY_IMAGE}"]
 
@@ -207,7 +212,7 @@ def test_dockerfile_copies_and_runs_files_that_exist() -> None:
 
 def test_constraints_hold_what_is_installed_and_meet_the_project() -> None:
     pinned = constraints()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = project_table()
     extras = project["optional-dependencies"]
     wanted = [Requirement(r) for r in project["dependencies"] + extras["demo"] + extras["trainers"] + extras["dev"]]
     for requirement in wanted:
