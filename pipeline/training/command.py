@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pipeline.config import TorchModel
 from pipeline.errors import AlignpotError, ConfigError, ModelError, TemporaryError
+from pipeline.training.check import check_policy_has_a_name
 from pipeline.training.job import TrainJob
 
 _TRY_AGAIN: Final = 75  # EX_TEMPFAIL, as our own commands end when running them again goes on
@@ -22,13 +23,8 @@ def train_with_command(job: TrainJob, folder: Path, scratch: Path) -> dict[str, 
         TemporaryError: the command was killed.
         AlignpotError: it failed, or left no model that can be loaded.
     """
-    policy = job.policy
-    if policy.adapter is not None or policy.revision != "main":
-        raise ConfigError(
-            "train.command is told the policy by a name alone, which leaves out policy.adapter and policy.revision. "
-            "Give a local directory with the adapter merged."
-        )
-    places = {"{dataset}": _local_dataset(job, scratch), "{policy}": policy.model, "{output}": str(folder)}
+    check_policy_has_a_name(job.policy)
+    places = {"{dataset}": _local_dataset(job, scratch), "{policy}": job.policy.model, "{output}": str(folder)}
     words = []
     for word in job.settings.command:
         for placeholder, value in places.items():

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pipeline.errors import AlignpotError, ConfigError
 from pipeline.faults import translated
+from pipeline.training.check import check_num_gpus
 from pipeline.training.job import TrainJob
 from pipeline.training.workplace import finished_summary, publish, workplace
 
@@ -98,11 +99,7 @@ def _choose_devices(job: TrainJob) -> None:
     settings = job.settings
     if settings.method == "command":
         return
-    if settings.num_gpus > 1:
-        raise ConfigError(
-            f"train.num_gpus is {settings.num_gpus:g}; methods dpo and simpo train on one GPU. Use method command "
-            "with a launcher such as accelerate."
-        )
+    check_num_gpus(settings)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if job.on_cpu else visible[0]
     if not job.on_cpu:

@@ -5,7 +5,7 @@ import difflib
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.training.job import TrainJob
 
 _FIRST_DEFAULTS: Final = frozenset({"gradient_checkpointing"})
@@ -18,19 +18,36 @@ def trl_config(job: TrainJob, scratch: Path, *, precomputed: bool) -> Any:
 
     Raises:
         ConfigError: train.options has a key that TRL does not know or that the job decides, or a value it refuses.
+        ModelError: TRL is missing.
     """
-    kind = config_class(job)
+    kind = check_keys(job)
     decided = {**_common(job, scratch), **_of_method(job, precomputed=precomputed)}
     options = job.settings.options
-    check_options(options, kind, set(decided) - _FIRST_DEFAULTS)
     try:
         return kind(**{**decided, **options})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.options do not fit TRL's {kind.__name__}: {error}") from None
 
 
+def check_keys(job: TrainJob) -> Any:
+    """TRL's config of a job's method, once the keys of train.options are seen to be its own.
+
+    Raises:
+        ConfigError: train.options has a key that TRL does not know or that the job decides, or there is no beta.
+        ModelError: TRL is missing.
+    """
+    decided = {*_common(job, Path()), *_of_method(job, precomputed=False)}
+    kind = config_class(job)
+    check_options(job.settings.options, kind, decided - _FIRST_DEFAULTS)
+    return kind
+
+
 def config_class(job: TrainJob) -> Any:
-    """TRL's config of the method."""
+    """TRL's config of the method.
+
+    Raises:
+        ModelError: TRL is missing.
+    """
     try:
         if job.settings.method == "dpo":
             from trl import DPOConfig
@@ -38,7 +55,7 @@ def config_class(job: TrainJob) -> Any:
             return DPOConfig
         from trl.experimental.cpo import CPOConfig
     except ImportError as error:
-        raise ConfigError(
+        raise ModelError(
             f"train.method {job.settings.method} needs TRL ({error.name} cannot be imported). "
             "Run: pip install 'alignpot[trainers]', or use method command."
         ) from None
