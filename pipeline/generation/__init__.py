@@ -1,6 +1,7 @@
 """Self-play's own part: answers sampled from the policy, pairs made of them, prompts made of prompts.
 
     sampler.py           what a sampling engine takes and gives; vllm_sampler and transformers_sampler are the engines
+    held_out.py          given prompts -> those to train on, and those to measure on
     candidates.py        prompts -> K responses each
     annotate.py          responses -> rewards
     pairing.py           responses and rewards -> pairs

@@ -74,7 +74,7 @@ def read_prompts(fs: Any, root: str, prompts: Prompts, benchmarks: Contamination
         dropped += [_dropped(id_, FILTER_STAGE, CONTAMINATED) for id_ in sorted(hit)]
         kept = {id_: prompt for id_, prompt in kept.items() if id_ not in hit}
     if prompts.limit is not None:
-        first = set(_by_hash([*kept], prompts.seed)[: prompts.limit])
+        first = set(by_hash([*kept], prompts.seed)[: prompts.limit])
         dropped += [_dropped(id_, STAGE, BEYOND_LIMIT) for id_ in sorted(kept) if id_ not in first]
         kept = {id_: prompt for id_, prompt in kept.items() if id_ in first}
     rows = [_usable(id_, kept[id_]) for id_ in sorted(kept)]
@@ -102,12 +102,12 @@ def split_held_out(table: pa.Table, evaluate: Evaluate, seed: int) -> tuple[pa.T
             "train on. Lower it, or give more prompts."
         )
     ids = usable.column(s.ID).to_pylist()
-    held_out = pc.is_in(usable.column(s.ID), pa.array(_by_hash(ids, seed)[: evaluate.num_prompts], pa.string()))
+    held_out = pc.is_in(usable.column(s.ID), pa.array(by_hash(ids, seed)[: evaluate.num_prompts], pa.string()))
     return usable.filter(pc.invert(held_out)), usable.filter(held_out)
 
 
-def _by_hash(ids: Sequence[str], seed: int) -> list[str]:
-    """The ids by their seeded hash, ties by id."""
+def by_hash(ids: Sequence[str], seed: int) -> list[str]:
+    """The ids in the order of their hash with the seed, ties by id: one that does not depend on theirs."""
     names = pa.array(sorted(ids), pa.string())
     order = np.argsort(hash_ids(names, seed), kind="stable")
     taken: list[str] = names.take(pa.array(order)).to_pylist()

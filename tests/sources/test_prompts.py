@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 import pipeline.demo
 from pipeline import schema as s
-from pipeline.config_self_play import Evaluate, Prompts
-from pipeline.errors import ConfigError, DataError, SchemaError, SourceError
+from pipeline.config_self_play import Prompts
+from pipeline.errors import DataError, SchemaError, SourceError
 from pipeline.sources.contamination import Contamination, read_benchmark
 from pipeline.sources.ids import prompt_digest
-from pipeline.sources.prompts import read_prompts, split_held_out
+from pipeline.sources.prompts import read_prompts
 from tests.sources import layouts as to
 
 FS = fsspec.filesystem("file")
@@ -168,26 +168,6 @@ def test_order_of_rows_and_files_changes_nothing(tmp_path_factory, numbers, rng,
     assert one.num_usable == min(limit, len(set(numbers)))
     more = read(folder / "one.jsonl", id_column="key", limit=limit + 3)
     assert set(usable(one)) <= set(usable(more))
-
-
-def test_held_out_prompts_are_the_same_in_any_order_and_never_trained_on(tmp_path):
-    rows = [{"prompt": f"Question {i}?"} for i in range(50)] + [{"prompt": ""}]
-    table = read(write_lines(tmp_path / "p.jsonl", rows)).table
-    train, held_out = split_held_out(table, Evaluate(num_prompts=8), seed=3)
-    order = random.Random(0).sample(range(table.num_rows), table.num_rows)
-    assert split_held_out(table.take(order), Evaluate(num_prompts=8), seed=3) == (train, held_out)
-    ids = [set(part.column(s.ID).to_pylist()) for part in (train, held_out)]
-    assert not ids[0] & ids[1]
-    assert [len(part) for part in ids] == [42, 8]
-    assert split_held_out(table, Evaluate(num_prompts=8), seed=4)[1] != held_out
-    with pytest.raises(ConfigError, match="leaves none"):
-        split_held_out(table, Evaluate(num_prompts=50), seed=3)
-
-
-def test_a_lower_limit_holds_out_the_same_prompts(tmp_path):
-    path = write_lines(tmp_path / "p.jsonl", [{"prompt": f"Question {i}?"} for i in range(60)])
-    few, many = (split_held_out(read(path, limit=n, seed=5).table, Evaluate(num_prompts=9), 5)[1] for n in (20, 60))
-    assert few == many
 
 
 def test_contaminated_prompts_are_dropped(tmp_path):
