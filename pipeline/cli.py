@@ -140,14 +140,8 @@ def export(
     """Write a subset in the format of a trainer."""
     from pipeline.exports.export import ExportRequest, export_subset
 
-    request = ExportRequest(
-        subset=subset,
-        to=to,
-        output=output,
-        storage=_storage(endpoint_url),
-        slim=slim,
-        drop_unfit=drop_unfit,
-    )
+    storage = _storage(endpoint_url)
+    request = ExportRequest(subset=subset, to=to, output=output, storage=storage, slim=slim, drop_unfit=drop_unfit)
     _echo(export_subset(request))
 
 
