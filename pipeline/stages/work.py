@@ -101,8 +101,9 @@ def score_plain(
 
     Yields the work on each committed shard, its table replaced by the part's summary. Ray Data must be equal to this.
     """
-    built = [(stage.name, stage.build()) for stage in stages]
+    built: list[tuple[str, Apply]] = []
     try:
+        built.extend((stage.name, stage.build()) for stage in stages)
         for shard in shards:
             work = read_shard(reader, shard)
             for name, apply in built:
