@@ -6,8 +6,10 @@ adapter, and in vLLM, whose numbers are other roundings. Equal fingerprints mean
 
 import hashlib
 import re
+import time
+from os import stat_result
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from pipeline.config import TorchModel, VllmModel
 from pipeline.errors import ModelError
@@ -30,6 +32,8 @@ _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TO_SAFETENSORS: Final = "Convert it: load it with transformers and call save_pretrained."
 _HUB_TIMEOUT_S: Final = 10.0
+# A file that changed this lately may change again without a new time, as file systems count in steps.
+_SETTLED_S: Final = 3.0
 # Arguments of vLLM that lay out the work; any other may say what is computed.
 _LAYOUT_ARGUMENTS: Final = frozenset(
     {
@@ -45,11 +49,15 @@ _LAYOUT_ARGUMENTS: Final = frozenset(
     }
 )
 
+_State: TypeAlias = tuple[int, ...]
+_digests: dict[Path, tuple[_State, str]] = {}  # what this process has read; each access is one, so threads may share it
+
 
 def model_fingerprint(model: TorchModel) -> dict[str, Any]:
     """JSON-ready facts that change whenever a number of this model can change.
 
-    Reads every byte of a local model once, except in a Hugging Face cache, whose file names are digests already.
+    Reads every byte of a local model, except in a Hugging Face cache, whose file names are digests already. A process
+    reads a file once for as long as it does not change.
 
     Raises:
         ModelError: no such model, no safetensors, or the hub cannot be reached and holds no copy here.
@@ -126,8 +134,20 @@ def _digest_of(path: Path) -> str:
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs":
         return target.name  # the hub's cache names its files by their digests
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    before = _state_of(target.stat())
+    known = _digests.get(target)
+    if known is not None and known[0] == before:
+        return known[1]
+    with target.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    after = target.stat()
+    if _state_of(after) == before and abs(time.time() - after.st_mtime) > _SETTLED_S:
+        _digests[target] = (before, digest)
+    return digest
+
+
+def _state_of(found: stat_result) -> _State:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _hub_commit(name: str, revision: str) -> str:
