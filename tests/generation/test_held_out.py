@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.generation.held_out import split_held_out
 from pipeline.sources.prompts import by_hash
 
-WORDS = "one two three four five six seven eight nine ten".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 def table_of(texts, system=None):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import random
 from pathlib import Path
 
 import fsspec
