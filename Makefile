@@ -2,7 +2,7 @@
 # make demo-self-play  two rounds of self-play: generate, judge, select, train, measure (10 to 25 minutes)
 # make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does
 # make lint    ruff and mypy
-# make bench-score     our scoring engine beside the paper's batching and TRL
+# make bench-score     our scoring engine beside the paper's batching, TRL and vLLM
 # make bench-select    exact selection beside numpy, polars and duckdb
 # make study           compare the ways to set the explicit/implicit ratio (2 to 4 minutes)
 # make bench-pipeline  the pipeline on Ray beside its bare engines

@@ -3,6 +3,7 @@
 subset/ -> tasks/ -> drafts/ -> prompts/
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.config import Storage
 from pipeline.config_self_play import SelfPlayConfig
 from pipeline.errors import SourceError
 from pipeline.faults import storage_errors
-from pipeline.flows.expansion import PLACEMENT, PROMPTS, Actors
+from pipeline.flows.expansion import PROMPTS, Actors, generation_fingerprint
 from pipeline.flows.step import DatasetReader, Step, TableReader, content_of, open_step, run_step
 from pipeline.generation.evolve import plan_evolution, selected_prompts
 from pipeline.generation.filters import filter_prompts
@@ -24,6 +25,7 @@ from pipeline.generation.strategies import template_fingerprint
 from pipeline.sources.contamination import Contamination
 from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.parts import digest
 from pipeline.storage.runs import fingerprint_digest
 from pipeline.storage.subset import SubsetManifest, load_subset_manifest
 
@@ -50,7 +52,7 @@ def prompts_of(url: str, storage: Storage) -> pa.Table:
 
 
 def write_prompts(config: SelfPlayConfig, table: pa.Table, url: str, fingerprint: Mapping[str, Any]) -> Manifest:
-    """A table of PROMPT_SCHEMA as a dataset."""
+    """A table of PROMPT_SCHEMA as a dataset; another table, or the same with another fingerprint, is refused there."""
     step = Step(
         kind=PROMPTS,
         url=url,
@@ -59,7 +61,7 @@ def write_prompts(config: SelfPlayConfig, table: pa.Table, url: str, fingerprint
         shard_rows=4096,
         stages=(),
         schema=schema.PROMPT_SCHEMA,
-        fingerprint=fingerprint,
+        fingerprint={**fingerprint, "rows": _content(table)},
         config=config.model_dump(mode="json"),
     )
     return run_step(step, config.run.model_copy(update={"engine": "plain"}), config.storage)
@@ -101,7 +103,7 @@ def evolve_prompts(actors: Actors, known: Known, number: int, subset: str, url: 
             "policy": actors.fingerprints["policy"],
             "evolve": settings,
             "templates": template_fingerprint(config.evolve.strategies),
-            "generate": config.generate.model_dump(mode="json", exclude=PLACEMENT),
+            "generate": generation_fingerprint(config.generate),
         },
         config=config.model_dump(mode="json"),
     )
@@ -109,6 +111,11 @@ def evolve_prompts(actors: Actors, known: Known, number: int, subset: str, url: 
     table = every_row(f"{url}/drafts", config.storage)
     kept = filter_prompts(table, parents, known.prompts, config.evolve, known.benchmarks)
     return write_prompts(config, kept, f"{url}/prompts", {"input": content_of(drafts), "evolve": settings})
+
+
+def _content(table: pa.Table) -> str:
+    rows = table.combine_chunks().cast(schema.PROMPT_SCHEMA).to_pylist()
+    return digest(json.dumps(rows, ensure_ascii=False).encode())
 
 
 def subset_digest(url: str, storage: Storage) -> str:

@@ -17,8 +17,8 @@ from typing import Any, Final
 from pipeline import schema
 from pipeline.config import Config, TorchModel
 from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
-from pipeline.config_self_play import SelfPlayConfig
-from pipeline.errors import TooManyDroppedError
+from pipeline.config_self_play import Generate, Places, SelfPlayConfig
+from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.flows.score import drops_by_reason, prepare_score, score
 from pipeline.flows.select import prepare_select, select_subsets
 from pipeline.flows.step import DatasetReader, Step, content_of, open_step, run_step
@@ -35,6 +35,16 @@ PAIRS: Final = "pairs"
 
 PLACEMENT: Final = {"num_gpus", "num_cpus", "num_threads", "replicas"}
 """Keys that say where a model runs, and never what comes out."""
+_CAPACITY: Final = {
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "pipeline_parallel_size",
+    "swap_space",
+    "tensor_parallel_size",
+}
+"""Arguments of vLLM's engine that are of the same kind."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +81,13 @@ class Counts:
                 self.drops[reason] = self.drops.get(reason, 0) + count
 
 
+def generation_fingerprint(generate: Generate) -> dict[str, Any]:
+    """What of the section can move a response, but by a rounding."""
+    section = generate.model_dump(mode="json", exclude=PLACEMENT | {"shard_prompts"})
+    arguments = {name: value for name, value in section["engine_args"].items() if name not in _CAPACITY}
+    return section | {"engine_args": arguments}
+
+
 def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: str, counts: Counts) -> Manifest:
     """Candidates and their rewards: the datasets `url`/candidates and `url`/annotated; the second one's manifest.
 
@@ -92,7 +109,7 @@ def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: s
             fingerprint={
                 "input": content_of(prompts),
                 "policy": actors.fingerprints["policy"],
-                "generate": config.generate.model_dump(mode="json", exclude=PLACEMENT),
+                "generate": generation_fingerprint(config.generate),
                 "tokens": config.tokens.model_dump(mode="json", include={"chat_template", "date"}),
             },
             config=config.model_dump(mode="json"),
@@ -126,7 +143,7 @@ def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: s
 
 
 def expand(actors: Actors, prompts: Manifest, prompts_url: str, url: str, counts: Counts) -> None:
-    """Everything from prompts to the subset at `url`/subset; none is written where no prompt gave a pair.
+    """Everything from prompts to the subset at `url`/subset; none is written where there is nothing to select.
 
     Raises:
         AlignpotError: what stopped it.
@@ -164,48 +181,30 @@ def _pair_stage(config: SelfPlayConfig) -> Any:
 
 
 def _score_and_select(actors: Actors, url: str, counts: Counts) -> None:
-    config = score_config(actors, url)
-    started = time.monotonic()
+    config = score_config(actors, url, counts.pairs)
     scoring = prepare_score(config)
-    selecting = prepare_select(config, scoring.plan)
     summary, manifest = score(scoring)
     counts.add_drops(manifest)
     counts.scored, counts.tokens_scored = summary.num_scored, sum(manifest.num_tokens.values())
-    counts.seconds["score"] = time.monotonic() - started
+    counts.seconds["score"] = manifest.extra.get("seconds", 0.0)
     started = time.monotonic()
-    [report] = select_subsets(selecting)
+    try:
+        [report] = select_subsets(prepare_select(config))
+    except DataError as error:
+        _log.warning("Nothing can be selected from %s: %s", url, error)
+        return
     counts.seconds["select"] = time.monotonic() - started
     counts.selected, counts.margins = report["selection"]["k"], report["margins"]
 
 
-def score_config(actors: Actors, url: str) -> Config:
-    """The config that scores and selects the pairs at `url`, as a user would write it."""
-    config = actors.config
-    reference = None
-    if config.needs_reference:
-        reference = (config.reference or config.policy).model_dump()
-    return Config.model_validate(
-        {
-            "source": {
-                "path": f"{url}/{PAIRS}/{PARTS_FOLDER}",
-                "format": "scored",
-                "id_column": schema.ID,
-                "passthrough": (schema.PROMPT_ID, *(f.name for f in schema.PROVENANCE_FIELDS)),
-            },
-            "storage": config.storage.model_dump(),
-            "policy": actors.policy.model_dump(),
-            "reference": reference,
-            "reward": {"backend": "columns"},
-            "tokens": config.tokens.model_dump(),
-            "scored": f"{url}/scored",
-            "objective": config.objective.model_dump(exclude_unset=True),
-            "metric": config.metric.model_dump() | _weight(actors),
-            "select": config.select.model_dump(exclude_unset=True),
-            "output": {"path": f"{url}/subset"},
-            # Prompts without a pair stand among the pairs as dropped rows; what models drop is checked by the round.
-            "run": config.run.model_dump() | {"max_dropped": 1.0},
-        }
-    )
+def score_config(actors: Actors, url: str, num_pairs: int | None = None) -> Config:
+    """The config that scores and selects the pairs at `url`, of which select.k takes no more than there are."""
+    places = Places(pairs=f"{url}/{PAIRS}/{PARTS_FOLDER}", scored=f"{url}/scored", subset=f"{url}/subset")
+    config = actors.config.scoring(actors.policy, places)
+    changes: dict[str, Any] = {"metric": config.metric.model_copy(update=_weight(actors))}
+    if config.select is not None and config.select.k is not None and num_pairs is not None:
+        changes["select"] = config.select.model_copy(update={"k": min(config.select.k, num_pairs)})
+    return config.model_copy(update=changes)
 
 
 def _weight(actors: Actors) -> dict[str, float]:
@@ -220,9 +219,8 @@ def _weight(actors: Actors) -> dict[str, float]:
 
 def _timed(counts: Counts, name: str, step: Step, config: SelfPlayConfig) -> Manifest:
     _log.info("%s: %s rows to %s", name, f"{step.num_rows:,}", step.url)
-    started = time.monotonic()
     manifest = run_step(step, config.run, config.storage)
-    counts.seconds[name] = time.monotonic() - started
+    counts.seconds[name] = manifest.extra.get("seconds", 0.0)
     counts.add_drops(manifest)
     return manifest
 

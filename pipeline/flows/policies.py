@@ -1,6 +1,5 @@
 """A policy's way through storage: trained once, measured on held-out prompts, opened again by later rounds."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,46 +35,53 @@ _NOT_DECISIVE = {"num_gpus", "num_threads", "policies"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a training made."""
+    """What a training made; `url` is where its record lies, and what is measured of the policy."""
 
+    url: str
     policy: TorchModel
     digest: str
     summary: Mapping[str, Any]
     seconds: float
 
 
-def train_policy(actors: Actors, start: TorchModel, subsets: Sequence[str], url: str, number: int) -> Trained:
-    """Train on the subsets, or find what was trained; `url` gets run.json and _SUCCESS.json, the model its own folder.
+def train_policy(actors: Actors, start: TorchModel, subsets: Sequence[str], place: str, number: int) -> Trained:
+    """Train on the subsets, or find what was trained with these settings; other settings are another training.
 
     Raises:
         IntegrityError: the model that was trained is not the one that is there.
         AlignpotError: the training failed.
     """
     config = actors.config
-    assert config.train is not None  # noqa: S101
+    job = training_job(config, start, subsets)
+    fingerprint = _fingerprint(config, job, subsets)
+    name = fingerprint_digest(fingerprint)[:12]
+    url, output = f"{place}/training-{name}", config.policies / f"round-{number}-{name}"
     fs, root = open_filesystem(url, config.storage)
-    fingerprint = _fingerprint(config, start, subsets)
     claim(fs, root, kind=TRAINING_KIND, fingerprint=fingerprint, body={"config": config.model_dump(mode="json")})
-    output = config.policies / f"round-{number}-{fingerprint_digest(fingerprint)[:12]}"
     done = read_bytes(fs, f"{root}/{MANIFEST_FILE}")
     if done is not None:
-        return _found(config, parsed(done, url), output)
-    started = time.monotonic()
-    job = TrainJob(
+        return _found(config, parsed(done, url), url, output)
+    result = _run(replace(job, output=output), config)
+    seconds = float(result.summary["seconds_in_all"])
+    facts = {"digest": result.digest, "policy": str(result.policy), "summary": result.summary, "seconds": seconds}
+    create(fs, f"{root}/{MANIFEST_FILE}", json_bytes({"format": FORMAT, "fingerprint": fingerprint, **facts}))
+    policy = _trained_model(config, output)
+    return Trained(url=url, policy=policy, digest=result.digest, summary=result.summary, seconds=seconds)
+
+
+def training_job(config: SelfPlayConfig, start: TorchModel, subsets: Sequence[str]) -> TrainJob:
+    """A training of this run; its output is named after what decides it."""
+    assert config.train is not None  # noqa: S101
+    return TrainJob(
         datasets=tuple(f"{subset}/hf" for subset in subsets),
         policy=start,
         reference=(config.reference or config.policy) if config.train.method == "dpo" else None,
-        output=output,
+        output=config.policies,
         settings=config.train,
         objective=config.objective,
         tokens=config.tokens,
         storage=config.storage,
     )
-    result = _run(job, config)
-    seconds = time.monotonic() - started
-    facts = {"digest": result.digest, "policy": str(result.policy), "summary": result.summary, "seconds": seconds}
-    create(fs, f"{root}/{MANIFEST_FILE}", json_bytes({"format": FORMAT, "fingerprint": fingerprint, **facts}))
-    return Trained(policy=_trained_model(config, output), digest=result.digest, summary=result.summary, seconds=seconds)
 
 
 def _run(job: TrainJob, config: SelfPlayConfig) -> Any:
@@ -87,29 +93,29 @@ def _run(job: TrainJob, config: SelfPlayConfig) -> Any:
     return call_on_cluster(train, job, num_gpus=job.settings.num_gpus, num_cpus=job.settings.num_threads)
 
 
-def _fingerprint(config: SelfPlayConfig, start: TorchModel, subsets: Sequence[str]) -> dict[str, Any]:
-    assert config.train is not None  # noqa: S101
+def _fingerprint(config: SelfPlayConfig, job: TrainJob, subsets: Sequence[str]) -> dict[str, Any]:
     return {
         "alignpot": MINOR_VERSION,
-        "start": model_fingerprint(start),
+        "start": model_fingerprint(job.policy),
+        "reference": None if job.reference is None else model_fingerprint(job.reference),
         "subsets": [subset_digest(subset, config.storage) for subset in subsets],
-        "train": config.train.model_dump(mode="json", exclude=_NOT_DECISIVE),
+        "train": job.settings.model_dump(mode="json", exclude=_NOT_DECISIVE),
         "objective": config.objective.model_dump(mode="json"),
         "tokens": config.tokens.model_dump(mode="json"),
     }
 
 
-def _found(config: SelfPlayConfig, stored: Mapping[str, Any], output: Path) -> Trained:
+def _found(config: SelfPlayConfig, stored: Mapping[str, Any], url: str, output: Path) -> Trained:
     if not output.is_dir():
         raise StorageError(
-            f"{output} is gone, which a training that is complete has left. Restore it; or delete that training's "
-            "folder beside the rounds, and what was made with the policy, and run again."
+            f"{output} is gone, which a complete training has left. Restore it; or delete {url}, whose record says "
+            "that it is there, and run again."
         )
     policy = _trained_model(config, output)
     digest = model_fingerprint(policy)["weights"]
     if digest != stored["digest"]:
         raise IntegrityError(f"the weights in {output} are not those that were trained. Restore them.")
-    return Trained(policy=policy, digest=digest, summary=stored["summary"], seconds=stored["seconds"])
+    return Trained(url=url, policy=policy, digest=digest, summary=stored["summary"], seconds=stored["seconds"])
 
 
 def _trained_model(config: SelfPlayConfig, output: Path) -> TorchModel:
@@ -148,6 +154,7 @@ def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> di
     sections = {
         "source": {"path": f"{subset}/parquet", "format": "scored", "id_column": schema.ID},
         "policy": policy.model_dump(),
+        "reference": None if base.reference is None else {"backend": "columns"},
         "scored": url,
         "output": None,
         "select": None,

@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 
 from pipeline import __version__
-from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, resolved
+from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, TorchModel, resolved
 from pipeline.errors import ConfigError, IntegrityError, TooManyDroppedError
 from pipeline.faults import storage_errors
 from pipeline.flows.step import MINOR_VERSION, Place, summary_of, work_on
@@ -86,7 +86,7 @@ def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
         num_tokens += sum(summary_of(work)["num_tokens"].values())
     if pending:
         _check_unchanged(run)
-    manifest = finish_run(run.fs, run.root, run.plan, {})
+    manifest = finish_run(run.fs, run.root, run.plan, {"seconds": time.monotonic() - started})
     if pending and run.plan.fingerprint["source"]["id_column"] is not None:
         check_ids(ScoredDataset(run.fs, run.root, manifest))
     summary = ScoreSummary(
@@ -123,22 +123,24 @@ def drops_by_reason(manifest: Manifest) -> dict[str, int]:
 
 
 def _pinned(config: Config, fingerprints: Mapping[str, Any]) -> Config:
-    """The config as workers read it: hub ids at the commit that was fingerprinted, local directories as full paths.
+    return config.model_copy(
+        update={role: pinned(model, fingerprints[role]) for role, model in config.torch_models().items()}
+    )
+
+
+def pinned(model: TorchModel, fingerprint: Mapping[str, Any]) -> TorchModel:
+    """The model as workers read it: a hub id at the commit that was fingerprinted, a local directory as a full path.
 
     So a branch that moves in mid-run mixes nothing, and a worker's working directory does not matter.
     """
-    pins = {
-        role: model.model_copy(
-            update={
-                "model": _full_path(model.model),
-                "adapter": model.adapter and _full_path(model.adapter),
-                "revision": fingerprints[role].get("revision", model.revision),
-                "adapter_revision": fingerprints[role].get("adapter", {}).get("revision", model.adapter_revision),
-            }
-        )
-        for role, model in config.torch_models().items()
-    }
-    return config.model_copy(update=pins)
+    return model.model_copy(
+        update={
+            "model": _full_path(model.model),
+            "adapter": model.adapter and _full_path(model.adapter),
+            "revision": fingerprint.get("revision", model.revision),
+            "adapter_revision": fingerprint.get("adapter", {}).get("revision", model.adapter_revision),
+        }
+    )
 
 
 def _state(reader: PairReader, path: str) -> str:

@@ -4,8 +4,8 @@
     PATH/prompts/, held_out/           the prompts to train on, and those every policy is measured on
     PATH/measured-0/                   the first policy's answers to the held-out prompts
     PATH/round-1/base/                 candidates, annotated, pairs, scored, subset
-    PATH/round-1/evolved/              parents (prompts of the subset), drafts, prompts; then as base
-    PATH/round-1/training/, measured/, after/, report.json
+    PATH/round-1/evolved/              tasks (prompts of the subset), drafts, prompts; then as base
+    PATH/round-1/training-DIGEST/      the training's record; measured, after (margins), report.json
     PATH/policies/                     the trained models
 
 A round: expand the prompts, make new prompts of the selected ones, expand those, train on both subsets, measure. Every
@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import fsspec
@@ -29,24 +30,30 @@ from pipeline import schema
 from pipeline.config import Replicas, TorchModel
 from pipeline.config_self_play import SelfPlayConfig
 from pipeline.errors import DataError
+from pipeline.faults import storage_errors
 from pipeline.flows.evolution import Known, every_row, evolve_prompts, prompts_of, write_prompts
-from pipeline.flows.expansion import PLACEMENT, PROMPTS, Actors, Counts, expand, score_config
-from pipeline.flows.policies import Trained, as_plain, margins_after, measure, train_policy
+from pipeline.flows.expansion import PROMPTS, Actors, Counts, expand, generation_fingerprint, score_config
+from pipeline.flows.policies import Trained, as_plain, margins_after, measure, train_policy, training_job
+from pipeline.flows.score import pinned
 from pipeline.flows.step import MINOR_VERSION
 from pipeline.generation.evaluation import compare_policies
+from pipeline.generation.held_out import split_held_out
 from pipeline.generation.rounds_table import render_rounds
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.loading import check_models
 from pipeline.sources.contamination import Contamination, read_benchmark
-from pipeline.sources.prompts import read_prompts, split_held_out
+from pipeline.sources.prompts import read_prompts
 from pipeline.storage.commit import create
 from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem, read_bytes
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.parts import digest
 from pipeline.storage.runs import claim, json_bytes
 from pipeline.storage.subset import load_subset_manifest
+from pipeline.training.check import check_training
 
 KIND: Final = "self-play"
-_DECISIVE: Final = ("tokens", "objective", "metric", "select", "pair", "evolve", "evaluate")
+REPORT_FILE: Final = "report.json"
+_DECISIVE: Final = ("tokens", "objective", "metric", "pair", "evolve", "evaluate")
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +106,8 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
         yield f"{run.prompts.num_scored:,} prompts, {run.held_out.num_scored:,} held out\n"
         policy, subsets = config.policy, list[str]()
         first = _measured(run, policy, run.url("measured-0"))
-        reports = [_report(run, 0, {"evaluation": compare_policies(first[0], first[0]), "measuring": first[1]})]
+        body = {"evaluation": compare_policies(first[0], first[0]), "measuring": first[1]}
+        reports = [_report(run, 0, body, run.url("measured-0"))]
         for number in range(1, config.rounds + 1):
             found, trained = _play_round(run, number, policy, subsets)
             subsets += found.subsets
@@ -110,45 +118,58 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
 
 
 def prepare(config: SelfPlayConfig) -> SelfPlay:
-    """Check models, prompts and places, claim the path, and write the prompts.
+    """Check models, training, prompts and places, claim the path, and write the prompts.
 
     Raises:
         AlignpotError: what is wrong, before a model is loaded.
     """
+    config, fingerprints = _pinned(config)
+    if config.train is not None:
+        check_training(training_job(config, config.policy, ()))
     fs, root = open_filesystem(config.path, config.storage)
     check_writable(fs, root)
     source_fs, source = open_filesystem(config.prompts.path, config.storage)
     check_readable(source_fs, source)
-    models: dict[str, TorchModel] = {"policy": config.policy, "reward": config.reward}
-    if config.needs_reference:
-        models["reference"] = config.reference or config.policy
-    check_models(models, config.tokens)
-    fingerprints = {role: model_fingerprint(model) for role, model in models.items()}
-    benchmarks = _benchmarks(config)
-    seeds = read_prompts(source_fs, source, config.prompts, benchmarks)
+    with storage_errors(config.prompts.path):
+        benchmarks = _benchmarks(config)
+        seeds = read_prompts(source_fs, source, config.prompts, benchmarks)
+    train, held_out, near = split_held_out(seeds.table, config.evaluate, config.prompts.seed)
     fingerprint = {
         "alignpot": MINOR_VERSION,
         "prompts": config.prompts.model_dump(mode="json", exclude={"path", "decontaminate"})
         | {"files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files}},
+        "benchmarks": None if benchmarks is None else digest(benchmarks.grams.tobytes()),
         **fingerprints,
-        "generate": config.generate.model_dump(mode="json", exclude=PLACEMENT),
-        "train": config.train and config.train.model_dump(mode="json", exclude=PLACEMENT | {"policies"}),
+        "generate": generation_fingerprint(config.generate),
         **{name: _plain(getattr(config, name)) for name in _DECISIVE},
     }
     claim(fs, root, kind=KIND, fingerprint=fingerprint, body={"config": config.model_dump(mode="json")})
-    for reason, count in seeds.dropped.items():
+    left_out = [near, seeds.table.filter(pc.equal(seeds.table[schema.STATUS], schema.DROPPED))]
+    for reason, count in Counter(pa.concat_tables(left_out)[schema.DROP_REASON].to_pylist()).most_common():
         _log.warning("%d prompts left out: %s", count, reason)
-    train, held_out = split_held_out(seeds.table, config.evaluate, config.prompts.seed)
     url = config.path.rstrip("/")
     return SelfPlay(
         config=config,
         fs=fs,
         root=root,
-        prompts=write_prompts(config, train, f"{url}/prompts", {"seeds": fingerprint["prompts"]}),
-        held_out=write_prompts(config, held_out, f"{url}/held_out", {"seeds": fingerprint["prompts"]}),
+        prompts=write_prompts(config, pa.concat_tables([train, *left_out]), f"{url}/{PROMPTS}", {"side": "train"}),
+        held_out=write_prompts(config, held_out, f"{url}/held_out", {"side": "held out"}),
         fingerprints=fingerprints,
         benchmarks=benchmarks,
     )
+
+
+def _pinned(config: SelfPlayConfig) -> tuple[SelfPlayConfig, dict[str, Any]]:
+    """The config with models and paths as workers read them, and what identifies the models, by role."""
+    models: dict[str, TorchModel] = {"policy": config.policy, "reward": config.reward}
+    in_training = config.train is not None and config.train.method == "dpo"
+    if config.needs_reference or in_training:
+        models["reference"] = config.reference or config.policy
+    check_models(models, config.tokens)
+    fingerprints = {role: model_fingerprint(model) for role, model in models.items()}
+    pins: dict[str, Any] = {role: pinned(model, fingerprints[role]) for role, model in models.items()}
+    path = config.path if "://" in config.path else str(Path(config.path).expanduser().resolve())
+    return config.model_copy(update={**pins, "path": path}), fingerprints
 
 
 def _benchmarks(config: SelfPlayConfig) -> Contamination | None:
@@ -184,7 +205,7 @@ def _play_round(run: SelfPlay, number: int, policy: TorchModel, before: list[str
     start = config.policy if config.train.start_from == "base" else policy
     subsets = found.subsets if config.train.data == "round" else [*before, *found.subsets]
     _log.info("round %d: training on %d subsets", number, len(subsets))
-    return found, train_policy(actors, start, subsets, f"{place}/training", number)
+    return found, train_policy(actors, start, subsets, place, number)
 
 
 def _known(run: SelfPlay, number: int) -> Known:
@@ -212,39 +233,39 @@ def _measured(run: SelfPlay, policy: TorchModel, url: str) -> tuple[pa.Table, di
 
 def _close(run: SelfPlay, found: Round, trained: Trained | None, first: pa.Table) -> dict[str, Any]:
     """Measure the new policy and write the round's report, or find it."""
-    place = f"round-{found.number}"
-    stored = read_bytes(run.fs, f"{run.root}/{place}/report.json")
+    place = run.url(f"round-{found.number}") if trained is None else trained.url
+    stored = _stored_report(run, place)
     if stored is not None:
-        return json.loads(stored)  # type: ignore[no-any-return]
+        return stored
     body: dict[str, Any] = {
         "expansions": {name: as_plain(counts) for name, counts in found.expansions.items()},
         "strategies": dict(sorted(found.strategies.items())),
     }
     if trained is not None:
-        answers, measuring = _measured(run, trained.policy, run.url(place, "measured"))
+        answers, measuring = _measured(run, trained.policy, f"{trained.url}/measured")
+        config = score_config(run.actors(trained.policy), run.url(f"round-{found.number}", "base"))
         body |= {
             "training": {"summary": dict(trained.summary), "seconds": trained.seconds, "policy": trained.policy.model},
             "evaluation": compare_policies(answers, first),
             "measuring": measuring,
-            "margins": _margins(run, found, trained.policy, place),
+            "margins": margins_after(config, trained.policy, found.subsets[0], f"{trained.url}/after"),
         }
-    return _report(run, found.number, body)
+    return _report(run, found.number, body, place)
 
 
-def _margins(run: SelfPlay, found: Round, policy: TorchModel, place: str) -> dict[str, float]:
-    """Mean margins of the pairs selected from the given prompts, before training and under the new policy."""
-    config = score_config(run.actors(policy), run.url(place, "base"))
-    return margins_after(config, policy, found.subsets[0], run.url(place, "after"))
-
-
-def _report(run: SelfPlay, number: int, body: Mapping[str, Any]) -> dict[str, Any]:
+def _report(run: SelfPlay, number: int, body: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The report of a round as it is stored: the first one wins, whose seconds are those of the work itself."""
+    fs, root = open_filesystem(place, run.config.storage)
     report = {"round": number, **body}
-    place = "measured-0" if number == 0 else f"round-{number}"
-    path = f"{run.root}/{place}/report.json"
-    if create(run.fs, path, json_bytes(report)):
+    if create(fs, f"{root}/{REPORT_FILE}", json_bytes(report)):
         return report
-    stored: dict[str, Any] = json.loads(read_bytes(run.fs, path) or b"{}")
-    return stored
+    return _stored_report(run, place) or report
+
+
+def _stored_report(run: SelfPlay, place: str) -> dict[str, Any] | None:
+    fs, root = open_filesystem(place, run.config.storage)
+    stored = read_bytes(fs, f"{root}/{REPORT_FILE}")
+    return None if stored is None else json.loads(stored)
 
 
 def _plain(section: Any) -> Any:

@@ -168,6 +168,7 @@ def run_step(step: Step, run: Run, storage: Storage) -> Manifest:
         FingerprintError: something else was begun there.
         AlignpotError: what stopped it; parts committed so far stay.
     """
+    started = time.monotonic()
     fs, root = open_filesystem(step.url, storage)
     starts = range(0, step.num_rows, step.shard_rows)
     shards = [
@@ -192,7 +193,7 @@ def run_step(step: Step, run: Run, storage: Storage) -> Manifest:
     ]
     for _ in work_on(Place(fs=fs, root=root, plan=plan), step.reader, planned, step.stages, run):
         pass
-    return finish_run(fs, root, plan, {})
+    return finish_run(fs, root, plan, {"seconds": time.monotonic() - started})
 
 
 def open_step(url: str, kind: str, storage: Storage) -> ScoredDataset:
@@ -206,7 +207,7 @@ def open_step(url: str, kind: str, storage: Storage) -> ScoredDataset:
 
 
 def content_of(manifest: Manifest) -> str:
-    """What identifies the rows of a dataset, texts included: a digest of the footers of its parts."""
+    """What identifies the rows of a dataset: a digest of the footers of its parts, with the sizes of every page."""
     return digest("".join(file.footer_digest for file in manifest.files).encode())
 
 

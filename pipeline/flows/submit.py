@@ -89,6 +89,7 @@ def _places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[str, 
         places = {"scored": config.scored, **{name: s.path for name, s in sections.items() if s is not None}}
         return places, config.torch_models()
     places = {"path": config.path, "prompts.path": config.prompts.path}
+    places |= {f"prompts.decontaminate[{i}]": path for i, path in enumerate(config.prompts.decontaminate)}
     if config.train is not None and config.train.policies is not None:
         places["train.policies"] = config.train.policies
     models = {"policy": config.policy, "reference": config.reference, "reward": config.reward}

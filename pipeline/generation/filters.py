@@ -52,7 +52,8 @@ _REFUSAL: Final = re.compile(
 )
 _META: Final = re.compile(
     r"\b(?:given|rewritten|original|evolved|revised|modified) (?:prompt|request|question|instruction)s?\b|"
-    r"\b(?:new|above) prompt\b|\b(?:the|this|your) request\b|\bready to (?:help|assist)\b|\b(?:prompt|request) (?:above|below)\b|\brewritten version\b|"
+    r"\b(?:new|above) prompt\b|\b(?:the|this|your) request\b|\bready to (?:help|assist)\b|"
+    r"\b(?:prompt|request) (?:above|below)\b|\brewritten version\b|"
     r"#[^#\n]{0,40}\b(?:prompt|request|instruction)\b[^#\n]{0,10}#|\{(?:prompt|context)\}"
 )
 
