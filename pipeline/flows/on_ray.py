@@ -23,6 +23,7 @@ from pipeline.errors import AlignpotError
 from pipeline.flows.envelope import from_block, to_block
 from pipeline.flows.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
 from pipeline.flows.session import cluster_address
+from pipeline.models.vllm_engine import GRANTED_GPUS
 from pipeline.stages.plan import Apply, Stage
 from pipeline.stages.work import AnyShard, Commit, ShardReader, ShardWork, commit_shard, read_shard
 
@@ -204,6 +205,8 @@ def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[s
     models = [stage.model for stage in group if stage.model is not None]
     replicas = num_replicas(group)
     env = {name: value for stage in group for name, value in stage.env.items()}
+    if env and num_gpus:
+        env[GRANTED_GPUS] = str(num_gpus / len(models))
     return {
         "fn": ColocatedActor if len(models) > 1 else _ACTORS[group[0].name],
         "fn_constructor_args": (list(group),),

@@ -6,11 +6,13 @@ A pool that finds no place waits for ever while the others wait for it, so this 
 import logging
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Final
+from typing import Final, Literal
 
 import ray
 
+from pipeline.config import Replicas
 from pipeline.errors import ConfigError
+from pipeline.models.vllm_engine import num_shards
 from pipeline.stages.plan import Stage
 
 TOKENISE_CPUS: Final = 0.5
@@ -51,16 +53,33 @@ def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[f
 def share_gpus(groups: Sequence[Sequence[Stage]], num_gpus: float) -> list[float]:
     """GPUs of one actor of each pool, where the cluster has `num_gpus`.
 
-    Pools that ask for a number get it. Those on `auto` share what is left: a GPU an actor where there are enough, else
-    as many actors on each GPU as it takes to place them all; none where there is no GPU.
+    Pools that ask for a number get it, and those on `auto` whose engine splits its model get one for each shard. The
+    others on `auto` share what is left: a GPU an actor where there are enough, else as many actors on each GPU as it
+    takes to place them all; none where there is no GPU.
+
+    Raises:
+        ConfigError: a number that is lower than the shards of the model.
     """
-    asked = [[s.model.num_gpus for s in group if s.model is not None] for group in groups]
+    asked = [[_asked(s.model, num_gpus) for s in group if s.model is not None] for group in groups]
     fixed = [max((n for n in numbers if n != "auto"), default=0.0) for numbers in asked]
     on_auto = ["auto" in numbers for numbers in asked]
     left = num_gpus - sum(n * num_replicas(g) for n, g, auto in zip(fixed, groups, on_auto, strict=True) if not auto)
     num_sharing = sum(num_replicas(group) for group, auto in zip(groups, on_auto, strict=True) if auto)
     share = 0.0 if left < 1 or not num_sharing else 1.0 / ceil(num_sharing / int(left))
     return [max(share, n) if auto else n for n, auto in zip(fixed, on_auto, strict=True)]
+
+
+def _asked(model: Replicas, num_gpus: float) -> Literal["auto"] | float:
+    """What one replica asks for, in a cluster of so many GPUs."""
+    shards = num_shards(getattr(model, "engine_args", {}))
+    if model.num_gpus == "auto":
+        return float(shards) if shards > 1 and num_gpus else "auto"
+    if 0 < model.num_gpus < shards:
+        raise ConfigError(
+            f"num_gpus: {model.num_gpus:g} does not fit engine_args, which splits the model into {shards}: "
+            f"set num_gpus: {shards}, or lower engine_args.tensor_parallel_size."
+        )
+    return model.num_gpus
 
 
 def _check_fit(needed: Mapping[str, float], cluster: Mapping[str, float], *, may_grow: bool) -> None:

@@ -7,11 +7,15 @@ children. Imports vLLM in functions only.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from typing import Any, Final
 
 from pipeline.config import Replicas, TorchModel
 from pipeline.errors import ModelError
 
+GRANTED_GPUS: Final = "ALIGNPOT_NUM_GPUS"
+"""Environment variable of an actor with engines: the GPUs that each of them may take for itself. Ray alone knows how
+many `auto` came to."""
 _KV_CACHE_GIB: Final = "1"
 # The smallest block that vLLM's CPU attention takes: responses share their prompt's cache by whole blocks.
 _CPU_BLOCK: Final = 32
@@ -100,11 +104,22 @@ def arguments_of(model: TorchModel, place: Replicas, engine_args: Mapping[str, A
         # Compiling takes minutes on a CPU, and gains less than it costs. A prompt that is read in several steps draws
         # and takes back a random number in each, which generators on a CPU cannot.
         found |= {"enforce_eager": True, "block_size": _CPU_BLOCK, "enable_chunked_prefill": False}
-    elif isinstance(place.num_gpus, float) and 0 < place.num_gpus < 1:
-        found["gpu_memory_utilization"] = 0.9 * place.num_gpus
-    if max(engine_args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")) > 1:
+    elif (share := gpu_share(place, engine_args)) < 1:
+        found["gpu_memory_utilization"] = 0.9 * share
+    if num_shards(engine_args) > 1:
         found["distributed_executor_backend"] = "mp"
     return found
+
+
+def gpu_share(place: Replicas, engine_args: Mapping[str, Any]) -> float:
+    """How much of each of its GPUs an engine may fill, at most 1: as reserved for it, else as its place asks."""
+    granted = float(os.environ.get(GRANTED_GPUS) or (0 if place.num_gpus == "auto" else place.num_gpus))
+    return min(granted / num_shards(engine_args), 1.0) or 1.0
+
+
+def num_shards(engine_args: Mapping[str, Any]) -> int:
+    """GPUs that one engine splits its model among."""
+    return prod(int(engine_args.get(name, 1)) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
 
 
 @contextmanager
