@@ -65,6 +65,14 @@ def test_the_same_call_gives_the_same_responses_whatever_is_beside_it(sampler):
 
 
 @needs_vllm
+def test_more_prompts_are_answered_than_one_step_reads(sampler):
+    """One that was read in two steps would draw twice, which generators on a CPU cannot take back."""
+    many = [request(60)] * 150
+    few = Sampling(num_responses=3, temperature=1.0, top_p=0.95, max_tokens=2)
+    assert [len(responses) for responses in sampler.sample(many, few)] == [3] * len(many)
+
+
+@needs_vllm
 def test_responses_end_with_the_stop_token_or_at_max_tokens(sampler):
     sampling = Sampling(num_responses=6, temperature=2.0, top_p=1.0, max_tokens=64)
     responses = [r for some in sampler.sample(REQUESTS[:3], sampling) for r in some]
