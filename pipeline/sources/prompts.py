@@ -1,4 +1,4 @@
-"""The prompts that self-play starts from, as a table of PROMPT_SCHEMA, and those of them that are held out.
+"""The prompts that self-play starts from, as a table of PROMPT_SCHEMA.
 
 Every row of the source is a row of the table. Those to use come first, by id; then come the others, dropped with stage
 and reason. An id is that of the id column, or else the digest of the prompt; rows that have no prompt, and repetitions
@@ -15,11 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import schema as s
-from pipeline.config_self_play import SEED_STRATEGY, Evaluate, Prompts
-from pipeline.errors import ConfigError, DataError
+from pipeline.config_self_play import SEED_STRATEGY, Prompts
+from pipeline.errors import DataError
 from pipeline.metrics.ids import hash_ids
 from pipeline.sources.contamination import CONTAMINATED, Contamination
 from pipeline.sources.files import SourceFile
@@ -84,26 +83,6 @@ def read_prompts(fs: Any, root: str, prompts: Prompts, benchmarks: Contamination
     if not rows:
         raise DataError(f"prompts.path {root}: no row has a prompt to use; reasons: {seeds.dropped}.")
     return seeds
-
-
-def split_held_out(table: pa.Table, evaluate: Evaluate, seed: int) -> tuple[pa.Table, pa.Table]:
-    """The usable prompts to train on, and those held out to measure on, each by id; dropped rows are in neither.
-
-    Held out are the `evaluate.num_prompts` prompts whose hash of seed and id is smallest, whatever their order. No
-    prompt stands on both sides, as `read_prompts` keeps equal ones once.
-
-    Raises:
-        ConfigError: nothing would be left to train on.
-    """
-    usable = table.filter(pc.not_equal(table.column(s.STATUS), s.DROPPED)).sort_by(s.ID)
-    if usable.num_rows <= evaluate.num_prompts:
-        raise ConfigError(
-            f"evaluate.num_prompts holds out {evaluate.num_prompts} of {usable.num_rows} prompts and leaves none to "
-            "train on. Lower it, or give more prompts."
-        )
-    ids = usable.column(s.ID).to_pylist()
-    held_out = pc.is_in(usable.column(s.ID), pa.array(by_hash(ids, seed)[: evaluate.num_prompts], pa.string()))
-    return usable.filter(pc.invert(held_out)), usable.filter(held_out)
 
 
 def by_hash(ids: Sequence[str], seed: int) -> list[str]:
