@@ -1,10 +1,11 @@
 """Run one training: `python -m pipeline.training.run JOB.json`, the file as `TrainJob.to_json` writes it.
 
 The model grows in a hidden folder beside the output, which gets its name when all is on disk: it is never half there.
-A run that was killed leaves the hidden folder at most, which the next one clears. A model that is there already is
-kept, and nothing is trained.
+A run that was killed leaves hidden files at most, which the next one clears. A model that is there already is kept, and
+nothing is trained.
 """
 
+import errno
 import os
 import sys
 import tempfile
@@ -52,8 +53,8 @@ def _train(job: TrainJob, place: Path) -> dict[str, Any]:
     except AlignpotError:
         raise
     # Trainers and their libraries raise whatever they like; a caller gets one error that says what it was.
-    except Exception as error:
-        raise _explained(error, job) from error
+    except Exception as error:  # noqa: BLE001
+        raise _explained(error, job) from None
     finally:
         tempfile.tempdir = usual
     summary = {
@@ -63,13 +64,12 @@ def _train(job: TrainJob, place: Path) -> dict[str, Any]:
         "seconds_in_all": round(time.monotonic() - begin, 3),
         "versions": _versions(),
     }
-    publish(model, job.output, summary)
-    return summary
+    return publish(model, job.output, summary)
 
 
 def _explained(error: Exception, job: TrainJob) -> AlignpotError:
-    reason = next(iter(str(error).splitlines()), "")[:300]
-    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
+    """What a library's error says: memory and files by their reason, the rest by class, for a text may quote a row."""
+    if _is_of_memory(error):
         return AlignpotError(
             f"Training ran out of memory with train.batch_size {job.settings.batch_size} and tokens.max_length "
             f"{job.tokens.max_length}. Lower train.batch_size (and raise train.accumulate as much), or "
@@ -80,8 +80,18 @@ def _explained(error: Exception, job: TrainJob) -> AlignpotError:
         return fault
     traceback.print_tb(error.__traceback__)  # lines of code, no values
     last = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(last.filename).name}:{last.lineno}"
-    return AlignpotError(f"Training failed in {where}: {type(error).__name__}: {reason}")
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    return AlignpotError(
+        f"Training failed with {type(error).__name__}{reason} at {Path(last.filename).name}:{last.lineno}, in "
+        f"{last.name}. The log above has the traceback."
+    )
+
+
+def _is_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    # torch.OutOfMemoryError is one; a CPU's allocator raises a plain one.
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _versions() -> dict[str, str]:
