@@ -1,16 +1,31 @@
-"""Where a trained model grows until it is whole: a hidden folder beside the output, renamed to it in the end."""
+"""Where a trained model grows until it is whole: a hidden folder beside the output, renamed to it in the end.
+
+Each process has a folder of its own, and renaming it decides whose model is kept, so that an output is whole whoever
+trains it and on whatever file system. A lock keeps others from training the same meanwhile, where there are locks.
+"""
 
 import contextlib
 import fcntl
+import functools
+import hashlib
 import json
 import os
+import platform
+import re
 import shutil
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from pipeline.errors import ConfigError
 from pipeline.training.job import SUMMARY_FILE
+
+_OWNER: Final = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}")
+_BEAT_S: Final = 600.0
+_DEAD_AFTER_S: Final = 86_400.0
 
 
 def finished_summary(output: Path) -> dict[str, Any] | None:
@@ -28,43 +43,60 @@ def finished_summary(output: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def workplace(output: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `output`, for this process alone; another one for the same output waits.
+    """An empty hidden folder beside `output`, of this call alone; another call for the same output waits.
 
-    It is removed in the end, and what a killed process left in it at the beginning.
+    It is removed in the end, and what killed processes left for this output at the beginning.
     """
-    folder = output.parent / f".{output.name}.training"
-    with _locked(folder):
-        _clear(folder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    hidden = f".{output.name}.training"
+    with _locked(output.parent / f"{hidden}.lock"):
+        _clear(output.parent, hidden)
+        folder = output.parent / f"{hidden}-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir()
         try:
-            yield folder
+            with _beating(folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(folder: Path, output: Path, summary: dict[str, Any]) -> None:
-    """Add the summary to a finished model, see it safe on disk and give it its name."""
+def publish(folder: Path, output: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Add the summary to a finished model, see it safe on disk and give it its name.
+
+    Returns:
+        The summary of the model that has the name: of this one, or of another that was there before it.
+
+    Raises:
+        ConfigError: something else has the name.
+    """
     (folder / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
-    folder.rename(output)
+    try:
+        folder.rename(output)
+    except OSError:
+        other = finished_summary(output)
+        if other is None:
+            raise
+        return other
     _sync(output.parent)
+    return summary
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = folder / "lock"
+def _locked(lock: Path) -> Iterator[None]:
+    """Hold a lock file, which is removed in the end."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            file = lock.open("a")
-        except FileNotFoundError:  # its last owner has just removed the folder
-            continue
-        with file:
-            with contextlib.suppress(OSError):  # a filesystem without locks
+        with lock.open("a") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_at(file, lock):
+            if not _is_at(file, lock):  # its last owner has just removed it
+                continue
+            try:
                 yield
-                return
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
@@ -74,12 +106,56 @@ def _is_at(file: IO[str], path: Path) -> bool:
         return False
 
 
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()
+def _clear(parent: Path, hidden: str) -> None:
+    """Remove the folders whose process is surely dead."""
+    for path in parent.iterdir():
+        owner = _OWNER.fullmatch(path.name.removeprefix(f"{hidden}-"))
+        if path.name.startswith(f"{hidden}-") and owner is not None and _is_dead(path, owner[1], int(owner[2])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_dead(folder: Path, machine: str, pid: int) -> bool:
+    """Whether the process is one of this machine and gone, or has long given no sign of life."""
+    if machine == _machine():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # a process of another user
+            pass
+    try:
+        return time.time() - folder.stat().st_mtime > _DEAD_AFTER_S
+    except FileNotFoundError:
+        return False
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells the processes that a number is unique among: this boot, and the container's own numbering."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+@contextlib.contextmanager
+def _beating(folder: Path) -> Iterator[None]:
+    """Renew the folder's time for as long as the block runs: a training may write nothing for days."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(folder)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _sync(path: Path) -> None:
