@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from pipeline.config_section import Section
+from pipeline.config_section import Section, without_secrets
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -56,6 +56,8 @@ class VllmModel(TorchModel):
         if value is not None:
             raise ValueError("backend vllm scores no adapters; merge it into the model and name that")
         return value
+
+    _engine_args = field_validator("engine_args")(without_secrets)
 
     @field_validator("engine_args")
     @classmethod

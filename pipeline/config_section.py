@@ -1,6 +1,7 @@
 """The base of every part of the config, and a check that several parts share."""
 
 import re
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,3 +29,15 @@ def checked_url(url: str | None) -> str | None:
     if url.startswith(("http://", "https://")):
         raise ValueError("must be a local path or an object-store URL such as s3://bucket/prefix")
     return url
+
+
+def without_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an engine, none of whose names is that of a secret.
+
+    Raises:
+        ValueError: one is.
+    """
+    secret = sorted(name for name in arguments if SECRET_NAME.search(name))
+    if secret:
+        raise ValueError(f"must not carry credentials ({', '.join(secret)}); use environment variables")
+    return arguments

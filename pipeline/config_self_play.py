@@ -29,7 +29,7 @@ from pipeline.config import (
 )
 from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
 from pipeline.config_preset import PresetName, with_preset
-from pipeline.config_section import SECRET_NAME, Section, checked_url
+from pipeline.config_section import Section, checked_url, without_secrets
 from pipeline.config_training import Train as Train  # noqa: PLC0414
 
 Strategy = Literal["constraints", "deepen", "concretise", "reasoning", "breadth"]
@@ -86,13 +86,14 @@ class Generate(Replicas):
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's engine, such as tensor_parallel_size."""
 
-    @field_validator("engine_args")
-    @classmethod
-    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        secret = sorted(name for name in value if SECRET_NAME.search(name))
-        if secret:
-            raise ValueError(f"must not carry credentials ({', '.join(secret)}); use environment variables")
-        return value
+    _engine_args = field_validator("engine_args")(without_secrets)
+
+    @model_validator(mode="after")
+    def _whole_shards(self) -> "Generate":
+        sizes = [self.engine_args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")]
+        if not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise ValueError("engine_args: tensor_parallel_size and pipeline_parallel_size are whole numbers from 1 on")
+        return self
 
 
 class Pairing(Section):

@@ -180,6 +180,22 @@ def test_unknown_keys_are_refused_with_the_nearest_one(tiny):
         parse_self_play(tiny(generate={"num_response": 3}))
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"generate": {"engine_args": {"hf_token": "x"}}}, "must not carry credentials"),
+        ({"generate": {"engine_args": {"tensor_parallel_size": 0.5}}}, "whole numbers"),
+        ({"train": {"policies": "s3://bucket/policies"}}, "not a URL"),
+        ({"train": {"method": "dpo"}}, r"train\.beta"),
+        ({"metric": {"name": "difficulty"}}, r"objective\.name: dpo"),
+        ({"select": {"group_by": "topic"}}, r"select\.group_by"),
+    ],
+)
+def test_what_a_later_step_would_refuse_is_refused_at_once(tiny, sections: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        parse_self_play(tiny(**sections))
+
+
 def test_too_many_prompts_without_answers_end_the_run(tiny):
     with pytest.raises(TooManyDroppedError, match="6 of 6 prompts"):
         play(tiny(rounds=1, generate={"max_prompt_tokens": 1}, evaluate={"num_prompts": 6}, run={"max_dropped": 0.5}))
