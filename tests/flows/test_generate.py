@@ -1,6 +1,7 @@
 """Candidates made on Ray equal those of a plain loop, whatever the shards, and no engine outlives its step."""
 
 import contextlib
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +72,24 @@ def config_of(tmp_path: Path, policy: TorchModel, reward: Path, generate: Genera
 
 
 def on_ray(folder: Path, stages: list[Stage], size: int) -> tuple[pa.Table, list[int]]:
-    """The table, and the processes that were generating when a shard had been committed."""
+    """The table, and the processes that were generating at some time."""
     folder.mkdir()
     job = ScoreJob(reader=Reader(TABLE), stages=tuple(stages), commit=Keep(folder), run=Run())
-    seen = [generating() for _ in score_on_ray(job, shards(size))]
-    assert len(seen) == len(shards(size))
-    return Keep(folder).whole(), seen[0]
+    seen: set[int] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            seen.update(generating())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert len(list(score_on_ray(job, shards(size)))) == len(shards(size))
+    finally:
+        ended.set()
+        watcher.join()
+    return Keep(folder).whole(), sorted(seen)
 
 
 def plainly(folder: Path, stages: list[Stage], size: int) -> pa.Table:
