@@ -192,7 +192,10 @@ def test_training_dies_with_its_parent(how, make_job, tmp_path):
     )
     (tmp_path / "job.json").write_text(make_job(**script(text)).to_json())
     parent_text = (
-        "import sys, pathlib; from pipeline.training.hook import train; from pipeline.training.job import TrainJob\n"
+        "import signal, sys, pathlib\n"
+        "from pipeline.training.hook import train; from pipeline.training.job import TrainJob\n"
+        # Processes in the background of a shell ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "train(TrainJob.from_json(pathlib.Path(sys.argv[1]).read_text()))"
     )
     parent = subprocess.Popen([PYTHON, "-c", parent_text, tmp_path / "job.json"], stderr=subprocess.DEVNULL)
@@ -200,7 +203,7 @@ def test_training_dies_with_its_parent(how, make_job, tmp_path):
     pid = int(pid_file.read_text()[:-1])
     assert is_alive(pid)
     parent.send_signal(how)
-    parent.wait()
+    parent.wait(timeout=60)
     wait_for(lambda: not is_alive(pid))
 
 
