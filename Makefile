@@ -1,5 +1,5 @@
 # make demo    the whole job on a small dataset with real small models
-# make demo-self-play  two rounds of self-play: generate, judge, select, train, measure (10 to 25 minutes)
+# make demo-self-play  two rounds of self-play: generate, judge, select, train, measure (some 20 minutes)
 # make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does
 # make lint    ruff and mypy
 # make bench-score     our scoring engine beside the paper's batching, TRL and vLLM
