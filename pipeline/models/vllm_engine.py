@@ -5,6 +5,7 @@ children. Imports vLLM in functions only.
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -129,10 +130,23 @@ def starting(num_threads: int) -> Iterator[None]:
 
     set_num_threads = torch.set_num_threads
     use_threads(num_threads)
+    _give_llvmlite_a_dict()
     try:
         yield
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a function there that does nothing
+
+
+def _give_llvmlite_a_dict() -> None:
+    """Let vLLM walk a process that has loaded llvmlite, as numba does for the kernels of selection.
+
+    On a CPU vLLM looks into the `__dict__` of every object of every module for kernels to replace, and llvmlite's
+    library answers any name at all with a function.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    functions = getattr(getattr(ffi, "lib", None), "_fntab", None)
+    if isinstance(functions, dict):
+        functions.setdefault("__dict__", {})
 
 
 def use_threads(num_threads: int) -> None:

@@ -1,5 +1,6 @@
 """vLLM's engine: real responses, the same for the same call, and the model's own."""
 
+import importlib
 import os
 import sys
 
@@ -43,6 +44,8 @@ def policy(tiny_model_dir) -> TorchModel:
 
 @pytest.fixture(scope="module")
 def sampler(policy):
+    # As a process that has selected before: numba loads llvmlite, whose library has an attribute of any name.
+    importlib.import_module("pipeline.metrics.compiled")
     found = VllmSampler(policy, GENERATE)
     yield found
     found.close()
