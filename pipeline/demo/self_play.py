@@ -1,4 +1,4 @@
-"""Lay out the self-play demo in one folder: the prompts, the two models and the config that `alignpot self-play` takes.
+"""The demo of `alignpot self-play`: prompts, two small models and a config of two rounds, in one folder.
 
     WORKDIR/prompts/prompts.jsonl    the prompts that ship with alignpot
     WORKDIR/models/                  SmolLM2-135M-Instruct, and the reward model on top of it
@@ -7,44 +7,16 @@
 A config that is there already stays, so that changed settings survive.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
-from pipeline.demo.reward import build_reward_model
 from pipeline.demo.sample_pairs import PROMPTS_FILE
-from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.demo.workdir import Demo
 
 _HEADER: Final = (
     "# Written by `alignpot demo --self-play`. Change a setting, and run it under another path:\n"
     "#     alignpot self-play {path} --set path=OTHER\n"
 )
-
-
-def write_self_play_demo(workdir: Path, models_dir: Path | None = None) -> Path:
-    """Put prompts, models and config into `workdir` and return the config's path; what is there already stays.
-
-    Args:
-        workdir: made if missing.
-        models_dir: where the models go, about 0.8 GB; left out, `workdir/models`.
-
-    Raises:
-        ModelError: the wheel with SmolLM2 is not installed.
-    """
-    workdir = workdir.resolve()
-    prompts = workdir / "prompts"
-    prompts.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(PROMPTS_FILE, prompts / PROMPTS_FILE.name)
-    models = (models_dir or workdir / "models").resolve()
-    policy = ensure_smollm2(models)
-    reward = build_reward_model(policy, models)
-    config = workdir / "config.yaml"
-    if not config.exists():
-        text = yaml.safe_dump(self_play_demo_config(workdir, policy, reward), sort_keys=False)
-        config.write_text(_HEADER.format(path=config) + text, encoding="utf-8")
-    return config
 
 
 def self_play_demo_config(workdir: Path, policy: Path, reward: Path) -> dict[str, Any]:
@@ -80,3 +52,6 @@ def self_play_demo_config(workdir: Path, policy: Path, reward: Path) -> dict[str
         "rounds": 2,
         "run": {"engine": "ray", "shard_rows": 64, "max_dropped": 0.2},
     }
+
+
+SELF_PLAY_DEMO: Final = Demo(data=PROMPTS_FILE, header=_HEADER, make_config=self_play_demo_config)

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config_file import load_config, load_self_play
-from pipeline.demo.run import write_demo
-from pipeline.demo.self_play import write_self_play_demo
+from pipeline.demo.run import DEMO
+from pipeline.demo.self_play import SELF_PLAY_DEMO
 from pipeline.flows.run import run_all
 
 
 def run_demo(workdir: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
     """Write models, data and a config to `workdir`, then run that config as any other."""
-    config = write_demo(workdir)
+    config = DEMO.write(workdir)
     yield from run_all(load_config(config, overrides))
     yield f"\nThe config of this run: {config}"
 
@@ -20,6 +20,6 @@ def run_self_play_demo(workdir: Path, overrides: Sequence[str] = ()) -> Iterator
     """`run_demo` for self-play."""
     from pipeline.flows.self_play import self_play
 
-    config = write_self_play_demo(workdir)
+    config = SELF_PLAY_DEMO.write(workdir)
     yield from self_play(load_self_play(config, overrides))
     yield f"\nThe config of this run: {config}"

@@ -9,7 +9,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config import Source
 from pipeline.config_file import load_config, parse_config
-from pipeline.demo.run import demo_config, write_demo
+from pipeline.demo.run import DEMO, demo_config
 from pipeline.demo.sample_pairs import PAIRS_FILE, read_pairs
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
@@ -51,12 +51,12 @@ def test_importing_the_demo_loads_no_model_library() -> None:
 @pytest.mark.smollm2
 def test_write_demo_lays_out_what_its_config_names(smollm2_dir: Path, tmp_path: Path) -> None:
     models = smollm2_dir.parent
-    path = write_demo(tmp_path, models)
+    path = DEMO.write(tmp_path, models)
     config = load_config(path)
     assert config.source is not None
     assert (Path(config.source.path) / "pairs.jsonl").read_bytes() == PAIRS_FILE.read_bytes()
     for model in config.torch_models().values():
         assert (Path(model.model) / "model.safetensors").is_file()
     path.write_text(path.read_text() + "# my own change\n")
-    assert write_demo(tmp_path, models) == path
+    assert DEMO.write(tmp_path, models) == path
     assert "# my own change" in path.read_text()
