@@ -31,6 +31,7 @@ POLICY_LOGP_REJECTED: Final = "policy_logp_rejected"
 REFERENCE_LOGP_CHOSEN: Final = "reference_logp_chosen"
 REFERENCE_LOGP_REJECTED: Final = "reference_logp_rejected"
 NUM_TOKENS_PROMPT: Final = "num_tokens_prompt"
+NUM_TOKENS_DRAFT: Final = "num_tokens_draft"  # of a prompt that the policy wrote, the token that ended it included
 NUM_TOKENS_CHOSEN: Final = "num_tokens_chosen"
 NUM_TOKENS_REJECTED: Final = "num_tokens_rejected"
 TRUNCATED: Final = "truncated"
@@ -110,9 +111,10 @@ _CANDIDATE_FIELDS: Final = (
     pa.field(NUM_TOKENS_PROMPT, pa.int64()),
 )
 
-# A row is a prompt, given or made; then a prompt with its responses; then with their rewards; then a pair of them,
-# or a dropped prompt that gave none. Rows that were dropped keep what they had.
+# A row is a prompt, given or made, or a draft of one; then a prompt with its responses; then with their rewards; then a
+# pair of them, or a dropped prompt that gave none. Rows that were dropped keep what they had.
 PROMPT_SCHEMA: Final = pa.schema([*_PROMPT_FIELDS, *STATUS_FIELDS])
+DRAFT_SCHEMA: Final = pa.schema([*_PROMPT_FIELDS, pa.field(NUM_TOKENS_DRAFT, pa.int64()), *STATUS_FIELDS])
 CANDIDATE_SCHEMA: Final = pa.schema([*_PROMPT_FIELDS, *_CANDIDATE_FIELDS, *STATUS_FIELDS])
 ANNOTATED_SCHEMA: Final = pa.schema(
     [*_PROMPT_FIELDS, *_CANDIDATE_FIELDS, pa.field(RESPONSE_REWARDS, pa.list_(pa.float64())), *STATUS_FIELDS]

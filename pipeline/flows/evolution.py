@@ -4,11 +4,13 @@ subset/ -> tasks/ -> drafts/ -> prompts/
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
@@ -16,7 +18,7 @@ from pipeline.config import Storage
 from pipeline.config_self_play import SelfPlayConfig
 from pipeline.errors import SourceError
 from pipeline.faults import storage_errors
-from pipeline.flows.expansion import PROMPTS, Actors, generation_fingerprint
+from pipeline.flows.expansion import PROMPTS, Actors, Counts, generation_fingerprint
 from pipeline.flows.step import DatasetReader, Step, TableReader, content_of, open_step, run_step
 from pipeline.generation.evolve import plan_evolution, selected_prompts
 from pipeline.generation.filters import filter_prompts
@@ -75,12 +77,12 @@ class Known:
     benchmarks: Contamination | None
 
 
-def evolve_prompts(actors: Actors, known: Known, number: int, subset: str, url: str) -> Manifest:
+def evolve_prompts(actors: Actors, known: Known, number: int, subset: str, url: str, counts: Counts) -> Manifest:
     """New prompts out of those of a subset: the dataset `url`/prompts, dropped ones with their reasons.
 
     The policy writes `url`/drafts; the filters judge all drafts together.
     """
-    config = actors.config
+    config, started = actors.config, time.monotonic()
     assert config.evolve is not None  # noqa: S101
     parents = prompts_of(subset, config.storage)
     settings = config.evolve.model_dump(mode="json")
@@ -97,7 +99,7 @@ def evolve_prompts(actors: Actors, known: Known, number: int, subset: str, url: 
         num_rows=asked.num_scored,
         shard_rows=config.generate.shard_prompts,
         stages=[evolve_stage(config, actors.policy)],
-        schema=schema.PROMPT_SCHEMA,
+        schema=schema.DRAFT_SCHEMA,
         fingerprint={
             "input": content_of(asked),
             "policy": actors.fingerprints["policy"],
@@ -110,7 +112,12 @@ def evolve_prompts(actors: Actors, known: Known, number: int, subset: str, url: 
     drafts = run_step(step, config.run, config.storage)
     table = every_row(f"{url}/drafts", config.storage)
     kept = filter_prompts(table, parents, known.prompts, config.evolve, known.benchmarks)
-    return write_prompts(config, kept, f"{url}/prompts", {"input": content_of(drafts), "evolve": settings})
+    prompts = kept.select(schema.PROMPT_SCHEMA.names)
+    written = write_prompts(config, prompts, f"{url}/{PROMPTS}", {"input": content_of(drafts), "evolve": settings})
+    counts.add_drops(written)
+    counts.tokens_generated += pc.sum(table[schema.NUM_TOKENS_DRAFT], min_count=0).as_py()
+    counts.seconds["evolve"] = time.monotonic() - started
+    return written
 
 
 def _content(table: pa.Table) -> str:

@@ -117,7 +117,7 @@ def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: s
         config,
     )
     counts.prompts, counts.candidates = prompts.num_scored, candidates.num_scored
-    counts.tokens_generated = candidates.num_tokens.get(schema.RESPONSE_TOKENS, 0)
+    counts.tokens_generated += candidates.num_tokens.get(schema.RESPONSE_TOKENS, 0)
     annotated = _timed(
         counts,
         "annotate",

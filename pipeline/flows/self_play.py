@@ -14,7 +14,6 @@ step finds what it did before, so that the same command goes on wherever it was 
 
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -193,10 +192,8 @@ def _play_round(run: SelfPlay, number: int, policy: TorchModel, before: list[str
         )
     if config.evolve is not None:
         counts = found.expansions["evolved"] = Counts()
-        url, started = f"{place}/evolved", time.monotonic()
-        prompts = evolve_prompts(actors, _known(run, number), number, f"{place}/base/subset", url)
-        counts.seconds["evolve"] = time.monotonic() - started
-        counts.add_drops(prompts)
+        url = f"{place}/evolved"
+        prompts = evolve_prompts(actors, _known(run, number), number, f"{place}/base/subset", url, counts)
         if prompts.num_scored:
             expand(actors, prompts, f"{url}/{PROMPTS}", url, counts)
             _take(run, found, url)

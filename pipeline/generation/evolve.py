@@ -1,7 +1,7 @@
 """Prompts made of prompts: each one is rewritten by the policy in some of five ways.
 
     plan_evolution   prompts -> one row for each prompt and strategy, which is a task; decides everything but the text
-    evolve           tasks -> new prompts, one row for one row: dropped, or with the text that the policy wrote
+    evolve           tasks -> drafts, one row for one row: dropped, or with the text that the policy wrote
 
 A task bears its parent's prompt, and an id of parent, strategy and round; a new prompt bears its own prompt, and the
 digest of parent, strategy and text as its id. The last user turn is rewritten; system turn and earlier turns stay.
@@ -81,7 +81,7 @@ def plan_evolution(prompts: pa.Table, config: Evolve, *, round_: int) -> pa.Tabl
 
 
 def evolve(tasks: pa.Table, ask: Ask, config: Evolve) -> pa.Table:
-    """The new prompt of each task, or why there is none, in the same order; what `ask` says is cleaned.
+    """The new prompt of each task, or why there is none, as DRAFT_SCHEMA in the same order; what `ask` says is cleaned.
 
     Raises:
         IntegrityError: `ask` gave another number of responses than it was asked for.
@@ -101,7 +101,7 @@ def evolve(tasks: pa.Table, ask: Ask, config: Evolve) -> pa.Table:
         raise IntegrityError(f"{len(asked)} prompts were to be rewritten, but {len(answers)} responses came back.")
     for row, answer in zip(asked, answers, strict=True):
         _fill(row, answer)
-    return pa.Table.from_pylist(rows, schema=s.PROMPT_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=s.DRAFT_SCHEMA)
 
 
 def request_for(prompt: Sequence[Turn], strategy: Strategy) -> list[Turn]:
@@ -137,6 +137,7 @@ def _fill(row: dict[str, Any], answer: Response | None) -> None:
     if answer is None:
         _drop(row, TOO_LONG)
         return
+    row[s.NUM_TOKENS_DRAFT] = answer.num_tokens
     text = cleaned(answer.text)
     if answer.finish_reason != "stop":
         _drop(row, UNFINISHED)

@@ -65,6 +65,7 @@ def _counts(reports: Sequence[Report]) -> list[_Line]:
         *((f"  prompts selected, {name}", partial(_selected, name)) for name in strategies),
         *((f"  dropped, {reason}", partial(_sum_of, "drops", reason, digits=0)) for reason in reasons),
         *((text, partial(_total, key)) for key, text in _TOKENS.items()),
+        ("tokens generated to measure", lambda report: _whole(report["measuring"]["tokens_generated"])),
     ]
 
 

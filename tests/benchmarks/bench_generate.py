@@ -44,6 +44,7 @@ from tests.benchmarks.generate_direct import Direct, DirectEngine, direct_engine
 from tests.benchmarks.scoring_data import machine
 from tests.fixtures_models import tiny_model, tiny_tokenizer
 from tests.generation.tables import prompt_table
+from tests.stages.kept import Keep
 
 K = 4
 WARM_UP = 4
@@ -71,27 +72,14 @@ class Reader:
         return self.table.slice(shard.first, shard.num_rows)
 
 
-@dataclass(frozen=True)
-class Keep:
-    folder: Path
-
-    def __call__(self, index: int, table: pa.Table) -> pa.Table:
-        with (
-            pa.OSFile(str(self.folder / f"{index:03}.arrow"), "wb") as file,
-            pa.ipc.new_file(file, table.schema) as out,
-        ):
-            out.write_table(table)
-        return pa.table({"rows": [table.num_rows]})
-
-
 class Flow:
     """The flow on Ray, its engine loaded, that works off one repeat when it is told to."""
 
     def __init__(self, config: SelfPlayConfig, table: pa.Table, shards: Sequence[Rows], folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._keep = folder, Keep(folder)
         self._shards = shards
         stages = (generate_stage(config, config.policy),)
-        job = ScoreJob(reader=Reader(table, folder), stages=stages, commit=Keep(folder), run=Run())
+        job = ScoreJob(reader=Reader(table, folder), stages=stages, commit=self._keep, run=Run())
         self._works: Iterator[ShardWork] = score_on_ray(job, shards)
 
     def run(self, repeat: int) -> tuple[float, float, pa.Table]:
@@ -103,8 +91,7 @@ class Flow:
         works = [next(self._works) for _ in indices]
         cpu = actor_cpu_s() - cpu
         ended = max(timing.ended_s for work in works for timing in work.timings)
-        tables = [pa.ipc.open_file(str(self._folder / f"{index:03}.arrow")).read_all() for index in indices]
-        return ended - began, cpu, pa.concat_tables(tables)
+        return ended - began, cpu, pa.concat_tables([self._keep.table_of(index) for index in indices])
 
     def end(self) -> None:
         assert next(self._works, None) is None

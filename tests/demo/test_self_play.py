@@ -50,6 +50,7 @@ def test_a_small_round_generates_with_vllm_judges_selects_trains_and_measures(tm
     (path,) = (tmp_path / "run").glob("round-1/training-*/report.json")
     report = json.loads(path.read_text())
     assert report["expansions"]["base"]["tokens_generated"] > 0
+    assert report["measuring"]["tokens_generated"] > 0
     assert sum(part["selected"] for part in report["expansions"].values()) == sum(report["strategies"].values()) > 0
     assert report["training"]["summary"]["steps"] == 1
     assert report["evaluation"]["num_prompts"] == 4

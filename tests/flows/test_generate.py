@@ -17,6 +17,7 @@ from pipeline.generation.stages import annotate_stages, generate_stage
 from pipeline.stages.plan import Stage
 from pipeline.stages.work import score_plain
 from tests.generation.tables import PROMPTS, prompt_table
+from tests.stages.kept import Keep
 
 TABLE = prompt_table(PROMPTS * 2)
 
@@ -35,25 +36,6 @@ class Reader:
 
     def read(self, shard: Rows) -> pa.Table:
         return self.table.slice(shard.first, shard.last - shard.first)
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Writes a shard's table, and the process that had it, to a folder."""
-
-    folder: Path
-
-    def __call__(self, index: int, table: pa.Table) -> pa.Table:
-        with (
-            pa.OSFile(str(self.folder / f"{index:03}.arrow"), "wb") as file,
-            pa.ipc.new_file(file, table.schema) as out,
-        ):
-            out.write_table(table)
-        return pa.table({"rows": [table.num_rows]})
-
-    def whole(self) -> pa.Table:
-        parts = [pa.ipc.open_file(str(path)).read_all() for path in sorted(self.folder.glob("*.arrow"))]
-        return pa.concat_tables(parts).combine_chunks()
 
 
 def shards(size: int) -> list[Rows]:

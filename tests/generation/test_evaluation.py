@@ -145,5 +145,7 @@ def test_table_of_rounds_has_a_line_for_what_there_is():
     assert cells["dropped, pair: tied_rewards"] == ["-", "7", "3"]
     assert cells["implicit, after training"] == ["-", "+0.1250", "-"]
     assert cells["seconds, generate"] == ["-", "24.7", "12.3"]
+    assert cells["tokens generated"] == ["-", "246,912", "123,456"]
+    assert cells["tokens generated to measure"] == ["123,456", "123,456", "-"]
     assert cells["seconds, measure"] == ["17.3", "17.3", "-"]
     assert "tokens scored" not in cells

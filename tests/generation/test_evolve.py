@@ -139,6 +139,7 @@ def test_cleaning_twice_changes_nothing_and_invents_nothing(text):
 def test_answers_of_no_use_drop_the_row(text, finish_reason, expected):
     row = evolved(text, finish_reason=finish_reason)
     assert (row["status"], row["drop_stage"], row["drop_reason"]) == ("dropped", "evolve", expected)
+    assert row["num_tokens_draft"] == saying(text, finish_reason).num_tokens > 0
 
 
 def test_rows_are_one_for_one_whatever_becomes_of_them():
@@ -148,7 +149,8 @@ def test_rows_are_one_for_one_whatever_becomes_of_them():
     assert tasks.num_rows == 4
     answers = iter([saying("A?"), None])
     new = evolve(tasks, lambda requests, _: [next(answers) for _ in requests], Evolve())
-    assert new.schema == s.PROMPT_SCHEMA
+    assert new.schema == s.DRAFT_SCHEMA
+    assert new.column(s.NUM_TOKENS_DRAFT).to_pylist().count(None) == 3
     assert sorted(dropped_reasons(new).values()) == ["no_last_user_turn", "no_last_user_turn", "request_too_long"]
     assert evolve(new, Recorder(), Evolve()).column("drop_reason") == new.column("drop_reason")
 
