@@ -1,6 +1,6 @@
 # make demo    the whole job on a small dataset with real small models
 # make demo-self-play  two rounds of self-play: generate, judge, select, train, measure (some 20 minutes)
-# make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does
+# make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does; TEST_PROCESSES=0 is one by one
 # make lint    ruff and mypy
 # make bench-score     our scoring engine beside the paper's batching, TRL and vLLM
 # make bench-select    exact selection beside numpy, polars and duckdb
@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS ?= everyday
+TEST_PROCESSES ?= 2
 MARKERS_everyday := not slow
 MARKERS_all :=
 
@@ -55,7 +56,7 @@ demo-self-play: $(VENV)/.installed-demo-self-play
 	$(BIN)/alignpot demo --self-play $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m '$(MARKERS_$(TESTS))' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m '$(MARKERS_$(TESTS))' $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ def self_play_demo_config(workdir: Path, policy: Path, reward: Path) -> dict[str
         "tokens": {"max_length": 1024, "max_prompt_length": 768},
         "objective": {"name": "simpo", "beta": 2.0},
         "select": {"fraction": 0.5},
-        "generate": {"engine": "vllm", "num_responses": 4, "max_tokens": 128, "num_cpus": 2, "num_threads": 2},
+        "generate": {"engine": "vllm", "num_responses": 4, "max_tokens": 256, "num_cpus": 2, "num_threads": 2},
         "pair": {"rule": "best-worst", "finished_only": True},
         "evolve": {"per_prompt": 2, "max_tokens": 96},
         "train": {

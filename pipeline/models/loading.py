@@ -30,6 +30,7 @@ __all__ = [
 
 # Everything that a hub client, a config parser or a weight loader raises on what it cannot use.
 _LOAD_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
+_TEMPLATE: Final = "chat template"
 _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; }  🙂"
 
 
@@ -106,7 +107,7 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
     """
     tokenizers = {role: load_tokenizer(model) for role, model in models.items()}
     if "policy" in models and "reference" in models:
-        check_same_tokenizer(tokenizers["policy"], tokenizers["reference"])
+        check_same_tokenizer(tokenizers["policy"], tokenizers["reference"], own_templates=tokens.chat_template is None)
     for role, tokenizer in tokenizers.items():
         if role == "reward":
             require_template(tokenizer, None, remedy=SAVE_TEMPLATE)
@@ -114,14 +115,20 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
             require_template(tokenizer, tokens.chat_template)
 
 
-def check_same_tokenizer(policy: Any, reference: Any) -> None:
+def check_same_tokenizer(policy: Any, reference: Any, *, own_templates: bool = True) -> None:
     """Check that two tokenizers give the same ids, special tokens and templates.
+
+    Args:
+        policy: tokenizer of the policy.
+        reference: tokenizer of the reference.
+        own_templates: false if dialogues are rendered by a template that is given, whatever theirs are.
 
     Raises:
         ModelError: naming what differs.
     """
     first, second = _tokenizer_digests(policy), _tokenizer_digests(reference)
-    differing = sorted(name for name in first if first[name] != second[name])
+    ignored = set() if own_templates else {_TEMPLATE}
+    differing = sorted(name for name in first.keys() - ignored if first[name] != second[name])
     if differing:
         raise ModelError(
             f"Policy and reference must share one tokenizer; theirs differ in {', '.join(differing)}. "
@@ -133,7 +140,7 @@ def _tokenizer_digests(tokenizer: Any) -> dict[str, str]:
     parts = {
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "special tokens": sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),
-        "chat template": tokenizer.chat_template,
+        _TEMPLATE: tokenizer.chat_template,
         "tokenisation": tokenizer(_PROBE, add_special_tokens=False)["input_ids"],
     }
     return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -99,17 +100,19 @@ def head(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Itera
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=6",
         f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={tmp_path.parent / 'ray'}",
-        "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
     ]  # fmt: skip
-    log = (tmp_path / "head.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(dashboard, process, tmp_path / "head.log")
-        yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+    log = tmp_path / "head.log"
+    # Ray's sockets lie deep in the folder, and a socket's path may have 107 bytes: that of pytest is too long.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, log.open("wb") as out:
+        command.append(f"--temp-dir={folder}")
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        try:
+            wait_for(dashboard, process, log)
+            yield f"http://127.0.0.1:{dashboard}"
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -43,10 +43,9 @@ def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
 def start(config: Config, path: Path) -> "subprocess.Popen[bytes]":
     """`alignpot run` in a process group of its own."""
     path.write_text(yaml.safe_dump(resolved(config)))
-    log = path.with_suffix(".log").open("ab")
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "run", str(path)], stdout=log, stderr=log, start_new_session=True
-    )
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(path)]
+    with path.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def num_parts(config: Config) -> int:

@@ -21,10 +21,9 @@ ONE_ROW_A_FILE = {"output": {"rows_per_file": 1}}
 
 def start(path: Path) -> "subprocess.Popen[bytes]":
     """`alignpot select` in a process group of its own."""
-    log = path.with_suffix(".log").open("ab")
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "select", str(path)], stdout=log, stderr=log, start_new_session=True
-    )
+    command = [sys.executable, "-m", "pipeline.cli", "select", str(path)]
+    with path.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def num_files(output: Path) -> int:

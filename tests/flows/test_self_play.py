@@ -18,6 +18,7 @@ import yaml
 from pipeline.config_file import parse_self_play
 from pipeline.errors import ConfigError, FingerprintError, TooManyDroppedError
 from pipeline.flows.self_play import self_play
+from tests.fixtures_models import tiny_model, tiny_tokenizer
 from tests.fixtures_storage import S3Server
 from tests.flows.conftest import Ended
 
@@ -114,7 +115,9 @@ def test_two_rounds_end_with_a_policy_that_was_trained_on_the_selected_pairs(pla
 
 def test_every_prompt_is_trained_on_or_held_out_and_accounted_for_in_every_step(played: Played):
     held_out, others = (rows(played.run / name) for name in ("held_out", "prompts"))
-    assert {row["id"] for row in [*held_out, *others]} == {json.loads(line)["id"] for line in PROMPTS.open()}
+    assert {row["id"] for row in [*held_out, *others]} == {
+        json.loads(line)["id"] for line in PROMPTS.read_text().splitlines()
+    }
     given = {row["id"] for row in others if row["status"] == "scored"}
     assert len(held_out) == 6
     assert len(given) <= 18
@@ -249,9 +252,22 @@ STEPS = [
     "round-1/base/scored/parts/00000000.parquet",
     "round-1/base/subset/run.json",
     "round-1/evolved/drafts/parts/00000000.parquet",
+    "round-1/evolved/candidates/parts/00000000.parquet",
+    "round-1/evolved/annotated/parts/00000000.parquet",
+    "round-1/evolved/scored/parts/00000000.parquet",
+    "round-1/evolved/subset/run.json",
     "round-1/training-*/run.json",
     "round-1/training-*/measured/candidates/parts/00000000.parquet",
 ]
+
+
+def model_that_ends(folder: Path) -> Path:
+    """A tiny random model, one of whose tokens in ten or so ends its response, so that it also writes whole prompts."""
+    model, tokenizer = tiny_model("phi", seed=1), tiny_tokenizer()
+    model.lm_head.bias[tokenizer.eos_token_id] += 5.0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.slow
@@ -259,8 +275,8 @@ STEPS = [
 def test_killed_in_every_step_the_run_ends_with_the_same_rows_and_does_nothing_twice(
     tiny_model_dir: Callable[..., Path], tmp_path: Path
 ):
-    models = tiny_model_dir("llama", seed=1), tiny_model_dir("llama", classifier=True, seed=3)
-    small = {"evolve": {"max_tokens": 12}, "generate": {"shard_prompts": 3}, "rounds": 1}
+    models = model_that_ends(tmp_path / "policy"), tiny_model_dir("llama", classifier=True, seed=3)
+    small = {"evolve": {"max_tokens": 64, "max_length_ratio": 100}, "generate": {"shard_prompts": 3}, "rounds": 1}
     whole, killed = (tmp_path / name for name in ("whole", "killed"))
     for work in (whole, killed):
         work.mkdir()
@@ -275,9 +291,12 @@ def test_killed_in_every_step_the_run_ends_with_the_same_rows_and_does_nothing_t
     assert start(killed).wait() == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
     first, second = (work / "run/round-1" for work in (whole, killed))
-    for step in ("base/candidates", "base/annotated", "base/pairs", "evolved/drafts", "evolved/prompts"):
-        assert rows(first / step) == rows(second / step)
-    assert ids_of(first / "base/subset") == ids_of(second / "base/subset")
+    assert rows(first / "evolved/drafts") == rows(second / "evolved/drafts")
+    assert rows(first / "evolved/prompts") == rows(second / "evolved/prompts")
+    for part in ("base", "evolved"):
+        for step in ("candidates", "annotated", "pairs", "scored"):
+            assert rows(first / part / step) == rows(second / part / step) != []
+        assert ids_of(first / part / "subset") == ids_of(second / part / "subset") != []
     trained = [next(work.glob("run/round-1/training-*/_SUCCESS.json")) for work in (whole, killed)]
     assert len({json.loads(path.read_text())["digest"] for path in trained}) == 1
     assert report(whole / "run", 1)["evaluation"] == report(killed / "run", 1)["evaluation"]

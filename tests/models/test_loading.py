@@ -153,6 +153,10 @@ def test_models_are_checked_before_weights_are_loaded(tiny_model_dir, tmp_path):
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"tokens\.chat_template"):
         check_models({"policy": causal(bare)}, Tokens())
-    check_models({"policy": causal(bare)}, Tokens(chat_template="{{ messages[0]['content'] }}"))
+    given = Tokens(chat_template="{{ messages[0]['content'] }}")
+    check_models({"policy": causal(bare)}, given)
+    with pytest.raises(ModelError, match="differ in chat template"):
+        check_models({"policy": policy, "reference": causal(bare)}, Tokens())
+    check_models({"policy": policy, "reference": causal(bare)}, given)
     with pytest.raises(ModelError, match="reward model's tokenizer"):
         check_models({"reward": ClassifierReward(backend="classifier", model=str(bare))}, Tokens())
