@@ -95,6 +95,8 @@ def _join(address: str, common: dict[str, Any]) -> None:
 def _set_up_context() -> None:
     # Ray has no other way yet to limit restarts of pool actors than the arguments it means to retire.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
+    # Where no terminal shows its bars, Ray logs a table of every operator each few seconds; steps say how far they are.
+    logging.getLogger("ray.data._internal.progress.logging_progress").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = False
     context.print_on_execution_start = False
