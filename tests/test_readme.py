@@ -1,5 +1,6 @@
 """The README says what the code does: keys, formats, make targets, commands and configs it names are there."""
 
+import importlib
 import re
 import typing
 from pathlib import Path
@@ -84,3 +85,9 @@ def test_make_targets_and_files_exist():
 
 def test_no_placeholder_is_left():
     assert not re.findall(r"@[A-Z_]+@", README)
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (ROOT / "tests" / "benchmarks").glob("bench_*.py")))
+def test_every_benchmark_has_a_target_and_fits_the_code(module: str):
+    assert f"-m tests.benchmarks.{module}" in (ROOT / "Makefile").read_text()
+    assert callable(importlib.import_module(f"tests.benchmarks.{module}").main)

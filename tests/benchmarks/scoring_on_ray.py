@@ -18,8 +18,9 @@ from pipeline.config_file import parse_config
 from pipeline.demo.reward import build_reward_model
 from pipeline.demo.smollm2 import ensure_smollm2
 from pipeline.flows.on_ray import ScoreJob, score_on_ray
-from pipeline.flows.score import CommitTo, ScoreRun, prepare_score
+from pipeline.flows.score import ScoreRun, prepare_score
 from pipeline.flows.session import ray_session
+from pipeline.flows.step import CommitTo
 from pipeline.sources.shards import Shard
 from pipeline.stages.plan import score_stages
 from pipeline.stages.rows import without_transient
