@@ -42,6 +42,8 @@ def self_play_demo_config(workdir: Path, policy: Path, reward: Path) -> dict[str
         "evolve": {"per_prompt": 2, "max_tokens": 96},
         "train": {
             "method": "simpo",
+            "start_from": "base",
+            "data": "all",
             "learning_rate": 5e-5,
             "epochs": 1,
             "batch_size": 4,

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -95,9 +96,10 @@ def _join(address: str, common: dict[str, Any]) -> None:
 def _set_up_context() -> None:
     # Ray has no other way yet to limit restarts of pool actors than the arguments it means to retire.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
-    # Where no terminal shows its bars, Ray logs a table of every operator each few seconds; steps say how far they are.
-    logging.getLogger("ray.data._internal.progress.logging_progress").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
+    # Where no terminal shows its bars, Ray logs a table of every operator each few seconds; steps say how far they are.
+    context.enable_progress_bars = sys.stdout.isatty()
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context.execution_options.preserve_order = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True

@@ -1,6 +1,6 @@
 """What Ray costs: the three-model pipeline beside its bare engines, and sleeping stages beside plain Ray Data.
 
-    python -m tests.benchmarks.bench_pipeline [--shards 6] [--tiny] [--only models|sleep]
+    python -m tests.benchmarks.bench_pipeline [--shards 6] [--placements pooled] [--tiny] [--only models|sleep]
 
 Models: SmolLM2 as policy and reference, the demo's reward model; bfloat16, one thread each; shards of 64 HH pairs, or
 of our demo pairs where those are not at hand. The bare engines run in sequence, without Ray, on one process a core,
@@ -8,8 +8,9 @@ which hold the same models and share out the same tokenised shards; the `bare se
 that took. With L lanes (cores, at most one a model) nothing can be faster than the sum of all bare seconds / L.
 
     rate      bare seconds of the work done in the steady part of the pipeline / L / its seconds: the share of the
-              summed bare-engine rate. The steady part begins when the last model has finished its first shard, and
-              ends when fewer models than lanes have work left; loading and filling lie before it, draining after it.
+              summed bare-engine rate. The steady part begins when the last model has finished its first shard (when
+              the last actor has begun, if colocated), and ends when fewer actors than lanes have work left; loading
+              and filling lie before it, draining after it.
     whole     the same from the first model's first shard to the end of the run, filling and draining included.
     CPU       bare CPU seconds of the work done between the first commit and the last / all CPU seconds that the run
               spent then, Ray's own processes included: what `rate` would be on a machine that does nothing else.
@@ -34,14 +35,14 @@ from tests.benchmarks.scoring_data import machine
 from tests.benchmarks.scoring_on_ray import Figures, measure_models
 from tests.benchmarks.scoring_sleep import measure_sleep
 
+PLACEMENTS = ["pooled", "colocated"]
+
 
 def show(figures: Figures) -> None:
-    print(f"{'stage':<12}{'bare s':>9}{'pipeline s':>12}{'busy':>8}{'idle':>8}")
-    for name in figures.bare_s:
-        print(
-            f"{name:<12}{figures.bare_s[name]:>9.1f}{figures.pipeline_s[name]:>12.1f}"
-            f"{figures.busy[name]:>8.3f}{figures.idle[name]:>8.3f}"
-        )
+    print(f"{figures.placement:<12}{'bare s':>9}{'pipeline s':>12}")
+    for name, seconds in figures.bare_s.items():
+        print(f"{name:<12}{seconds:>9.1f}{figures.pipeline_s[name]:>12.1f}")
+    print("; ".join(f"{name}: busy {busy:.3f}, idle {figures.idle[name]:.3f}" for name, busy in figures.busy.items()))
     print(
         f"rate {figures.rate:.3f} over {figures.steady_s:.1f} s, "
         f"whole {figures.whole:.3f} over {figures.whole_s:.1f} s, CPU {figures.model_cpu:.3f}"
@@ -53,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark the pipeline on Ray.")
     parser.add_argument("--shards", type=int, default=6)
     parser.add_argument("--shard-rows", type=int, default=64)
+    parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
     parser.add_argument("--tiny", action="store_true", help="tiny random models, to try the script")
     parser.add_argument("--only", choices=["models", "sleep"])
     options = parser.parse_args()
@@ -60,9 +62,10 @@ def main() -> None:
     print(json.dumps(found["machine"]))
     with tempfile.TemporaryDirectory(prefix="alignpot-pipeline-") as folder:
         if options.only != "sleep":
-            figures = measure_models(Path(folder), options.shards, options.shard_rows, tiny=options.tiny)
-            show(figures)
-            found["models"] = figures.to_dict()
+            sizes = Path(folder), options.shards, options.shard_rows
+            for figures in measure_models(*sizes, options.placements, tiny=options.tiny):
+                show(figures)
+                found[figures.placement] = figures.to_dict()
         if options.only != "models":
             found["sleep"] = {}
             for seconds in (0.002, 0.02):

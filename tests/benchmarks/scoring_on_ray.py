@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -49,8 +49,9 @@ class Ran:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What bench_pipeline reports; by stage where it is a mapping."""
+    """What bench_pipeline reports; by stage where it is a mapping, by actor in `busy` and `idle`."""
 
+    placement: str
     shards: int
     lanes: int
     rate: float
@@ -68,15 +69,30 @@ class Figures:
         return json.loads(json.dumps(asdict(self)), parse_float=lambda x: round(float(x), 4))
 
 
-def measure_models(folder: Path, num_shards: int, shard_rows: int, *, tiny: bool) -> Figures:
-    config = make_config(folder, num_shards, shard_rows, tiny=tiny)
+def measure_models(
+    folder: Path, num_shards: int, shard_rows: int, placements: Sequence[str], *, tiny: bool
+) -> Iterator[Figures]:
+    """The pipeline in each of the placements beside the same bare engines, which run once."""
     lanes = min(os.cpu_count() or 1, len(MODELS))
-    run = prepare_score(config)
-    shards = [Shard.from_dict(shard) for shard in run.plan.shards]
-    bare, expected = run_bare(config, [read_shard(run.reader, shard).table for shard in shards], lanes)
-    ran = run_pipeline(run, shards)
-    check_equal(run, expected)
-    return figures_of(bare, ran, lanes)
+    config = make_config(folder, num_shards, shard_rows, tiny=tiny)
+    bare: Seconds = {}
+    for placement in placements:
+        run = prepare_score(placed(config, placement, folder / placement, lanes))
+        shards = [Shard.from_dict(shard) for shard in run.plan.shards]
+        if not bare:
+            bare, expected = run_bare(config, [read_shard(run.reader, shard).table for shard in shards], lanes)
+        ran = run_pipeline(run, shards)
+        check_equal(run, expected)
+        yield figures_of(bare, ran, lanes, placement)
+
+
+def placed(config: Config, placement: str, scored: Path, lanes: int) -> Config:
+    """The config with a pool for each model, or with as many actors as lanes that hold all of them."""
+    models: dict[str, Any] = {}
+    if placement == "colocated":
+        models = {name: getattr(config, name).model_copy(update={"replicas": lanes}) for name in MODELS}
+    run = config.run.model_copy(update={"placement": placement})
+    return config.model_copy(update={**models, "run": run, "scored": str(scored)})
 
 
 def make_config(folder: Path, num_shards: int, shard_rows: int, *, tiny: bool) -> Config:
@@ -177,21 +193,30 @@ def check_equal(run: ScoreRun, expected: Mapping[int, pa.Table]) -> None:
     print(f"gate: {committed.num_rows} rows with equal scores", flush=True)
 
 
-def figures_of(bare: Seconds, ran: Ran, lanes: int) -> Figures:
-    works = ran.works
+@dataclass(frozen=True, slots=True, order=True)
+class Visit:
+    """A shard with an actor: when it began and ended, and when the shard had left the stage before."""
+
+    started: float
+    ended: float
+    ready: float
+
+
+def figures_of(bare: Seconds, ran: Ran, lanes: int, placement: str) -> Figures:
     spans = {
-        (timing.stage, work.shard): (timing.started_s, timing.ended_s) for work in works for timing in work.timings
+        (timing.stage, work.shard): (timing.started_s, timing.ended_s) for work in ran.works for timing in work.timings
     }
-    of = {name: sorted(span for (stage, _), span in spans.items() if stage == name) for name in MODELS}
-    ends = sorted(max(end for _, end in of[name]) for name in MODELS)
-    begin, end = max(of[name][0][1] for name in MODELS), ends[len(MODELS) - lanes]
-    first, last = min(of[name][0][0] for name in MODELS), max(ended for _, ended in spans.values())
+    actors = visits_of_pools(ran.works) if placement == "pooled" else visits_of_actors(ran.works)
+    # With a pool for each model the last one begins with what the others have done; else all begin at once.
+    begins = [visits[0].ended if placement == "pooled" else visits[0].started for visits in actors.values()]
+    ends = sorted(visits[-1].ended for visits in actors.values())
+    begin, end = max(begins), ends[len(ends) - lanes]
+    first, last = min(visits[0].started for visits in actors.values()), max(ended for _, ended in spans.values())
     steady = sum(wall * _share(spans[key], begin, end) for key, (wall, _) in bare.items())
     model_cpu = sum(cpu * _share(spans[key], ran.first_s, ran.last_s) for key, (_, cpu) in bare.items())
-    length = {name: of[name][-1][1] - of[name][0][0] for name in MODELS}
-    total = {name: sum(ended - started for started, ended in of[name]) for name in MODELS}
     return Figures(
-        shards=len(works),
+        placement=placement,
+        shards=len(ran.works),
         lanes=lanes,
         rate=steady / lanes / (end - begin) if end > begin else float("nan"),
         steady_s=end - begin,
@@ -200,24 +225,43 @@ def figures_of(bare: Seconds, ran: Ran, lanes: int) -> Figures:
         model_cpu=model_cpu / sum(ran.cpu.values()),
         cpu=ran.cpu,
         bare_s={name: sum(wall for (stage, _), (wall, _) in bare.items() if stage == name) for name in MODELS},
-        pipeline_s=total,
-        busy={name: total[name] / length[name] for name in MODELS},
-        idle={name: _idle_s(works, name) / length[name] for name in MODELS},
+        pipeline_s={name: sum(b - a for (stage, _), (a, b) in spans.items() if stage == name) for name in MODELS},
+        busy={name: sum(v.ended - v.started for v in visits) / _length(visits) for name, visits in actors.items()},
+        idle={name: _idle_s(visits) / _length(visits) for name, visits in actors.items()},
     )
+
+
+def visits_of_pools(works: Sequence[ShardWork]) -> dict[str, list[Visit]]:
+    """Visits by model, where each has an actor of its own."""
+    found: dict[str, list[Visit]] = {name: [] for name in MODELS}
+    for work in works:
+        for before, timing in pairwise(t for t in work.timings if t.stage in {"tokenise", *MODELS}):
+            found[timing.stage].append(Visit(timing.started_s, timing.ended_s, ready=before.ended_s))
+    return {name: sorted(visits) for name, visits in found.items()}
+
+
+def visits_of_actors(works: Sequence[ShardWork]) -> dict[str, list[Visit]]:
+    """Visits by actor, where each holds every model: a shard is with the first that was free when it began."""
+    found: list[list[Visit]] = []
+    at = [{timing.stage: timing for timing in work.timings} for work in works]
+    for visit in sorted(Visit(t[MODELS[0]].started_s, t[MODELS[-1]].ended_s, ready=t["tokenise"].ended_s) for t in at):
+        free = next((visits for visits in found if visits[-1].ended <= visit.started), None)
+        if free is None:
+            found.append([visit])
+        else:
+            free.append(visit)
+    return {f"actor {number}": visits for number, visits in enumerate(found)}
+
+
+def _length(visits: Sequence[Visit]) -> float:
+    return visits[-1].ended - visits[0].started
+
+
+def _idle_s(visits: Sequence[Visit]) -> float:
+    """Seconds in which an actor did nothing although its next shard had left the stage before."""
+    return sum(max(0.0, after.started - max(before.ended, after.ready)) for before, after in pairwise(visits))
 
 
 def _share(span: tuple[float, float], begin: float, end: float) -> float:
     """The share of a span that lies between two times."""
     return max(0.0, min(span[1], end) - max(span[0], begin)) / (span[1] - span[0])
-
-
-def _idle_s(works: Sequence[ShardWork], name: str) -> float:
-    """Seconds in which an actor did nothing although its next shard had left the stage before."""
-    visits = []
-    for work in works:
-        names = [timing.stage for timing in work.timings]
-        at = names.index(name)
-        visits.append((work.timings[at].started_s, work.timings[at].ended_s, work.timings[at - 1].ended_s))
-    visits.sort()
-    pairs = pairwise(visits)
-    return sum(max(0.0, started - max(before[1], ready)) for before, (started, _, ready) in pairs)
