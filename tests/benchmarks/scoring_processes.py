@@ -50,7 +50,7 @@ def _name(pid: int) -> str:
         return "ended"
     if not words:
         return "other"
-    for actor in ("Reward", "PolicyLogprob", "ReferenceLogprob", "Tokenise"):
+    for actor in ("Reward", "PolicyLogprob", "ReferenceLogprob", "Colocated", "Tokenise"):
         if f"{actor}Actor" in words[0]:
             return f"{actor}Actor"
     return "Ray tasks" if words[0].startswith("ray::") else "Ray services"
