@@ -57,10 +57,15 @@ def set_padding(tokenizer: Any) -> int:
 def _assemble(base_dir: Path, head: Path, directory: Path) -> None:
     import torch
     from safetensors.torch import load_file
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
-    model = AutoModelForSequenceClassification.from_pretrained(base_dir, num_labels=1, dtype=torch.float32)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would report the head as missing, which is put in below
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(base_dir, num_labels=1, dtype=torch.float32)
+    finally:
+        logging.set_verbosity(verbosity)
     weight = load_file(head)[HEAD_KEY]
     if weight.shape != model.score.weight.shape:
         raise ModelError(
