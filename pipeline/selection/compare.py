@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.errors import DataError
 from pipeline.metrics.columns import FloatArray, single_array
+from pipeline.metrics.ranks import average_ranks
 from pipeline.metrics.terms import TermCache
 from pipeline.selection.passes import Passes
 from pipeline.selection.samples import DrawnSample
@@ -139,14 +140,6 @@ def _spearman(scores: Sequence[FloatArray]) -> FloatArray:
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation: FloatArray = np.atleast_2d(np.corrcoef(ranks))
     return correlation
-
-
-def average_ranks(values: FloatArray) -> FloatArray:
-    """Ranks from 0, ties sharing their mean."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    firsts = np.cumsum(counts) - counts
-    ranks: FloatArray = (firsts + (counts - 1) / 2)[place]
-    return ranks
 
 
 def _contradictions(scores: Sequence[FloatArray], places: Sequence[tuple[int, Fraction]]) -> FloatArray:

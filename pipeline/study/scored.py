@@ -12,10 +12,10 @@ import numpy as np
 from pipeline import schema
 from pipeline.config import Objective, Storage
 from pipeline.errors import DataError
-from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.margins import explicit_margin, implicit_margin
 from pipeline.metrics.objectives import objective_columns
 from pipeline.metrics.potential import alignment_potential
+from pipeline.metrics.ranks import spearman
 from pipeline.metrics.ratio import RATIO_METHODS, RatioSample
 from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import load_manifest
@@ -99,11 +99,6 @@ def effects_of(path: str, objective: Objective, fraction: float) -> Effects:
     )
 
 
-def spearman(first: FloatArray, second: FloatArray) -> float:
-    """Rank correlation; equal values share their mean rank."""
-    return float(np.mean(zscore(_ranks(first)) * zscore(_ranks(second))))
-
-
 def report(effects: Effects) -> str:
     """One dataset as Markdown."""
     methods = list(effects.by_method)
@@ -173,10 +168,3 @@ def _percentiles(values: list[float]) -> tuple[float, float]:
 
 def _jaccard(first: set[int], second: set[int]) -> float:
     return len(first & second) / len(first | second)
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    mean_ranks: FloatArray = (ends - (counts - 1) / 2.0)[places]
-    return mean_ranks

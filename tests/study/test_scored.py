@@ -1,5 +1,4 @@
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipeline import schema
@@ -104,10 +103,3 @@ def test_rows_too_few_to_select_from_are_refused(tmp_path):
 def test_a_folder_without_a_scored_dataset_is_refused(tmp_path):
     with pytest.raises(SourceError):
         scored.effects_of(str(tmp_path), Objective(), 0.4)
-
-
-def test_spearman_shares_ranks_between_equal_values():
-    # By hand: ranks 1.5 1.5 3 4 against 1 2 3.5 3.5.
-    assert scored.spearman(np.array([1.0, 1, 2, 3]), np.array([0.0, 1, 5, 5])) == pytest.approx(8 / 9)
-    values = pa.array([3.0, 1.0, 2.0]).to_numpy()
-    assert scored.spearman(values, np.exp(values)) == pytest.approx(1.0)
