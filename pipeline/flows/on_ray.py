@@ -11,6 +11,7 @@ and would print a traceback with whatever values it was about.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Final
 
 import pyarrow as pa
@@ -30,6 +31,9 @@ from pipeline.stages.work import AnyShard, Commit, ShardReader, ShardWork, commi
 # Ray retries without end by default: a row that kills its worker would never end the run.
 _MAX_RESTARTS: Final = 20
 _MAX_SHARD_RETRIES: Final = 3
+_CALLS_PER_ACTOR: Final = 2
+_FEWEST_AT_HAND: Final = 2
+_MOST_AT_HAND: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +93,13 @@ class CommitPart:
 
 
 class StageActor:
-    """Holds the stages it is given, built once in its own process, and applies them to one shard a call."""
+    """Holds the stages it is given, built once in its own process, and applies them to one shard at a time.
+
+    Calls may overlap: while the stages work on one shard, the last one leaves and the next one arrives.
+    """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
+        self._one_at_a_time = Lock()
         self._stages: list[tuple[str, Apply]] = []
         self._unbuilt: AlignpotError | None = None
         try:
@@ -107,8 +115,9 @@ class StageActor:
     def _apply(self, work: ShardWork) -> ShardWork:
         if self._unbuilt is not None:
             raise self._unbuilt
-        for name, apply in self._stages:
-            work = work.after(name, apply)
+        with self._one_at_a_time:
+            for name, apply in self._stages:
+                work = work.after(name, apply)
         return work
 
 
@@ -213,13 +222,28 @@ def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[s
         "batch_size": 1,
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
-        "compute": ray.data.ActorPoolStrategy(size=min(replicas, num_shards), max_tasks_in_flight_per_actor=3),
+        "compute": ray.data.ActorPoolStrategy(
+            size=min(replicas, num_shards), max_tasks_in_flight_per_actor=shards_at_hand(replicas, num_shards)
+        ),
+        # vLLM's engine belongs to the thread that made it; stages that run one set their process's environment.
+        "max_concurrency": 1 if env else _CALLS_PER_ACTOR,
         "num_cpus": cpus_per_actor(group),
         "num_gpus": num_gpus or None,
         **({"runtime_env": {"env_vars": env}} if env else {}),
         "max_restarts": _MAX_RESTARTS,
         "max_task_retries": _MAX_SHARD_RETRIES,
     }
+
+
+def shards_at_hand(replicas: int, num_shards: int) -> int:
+    """Shards that one actor of a pool may hold, the one it works on included.
+
+    The more it holds, the less it waits for the driver, which looks some ten times a second. But what it holds no other
+    actor can take: near the end of few shards one would work while the rest of its pool has nothing left.
+    """
+    if replicas == 1:
+        return _MOST_AT_HAND
+    return min(_MOST_AT_HAND, max(_FEWEST_AT_HAND, num_shards // (8 * replicas)))
 
 
 def _io_cpus(stages: Sequence[Stage]) -> float:

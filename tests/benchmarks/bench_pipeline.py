@@ -1,11 +1,14 @@
 """What Ray costs: the three-model pipeline beside its bare engines, and sleeping stages beside plain Ray Data.
 
-    python -m tests.benchmarks.bench_pipeline [--shards 6] [--placements pooled] [--tiny] [--only models|sleep]
+    python -m tests.benchmarks.bench_pipeline [--shards 6] [--lanes 1] [--placements pooled] [--tiny]
+        [--only models|sleep]
 
 Models: SmolLM2 as policy and reference, the demo's reward model; bfloat16, one thread each; shards of 64 HH pairs, or
-of our demo pairs where those are not at hand. The bare engines run in sequence, without Ray, on one process a core,
-which hold the same models and share out the same tokenised shards; the `bare seconds` of a shard and stage are what
-that took. With L lanes (cores, at most one a model) nothing can be faster than the sum of all bare seconds / L.
+of our demo pairs where those are not at hand. L cores, the lanes, stand for the devices of a node: models run on them
+and nothing else does, while Ray, reading, tokenising and committing have the other cores, as beside GPUs. `--lanes` of
+all cores keeps none apart: models and Ray then compete. The bare engines run in sequence, without Ray, in one process a
+lane, which hold the same models and share out the same tokenised shards; the `bare seconds` of a shard and stage are
+what that took. Nothing can be faster than the sum of all bare seconds / L.
 
     rate      bare seconds of the work done in the steady part of the pipeline / L / its seconds: the share of the
               summed bare-engine rate. The steady part begins when the last model has finished its first shard (when
@@ -27,12 +30,13 @@ of 64 rows; the figure is the busy share of the least busy actor. The last line 
 
 import argparse
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.scoring_data import machine
-from tests.benchmarks.scoring_on_ray import Figures, measure_models
+from tests.benchmarks.scoring_on_ray import MODELS, Figures, measure_models
 from tests.benchmarks.scoring_sleep import measure_sleep
 
 PLACEMENTS = ["pooled", "colocated"]
@@ -54,16 +58,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark the pipeline on Ray.")
     parser.add_argument("--shards", type=int, default=6)
     parser.add_argument("--shard-rows", type=int, default=64)
+    parser.add_argument("--lanes", type=int, help="cores for models; default: all but one, at most one a model")
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
     parser.add_argument("--tiny", action="store_true", help="tiny random models, to try the script")
     parser.add_argument("--only", choices=["models", "sleep"])
     options = parser.parse_args()
+    lanes = options.lanes or max(1, min((os.cpu_count() or 1) - 1, len(MODELS)))
     found: dict[str, Any] = {"machine": machine()}
     print(json.dumps(found["machine"]))
     with tempfile.TemporaryDirectory(prefix="alignpot-pipeline-") as folder:
         if options.only != "sleep":
             sizes = Path(folder), options.shards, options.shard_rows
-            for figures in measure_models(*sizes, options.placements, tiny=options.tiny):
+            for figures in measure_models(*sizes, options.placements, lanes=lanes, tiny=options.tiny):
                 show(figures)
                 found[figures.placement] = figures.to_dict()
         if options.only != "models":

@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from pipeline.flows.score import ScoreRun, prepare_score
 from pipeline.flows.session import ray_session
 from pipeline.flows.step import CommitTo
 from pipeline.sources.shards import Shard
-from pipeline.stages.plan import score_stages
+from pipeline.stages.plan import Apply, score_stages
 from pipeline.stages.rows import without_transient
 from pipeline.stages.work import ShardWork, read_shard
 from pipeline.storage.manifest import finish_run
@@ -69,19 +71,33 @@ class Figures:
         return json.loads(json.dumps(asdict(self)), parse_float=lambda x: round(float(x), 4))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cores:
+    """The cores that models run on, and those of everything else; the same ones where none are kept apart."""
+
+    models: Sequence[int]
+    rest: Sequence[int]
+
+    @classmethod
+    def with_lanes(cls, lanes: int) -> "Cores":
+        """The first cores for models; the others for the rest, if there are others."""
+        cores = sorted(os.sched_getaffinity(0))
+        return cls(models=cores[:lanes], rest=cores[lanes:] or cores)
+
+
 def measure_models(
-    folder: Path, num_shards: int, shard_rows: int, placements: Sequence[str], *, tiny: bool
+    folder: Path, num_shards: int, shard_rows: int, placements: Sequence[str], *, lanes: int, tiny: bool
 ) -> Iterator[Figures]:
     """The pipeline in each of the placements beside the same bare engines, which run once."""
-    lanes = min(os.cpu_count() or 1, len(MODELS))
+    cores = Cores.with_lanes(lanes)
     config = make_config(folder, num_shards, shard_rows, tiny=tiny)
     bare: Seconds = {}
     for placement in placements:
         run = prepare_score(placed(config, placement, folder / placement, lanes))
         shards = [Shard.from_dict(shard) for shard in run.plan.shards]
         if not bare:
-            bare, expected = run_bare(config, [read_shard(run.reader, shard).table for shard in shards], lanes)
-        ran = run_pipeline(run, shards)
+            bare, expected = run_bare(config, [read_shard(run.reader, shard).table for shard in shards], cores)
+        ran = run_pipeline(run, shards, cores)
         check_equal(run, expected)
         yield figures_of(bare, ran, lanes, placement)
 
@@ -128,12 +144,16 @@ def _tiny_models(folder: Path) -> tuple[Path, Path]:
     return folder / "policy", folder / "reward"
 
 
-def run_bare(config: Config, tables: Sequence[pa.Table], lanes: int) -> tuple[Seconds, dict[int, pa.Table]]:
+def run_bare(config: Config, tables: Sequence[pa.Table], cores: Cores) -> tuple[Seconds, dict[int, pa.Table]]:
     """Seconds of each stage on each shard, and the tables with their scores."""
+    lanes = len(cores.models)
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(lanes), context.SimpleQueue()
     hands = [{i: table for i, table in enumerate(tables) if i % lanes == lane} for lane in range(lanes)]
-    processes = [context.Process(target=_bare_lane, args=(config, hand, barrier, results)) for hand in hands]
+    processes = [
+        context.Process(target=_bare_lane, args=(config, hand, core, barrier, results))
+        for hand, core in zip(hands, cores.models, strict=True)
+    ]
     for process in processes:
         process.start()
     seconds: Seconds = {}
@@ -147,8 +167,9 @@ def run_bare(config: Config, tables: Sequence[pa.Table], lanes: int) -> tuple[Se
     return seconds, scored
 
 
-def _bare_lane(config: Config, tables: dict[int, pa.Table], barrier: Any, results: Any) -> None:
+def _bare_lane(config: Config, tables: dict[int, pa.Table], core: int, barrier: Any, results: Any) -> None:
     """One process: tokenise all, then each engine in turn over its shards, at the same time as the other lanes."""
+    os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     seconds: Seconds = {}
     applies = {stage.name: stage.build() for stage in score_stages(config)}
@@ -164,12 +185,31 @@ def _bare_lane(config: Config, tables: dict[int, pa.Table], barrier: Any, result
     results.put((seconds, {index: without_transient(table) for index, table in tables.items()}))
 
 
-def run_pipeline(run: ScoreRun, shards: Sequence[Shard]) -> Ran:
-    stages = score_stages(run.config)
+def _build_on(cores: Sequence[int], build: Callable[[], Apply]) -> Apply:
+    """A model whose thread keeps to some cores; the other threads of its actor stay with Ray's."""
+    os.sched_setaffinity(0, cores)
+    return build()
+
+
+@contextmanager
+def _this_process_on(cores: Sequence[int]) -> Iterator[None]:
+    """Keep this thread, and all processes and threads that it starts, to some cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def run_pipeline(run: ScoreRun, shards: Sequence[Shard], cores: Cores) -> Ran:
+    stages = [
+        stage if stage.model is None else replace(stage, build=partial(_build_on, cores.models, stage.build))
+        for stage in score_stages(run.config)
+    ]
     specs = {shard.index: run.plan.part_spec(shard.index) for shard in shards}
     commit = CommitTo(fs=run.fs, root=run.root, specs=specs)
     cpu: dict[str, float] = {}
-    with ray_session(run.config.run, [stage.model for stage in stages if stage.model is not None]):
+    models = [stage.model for stage in stages if stage.model is not None]
+    with _this_process_on(cores.rest), ray_session(run.config.run, models):
         job = ScoreJob(reader=run.reader, stages=tuple(stages), commit=commit, run=run.config.run)
         results = score_on_ray(job, shards)
         works = [next(results)]

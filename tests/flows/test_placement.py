@@ -1,14 +1,24 @@
-"""GPUs of the pools: what is asked for is given, the rest is shared so that every pool finds a place at once."""
+"""GPUs of the pools: what is asked for is given, the rest is shared so that every pool finds a place at once.
 
+And how many shards an actor holds and works on.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import pyarrow as pa
 import pytest
 
 from pipeline.config import TorchModel
 from pipeline.config_self_play import Generate
 from pipeline.errors import ConfigError
-from pipeline.flows.on_ray import _pool
+from pipeline.flows.envelope import from_block, to_block
+from pipeline.flows.on_ray import StageActor, _pool, shards_at_hand
 from pipeline.flows.placement import share_gpus
 from pipeline.models.vllm_engine import gpu_share
 from pipeline.stages.plan import Stage
+from pipeline.stages.work import ShardWork
 
 
 def pool(*models: tuple[str | float, int]) -> list[Stage]:
@@ -77,3 +87,36 @@ def test_pools_without_an_engine_get_no_environment():
 
 def test_an_engine_outside_ray_fills_what_its_place_asks_for():
     assert [gpu_share(engine(n).model, {}) for n in ("auto", 0, 0.5, 1)] == [1, 1, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "num_shards", "expected"), [(1, 3, 6), (1, 1000, 6), (2, 5, 2), (2, 64, 4), (2, 1000, 6), (8, 100, 2)]
+)
+def test_actors_that_share_few_shards_hold_few(replicas, num_shards, expected):
+    assert shards_at_hand(replicas, num_shards) == expected
+
+
+def test_an_actor_works_on_one_shard_at_a_time_though_calls_overlap():
+    at_work, most = 0, 0
+
+    def apply(table):
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        time.sleep(0.05)
+        at_work -= 1
+        return table
+
+    actor = StageActor([Stage(name="reward", build=lambda: apply)])
+    blocks = [to_block(ShardWork(shard=i, table=pa.table({"id": ["a"]}))) for i in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = [from_block(block) for block in threads.map(actor, blocks)]
+    assert [work.shard for work in found] == [0, 1, 2, 3]
+    spans = sorted((work.timings[0].started_s, work.timings[0].ended_s) for work in found)
+    assert most == 1
+    assert all(ended <= started for (_, ended), (started, _) in pairwise(spans))
+
+
+def test_calls_of_an_engine_with_an_environment_of_its_own_do_not_overlap():
+    assert _pool([engine("auto")], 1, num_shards=4)["max_concurrency"] == 1
+    assert _pool(pool(("auto", 1)), 1, num_shards=4)["max_concurrency"] == 2
