@@ -182,6 +182,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _rounded_alike(self) -> "Config":
+        both = [model for model in (self.policy, self.reference) if isinstance(model, TorchModel)]
+        if len({model.fp8 for model in both}) > 1:
+            raise ValueError(
+                "fp8 of one of policy and reference alone would stay in their difference: give it to both, or to none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _margins_have_their_columns(self) -> "Config":
         if isinstance(self.policy, ColumnsModel) and isinstance(self.reference, TorchModel):
             raise ValueError(

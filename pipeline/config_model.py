@@ -39,6 +39,9 @@ class TorchModel(Replicas):
     trust_remote_code: bool = False
     token_budget: int = Field(default=16384, ge=1)
     """Most tokens in one forward; a single longer row runs alone."""
+    fp8: bool = False
+    """Multiply in 8-bit floating point in the decoder's linear layers, at up to twice the rate on GPUs of compute
+    capability 8.9 and newer. Scores move; the run stops if the first rows do not rank as without it."""
 
 
 class VllmModel(TorchModel):
@@ -55,6 +58,13 @@ class VllmModel(TorchModel):
     def _no_adapter(cls, value: str | None) -> str | None:
         if value is not None:
             raise ValueError("backend vllm scores no adapters; merge it into the model and name that")
+        return value
+
+    @field_validator("fp8")
+    @classmethod
+    def _no_fp8(cls, value: bool) -> bool:  # noqa: FBT001
+        if value:
+            raise ValueError("backend vllm has its own: set engine_args: {quantization: fp8}")
         return value
 
     _engine_args = field_validator("engine_args")(without_secrets)

@@ -216,6 +216,13 @@ class SelfPlayConfig(Section):
             raise ValueError(f"select.group_by {self.select.group_by} is no column of the pairs; wanted {_GROUPS}")
         return self
 
+    @field_validator("reward")
+    @classmethod
+    def _rewards_are_not_rounded(cls, value: ClassifierReward) -> ClassifierReward:
+        if value.fp8:
+            raise ValueError("fp8 is not for self-play, whose rewards choose the pairs before anything is ranked")
+        return value
+
     @model_validator(mode="after")
     def _training_has_its_beta(self) -> "SelfPlayConfig":
         train = self.train

@@ -50,6 +50,16 @@ def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[f
     return gpus
 
 
+def reserved_by_one_call(models: Sequence[Replicas]) -> dict[str, float]:
+    """GPUs and CPUs of one call that runs a replica of each model in turn; options of a Ray task."""
+    one_gpu = min(1.0, ray.cluster_resources().get("GPU", 0.0))
+    asked = [_asked(model, one_gpu) for model in models]
+    return {
+        "num_gpus": max((one_gpu if number == "auto" else number for number in asked), default=0.0),
+        "num_cpus": max((model.num_cpus for model in models), default=1.0),
+    }
+
+
 def share_gpus(groups: Sequence[Sequence[Stage]], num_gpus: float) -> list[float]:
     """GPUs of one actor of each pool, where the cluster has `num_gpus`.
 

@@ -10,10 +10,12 @@ import posixpath
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 
 from pipeline import __version__
 from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, TorchModel, resolved
@@ -26,7 +28,9 @@ from pipeline.sources.files import SourceFile
 from pipeline.sources.reader import PairReader, open_source
 from pipeline.sources.rows import BEST_WORST
 from pipeline.sources.shards import Shard, plan_shards
+from pipeline.stages.fp8_ranks import NUM_RANKED, check_ranks, roles_in_fp8
 from pipeline.stages.plan import score_stages
+from pipeline.stages.work import read_shard
 from pipeline.storage.duplicates import check_ids
 from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem
 from pipeline.storage.manifest import Manifest, finish_run
@@ -79,6 +83,8 @@ def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
     started = time.monotonic()
     done = committed_parts(run.fs, run.root, run.plan)
     pending = [Shard.from_dict(shard) for index, shard in enumerate(run.plan.shards) if index not in done]
+    if pending and roles_in_fp8(run.config):
+        _check_fp8(run, pending)
     timeline, num_tokens = Timeline(), 0
     place = Place(fs=run.fs, root=run.root, plan=run.plan)
     for work in work_on(place, run.reader, pending, score_stages(run.config), run.config.run):
@@ -102,6 +108,30 @@ def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
         overlap_s=timeline.overlap_s(),
     )
     return summary, manifest
+
+
+def _check_fp8(run: ScoreRun, pending: Sequence[Shard]) -> None:
+    """See check_ranks; on Ray, where one of the cluster's GPUs is."""
+    rows = _first_rows(run, pending)
+    if run.config.run.engine == "plain":
+        check_ranks(run.config, rows)
+        return
+    from pipeline.flows.placement import reserved_by_one_call
+    from pipeline.flows.remote import call_on_cluster
+    from pipeline.flows.session import ray_session
+
+    models = list(run.config.torch_models().values())
+    with ray_session(run.config.run, models):
+        call_on_cluster(partial(check_ranks, run.config), rows, **reserved_by_one_call(models))
+
+
+def _first_rows(run: ScoreRun, pending: Sequence[Shard]) -> pa.Table:
+    tables: list[pa.Table] = []
+    for shard in pending:
+        tables.append(read_shard(run.reader, shard).table)
+        if sum(table.num_rows for table in tables) >= NUM_RANKED:
+            break
+    return pa.concat_tables(tables).slice(0, NUM_RANKED)
 
 
 def check_dropped(config: Config, manifest: Manifest) -> None:

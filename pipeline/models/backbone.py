@@ -19,6 +19,7 @@ import torch
 from pipeline.errors import ModelError
 from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_groups, worth_comparing
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
+from pipeline.models.fp8 import require_fp8, use_fp8
 from pipeline.models.last_norm import last_calls
 from pipeline.models.memory import Budget, Found, Run, run_in_steps
 from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, Step, response_step
@@ -59,9 +60,13 @@ class Backbone:
     Args:
         model: a transformers model, or a peft model with its adapter unmerged.
         token_budget: most tokens in one step; a longer group runs alone.
+        fp8: score with the linear layers of the decoder rounded (see fp8); comparisons come before that.
+
+    Raises:
+        ModelError: this torch or GPU has no fp8.
     """
 
-    def __init__(self, model: Any, token_budget: int) -> None:
+    def __init__(self, model: Any, token_budget: int, *, fp8: bool = False) -> None:
         self.model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.config = self.model.config.get_text_config()
         self.device = next(self.model.parameters()).device
@@ -73,6 +78,9 @@ class Backbone:
         self._plain = "eager" if softcapped else self.model.config._attn_implementation  # noqa: SLF001
         self._other = None if softcapped else "sdpa" if self._plain == "eager" else "eager"
         self._num_positions = _num_positions(self.model)
+        self._to_be_rounded = fp8
+        if fp8:
+            require_fp8(self.device)
 
     def choose_kernel(self, ways: Ways) -> None:
         """Set the fastest kernel whose results, per token read, equal those of the plain forward."""
@@ -94,6 +102,10 @@ class Backbone:
 
     def score(self, groups: Sequence[Group], ways: Ways) -> Found:
         """One number a sequence; what the model or memory has no room for is left out."""
+        self._round()
+        return self._score(groups, ways)
+
+    def _score(self, groups: Sequence[Group], ways: Ways) -> Found:
         sequences = [c for group in groups for c in group]
         long = {i for i, c in enumerate(sequences) if self._num_positions and len(c.ids) > self._num_positions}
         if not long:
@@ -117,7 +129,7 @@ class Backbone:
             return None
         chosen = worth_comparing(groups, self._window())
         compared = [groups[i] for i in chosen]
-        packed, plain = self.score(compared, ways), self._one_by_one(compared, ways)
+        packed, plain = self._score(compared, ways), self._one_by_one(compared, ways)
         found = self._excess(compared, packed, plain, ways)
         worst = float(found.max(initial=0.0))
         if worst <= 1.0:
@@ -135,6 +147,11 @@ class Backbone:
             f"forward differ by {difference:.3g} in {unit} on real rows, {worst:.3g} times what is allowed"
         )
         return Disagreement(groups=tuple(chosen), message=message)
+
+    def _round(self) -> None:
+        if self._to_be_rounded:
+            self._to_be_rounded = False
+            use_fp8(self.model)
 
     def hidden_rows(self, step: Step) -> torch.Tensor:
         """Last hidden states of the rows that a step reads, shape (R, d), in the model's dtype.

@@ -10,6 +10,8 @@ and long score under policy and reference, both resident; reward gives both rewa
     padding-free, HF    transformers with flash attention: sequences end to end by position ids, head on response
                         rows only; needs the flash-attn package, and is left out with a line where there is none
     padding-free, ours  our engine told of every sequence alone: no padding, nothing shared
+    alignpot, fp8       our engine with the decoder's linear layers in 8 bits, and the rank correlation of its margins
+                        with those in bfloat16: random weights say little about how a trained model's rank
     classifier          AutoModelForSequenceClassification, 8 dialogues padded together, as it ships and sorted
 
 Gate: mean log-probabilities, or rewards, of all engines agree on 16 pairs. MFU is of useful work, the same for every
@@ -40,6 +42,7 @@ if importlib.util.find_spec("pydantic") is None:
     prompts.TokenizedPair = prompts.TokenizedDialogues = SimpleNamespace
     sys.modules[prompts.__name__] = prompts
 
+from pipeline.metrics.ranks import spearman
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.rewards import ClassifierEngine
 
@@ -214,6 +217,30 @@ def measure(
     }
 
 
+def measure_fp8(
+    models: Sequence[Any], cases: dict[str, Sequence[Pair]], figures: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """Adds what fp8 does in each case, last of all: it rounds the models in place."""
+    own = {
+        name: of_engine(LogprobEngine(models[0], token_budget=options.token_budget))(pairs)
+        for name, pairs in cases.items()
+    }
+    rounded = [of_engine(LogprobEngine(model, token_budget=options.token_budget, fp8=True)) for model in models]
+    for name, pairs in cases.items():
+        rate = len(pairs) / sum(seconds(score, pairs, options.repeats) for score in rounded)
+        correlation = spearman(own[name][0] - own[name][1], np.subtract(*rounded[0](pairs)))
+        ratio = rate / figures[name]["pairs_per_s"]["alignpot"]
+        print(
+            f"{name}, fp8 {rate:>10.2f} pairs/s, {ratio:.3f} of bfloat16, rank correlation {correlation:.4f}",
+            flush=True,
+        )
+        figures[name]["fp8"] = {
+            "pairs_per_s": round(rate, 3),
+            "to_bfloat16": round(ratio, 3),
+            "rank_correlation": round(correlation, 4),
+        }
+
+
 def run_cases(options: argparse.Namespace, device: str) -> dict[str, Any]:
     shape, scale = (TINY, 0.1) if options.tiny else (LLAMA_3_8B, 1.0)
     figures: dict[str, Any] = {}
@@ -221,11 +248,15 @@ def run_cases(options: argparse.Namespace, device: str) -> dict[str, Any]:
     if wanted:
         models = [random_model(shape, seed, device) for seed in (1, 2)]
         kernel, engines = logp_engines(models, options.token_budget)
-        for name, lengths in wanted.items():
+        cases = {
+            name: pairs_of(lengths.scaled(scale), options.pairs, shape["vocab_size"])
+            for name, lengths in wanted.items()
+        }
+        for name, pairs in cases.items():
             print(f"{name}, policy and reference, {kernel} kernel", flush=True)
-            pairs = pairs_of(lengths.scaled(scale), options.pairs, shape["vocab_size"])
             work = flops(models[0].config, pairs, head=True)
             figures[name] = {"kernel": kernel, **measure(engines, pairs, work, options, head=True)}
+        measure_fp8(models, cases, figures, options)
         del models, engines
         if device == "cuda":
             torch.cuda.empty_cache()

@@ -1,0 +1,111 @@
+"""The linear layers of a decoder in 8-bit floating point (e4m3), on request.
+
+Weights are rounded once, with a scale for each output feature, and inputs as they come, with a scale for each token:
+so the numbers of a token do not hang on the tokens beside it. Products are summed in float32. Embeddings, norms,
+routers, adapters and heads stay as they are. A GPU that multiplies e4m3 does so at twice its rate for bfloat16; a CPU
+gives equal numbers, slowly. Scores move, and so may the order of rows, which `stages.fp8_ranks` looks at.
+"""
+
+import logging
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from pipeline.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+_E4M3: Final = torch.float8_e4m3fn
+_LARGEST: Final = torch.finfo(_E4M3).max
+_SMALLEST_SCALE: Final = 1e-12
+_MULTIPLE: Final = 16  # of both dimensions of a weight, for GPUs
+_FIRST_GPU: Final = (8, 9)
+# Routers choose experts by small differences, and adapters are too thin to gain.
+_LEFT_OUT: Final = frozenset({"gate", "router", "lora_A", "lora_B"})
+
+
+class Fp8Linear(torch.nn.Module):
+    """A linear layer whose weight and inputs are rounded to e4m3; takes and gives the dtype of its inputs."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.bias = linear.bias
+        self.weight: torch.Tensor
+        self.scale: torch.Tensor
+        weight, scale = _rounded(linear.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale.t().contiguous())
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs of shape (..., out_features) from inputs of shape (..., in_features)."""
+        rows, scale = _rounded(inputs.reshape(-1, self.in_features))
+        by_row = F.ScalingType.RowWise
+        outputs = F.scaled_mm(
+            rows,
+            self.weight.t(),
+            scale,
+            by_row,
+            self.scale,
+            by_row,
+            output_dtype=torch.float32 if inputs.device.type == "cpu" else torch.bfloat16,
+            use_fast_accum=inputs.device.type != "cpu",
+        )
+        if self.bias is not None:
+            outputs = outputs + self.bias
+        return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
+
+
+def use_fp8(model: Any) -> float:
+    """Replace the linear layers of a model's decoder, in place.
+
+    Args:
+        model: a transformers model, its adapters unmerged.
+
+    Returns:
+        The share of the decoder's weights that are now in 8 bits, 0 to 1.
+
+    Raises:
+        ModelError: this torch or GPU cannot, or the decoder has no layer of this kind.
+    """
+    require_fp8(next(model.parameters()).device)
+    decoder = model.base_model
+    num_all = sum(parameter.numel() for parameter in decoder.parameters())
+    num_rounded = 0
+    for path, parent in list(decoder.named_modules()):
+        for name, child in list(parent.named_children()):
+            if _can_be_rounded(f"{path}.{name}", child):
+                num_rounded += child.weight.numel()
+                setattr(parent, name, Fp8Linear(child))
+    if num_rounded == 0:
+        raise ModelError(f"fp8: {type(model).__name__} has no linear layers of its own to round. Remove fp8.")
+    share = float(num_rounded / num_all)
+    logger.info("%s: %.0f%% of the decoder's weights are in fp8", type(model).__name__, 100 * share)
+    return share
+
+
+def require_fp8(device: torch.device) -> None:
+    """Check that torch and a device can multiply e4m3.
+
+    Raises:
+        ModelError: they cannot.
+    """
+    if not hasattr(F, "scaled_mm"):
+        raise ModelError(f"fp8 needs torch 2.10 or newer; this is {torch.__version__}. Update torch, or remove fp8.")
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FIRST_GPU:
+        name = torch.cuda.get_device_name(device)
+        raise ModelError(f"fp8 needs a GPU of compute capability 8.9 or newer; this is a {name}. Remove fp8.")
+
+
+def _can_be_rounded(path: str, module: torch.nn.Module) -> bool:
+    if type(module) is not torch.nn.Linear or not _LEFT_OUT.isdisjoint(path.split(".")):
+        return False
+    return module.in_features % _MULTIPLE == 0 and module.out_features % _MULTIPLE == 0
+
+
+def _rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of shape (N, d) in e4m3, and what each is multiplied by, shape (N, 1), float32."""
+    scale = (rows.abs().amax(dim=1, keepdim=True).float() / _LARGEST).clamp_min_(_SMALLEST_SCALE)
+    return (rows / scale).clamp_(-_LARGEST, _LARGEST).to(_E4M3), scale
