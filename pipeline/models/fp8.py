@@ -107,5 +107,8 @@ def _can_be_rounded(path: str, module: torch.nn.Module) -> bool:
 
 def _rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of shape (N, d) in e4m3, and what each is multiplied by, shape (N, 1), float32."""
-    scale = (rows.abs().amax(dim=1, keepdim=True).float() / _LARGEST).clamp_min_(_SMALLEST_SCALE)
-    return (rows / scale).clamp_(-_LARGEST, _LARGEST).to(_E4M3), scale
+    if rows.dtype == torch.float16:  # which cannot hold small scales
+        rows = rows.float()
+    # A scale that its dtype rounded down lets a number come a little over the largest, to which it is rounded then.
+    scale = (torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True) / _LARGEST).clamp_min_(_SMALLEST_SCALE)
+    return (rows / scale).to(_E4M3), scale.float()

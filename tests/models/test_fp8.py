@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.config import TorchModel
 from pipeline.errors import ModelError
@@ -45,6 +47,16 @@ def test_a_layer_multiplies_what_e4m3_holds_of_weight_and_inputs():
     expected = rounded(inputs.astype(np.float32)) @ rounded(weight.astype(np.float32)).T + linear.bias.numpy()
     assert found.shape == (1, 7, 32)
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(axis=1).min())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@given(exponent=st.integers(-4, 3), seed=st.integers(0, 2**16))
+def test_no_row_overflows_and_none_is_off_by_more_than_half_a_step(dtype, exponent, seed):
+    rows = (torch.randn(64, 32, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent).to(dtype)
+    found, scale = fp8._rounded(rows)
+    largest = rows.float().abs().amax(dim=1, keepdim=True)
+    error = (found.float() * scale - rows.float()).abs() / largest
+    assert error.max() <= (16 / 448) + 2**-8  # NaN would not be
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
