@@ -21,8 +21,9 @@ from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_gr
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
 from pipeline.models.fp8 import require_fp8, use_fp8
 from pipeline.models.last_norm import last_calls
-from pipeline.models.memory import Budget, Found, Run, run_in_steps
+from pipeline.models.memory import Budget, Found, Numbers, Run, run_in_steps
 from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, Step, response_step
+from pipeline.models.transfer import to_device
 
 TOO_LONG: Final = "longer_than_model"
 
@@ -163,17 +164,14 @@ class Backbone:
 
     def forward_one(self, completion: Completion) -> Any:
         """The model's own output for one sequence, without padding, by its own attention."""
-        ids = torch.as_tensor(completion.ids, dtype=torch.int64, device=self.device)[None]
+        ids = to_device(completion.ids, self.device)[None]
         with self._attention(self._plain):
             return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def _attend(self, step: Step) -> tuple[torch.Tensor, tuple[int, int]]:
         if self.kernel == "naive":
             raise ModelError(f"{type(self.model).__name__} cannot run packed steps.")
-        ids, positions, rows = (
-            torch.as_tensor(values, dtype=torch.int64, device=self.device)
-            for values in (step.ids, step.positions, step.rows)
-        )
+        ids, positions, rows = (to_device(values, self.device) for values in (step.ids, step.positions, step.rows))
         decoder = self.model.base_model
         with (
             self._attention(PACKED_ATTENTION),
@@ -225,7 +223,7 @@ class Backbone:
         """Why the kernel set cannot be used, or None."""
         plain = self._one_by_one(groups, ways)
         try:
-            packed = Found(values=ways.packed(groups), left_out={})
+            packed = Found(values=ways.packed(groups)(), left_out={})
             missing = self._missing_windows(groups)
         except _WRONG_OR_REFUSED as error:
             return f"{type(error).__name__}: {error}"
@@ -251,8 +249,9 @@ class Backbone:
         return run_in_steps(groups, ways.packed, self._budget)
 
     def _one_by_one(self, groups: Sequence[Group], ways: Ways) -> Found:
-        def run(some: Sequence[Group]) -> Float64Array:
-            return np.asarray([ways.plain(completion) for group in some for completion in group], dtype=np.float64)
+        def run(some: Sequence[Group]) -> Numbers:
+            found = np.asarray([ways.plain(completion) for group in some for completion in group], dtype=np.float64)
+            return lambda: found
 
         return run_in_steps([[completion] for group in groups for completion in group], run, Budget(tokens=1))
 

@@ -18,8 +18,10 @@ import torch.nn.functional as F  # noqa: N812
 
 from pipeline.models.agreement import Disagreement
 from pipeline.models.backbone import Backbone, Ways
+from pipeline.models.memory import Numbers
 from pipeline.models.packing import ROW_MULTIPLE, Completion, Float64Array, Group, Int64Array, Step, response_step
 from pipeline.models.prompts import TokenizedPair
+from pipeline.models.transfer import Coming, to_device
 
 _HEAD_BYTES_CPU: Final = 128 << 20
 _HEAD_BYTES_GPU: Final = 512 << 20
@@ -82,17 +84,16 @@ class LogprobEngine:
         """Compare packed steps with the model's own forward on a few of the groups; None if they agree."""
         return self._backbone.disagreement(groups, self._ways)
 
-    def _packed_sums(self, groups: Sequence[Group]) -> Float64Array:
+    def _packed_sums(self, groups: Sequence[Group]) -> Numbers:
         step = response_step(groups)
         logp = self._head.logp(self._backbone.hidden_rows(step), step)
-        return np.bincount(step.target_sequences, weights=logp, minlength=step.num_sequences).astype(np.float64)
+        return lambda: np.bincount(step.target_sequences, weights=logp(), minlength=step.num_sequences).astype(float)
 
     def _plain_sum(self, completion: Completion) -> float:
         step = response_step([[completion]])
         logits = self._backbone.forward_one(completion).logits[0]
-        rows = torch.as_tensor(step.rows, device=logits.device)
-        logits = logits.index_select(0, rows).float()
-        targets = torch.as_tensor(step.targets, device=logits.device)[:, None]
+        logits = logits.index_select(0, to_device(step.rows, logits.device)).float()
+        targets = to_device(step.targets, logits.device)[:, None]
         logp = logits.gather(1, targets).squeeze(1).double() - torch.logsumexp(logits, dim=1).double()
         return float(logp.sum())
 
@@ -116,19 +117,19 @@ class _Head:
             self._bias = None if self._module.bias is None else self._module.bias.detach().float()
         self._buffer: torch.Tensor | None = None
 
-    def logp(self, hidden: torch.Tensor, step: Step) -> Float64Array:
-        """Log-probability of each target of a step, shape (N,), from its hidden rows of shape (R, d)."""
-        result = np.empty(len(step.targets), dtype=np.float64)
+    def logp(self, hidden: torch.Tensor, step: Step) -> Numbers:
+        """Starts on the log-probability of each target of a step, shape (N,), from its hidden rows, shape (R, d)."""
+        places, found = [np.empty(0, dtype=np.int64)], [hidden.new_empty(0, dtype=torch.float64)]
         chunk = self._chunk_rows()
         for begin in range(0, len(hidden), chunk):
             logits = self._logits(hidden[begin : begin + chunk])
             chosen = np.flatnonzero((step.target_rows >= begin) & (step.target_rows < begin + len(logits)))
-            rows = torch.as_tensor(step.target_rows[chosen] - begin, device=self._device)
-            targets = torch.as_tensor(step.targets[chosen], device=self._device)
-            target_logits = logits[rows, targets].double()
-            normalisers = _logsumexp_(logits)[rows].double()
-            result[chosen] = (target_logits - normalisers).cpu().numpy()
-        return result
+            rows = to_device(step.target_rows[chosen] - begin, self._device)
+            target_logits = logits[rows, to_device(step.targets[chosen], self._device)].double()
+            found.append(target_logits - _logsumexp_(logits)[rows].double())
+            places.append(chosen)
+        coming, order = Coming(torch.cat(found)), np.argsort(np.concatenate(places))
+        return lambda: coming.numpy()[order]
 
     def _chunk_rows(self) -> int:
         vocabulary = int(self._module.weight.shape[0])

@@ -1,5 +1,7 @@
 """Running groups in steps that fit memory, so that one over-long row costs that row and nothing else.
 
+A step is started before the numbers of the last one are waited for: a GPU always has work while the host packs.
+
 A step that runs out of memory is tried again in smaller ones, and the budget stays lowered. A group that does not fit
 alone is scored in halves; a sequence that does not fit alone is left out, with a reason. Smaller steps move no number
 on CPU; halves of a group may move one by a rounding.
@@ -8,6 +10,7 @@ on CPU; halves of a group may move one by a rounding.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -15,8 +18,11 @@ import torch
 
 from pipeline.models.packing import Float64Array, Group, num_packed_tokens, step_end
 
-Run = Callable[[Sequence[Group]], Float64Array]
-"""One forward over some groups: a number for each of their sequences."""
+Numbers = Callable[[], Float64Array]
+"""Waits for a step that was started, and gives a number for each of its sequences."""
+
+Run = Callable[[Sequence[Group]], Numbers]
+"""Starts one forward over some groups."""
 
 DOES_NOT_FIT: Final = "does_not_fit_memory"
 
@@ -50,21 +56,26 @@ def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
     """Call `run` on consecutive ranges of groups within the budget."""
     values: list[Float64Array] = []
     left_out: dict[int, str] = {}
-    begin = num_done = 0
+    begin = num_started = 0
+    last: Numbers | None = None
     while begin < len(groups):
         end = step_end(groups, begin, budget.tokens)
-        found = _attempt(run, groups[begin:end])
-        if found is None and end - begin > 1:
+        started = _attempt(run, groups[begin:end])
+        if started is None and end - begin > 1:
             num_tokens = sum(num_packed_tokens(group) for group in groups[begin:end])
             budget.tokens = max(1, num_tokens // 2)
             logger.warning("Memory is full; going on with steps of %d tokens", budget.tokens)
             continue
-        if found is None:
+        if last is not None:
+            values.append(last())
+        if started is None:
             found, unfit = _in_halves(groups[begin], run)
-            left_out |= {num_done + index: DOES_NOT_FIT for index in unfit}
-        values.append(found)
-        num_done += len(found)
-        begin = end
+            left_out |= {num_started + index: DOES_NOT_FIT for index in unfit}
+            started = partial(np.asarray, found)
+        num_started += sum(map(len, groups[begin:end]))
+        last, begin = started, end
+    if last is not None:
+        values.append(last())
     return Found(values=np.concatenate([np.zeros(0), *values]), left_out=left_out)
 
 
@@ -75,7 +86,7 @@ def is_memory_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
 
 
-def _attempt(run: Run, groups: Sequence[Group]) -> Float64Array | None:
+def _attempt(run: Run, groups: Sequence[Group]) -> Numbers | None:
     try:
         return run(groups)
     except (MemoryError, RuntimeError) as error:
@@ -96,10 +107,12 @@ def _in_halves(group: Group, run: Run) -> tuple[Float64Array, list[int]]:
     unfit: list[int] = []
     middle = len(group) // 2
     for begin, half in ((0, group[:middle]), (middle, group[middle:])):
-        found = _attempt(run, [half])
+        started = _attempt(run, [half])
         missing: list[int] = []
-        if found is None:
+        if started is None:
             found, missing = _in_halves(half, run)
+        else:
+            found = started()
         values.append(found)
         unfit += [begin + index for index in missing]
     return np.concatenate(values), unfit

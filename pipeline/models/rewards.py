@@ -15,8 +15,10 @@ import torch
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
 from pipeline.models.backbone import Backbone, Ways
+from pipeline.models.memory import Numbers
 from pipeline.models.packing import Completion, Float64Array, Group, last_token_step
 from pipeline.models.prompts import TokenizedDialogues
+from pipeline.models.transfer import Coming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,13 +80,12 @@ class ClassifierEngine:
         """Compare packed steps with the model's own forward on a few of the groups; None if they agree."""
         return self._backbone.disagreement(groups, self._ways)
 
-    def _packed_rewards(self, groups: Sequence[Group]) -> Float64Array:
+    def _packed_rewards(self, groups: Sequence[Group]) -> Numbers:
         step = last_token_step(groups, [[self._last_index(c) for c in group] for group in groups])
         hidden = self._backbone.hidden_rows(step)
         # Row by row, in float32: one logit is too little work for a matrix product.
-        rewards = (hidden.float() * self._head_weight()).sum(dim=1) + self._head_bias()
-        found: Float64Array = rewards.double().cpu().numpy()[step.target_rows]
-        return found
+        coming = Coming((hidden.float() * self._head_weight()).sum(dim=1) + self._head_bias())
+        return lambda: coming.numpy()[step.target_rows]
 
     def _plain_score(self, dialogue: Completion) -> float:
         output = self._backbone.forward_one(dialogue)

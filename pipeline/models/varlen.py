@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.models.packing import Segment
+from pipeline.models.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,12 +37,10 @@ class VarlenPlan:
         """Plan of the segments of a step, whose queries cover its rows in order."""
         num_queries = [s.num_queries for s in segments]
         num_keys = [s.num_context + s.num_queries for s in segments]
-        gather = [torch.arange(*rows, device=device) for s in segments for rows in (*s.context, s.query)]
-        queries, keys = (
-            torch.tensor([0, *n], device=device).cumsum(0, dtype=torch.int32) for n in (num_queries, num_keys)
-        )
+        gather = np.concatenate([np.arange(*rows) for s in segments for rows in (*s.context, s.query)])
+        queries, keys = (to_device([0, *n], device).cumsum(0, dtype=torch.int32) for n in (num_queries, num_keys))
         return cls(
-            gather=torch.cat(gather),
+            gather=to_device(gather, device),
             queries=queries,
             keys=keys,
             longest_query=max(num_queries),

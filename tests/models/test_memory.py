@@ -103,13 +103,35 @@ def test_steps_get_smaller_only_as_far_as_needed(groups):
         sizes.append(len(some))
         if len(some) > 2:
             raise GPU
-        return np.zeros(sum(len(group) for group in some))
+        return lambda: np.zeros(sum(len(group) for group in some))
 
     budget = Budget(tokens=1_000_000)
     found = run_in_steps(groups, run, budget)
     assert len(found.values) == sum(len(group) for group in groups)
     assert 1 < budget.tokens < 1_000_000
     assert sum(size > 2 for size in sizes) <= 4
+
+
+def test_a_step_is_started_before_the_numbers_of_the_last_one_are_waited_for():
+    groups = [[Completion(ids=np.full(10, number, dtype=np.int32), start=1)] for number in range(5)]
+    events: list[str] = []
+
+    def run(some):
+        number = int(some[0][0].ids[0])
+        events.append(f"start {number}")
+
+        def numbers():
+            events.append(f"wait {number}")
+            return np.array([float(number)])
+
+        if number == 3:
+            raise GPU
+        return numbers
+
+    found = run_in_steps(groups, run, Budget(tokens=10))
+    assert events == ["start 0", "start 1", "wait 0", "start 2", "wait 1", "start 3", "wait 2", "start 4", "wait 4"]
+    np.testing.assert_array_equal(found.values, [0, 1, 2, np.nan, 4])
+    assert found.left_out == {3: "does_not_fit_memory"}
 
 
 @pytest.mark.parametrize("stage", ["policy", "reward"])
