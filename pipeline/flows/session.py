@@ -100,6 +100,8 @@ def _set_up_context() -> None:
     # Where no terminal shows its bars, Ray logs a table of every operator each few seconds; steps say how far they are.
     context.enable_progress_bars = sys.stdout.isatty()
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    # Every 30 s it would say that a model takes memory, which no pool asks Ray for.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     context.execution_options.preserve_order = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True

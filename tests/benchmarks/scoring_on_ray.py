@@ -186,9 +186,14 @@ def _bare_lane(config: Config, tables: dict[int, pa.Table], core: int, barrier: 
 
 
 def _build_on(cores: Sequence[int], build: Callable[[], Apply]) -> Apply:
-    """A model whose thread keeps to some cores; the other threads of its actor stay with Ray's."""
-    os.sched_setaffinity(0, cores)
-    return build()
+    """A model that is run on some cores; the other threads of its actor stay with Ray's."""
+    apply = build()
+
+    def apply_on_cores(table: pa.Table) -> pa.Table:
+        os.sched_setaffinity(0, cores)  # of this thread: an actor's calls come by several
+        return apply(table)
+
+    return apply_on_cores
 
 
 @contextmanager
