@@ -102,4 +102,4 @@ def _build_annotate(reward: ClassifierReward) -> Apply:
     from pipeline.models.loading import load_classifier
     from pipeline.models.rewards import ClassifierEngine
 
-    return AnnotateResponses(ClassifierEngine(load_classifier(reward), reward.token_budget, fp8=reward.fp8))
+    return AnnotateResponses(ClassifierEngine(load_classifier(reward), reward.token_budget))
