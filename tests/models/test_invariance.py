@@ -87,7 +87,7 @@ def test_smollm2_scores_do_not_depend_on_order_budget_or_shards(smollm2_dir, dty
     from pipeline.models.prompts import PairTokenizer
 
     tokenizer = PairTokenizer(AutoTokenizer.from_pretrained(smollm2_dir), Tokens())
-    groups = pair_groups([tokenizer.tokenize(r["prompt"], r["chosen"], r["rejected"]) for r in demo_pairs(6)])
+    groups = pair_groups([tokenizer.tokenize(r["prompt"], r["chosen"], r["rejected"]) for r in demo_pairs(4)])
     model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=dtype).eval()
     expected = LogprobEngine(model).score(groups).sum_logp.reshape(-1, 2)
     order = np.random.default_rng(0).permutation(len(groups))

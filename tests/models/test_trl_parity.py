@@ -141,7 +141,7 @@ def smollm2_pairs(directory: Path, count: int) -> list[TokenizedPair]:
 
 @pytest.mark.smollm2
 def test_bfloat16_is_invariant_to_the_bit_and_close_to_float32(smollm2_dir):
-    pairs = smollm2_pairs(smollm2_dir, 3)
+    pairs = smollm2_pairs(smollm2_dir, 2)
     model, _ = smollm2(smollm2_dir)
     exact = np.stack(score_pairs(LogprobEngine(model), pairs))
     model = model.to(torch.bfloat16)
@@ -158,7 +158,7 @@ def test_bfloat16_is_invariant_to_the_bit_and_close_to_float32(smollm2_dir):
 @pytest.mark.smollm2
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_do_not_depend_on_threads_to_the_bit(smollm2_dir, dtype):
-    pairs = smollm2_pairs(smollm2_dir, 12)
+    pairs = smollm2_pairs(smollm2_dir, 6)
     model, _ = smollm2(smollm2_dir, dtype)
     one = np.stack(score_pairs(LogprobEngine(model), pairs))
     torch.set_num_threads(2)
