@@ -22,7 +22,8 @@ from pipeline.stages.plan import Stage
 from tests.flows.conftest import make_config, run_all, write_jsonl
 from tests.flows.test_score import scores_of, selected_ids
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+# Killing Ray and starting it anew takes minutes where another test has the other core.
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(2400)]
 
 NUM_KILLS = 2
 
@@ -88,7 +89,7 @@ def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list
     parts_after_kill = [0]
     for kill in range(NUM_KILLS):
         process = start(config, tmp_path / "killed.yaml")
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while num_parts(config) <= parts_after_kill[-1] + 2:
             assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
             assert time.monotonic() < deadline, f"no progress before kill {kill}"
@@ -98,7 +99,7 @@ def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list
         assert not (Path(config.scored) / "_SUCCESS.json").exists()
     assert 0 < parts_after_kill[1] < parts_after_kill[2] < len(rows) // 4
 
-    assert start(config, tmp_path / "killed.yaml").wait(timeout=240) == 0
+    assert start(config, tmp_path / "killed.yaml").wait(timeout=600) == 0
     assert scores_of(config).equals(scores_of(whole))
     assert selected_ids(config) == selected_ids(whole)
     visible = [p.name for p in (Path(config.scored) / "parts").iterdir() if not p.name.startswith(".")]
@@ -109,7 +110,7 @@ def test_two_drivers_on_one_output_write_each_row_once(tmp_path: Path, pairs: li
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     config = make_config(tmp_path, source, **models, run={"engine": "plain", "shard_rows": 2})
     drivers = [start(config, tmp_path / f"driver{i}.yaml") for i in range(2)]
-    assert [driver.wait(timeout=240) for driver in drivers] == [0, 0]
+    assert [driver.wait(timeout=600) for driver in drivers] == [0, 0]
     manifest = json.loads((Path(config.scored) / "_SUCCESS.json").read_text())
     assert manifest["num_rows"] == len(pairs)
     ids = scores_of(load_config(tmp_path / "driver0.yaml"))["id"].to_pylist()
@@ -196,6 +197,6 @@ def test_sigterm_ends_with_75_and_the_run_goes_on(engine: str, tmp_path: Path, p
     while num_parts(config) < 3 and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(timeout=60) == 75, (tmp_path / "config.log").read_text()[-3000:]
-    assert start(config, tmp_path / "config.yaml").wait(timeout=240) == 0
+    assert process.wait(timeout=180) == 75, (tmp_path / "config.log").read_text()[-3000:]
+    assert start(config, tmp_path / "config.yaml").wait(timeout=600) == 0
     assert scores_of(config).num_rows == len(pairs)

@@ -231,6 +231,7 @@ def test_rounds_on_s3_with_policies_in_a_folder(tiny, tmp_path: Path, s3: S3Serv
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1800)
 def test_ray_and_the_plain_loop_generate_pair_and_select_the_same(tiny, tmp_path: Path, local_ray: None):
     outcomes = []
     for engine in ("plain", "ray"):
