@@ -201,8 +201,10 @@ def _this_process_on(cores: Sequence[int]) -> Iterator[None]:
     """Keep this thread, and all processes and threads that it starts, to some cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
-    yield
-    os.sched_setaffinity(0, before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def run_pipeline(run: ScoreRun, shards: Sequence[Shard], cores: Cores) -> Ran:

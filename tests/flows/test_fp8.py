@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from pipeline.config import Config
-from pipeline.errors import ModelError
+from pipeline.config_file import parse_self_play
+from pipeline.demo.self_play import self_play_demo_config
+from pipeline.errors import ConfigError, ModelError
 from pipeline.flows.score import prepare_score, score
 from pipeline.storage.manifest import load_manifest
 from pipeline.storage.scored import ScoredDataset
@@ -130,3 +132,10 @@ def test_the_plan_tells_fp8(tmp_path: Path, pairs: list[dict], tiny_model_dir: C
     prepare_score(config)
     plan = json.loads((Path(config.scored) / "run.json").read_text())
     assert plan["fingerprint"]["policy"]["fp8"] is True
+
+
+def test_self_play_has_no_fp8_rewards():
+    config = self_play_demo_config(Path("demo"), Path("policy"), Path("reward"))
+    config["reward"] = {**config["reward"], "fp8": True}
+    with pytest.raises(ConfigError, match=r"reward.*fp8 is not for self-play"):
+        parse_self_play(config)
