@@ -1,17 +1,16 @@
 """The `alignpot` command. Parses first and imports the heavy parts after, so that help and config errors are quick."""
 
 import logging
-import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline import __version__
-from pipeline.errors import AlignpotError, ConfigError, TemporaryError
+from pipeline.errors import AlignpotError, ConfigError
+from pipeline.termination import heed_sigterm
 
 if TYPE_CHECKING:
     from pipeline.config import Storage
@@ -280,17 +279,12 @@ def _root(
 def main(argv: list[str] | None = None) -> None:
     """Run a command line and exit with its code: one clear line on stderr for every error of ours."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    heed_sigterm()
     try:
         app(args=argv, prog_name="alignpot")
     except AlignpotError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
-
-
-def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    del signum, frame
-    raise TemporaryError("terminated by SIGTERM. Run the same command again: it goes on where it stopped.")
 
 
 if __name__ == "__main__":

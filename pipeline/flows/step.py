@@ -25,6 +25,7 @@ from pipeline.storage.manifest import Manifest, finish_run, load_manifest
 from pipeline.storage.parts import commit_part, committed_parts, digest
 from pipeline.storage.runs import PartSpec, RunPlan, begin_run
 from pipeline.storage.scored import ScoredDataset
+from pipeline.termination import raise_if_terminated
 
 # Versions of one minor number give the same rows, so a step may be resumed with either.
 MINOR_VERSION: Final = ".".join(__version__.split(".")[:2])
@@ -84,6 +85,7 @@ def work_on(
             said = time.monotonic()
             _log.info("%d of %d shards committed", num_done, total)
         yield work
+        raise_if_terminated()
 
 
 def _on_engine(

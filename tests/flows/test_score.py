@@ -1,17 +1,23 @@
 """Scoring: the plain loop and Ray Data in every layout give one and the same result; nothing is lost or done twice."""
 
+import contextlib
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import yaml
 
-from pipeline.config import Config
+from pipeline.config import Config, resolved
 from pipeline.errors import FingerprintError, TooManyDroppedError
 from pipeline.flows.score import check_dropped, prepare_score, score
+from pipeline.stages.plan import Stage
 from pipeline.storage.manifest import load_manifest
 from pipeline.storage.scored import ScoredDataset
-from tests.flows.conftest import make_config, run_all, shuffled, write_jsonl
+from tests.flows.conftest import Ended, make_config, run_all, shuffled, write_jsonl
 
 SCORES = [
     "id",
@@ -165,6 +171,32 @@ def test_every_row_is_scored_or_dropped_with_a_reason(tmp_path: Path, pairs: lis
     with pytest.raises(TooManyDroppedError, match=r"4 of 24 rows.*identical_responses: 1") as error:
         check_dropped(config, manifest)
     assert error.value.exit_code == 3
+
+
+class HidesItsErrors:
+    """A stage that is terminated on its second shard, in code that lets no exception out."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if table.column("source_row")[0].as_py() == 4:
+            with contextlib.suppress(Exception):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+        return table
+
+
+def test_sigterm_that_a_library_swallows_ends_the_run_after_the_shard(
+    tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch, command: Callable[..., Ended]
+):
+    stage = Stage(name="tokenise", build=HidesItsErrors)
+    monkeypatch.setattr("pipeline.flows.score.score_stages", lambda config: [stage])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:12])
+    config = make_config(tmp_path, source, metric={"name": "random"}, run={"shard_rows": 4})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(resolved(config)))
+    ended = command("score", path)
+    assert (ended.code, "terminated by SIGTERM" in ended.err) == (75, True)
+    assert len(list((tmp_path / "scored/parts").glob("*.parquet"))) == 2
+    assert command("score", path).code == 0
 
 
 def test_log_probs_and_rewards_may_come_from_columns(tmp_path: Path, pairs: list[dict], models: dict, expected):

@@ -1,0 +1,32 @@
+"""SIGTERM, by which schedulers end a job, as an error of ours with its exit code.
+
+The handler raises wherever the main thread is. That may be inside a library that lets no exception out, so the signal
+is also remembered, and flows ask for it between two shards.
+"""
+
+import signal
+import threading
+from types import FrameType
+from typing import Final
+
+from pipeline.errors import TemporaryError
+
+_TOLD: Final = threading.Event()
+
+
+def heed_sigterm() -> None:
+    """Have SIGTERM end this process with a TemporaryError; to be called in the main thread."""
+    _TOLD.clear()
+    signal.signal(signal.SIGTERM, _on_sigterm)
+
+
+def raise_if_terminated() -> None:
+    """Raise the error of a SIGTERM that came since `heed_sigterm`."""
+    if _TOLD.is_set():
+        raise TemporaryError("terminated by SIGTERM. Run the same command again: it goes on where it stopped.")
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    _TOLD.set()
+    raise_if_terminated()
