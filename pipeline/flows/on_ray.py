@@ -9,6 +9,7 @@ An error of ours travels to the driver as data and is raised there: Ray would ke
 and would print a traceback with whatever values it was about.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -34,6 +35,7 @@ _MAX_SHARD_RETRIES: Final = 3
 _CALLS_PER_ACTOR: Final = 2
 _FEWEST_AT_HAND: Final = 2
 _MOST_AT_HAND: Final = 6
+_FEWEST_IO_TASKS: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,14 +187,12 @@ def score_on_ray(job: ScoreJob, shards: Sequence[AnyShard]) -> Iterator[ShardWor
     """
     groups = _groups(job.stages, job.run)
     gpus = gpus_by_pool(groups, may_grow=cluster_address(job.run) is not None)
-    io_cpus = _io_cpus(job.stages)
-    dataset = ray.data.read_datasource(
-        ShardSource(job.reader, shards), num_cpus=io_cpus, override_num_blocks=len(shards)
-    )
+    io = {"num_cpus": _io_cpus(job.stages), "concurrency": _io_tasks(job.run)}
+    dataset = ray.data.read_datasource(ShardSource(job.reader, shards), override_num_blocks=len(shards), **io)
     for group, num_gpus in zip(groups, gpus, strict=True):
         dataset = dataset.map_batches(**_pool(group, num_gpus, num_shards=len(shards)))
     dataset = dataset.map_batches(
-        CommitPart(job.commit), batch_size=1, batch_format="pyarrow", zero_copy_batch=True, num_cpus=io_cpus
+        CommitPart(job.commit), batch_size=1, batch_format="pyarrow", zero_copy_batch=True, **io
     )
     for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         work = from_block(block)
@@ -250,3 +250,11 @@ def _io_cpus(stages: Sequence[Stage]) -> float:
     """CPUs of a read or commit task: unlike any actor's, or Ray Data would fuse reading into the first pool."""
     taken = {cpus_per_actor([stage]) for stage in stages}
     return next(cpus for cpus in (IO_CPUS, 0.2, 0.15, 0.1, 0.05) if cpus not in taken)
+
+
+def _io_tasks(run: Run) -> int | None:
+    """Most tasks that read at once, and that commit: on a Ray of our own as many as cores.
+
+    Each takes a process, which a machine of a few cores is busy starting while there is little to read or commit.
+    """
+    return None if cluster_address(run) is not None else max(_FEWEST_IO_TASKS, os.cpu_count() or 1)

@@ -30,13 +30,13 @@ def ray_ends_with_the_session() -> Iterator[None]:
 
 @pytest.fixture
 def local_ray(s3: S3Server) -> None:
-    """One local Ray for all flow tests, with more logical CPUs than cores so that every pool finds a place.
+    """One local Ray for all flow tests, with as many logical CPUs as the largest of their pools need together.
 
     It starts after the S3 server, whose credentials its workers inherit, and again after a test that took it down.
     """
     del s3
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=12, include_dashboard=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=6, include_dashboard=False, logging_level="ERROR")
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def no_ray_of_other_tests() -> Iterator[None]:
 
 @pytest.fixture
 def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
-    size = {"dtype": "float32", "num_cpus": 0.5, "replicas": 2}
+    size = {"dtype": "float32", "num_cpus": 0.5}
     return {
         "policy": {"model": str(tiny_model_dir("llama", seed=1)), **size},
         "reward": {"backend": "classifier", "model": str(tiny_reward_dir), **size},
@@ -160,7 +160,7 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
 ):
     plain = make_config(tmp_path / "plain", write_jsonl(tmp_path / "plain.jsonl", pairs), **models)
     run_all(plain)
-    config = on_s3(s3, tmp_path, pairs, **models, run={"engine": "ray", "shard_rows": 16})
+    config = on_s3(s3, tmp_path, pairs, **models, run={"engine": "ray", "shard_rows": 16, "placement": "colocated"})
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(resolved(config)))
 

@@ -84,7 +84,7 @@ def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list
     whole = make_config(tmp_path / "whole", source, source={"id_column": "id"}, **models)
     run_all(whole)
 
-    run = {"engine": "ray", "shard_rows": 4}
+    run = {"engine": "ray", "shard_rows": 4, "placement": "colocated"}
     config = make_config(tmp_path / "killed", source, source={"id_column": "id"}, **models, run=run)
     parts_after_kill = [0]
     for kill in range(NUM_KILLS):
@@ -192,7 +192,7 @@ def test_source_replaced_in_mid_run_is_noticed(tmp_path: Path, pairs: list[dict]
 @pytest.mark.parametrize("engine", ["plain", "ray"])
 def test_sigterm_ends_with_75_and_the_run_goes_on(engine: str, tmp_path: Path, pairs: list[dict], models: dict):
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    config = make_config(tmp_path, source, **models, run={"engine": engine, "shard_rows": 1})
+    config = make_config(tmp_path, source, **models, run={"engine": engine, "shard_rows": 1, "placement": "colocated"})
     process = start(config, tmp_path / "config.yaml")
     while num_parts(config) < 3 and process.poll() is None:
         time.sleep(0.01)

@@ -28,8 +28,8 @@ from tests.flows.test_score import scores_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.s3, pytest.mark.smollm2]
 
-ROWS = int(os.environ.get("ALIGNPOT_REAL_ROWS", "32"))
-STEPS = int(os.environ.get("ALIGNPOT_REAL_STEPS", "3"))
+ROWS = int(os.environ.get("ALIGNPOT_REAL_ROWS", "12"))
+STEPS = int(os.environ.get("ALIGNPOT_REAL_STEPS", "2"))
 ROOT = Path(__file__).parents[2]
 SHARED = shared_folder()
 
@@ -98,7 +98,7 @@ def assert_all_rows_accounted_for(config: Config, num_rows: int) -> None:
 
 
 def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> None:
-    """Five real steps of DPOTrainer with a fresh LoRA adapter on the subset as it lies on S3."""
+    """Real steps of DPOTrainer with a fresh LoRA adapter on the subset as it lies on S3."""
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
@@ -112,7 +112,7 @@ def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> Non
         model=AutoModelForCausalLM.from_pretrained(model_dir),
         args=DPOConfig(
             output_dir=str(tmp_path / "trained"),
-            max_steps=5,
+            max_steps=2,
             per_device_train_batch_size=1,
             max_length=512,
             use_cpu=True,
@@ -125,7 +125,7 @@ def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> Non
         processing_class=AutoTokenizer.from_pretrained(model_dir),
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
     )
-    assert trainer.train().global_step == 5
+    assert trainer.train().global_step == 2
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -70,21 +70,19 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
     ("run", "replicas"),
     [
         ({"engine": "plain", "shard_rows": 7}, 1),
-        ({"engine": "ray", "shard_rows": 16}, 1),
         ({"engine": "ray", "shard_rows": 5}, 2),
-        ({"engine": "ray", "shard_rows": 1000}, 3),
+        ({"engine": "ray", "shard_rows": 1000, "placement": "colocated"}, 3),
         ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 2),
     ],
-    ids=["plain-7", "ray-16-pooled-1", "ray-5-pooled-2", "ray-one-shard-pooled-3", "ray-9-colocated-2"],
+    ids=["plain-7", "ray-5-pooled-2", "ray-one-shard-colocated-3", "ray-9-colocated-2"],
 )
 @pytest.mark.usefixtures("local_ray")
 def test_layout_does_not_move_a_score_or_the_selection(
     run: dict, replicas: int, tmp_path: Path, pairs: list[dict], models: dict, expected: tuple[pa.Table, list[str]]
 ):
     source = write_jsonl(tmp_path / "pairs.jsonl", shuffled(pairs, seed=replicas))
-    sized = {
-        role: {**models[role], "replicas": replicas, "num_cpus": 0.5} for role in ("policy", "reference", "reward")
-    }
+    sized = {role: {**models[role], "num_cpus": 0.5} for role in ("policy", "reference", "reward")}
+    sized["policy"]["replicas"] = replicas
     config = make_config(tmp_path, source, **{**models, **sized, "run": run})
     run_all(config)
     assert scores_of(config).equals(expected[0])
@@ -93,10 +91,12 @@ def test_layout_does_not_move_a_score_or_the_selection(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_explicit_and_implicit_scoring_overlap_in_time(tmp_path: Path, pairs: list[dict], models: dict):
+def test_explicit_and_implicit_scoring_overlap_in_time(tmp_path: Path, pairs: list[dict], models: dict, expected):
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     run = {"engine": "ray", "shard_rows": 4}
-    summary, _ = score(prepare_score(make_config(tmp_path, source, **models, run=run)))
+    config = make_config(tmp_path, source, **models, run=run)
+    summary, _ = score(prepare_score(config))
+    assert scores_of(config).equals(expected[0])
     assert {"read", "tokenise", "reward", "policy", "reference", "commit"} <= set(summary.busy_s)
     assert summary.overlap_s > 0
 

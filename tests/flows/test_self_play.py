@@ -231,12 +231,11 @@ def test_rounds_on_s3_with_policies_in_a_folder(tiny, tmp_path: Path, s3: S3Serv
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(1800)
 def test_ray_and_the_plain_loop_generate_pair_and_select_the_same(tiny, tmp_path: Path, local_ray: None):
     outcomes = []
     for engine in ("plain", "ray"):
         work = tmp_path / engine
-        play(tiny(work, rounds=1, run={"engine": engine}))
+        play(tiny(work, rounds=1, train=None, run={"engine": engine}))
         base = work / "run/round-1/base"
         outcomes.append(
             (rows(base / "candidates"), rows(base / "annotated"), rows(base / "pairs"), ids_of(base / "subset"))
@@ -250,11 +249,7 @@ STEPS = [
     "round-1/base/candidates/parts/00000001.parquet",
     "round-1/base/annotated/parts/00000000.parquet",
     "round-1/base/pairs/run.json",
-    "round-1/base/scored/parts/00000000.parquet",
-    "round-1/base/subset/run.json",
     "round-1/evolved/drafts/parts/00000000.parquet",
-    "round-1/evolved/candidates/parts/00000000.parquet",
-    "round-1/evolved/annotated/parts/00000000.parquet",
     "round-1/evolved/scored/parts/00000000.parquet",
     "round-1/evolved/subset/run.json",
     "round-1/training-*/run.json",

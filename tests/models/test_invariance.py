@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.models.logprobs import LogprobEngine
+from pipeline.config import Tokens
+from pipeline.models.logprobs import LogprobEngine, pair_groups
+from pipeline.models.prompts import PairTokenizer
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import ID, POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED, REWARD_CHOSEN, REWARD_REJECTED
 from pipeline.stages.score import ScoreLogprobs, ScoreRewards
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
+from tests.models.smollm2 import smollm2
 
 BUDGETS = [(1, 1), (100, 2), (300, 1)]
 """Token budgets, each with a number of threads."""
@@ -80,15 +83,9 @@ def test_scores_do_not_depend_on_shards(what, dtype):
 @pytest.mark.smollm2
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_smollm2_scores_do_not_depend_on_order_budget_or_shards(smollm2_dir, dtype):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from pipeline.config import Tokens
-    from pipeline.models.logprobs import pair_groups
-    from pipeline.models.prompts import PairTokenizer
-
-    tokenizer = PairTokenizer(AutoTokenizer.from_pretrained(smollm2_dir), Tokens())
+    model, tokenizer = smollm2(smollm2_dir, dtype)
+    tokenizer = PairTokenizer(tokenizer, Tokens())
     groups = pair_groups([tokenizer.tokenize(r["prompt"], r["chosen"], r["rejected"]) for r in demo_pairs(4)])
-    model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=dtype).eval()
     expected = LogprobEngine(model).score(groups).sum_logp.reshape(-1, 2)
     order = np.random.default_rng(0).permutation(len(groups))
     small = LogprobEngine(model, token_budget=300)
