@@ -187,7 +187,7 @@ def score_on_ray(job: ScoreJob, shards: Sequence[AnyShard]) -> Iterator[ShardWor
     """
     groups = _groups(job.stages, job.run)
     gpus = gpus_by_pool(groups, may_grow=cluster_address(job.run) is not None)
-    io = {"num_cpus": _io_cpus(job.stages), "concurrency": _io_tasks(job.run)}
+    io = {"num_cpus": _io_cpus(job.stages), "concurrency": _io_tasks(job.run, len(shards))}
     dataset = ray.data.read_datasource(ShardSource(job.reader, shards), override_num_blocks=len(shards), **io)
     for group, num_gpus in zip(groups, gpus, strict=True):
         dataset = dataset.map_batches(**_pool(group, num_gpus, num_shards=len(shards)))
@@ -252,9 +252,11 @@ def _io_cpus(stages: Sequence[Stage]) -> float:
     return next(cpus for cpus in (IO_CPUS, 0.2, 0.15, 0.1, 0.05) if cpus not in taken)
 
 
-def _io_tasks(run: Run) -> int | None:
+def _io_tasks(run: Run, num_shards: int) -> int | None:
     """Most tasks that read at once, and that commit: on a Ray of our own as many as cores.
 
     Each takes a process, which a machine of a few cores is busy starting while there is little to read or commit.
     """
-    return None if cluster_address(run) is not None else max(_FEWEST_IO_TASKS, os.cpu_count() or 1)
+    if cluster_address(run) is not None:
+        return None
+    return min(num_shards, max(_FEWEST_IO_TASKS, os.cpu_count() or 1))

@@ -109,7 +109,7 @@ def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> Non
     train = load_from_disk(str(local))["train"]
     assert train.num_rows > 0
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model_dir),
+        model=AutoModelForCausalLM.from_pretrained(model_dir, dtype="float32"),
         args=DPOConfig(
             output_dir=str(tmp_path / "trained"),
             max_steps=2,
