@@ -29,7 +29,8 @@ def ray_session(run: Run, models: Sequence[Replicas]) -> Iterator[None]:
 
     Raises:
         ConfigError: the cluster refuses this Ray's version or token.
-        TemporaryError: no cluster answers, or it lost a worker, node or object more often than Ray retries.
+        TemporaryError: no cluster answers, a local Ray does not come up, or either lost a worker, node or object more
+            often than Ray retries.
         AlignpotError: a worker failed in a way that is no error of ours.
     """
     started_here = not ray.is_initialized()
@@ -76,12 +77,17 @@ def _start(run: Run, models: Sequence[Replicas]) -> None:
         _join(address, common)
         return
     needed = sum(m.replicas * m.num_cpus for m in models) + _LOCAL_IO_CPUS
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)),
-        include_dashboard=False,
-        **common,
-    )
+    num_cpus = max(os.cpu_count() or 1, int(needed + 0.999))
+    try:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
+    except Exception as error:
+        # Ray has no class of its own for processes that are not up after 30 seconds.
+        if type(error) is not Exception:
+            raise
+        raise TemporaryError(
+            f"a local Ray did not start: {str(error).strip().splitlines()[0]} Run the same command again, with less "
+            "beside it on this machine."
+        ) from None
 
 
 def _join(address: str, common: dict[str, Any]) -> None:

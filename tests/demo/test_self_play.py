@@ -18,7 +18,7 @@ SMALL = [
     "generate.num_responses=3",
     "generate.max_tokens=40",
     "pair.finished_only=false",
-    "evolve.max_tokens=40",
+    "evolve=null",
     "train.max_steps=1",
     "rounds=1",
 ]
