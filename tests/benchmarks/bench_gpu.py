@@ -10,6 +10,7 @@ and long score under policy and reference, both resident; reward gives both rewa
     padding-free, HF    transformers with flash attention: sequences end to end by position ids, head on response
                         rows only; needs the flash-attn package, and is left out with a line where there is none
     padding-free, ours  our engine told of every sequence alone: no padding, nothing shared
+    alignpot, compiled  our engine with the decoder's layers compiled
     alignpot, fp8       our engine with the decoder's linear layers in 8 bits, and the rank correlation of its margins
                         with those in bfloat16: random weights say little about how a trained model's rank
     classifier          AutoModelForSequenceClassification, 8 dialogues padded together, as it ships and sorted
