@@ -43,6 +43,23 @@ def test_compiled_layers_give_the_plain_sums_one_compilation_for_every_layer_and
         np.testing.assert_array_equal(alone, whole)
 
 
+@pytest.mark.slow
+def test_an_adapter_is_compiled_with_its_layers(groups):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    torch.manual_seed(1)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight.data, std=0.1)
+    adapted.eval().requires_grad_(requires_grad=False)
+    expected = plain_sums(adapted, groups)
+    assert np.abs(expected - plain_sums(tiny_model("llama"), groups)).min() > 1e-3
+    found = LogprobEngine(adapted, compiled=True).score(groups).sum_logp
+    assert num_graphs() > 0
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
 def test_compiled_rewards_equal_plain_ones(groups):
     model = tiny_model("llama", classifier=True, num_labels=1)
     expected = plain_rewards(model, groups)
