@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +17,7 @@ from pipeline.config_file import load_config
 from pipeline.errors import AlignpotError, IntegrityError, ModelError, TemporaryError
 from pipeline.flows.score import prepare_score, score
 from pipeline.stages.plan import Stage
+from tests.flows.commands import finish, kill_everything, start, started_until
 from tests.flows.conftest import make_config, run_all, write_jsonl
 from tests.flows.test_score import scores_of, selected_ids
 
@@ -41,41 +40,13 @@ def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
     }
 
 
-def start(config: Config, path: Path) -> "subprocess.Popen[bytes]":
-    """`alignpot run` in a process group of its own."""
+def written(config: Config, path: Path) -> Path:
     path.write_text(yaml.safe_dump(resolved(config)))
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(path)]
-    with path.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    return path
 
 
 def num_parts(config: Config) -> int:
     return len(list((Path(config.scored) / "parts").glob("*.parquet"))) if Path(config.scored).exists() else 0
-
-
-def descendants(pid: int) -> set[int]:
-    """Every process that comes from `pid`, Ray's own sessions included."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-    found, grown = {pid}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in found} - found
-        found, grown = found | more, bool(more)
-    return found
-
-
-def kill_everything(process: "subprocess.Popen[bytes]") -> None:
-    for pid in descendants(process.pid):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
 
 
 def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list[dict], models: dict):
@@ -86,20 +57,16 @@ def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list
 
     run = {"engine": "ray", "shard_rows": 4, "placement": "colocated"}
     config = make_config(tmp_path / "killed", source, source={"id_column": "id"}, **models, run=run)
+    path = written(config, tmp_path / "killed.yaml")
     parts_after_kill = [0]
-    for kill in range(NUM_KILLS):
-        process = start(config, tmp_path / "killed.yaml")
-        deadline = time.monotonic() + 600
-        while num_parts(config) <= parts_after_kill[-1] + 2:
-            assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
-            assert time.monotonic() < deadline, f"no progress before kill {kill}"
-            time.sleep(0.05)
-        kill_everything(process)
+    for _ in range(NUM_KILLS):
+        before = parts_after_kill[-1]
+        kill_everything(started_until("run", path, lambda: num_parts(config) > before + 2))  # noqa: B023
         parts_after_kill.append(num_parts(config))
         assert not (Path(config.scored) / "_SUCCESS.json").exists()
     assert 0 < parts_after_kill[1] < parts_after_kill[2] < len(rows) // 4
 
-    assert start(config, tmp_path / "killed.yaml").wait(timeout=600) == 0
+    finish("run", path)
     assert scores_of(config).equals(scores_of(whole))
     assert selected_ids(config) == selected_ids(whole)
     visible = [p.name for p in (Path(config.scored) / "parts").iterdir() if not p.name.startswith(".")]
@@ -109,7 +76,7 @@ def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list
 def test_two_drivers_on_one_output_write_each_row_once(tmp_path: Path, pairs: list[dict], models: dict):
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     config = make_config(tmp_path, source, **models, run={"engine": "plain", "shard_rows": 2})
-    drivers = [start(config, tmp_path / f"driver{i}.yaml") for i in range(2)]
+    drivers = [start("run", written(config, tmp_path / f"driver{i}.yaml")) for i in range(2)]
     assert [driver.wait(timeout=600) for driver in drivers] == [0, 0]
     manifest = json.loads((Path(config.scored) / "_SUCCESS.json").read_text())
     assert manifest["num_rows"] == len(pairs)
@@ -193,10 +160,10 @@ def test_source_replaced_in_mid_run_is_noticed(tmp_path: Path, pairs: list[dict]
 def test_sigterm_ends_with_75_and_the_run_goes_on(engine: str, tmp_path: Path, pairs: list[dict], models: dict):
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     config = make_config(tmp_path, source, **models, run={"engine": engine, "shard_rows": 1, "placement": "colocated"})
-    process = start(config, tmp_path / "config.yaml")
-    while num_parts(config) < 3 and process.poll() is None:
-        time.sleep(0.01)
+    path = written(config, tmp_path / "config.yaml")
+    process = started_until("run", path, lambda: num_parts(config) >= 3)
     process.terminate()
-    assert process.wait(timeout=180) == 75, (tmp_path / "config.log").read_text()[-3000:]
-    assert start(config, tmp_path / "config.yaml").wait(timeout=600) == 0
+    assert process.wait(timeout=180) == 75, path.with_suffix(".log").read_text()[-3000:]
+    assert num_parts(config) < len(pairs)
+    finish("run", path)
     assert scores_of(config).num_rows == len(pairs)

@@ -1,9 +1,6 @@
 """What a selection survives: kill -9 while it writes files, and another driver that writes the same subset."""
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,18 +9,11 @@ import pytest
 from pipeline.config import Storage
 from pipeline.flows.select import prepare_select, select_subsets
 from tests.flows import scored_data as data
-from tests.flows.test_faults import kill_everything
+from tests.flows.commands import finish, kill_everything, start, started_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 ONE_ROW_A_FILE = {"output": {"rows_per_file": 1}}
-
-
-def start(path: Path) -> "subprocess.Popen[bytes]":
-    """`alignpot select` in a process group of its own."""
-    command = [sys.executable, "-m", "pipeline.cli", "select", str(path)]
-    with path.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def num_files(output: Path) -> int:
@@ -46,18 +36,13 @@ def test_selection_killed_twice_ends_as_if_it_had_not_been(
     sections = data.sections(scored, output, select={"engine": engine}, **ONE_ROW_A_FILE)
     path = data.write_config(tmp_path / "config.yaml", sections)
     written = [0]
-    for kill in range(2):
-        process = start(path)
-        deadline = time.monotonic() + 600
-        while num_files(output) <= written[-1] + 4:
-            assert process.poll() is None, path.with_suffix(".log").read_text()[-3000:]
-            assert time.monotonic() < deadline, f"no progress before kill {kill}"
-            time.sleep(0.005)
-        kill_everything(process)
+    for _ in range(2):
+        before = written[-1]
+        kill_everything(started_until("select", path, lambda: num_files(output) > before + 4))  # noqa: B023
         written.append(num_files(output))
         assert not (output / "_SUCCESS.json").exists()
     assert 0 < written[1] < written[2] < len(expected)
-    assert start(path).wait(timeout=600) == 0, path.with_suffix(".log").read_text()[-3000:]
+    finish("select", path)
     found = {name: digest for name, digest in data.objects(output).items() if not Path(name).name.startswith(".")}
     assert found == expected
 
@@ -67,7 +52,7 @@ def test_two_drivers_at_once_write_one_subset(scored: str, expected: dict[str, b
     paths = [
         data.write_config(tmp_path / f"{i}.yaml", data.sections(scored, output, **ONE_ROW_A_FILE)) for i in range(2)
     ]
-    drivers = [start(path) for path in paths]
+    drivers = [start("select", path) for path in paths]
     assert [driver.wait(timeout=600) for driver in drivers] == [0, 0], [
         path.with_suffix(".log").read_text()[-2000:] for path in paths
     ]
@@ -84,7 +69,7 @@ def test_file_of_other_content_in_the_way_is_named_and_left_alone(scored: str, s
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     before = victim.read_bytes()
     path = data.write_config(tmp_path / "config.yaml", data.sections(scored, output))
-    process = start(path)
+    process = start("select", path)
     assert process.wait(timeout=300) == 1
     log = path.with_suffix(".log").read_text()
     assert victim.name in log
@@ -100,7 +85,7 @@ def test_scored_part_that_changed_is_noticed(scored_rows: pa.Table, tmp_path: Pa
     damaged[200] ^= 16
     part.write_bytes(bytes(damaged))
     path = data.write_config(tmp_path / "config.yaml", data.sections(scored, tmp_path / "subset"))
-    assert start(path).wait(timeout=300) == 1
+    assert start("select", path).wait(timeout=300) == 1
     log = path.with_suffix(".log").read_text()
     assert "00000001.parquet" in log
     assert json.loads((tmp_path / "scored" / "_SUCCESS.json").read_text())["num_rows"] == scored_rows.num_rows
