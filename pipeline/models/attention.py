@@ -239,5 +239,4 @@ def _weights(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, asked:
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
-# It reads which step is running, which a compiled layer must not take for a constant.
-AttentionInterface.register(PACKED_ATTENTION, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -51,11 +51,10 @@ class LogprobEngine:
             dtype of its weights; `loading` gives one in a dtype that this CPU computes in.
         token_budget: most tokens in one forward; a longer group runs alone.
         fp8: score with the decoder's linear layers in 8 bits (see fp8).
-        compiled: run the decoder's layers compiled (see compiled).
     """
 
-    def __init__(self, model: Any, token_budget: int = 16384, *, fp8: bool = False, compiled: bool = False) -> None:
-        self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled)
+    def __init__(self, model: Any, token_budget: int = 16384, *, fp8: bool = False) -> None:
+        self._backbone = Backbone(model, token_budget, fp8=fp8)
         self._head = _Head(self._backbone)
         self._ways = Ways(packed=self._packed_sums, plain=self._plain_sum, num_read=_num_read)
         if self._backbone.model.get_output_embeddings() is not None:
