@@ -184,10 +184,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _rounded_alike(self) -> "Config":
         both = [model for model in (self.policy, self.reference) if isinstance(model, TorchModel)]
-        if len({model.fp8 for model in both}) > 1:
-            raise ValueError(
-                "fp8 of one of policy and reference alone would stay in their difference: give it to both, or to none"
-            )
+        for name in ("fp8", "compile"):
+            if len({getattr(model, name) for model in both}) > 1:
+                raise ValueError(
+                    f"{name} of one of policy and reference alone would stay in their difference: give it to both, "
+                    "or to none"
+                )
         return self
 
     @model_validator(mode="after")

@@ -42,6 +42,9 @@ class TorchModel(Replicas):
     fp8: bool = False
     """Multiply in 8-bit floating point in the decoder's linear layers, at up to twice the rate on GPUs of compute
     capability 8.9 and newer. Scores move; the run stops if the first rows do not rank as without it."""
+    compile: bool = False
+    """Have torch fuse the small operations of the decoder's layers: faster, after the half minute that the first start
+    on a machine takes to compile them. Scores move by a rounding. CPUs need a C++ compiler."""
 
 
 class VllmModel(TorchModel):
@@ -65,6 +68,13 @@ class VllmModel(TorchModel):
     def _no_fp8(cls, value: bool) -> bool:  # noqa: FBT001
         if value:
             raise ValueError("backend vllm has its own: set engine_args: {quantization: fp8}")
+        return value
+
+    @field_validator("compile")
+    @classmethod
+    def _no_compile(cls, value: bool) -> bool:  # noqa: FBT001
+        if value:
+            raise ValueError("backend vllm compiles by itself: leave compile out")
         return value
 
     _engine_args = field_validator("engine_args")(without_secrets)

@@ -117,7 +117,7 @@ def packed_attention(
         options: `scaling`, `sliding_window`, `softcap` and `s_aux` (sinks, shape (H,)) as transformers passes them.
 
     Returns:
-        Output of shape (1, T, H, D), zero in the rows of padding, and None for the weights.
+        Output of shape (1, T, H, D), of no meaning in the rows of padding, and None for the weights.
 
     Raises:
         UnsupportedAttentionError: a mask, or an option that is not known here.
@@ -135,7 +135,7 @@ def packed_attention(
     state.calls += 1
     state.windowed_calls += asked.window is not None
     if state.kernel == "varlen" and not asked.in_float32:
-        plan = state.varlen = state.varlen or VarlenPlan.of(state.step.segments, query.device)
+        plan = state.varlen = state.varlen or VarlenPlan.of(state.step.segments, query.shape[2], query.device)
         return varlen_attention(plan, (query, key, value), scaling=asked.scaling, window=asked.window), None
     return _sdpa_attention(state, (query, key, value), asked), None
 
@@ -239,4 +239,5 @@ def _weights(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, asked:
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
-AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+# It reads which step is running, which a compiled layer must not take for a constant.
+AttentionInterface.register(PACKED_ATTENTION, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]

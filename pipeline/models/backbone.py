@@ -19,8 +19,10 @@ import torch
 from pipeline.errors import ModelError
 from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_groups, worth_comparing
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
+from pipeline.models.compiled import compile_layers, uncompiled
 from pipeline.models.fp8 import require_fp8, use_fp8
 from pipeline.models.last_norm import last_calls
+from pipeline.models.layers import last_feed_forward, only_rows
 from pipeline.models.memory import Budget, Found, Numbers, Run, run_in_steps
 from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, Step, response_step
 from pipeline.models.transfer import to_device
@@ -62,12 +64,13 @@ class Backbone:
         model: a transformers model, or a peft model with its adapter unmerged.
         token_budget: most tokens in one step; a longer group runs alone.
         fp8: score with the linear layers of the decoder rounded (see fp8); comparisons come before that.
+        compiled: run packed steps through compiled layers (see compiled).
 
     Raises:
         ModelError: this torch or GPU has no fp8.
     """
 
-    def __init__(self, model: Any, token_budget: int, *, fp8: bool = False) -> None:
+    def __init__(self, model: Any, token_budget: int, *, fp8: bool = False, compiled: bool = False) -> None:
         self.model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.config = self.model.config.get_text_config()
         self.device = next(self.model.parameters()).device
@@ -79,27 +82,47 @@ class Backbone:
         self._plain = "eager" if softcapped else self.model.config._attn_implementation  # noqa: SLF001
         self._other = None if softcapped else "sdpa" if self._plain == "eager" else "eager"
         self._num_positions = _num_positions(self.model)
+        self._last_feed_forward = last_feed_forward(self.model.base_model, self.config.num_hidden_layers)
+        self._compiled = compiled
         self._to_be_rounded = fp8
         if fp8:
             require_fp8(self.device)
 
     def choose_kernel(self, ways: Ways) -> None:
-        """Set the fastest kernel whose results, per token read, equal those of the plain forward."""
+        """Set the fastest kernel whose results, per token read, equal those of the plain forward.
+
+        Raises:
+            ModelError: layers are to be compiled, and cannot be, or give other results.
+        """
         reason = self._obstacle()
         if reason is None:
             groups = random_groups(self.config.vocab_size)
             # A kernel, compiler or remote model may fail in many ways here; each of them only means "not packed".
             for kernel in self._kernels():
                 self.kernel = kernel
-                reason = self._failure(ways, groups)
+                with uncompiled():
+                    reason = self._failure(ways, groups)
                 if reason is None:
+                    self._compile(ways, groups)
                     return
+                logger.warning("%s cannot run with the %s kernel: %s", type(self.model).__name__, kernel, reason)
         self.kernel = "naive"
         logger.warning(
             "%s is scored one sequence at a time, which is several times slower than packed steps: %s",
             type(self.model).__name__,
             reason,
         )
+
+    def _compile(self, ways: Ways, groups: list[Group]) -> None:
+        if not self._compiled:
+            return
+        compile_layers(self.model.base_model, self.config.num_hidden_layers)
+        reason = self._failure(ways, groups)
+        if reason is not None:
+            raise ModelError(
+                f"compile: the layers of {type(self.model).__name__} cannot be compiled here: {reason.splitlines()[0]} "
+                "Set compile: false; on CPUs torch needs a C++ compiler."
+            )
 
     def score(self, groups: Sequence[Group], ways: Ways) -> Found:
         """One number a sequence; what the model or memory has no room for is left out."""
@@ -165,7 +188,7 @@ class Backbone:
     def forward_one(self, completion: Completion) -> Any:
         """The model's own output for one sequence, without padding, by its own attention."""
         ids = to_device(completion.ids, self.device)[None]
-        with self._attention(self._plain):
+        with self._attention(self._plain), uncompiled():
             return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def _attend(self, step: Step) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -177,6 +200,7 @@ class Backbone:
             self._attention(PACKED_ATTENTION),
             attending(step, self.kernel, self.device) as state,
             last_calls(decoder) as calls,
+            only_rows(self._last_feed_forward, step.rows),
         ):
             output = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
         hidden = output.last_hidden_state[0]

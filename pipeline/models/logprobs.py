@@ -51,11 +51,12 @@ class LogprobEngine:
             dtype of its weights; `loading` gives one in a dtype that this CPU computes in.
         token_budget: most tokens in one forward; a longer group runs alone.
         fp8: score with the decoder's linear layers in 8 bits (see fp8).
+        compiled: run the decoder's layers compiled (see compiled).
     """
 
-    def __init__(self, model: Any, token_budget: int = 16384, *, fp8: bool = False) -> None:
-        self._backbone = Backbone(model, token_budget, fp8=fp8)
-        self._head = _Head(self._backbone)
+    def __init__(self, model: Any, token_budget: int = 16384, *, fp8: bool = False, compiled: bool = False) -> None:
+        self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled)
+        self._head = _Head(self._backbone, compiled=compiled)
         self._ways = Ways(packed=self._packed_sums, plain=self._plain_sum, num_read=_num_read)
         if self._backbone.model.get_output_embeddings() is not None:
             with torch.inference_mode():
@@ -101,7 +102,7 @@ class LogprobEngine:
 class _Head:
     """The language-model head on selected rows: float32 logits, chunk by chunk in one buffer."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, *, compiled: bool) -> None:
         self._module = backbone.model.get_output_embeddings()
         self._device = backbone.device
         self._dtype = backbone.dtype
@@ -116,6 +117,9 @@ class _Head:
             self._weight = weight.float() if self._device.type == "cpu" else weight
             self._bias = None if self._module.bias is None else self._module.bias.detach().float()
         self._buffer: torch.Tensor | None = None
+        self._log_probs: Any = _log_probs_
+        if self._device.type != "cpu":
+            self._log_probs = torch.compile(_log_probs, dynamic=True) if compiled else _log_probs
 
     def logp(self, hidden: torch.Tensor, step: Step) -> Numbers:
         """Starts on the log-probability of each target of a step, shape (N,), from its hidden rows, shape (R, d)."""
@@ -125,8 +129,7 @@ class _Head:
             logits = self._logits(hidden[begin : begin + chunk])
             chosen = np.flatnonzero((step.target_rows >= begin) & (step.target_rows < begin + len(logits)))
             rows = to_device(step.target_rows[chosen] - begin, self._device)
-            target_logits = logits[rows, to_device(step.targets[chosen], self._device)].double()
-            found.append(target_logits - _logsumexp_(logits)[rows].double())
+            found.append(self._log_probs(logits, rows, to_device(step.targets[chosen], self._device)))
             places.append(chosen)
         coming, order = Coming(torch.cat(found)), np.argsort(np.concatenate(places))
         return lambda: coming.numpy()[order]
@@ -178,16 +181,20 @@ def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
         settings.fp32_precision = before
 
 
-def _logsumexp_(logits: torch.Tensor) -> torch.Tensor:
-    """Log of the sum of exponentials of each row, shape (R,). Overwrites `logits`."""
-    if logits.device.type != "cpu":
-        return torch.logsumexp(logits, dim=1)
+def _log_probs(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each target, float64, shape (N,), from its row of `logits`, shape (R, V)."""
+    return logits.log_softmax(dim=1)[rows, targets].double()
+
+
+def _log_probs_(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The same on a CPU, in the memory of `logits`, which it overwrites."""
+    target_logits = logits[rows, targets].double()
     found = []
     for begin in range(0, len(logits), _CACHE_ROWS):
-        rows = logits[begin : begin + _CACHE_ROWS]
-        highest = rows.amax(dim=1, keepdim=True)
-        found.append(rows.sub_(highest).exp_().sum(dim=1).log_() + highest[:, 0])
-    return torch.cat(found)
+        some = logits[begin : begin + _CACHE_ROWS]
+        highest = some.amax(dim=1, keepdim=True)
+        found.append(some.sub_(highest).exp_().sum(dim=1).log_() + highest[:, 0])
+    return target_logits - torch.cat(found)[rows].double()
 
 
 def pair_groups(pairs: Sequence[TokenizedPair]) -> list[Group]:

@@ -42,13 +42,14 @@ class ClassifierEngine:
             dtype of its weights; `loading` gives one in a dtype that this CPU computes in.
         token_budget: most tokens in one forward; a longer group runs alone.
         fp8: score with the decoder's linear layers in 8 bits (see fp8).
+        compiled: run the decoder's layers compiled (see compiled).
 
     Raises:
         ModelError: the classifier has more than one logit.
     """
 
-    def __init__(self, model: Any, token_budget: int = 16384, *, fp8: bool = False) -> None:
-        self._backbone = Backbone(model, token_budget, fp8=fp8)
+    def __init__(self, model: Any, token_budget: int = 16384, *, fp8: bool = False, compiled: bool = False) -> None:
+        self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled)
         self._head = getattr(self._backbone.model, "score", None)
         self._ways = Ways(packed=self._packed_rewards, plain=self._plain_score)
         self._pad_id: int | None = getattr(self._backbone.config, "pad_token_id", None)

@@ -82,7 +82,8 @@ def _build_reward(reward: ClassifierReward) -> Apply:
     from pipeline.models.rewards import ClassifierEngine
     from pipeline.stages.score import ScoreRewards
 
-    return ScoreRewards(ClassifierEngine(load_classifier(reward), reward.token_budget, fp8=reward.fp8))
+    engine = ClassifierEngine(load_classifier(reward), reward.token_budget, fp8=reward.fp8, compiled=reward.compile)
+    return ScoreRewards(engine)
 
 
 def _build_logprobs(model: TorchModel, role: Literal["policy", "reference"]) -> Apply:
@@ -90,7 +91,8 @@ def _build_logprobs(model: TorchModel, role: Literal["policy", "reference"]) -> 
     from pipeline.models.logprobs import LogprobEngine
     from pipeline.stages.score import ScoreLogprobs
 
-    return ScoreLogprobs(LogprobEngine(load_causal_lm(model), model.token_budget, fp8=model.fp8), role)
+    engine = LogprobEngine(load_causal_lm(model), model.token_budget, fp8=model.fp8, compiled=model.compile)
+    return ScoreLogprobs(engine, role)
 
 
 def _build_vllm_logprobs(model: VllmModel, role: Literal["policy", "reference"], max_length: int) -> Apply:

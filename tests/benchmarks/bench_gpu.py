@@ -10,6 +10,7 @@ and long score under policy and reference, both resident; reward gives both rewa
     padding-free, HF    transformers with flash attention: sequences end to end by position ids, head on response
                         rows only; needs the flash-attn package, and is left out with a line where there is none
     padding-free, ours  our engine told of every sequence alone: no padding, nothing shared
+    alignpot, compiled  our engine with the decoder's layers compiled
     alignpot, fp8       our engine with the decoder's linear layers in 8 bits, and the rank correlation of its margins
                         with those in bfloat16: random weights say little about how a trained model's rank
     classifier          AutoModelForSequenceClassification, 8 dialogues padded together, as it ships and sorted
@@ -217,26 +218,30 @@ def measure(
     }
 
 
-def measure_fp8(
-    models: Sequence[Any], cases: dict[str, Sequence[Pair]], figures: dict[str, Any], options: argparse.Namespace
+def measure_changed(
+    change: str,
+    models: Sequence[Any],
+    cases: dict[str, Sequence[Pair]],
+    figures: dict[str, Any],
+    options: argparse.Namespace,
 ) -> None:
-    """Adds what fp8 does in each case, last of all: it rounds the models in place."""
+    """Adds what `compiled` or `fp8` does in each case, after all else: it changes the models in place."""
     own = {
         name: of_engine(LogprobEngine(models[0], token_budget=options.token_budget))(pairs)
         for name, pairs in cases.items()
     }
-    rounded = [of_engine(LogprobEngine(model, token_budget=options.token_budget, fp8=True)) for model in models]
+    changed = [of_engine(LogprobEngine(model, token_budget=options.token_budget, **{change: True})) for model in models]
     for name, pairs in cases.items():
-        rate = len(pairs) / sum(seconds(score, pairs, options.repeats) for score in rounded)
-        correlation = spearman(own[name][0] - own[name][1], np.subtract(*rounded[0](pairs)))
+        rate = len(pairs) / sum(seconds(score, pairs, options.repeats) for score in changed)
+        correlation = spearman(own[name][0] - own[name][1], np.subtract(*changed[0](pairs)))
         ratio = rate / figures[name]["pairs_per_s"]["alignpot"]
         print(
-            f"{name}, fp8 {rate:>10.2f} pairs/s, {ratio:.3f} of bfloat16, rank correlation {correlation:.4f}",
+            f"{name}, {change} {rate:>10.2f} pairs/s, {ratio:.3f} of as it was, rank correlation {correlation:.4f}",
             flush=True,
         )
-        figures[name]["fp8"] = {
+        figures[name][change] = {
             "pairs_per_s": round(rate, 3),
-            "to_bfloat16": round(ratio, 3),
+            "to_plain": round(ratio, 3),
             "rank_correlation": round(correlation, 4),
         }
 
@@ -256,7 +261,8 @@ def run_cases(options: argparse.Namespace, device: str) -> dict[str, Any]:
             print(f"{name}, policy and reference, {kernel} kernel", flush=True)
             work = flops(models[0].config, pairs, head=True)
             figures[name] = {"kernel": kernel, **measure(engines, pairs, work, options, head=True)}
-        measure_fp8(models, cases, figures, options)
+        for change in ("compiled", "fp8"):
+            measure_changed(change, models, cases, figures, options)
         del models, engines
         if device == "cuda":
             torch.cuda.empty_cache()

@@ -1,16 +1,16 @@
 """CPU seconds to score real pairs: our engine, the paper's batches, TRL's precomputation and vLLM on CPU.
 
     python -m tests.benchmarks.bench_score [--pairs 64] [--slow-pairs 8] [--data hh_harmless.jsonl.gz] [--repeats 1]
-        [--without paper trl vllm accuracy]
+        [--without compiled paper trl vllm accuracy]
 
 SmolLM2-135M-Instruct in bfloat16 on one thread; pairs are HH-RLHF's (ALIGNPOT_SHARED or ../shared), else our demo
-pairs. Ours is the model as the pipeline loads it. Each peer as it ships and at its best: the paper's batches in the
-order of the data and sorted by length, vLLM without and with reading its prefix cache; TRL has no other setting. A CPU
-without bfloat16 arithmetic makes peers slow in it: there they run in float32 over all pairs, and in bfloat16 over the
-first `--slow-pairs` only. Before any time counts: the sums of all engines agree within bfloat16 noise, and ours are
-the same to the bit in another order, under other token budgets and in other shards. Then the error of our margins
-against float32, beside that of the paper's. Times are medians over the repeats, CPU seconds of all threads, each peer
-in turns with ours. The last line is a JSON object with the ratios.
+pairs. Ours is the model as the pipeline loads it, and once more with `compile: true`. Each peer as it ships and at its
+best: the paper's batches in the order of the data and sorted by length, vLLM without and with reading its prefix cache;
+TRL has no other setting. A CPU without bfloat16 arithmetic makes peers slow in it: there they run in float32 over all
+pairs, and in bfloat16 over the first `--slow-pairs` only. Before any time counts: the sums of all engines agree within
+bfloat16 noise, and ours are the same to the bit in another order, under other token budgets and in other shards. Then
+the error of our margins against float32, beside that of the paper's. Times are medians over the repeats, CPU seconds of
+all threads, each peer in turns with ours. The last line is a JSON object with the ratios.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from tests.benchmarks.scoring_vllm import SETTINGS, has_vllm, run_vllm
 from tests.models.pairs import Row
 
 MOST_INVARIANCE_PAIRS = 24
+CHOICES = ["compiled", "paper", "trl", "vllm", "accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Work:
     directory: Path
     model: Any
     ours: LogprobEngine
+    compiled: LogprobEngine | None
     tokenizer: Any
     rows: list[Row]
     pairs: list[TokenizedPair]
@@ -66,7 +68,11 @@ class Peers:
     without: Sequence[str]
 
 
-def load(data: Path | None, count: int) -> Work:
+def section(directory: Path) -> TorchModel:
+    return TorchModel(model=str(directory), dtype="bfloat16", num_gpus=0)
+
+
+def load(data: Path | None, count: int, *, compiled: bool) -> Work:
     from transformers import AutoTokenizer
 
     directory = ensure_smollm2()
@@ -75,11 +81,18 @@ def load(data: Path | None, count: int) -> Work:
     tokenized = [PairTokenizer(tokenizer, Tokens()).tokenize(**row) for row in rows]
     kept = [(row, pair) for row, pair in zip(rows, tokenized, strict=True) if isinstance(pair, TokenizedPair)]
     rows, pairs = [row for row, _ in kept], [pair for _, pair in kept]
-    model = load_causal_lm(TorchModel(model=str(directory), dtype="bfloat16", num_gpus=0))
+    model = load_causal_lm(section(directory))
     print(f"{len(pairs)} pairs of {name}, {num_tokens(pairs).sum()} response tokens; {json.dumps(machine())}")
     print(f"ours computes in {model.dtype}")
-    ours = LogprobEngine(model)
-    return Work(directory=directory, model=model, ours=ours, tokenizer=tokenizer, rows=rows, pairs=pairs)
+    return Work(
+        directory=directory,
+        model=model,
+        ours=LogprobEngine(model),
+        compiled=LogprobEngine(load_causal_lm(section(directory)), compiled=True) if compiled else None,
+        tokenizer=tokenizer,
+        rows=rows,
+        pairs=pairs,
+    )
 
 
 def peer_model(work: Work, dtype: str) -> Any:
@@ -91,16 +104,21 @@ def peer_model(work: Work, dtype: str) -> Any:
 def time_here(peers: Peers) -> list[Timed]:
     """Ours and the peers of this process, in turns, so that a change of load meets all of them."""
     work, pairs, model = peers.work, peers.work.pairs, peer_model(peers.work, peers.dtype)
-    score_pairs(work.ours, pairs[:2])
+    for engine in (work.ours, work.compiled):
+        if engine is not None:
+            score_pairs(engine, pairs[:2])
     paper_scores(model, pairs[:2])
     order = by_length(pairs)
     back, ordered = np.argsort(order), [pairs[i] for i in order]
-    ours = Timed(name="alignpot", tokens=sum(num_packed_tokens(group) for group in pair_groups(pairs)))
+    tokens = sum(num_packed_tokens(group) for group in pair_groups(pairs))
+    ours, compiled = (Timed(name=name, tokens=tokens) for name in ("alignpot", "alignpot, compiled"))
     paper = Timed(name="paper, 4 pairs a batch", tokens=padded_tokens(pairs))
     best = Timed(name="paper, sorted by length", tokens=padded_tokens(ordered))
     trl = Timed(name="TRL precompute, 4 pairs", tokens=padded_tokens(pairs))
     for _ in range(peers.repeats):
         time_ours(work, ours)
+        if work.compiled is not None:
+            time_ours(work, compiled, work.compiled)
         if "paper" not in peers.without:
             timed_run(paper, lambda: paper_scores(model, pairs))
             time_ours(work, ours)
@@ -108,7 +126,9 @@ def time_here(peers: Peers) -> list[Timed]:
         if "trl" not in peers.without:
             run_trl(model, work.tokenizer, work.rows, trl)
             time_ours(work, ours)
-    return [timed for timed in (ours, paper, best, trl) if timed.cpu_s]
+        if work.compiled is not None:
+            time_ours(work, compiled, work.compiled)
+    return [timed for timed in (ours, compiled, paper, best, trl) if timed.cpu_s]
 
 
 def time_vllm(peers: Peers, ours: Timed) -> list[Timed]:
@@ -126,8 +146,8 @@ def time_vllm(peers: Peers, ours: Timed) -> list[Timed]:
     return found
 
 
-def time_ours(work: Work, ours: Timed) -> None:
-    timed_run(ours, lambda: np.stack(score_pairs(work.ours, work.pairs)))
+def time_ours(work: Work, ours: Timed, engine: LogprobEngine | None = None) -> None:
+    timed_run(ours, lambda: np.stack(score_pairs(engine or work.ours, work.pairs)))
 
 
 def time_all(peers: Peers) -> list[Timed]:
@@ -146,11 +166,14 @@ def time_all(peers: Peers) -> list[Timed]:
 def figures(timed: Sequence[Timed], num_pairs: int) -> dict[str, Any]:
     """CPU seconds of all, and those of each peer over ours."""
     cpu_s = {t.name: statistics.median(t.cpu_s) for t in timed}
-    ours = cpu_s[timed[0].name]
+    ours = [name for name in cpu_s if name.startswith("alignpot")]
     return {
         "pairs": num_pairs,
         "cpu_s": {name: round(value, 3) for name, value in cpu_s.items()},
-        "ratio_to_alignpot": {t.name: round(cpu_s[t.name] / ours, 3) for t in timed[1:]},
+        **{
+            f"ratio_to_{own}": {name: round(value / cpu_s[own], 3) for name, value in cpu_s.items() if name != own}
+            for own in ours
+        },
     }
 
 
@@ -167,11 +190,14 @@ def main() -> None:
     parser.add_argument("--slow-pairs", type=int, default=8, help="pairs for peers in a dtype that the CPU emulates")
     parser.add_argument("--data", type=Path, help="hh_harmless.jsonl.gz")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--without", nargs="*", choices=["paper", "trl", "vllm", "accuracy"], default=[])
+    parser.add_argument("--without", nargs="*", choices=CHOICES, default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    work = load(options.data, options.pairs)
-    num_ways = check_invariance(work.model, work.pairs[:MOST_INVARIANCE_PAIRS])
+    work = load(options.data, options.pairs, compiled="compiled" not in options.without)
+    some = work.pairs[:MOST_INVARIANCE_PAIRS]
+    num_ways = check_invariance(work.model, some)
+    if work.compiled is not None:
+        num_ways += check_invariance(load_causal_lm(section(work.directory)), some, compiled=True)
     turns = {"bfloat16": work}
     if not has_arithmetic(torch.bfloat16):
         turns = {"float32": work, "bfloat16": work.first(options.slow_pairs)}

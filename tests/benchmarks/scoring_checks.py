@@ -32,16 +32,16 @@ def check_agreement(timed: Timed, ours: Timed, pairs: Sequence[TokenizedPair]) -
         sys.exit(f"{timed.name} and our engine disagree: {worst:.4f} at most, {rms:.4f} RMS")
 
 
-def check_invariance(model: Any, pairs: Sequence[TokenizedPair]) -> int:
+def check_invariance(model: Any, pairs: Sequence[TokenizedPair], *, compiled: bool = False) -> int:
     """Scores are the same to the bit in any order, under any token budget and in shards of any size.
 
     Returns:
         how many other ways to score the pairs were compared with the first.
     """
-    expected = np.stack(score_pairs(LogprobEngine(model), pairs))
+    whole, small, large = (LogprobEngine(model, budget, compiled=compiled) for budget in (16384, 512, 2048))
+    expected = np.stack(score_pairs(whole, pairs))
     order = np.random.default_rng(0).permutation(len(pairs))
     back = np.argsort(order)
-    small, large = (LogprobEngine(model, token_budget=budget) for budget in (512, 2048))
     others = {
         "shuffled": np.stack(score_pairs(large, [pairs[i] for i in order]))[:, back],
         "a budget of 512 tokens": np.stack(score_pairs(small, pairs)),

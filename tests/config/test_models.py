@@ -37,7 +37,11 @@ VLLM = {"backend": "vllm", "model": "m"}
         (changed(policy={"backend": "columns", "engine_args": {}}), ["not used with backend columns", "backend: vllm"]),
         (changed(policy={**VLLM, "adapter": "a"}), ["policy.adapter: backend vllm scores no adapters; merge"]),
         (changed(policy={**VLLM, "fp8": True}), ["policy.fp8: backend vllm has its own: set engine_args"]),
-        (changed(policy={"model": "m", "fp8": True}, reference={"model": "m"}), ["fp8 of one of policy and reference"]),
+        (changed(policy={**VLLM, "compile": True}), ["policy.compile: backend vllm compiles by itself"]),
+        *(
+            (changed(policy={"model": "m", name: True}, reference={"model": "m"}), [f"{name} of one of policy and ref"])
+            for name in ("fp8", "compile")
+        ),
         (changed(policy={**VLLM, "engine_args": {"dtype": "float16"}}), ["policy.engine_args: dtype cannot be given"]),
         (changed(policy={**VLLM, "engine_args": {"tensor_parallel_size": "2"}}), ["whole numbers of at least 1"]),
         (changed(policy={**VLLM, "engine_args": {"tensor_parallel_size": 4}}), ["num_gpus: auto", "set num_gpus: 4"]),

@@ -1,0 +1,36 @@
+"""The layers of a decoder compiled by torch, on request.
+
+What lies between matrix products and attention (norms, rotary embeddings, activations, residual sums) then runs as a
+few loops instead of one pass over memory for each operation. Products and attention stay the kernels that they are.
+Sums move by a rounding, and as before do not hang on order, company or budget on CPU. Layers share their code, so that
+one is compiled for all of a kind, for any number of tokens; torch keeps the result on disk for the next process.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.models.layers import last_feed_forward, layers_of
+
+
+def compile_layers(decoder: torch.nn.Module, num_layers: int) -> None:
+    """Have the layers of a decoder compiled when they are next called, but for a last one that runs on some rows only.
+
+    Raises:
+        ModelError: there is no list of as many layers.
+    """
+    layers = layers_of(decoder, num_layers)
+    if layers is None:
+        raise ModelError(f"{type(decoder).__name__} has no list of {num_layers} layers to compile: set compile: false.")
+    # The number of rows that are read changes from step to step; one layer as it is written costs next to nothing.
+    num_compiled = num_layers - (last_feed_forward(decoder, num_layers) is not None)
+    for layer in layers[:num_compiled]:
+        layer.compile(dynamic=True)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled layers as they were written, for a while."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
