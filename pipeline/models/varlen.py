@@ -58,7 +58,7 @@ def varlen_attention(
     if plan.gather is not None:
         key, value = key.index_select(0, plan.gather), value.index_select(0, plan.gather)
     options: dict[str, Any] = {"enable_gqa": key.shape[1] != query.shape[1], "num_splits": 1}
-    attended: torch.Tensor = varlen.varlen_attn(
+    attended: Any = varlen.varlen_attn(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
@@ -70,12 +70,13 @@ def varlen_attention(
         window_size=(-1 if window is None else window - 1, 0),  # causal, aligned to the last key
         **{name: given for name, given in options.items() if name in _known_options()},
     )
-    return attended[None]
+    output: torch.Tensor = attended[None]
+    return output
 
 
 @cache
 def _known_options() -> frozenset[str]:
-    """Parameters of this torch's kernel. Where it does not ask about grouped queries it takes them, and never splits."""
+    """Parameters of this torch's kernel; one that does not ask about grouped queries takes them, and never splits."""
     from torch.nn.attention import varlen
 
     return frozenset(inspect.signature(varlen.varlen_attn).parameters)

@@ -110,7 +110,8 @@ def random_model(shape: dict[str, Any], seed: int, device: str, *, classifier: b
 def flops(config: Any, pairs: Sequence[Pair], *, head: bool) -> float:
     """FLOPs that scoring pairs takes at least: every distinct prefix once, no padding, head on response rows only.
 
-    2 FLOPs a weight and token in the layers' matrices; 4 L d a visible (query, key); 2 d V a scored row.
+    2 FLOPs a weight and token in the layers' matrices, but for the last feed-forward on rows that no head reads;
+    4 L d a visible (query, key); 2 d V a scored row.
     """
     d, layers = config.hidden_size, config.num_hidden_layers
     kv = d * config.num_key_value_heads // config.num_attention_heads
@@ -120,6 +121,8 @@ def flops(config: Any, pairs: Sequence[Pair], *, head: bool) -> float:
         prompt = pair.chosen_start
         sides = [len(pair.chosen_ids) - prompt, len(pair.rejected_ids) - prompt]
         seen = sum(n * (n + 1) // 2 + n * prompt for n in sides) + prompt * (prompt + 1) // 2
-        rows = sum(sides) if head else 0
-        total += (prompt + sum(sides)) * body + 4 * layers * d * seen + rows * 2 * d * config.vocab_size
+        tokens, rows = prompt + sum(sides), sum(sides) if head else 0
+        unread = tokens - (rows or len(sides))
+        total += tokens * body - unread * 6 * d * config.intermediate_size
+        total += 4 * layers * d * seen + rows * 2 * d * config.vocab_size
     return total

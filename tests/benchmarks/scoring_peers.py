@@ -84,10 +84,10 @@ def summed(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 @torch.no_grad()
-def paper_scores(model: Any, pairs: "Sequence[TokenizedPair]") -> Sums:
+def paper_scores(model: Any, pairs: "Sequence[TokenizedPair]", batch_pairs: int = BATCH_PAIRS) -> Sums:
     found = []
-    for begin in range(0, len(pairs), BATCH_PAIRS):
-        batch = pairs[begin : begin + BATCH_PAIRS]
+    for begin in range(0, len(pairs), batch_pairs):
+        batch = pairs[begin : begin + batch_pairs]
         ids, mask, labels = (t.to(model.device) for t in padded(batch))
         logits = model(ids, attention_mask=mask, use_cache=False).logits
         total, count = summed(logits, labels)

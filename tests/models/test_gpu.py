@@ -1,4 +1,4 @@
-"""The engines on a CUDA GPU, in bfloat16: the numbers of the plain forward on CPU in float32, within that dtype's noise."""
+"""The engines on a CUDA GPU in bfloat16: the numbers of the plain forward in float32, within that dtype's noise."""
 
 import numpy as np
 import pytest
