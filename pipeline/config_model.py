@@ -37,7 +37,7 @@ class TorchModel(Replicas):
     """Directory or hub id of a LoRA adapter on top of the model."""
     adapter_revision: str = "main"
     trust_remote_code: bool = False
-    token_budget: int = Field(default=16384, ge=1)
+    token_budget: int = Field(default=32768, ge=1)
     """Most tokens in one forward; a single longer row runs alone."""
     fp8: bool = False
     """Multiply in 8-bit floating point in the decoder's linear layers, at up to twice the rate on GPUs of compute

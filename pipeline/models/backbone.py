@@ -22,7 +22,7 @@ from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
 from pipeline.models.compiled import compile_layers, uncompiled
 from pipeline.models.fp8 import require_fp8, use_fp8
 from pipeline.models.last_norm import last_calls
-from pipeline.models.layers import last_feed_forward, only_rows
+from pipeline.models.layers import only_rows, prepare_last_layer
 from pipeline.models.memory import Budget, Found, Numbers, Run, run_in_steps
 from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, Step, response_step
 from pipeline.models.transfer import to_device
@@ -82,7 +82,7 @@ class Backbone:
         self._plain = "eager" if softcapped else self.model.config._attn_implementation  # noqa: SLF001
         self._other = None if softcapped else "sdpa" if self._plain == "eager" else "eager"
         self._num_positions = _num_positions(self.model)
-        self._last_feed_forward = last_feed_forward(self.model.base_model, self.config.num_hidden_layers)
+        prepare_last_layer(self.model.base_model, self.config.num_hidden_layers)
         self._compiled = compiled
         self._to_be_rounded = fp8
         if fp8:
@@ -196,15 +196,15 @@ class Backbone:
             raise ModelError(f"{type(self.model).__name__} cannot run packed steps.")
         ids, positions, rows = (to_device(values, self.device) for values in (step.ids, step.positions, step.rows))
         decoder = self.model.base_model
+        in_float32 = self.device.type == "cpu" and self.dtype in _HALF_PRECISION
         with (
             self._attention(PACKED_ATTENTION),
             attending(step, self.kernel, self.device) as state,
-            last_calls(decoder) as calls,
-            only_rows(self._last_feed_forward, step.rows),
+            last_calls(decoder if in_float32 else None) as calls,
+            only_rows(step.rows),
         ):
             output = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
         hidden = output.last_hidden_state[0]
-        in_float32 = self.device.type == "cpu" and self.dtype in _HALF_PRECISION
         read = calls.in_float32(hidden, rows) if in_float32 else hidden.index_select(0, rows)
         return read, (state.calls, state.windowed_calls)
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.models.layers import last_feed_forward, layers_of
+from pipeline.models.layers import layers_of
 
 
 def compile_layers(decoder: torch.nn.Module, num_layers: int) -> None:
-    """Have the layers of a decoder compiled when they are next called, but for a last one that runs on some rows only.
+    """Have the layers of a decoder, and its norms, compiled when they are next called.
 
     Raises:
         ModelError: there is no list of as many layers.
@@ -24,10 +24,9 @@ def compile_layers(decoder: torch.nn.Module, num_layers: int) -> None:
     layers = layers_of(decoder, num_layers)
     if layers is None:
         raise ModelError(f"{type(decoder).__name__} has no list of {num_layers} layers to compile: set compile: false.")
-    # The number of rows that are read changes from step to step; one layer as it is written costs next to nothing.
-    num_compiled = num_layers - (last_feed_forward(decoder, num_layers) is not None)
-    for layer in layers[:num_compiled]:
-        layer.compile(dynamic=True)
+    norms = [child for child in decoder.children() if "Norm" in type(child).__name__]
+    for module in (*layers, *norms):
+        module.compile(dynamic=True)
 
 
 def uncompiled() -> AbstractContextManager[Any]:

@@ -42,20 +42,37 @@ class Fp8Linear(torch.nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs of shape (..., out_features) from inputs of shape (..., in_features)."""
         rows, scale = _rounded(inputs.reshape(-1, self.in_features))
-        by_row = F.ScalingType.RowWise
-        outputs = F.scaled_mm(
-            rows,
-            self.weight.t(),
-            scale,
-            by_row,
-            self.scale,
-            by_row,
-            output_dtype=torch.float32 if inputs.device.type == "cpu" else torch.bfloat16,
-            use_fast_accum=inputs.device.type != "cpu",
-        )
+        outputs: torch.Tensor = _product(rows, self.weight, scale, self.scale)
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
+
+
+# An operator of its own, because torch's compiler cannot look into scaled_mm and would cut layers into pieces there.
+@torch.library.custom_op("alignpot::fp8_product", mutates_args=())
+def _product(
+    rows: torch.Tensor, weight: torch.Tensor, rows_scale: torch.Tensor, weight_scale: torch.Tensor
+) -> torch.Tensor:
+    """Rows of shape (N, d) times a weight of shape (d', d): shape (N, d'), float32 on CPU and else bfloat16."""
+    by_row = F.ScalingType.RowWise
+    on_cpu = rows.device.type == "cpu"
+    found: torch.Tensor = F.scaled_mm(
+        rows,
+        weight.t(),
+        rows_scale,
+        by_row,
+        weight_scale,
+        by_row,
+        output_dtype=torch.float32 if on_cpu else torch.bfloat16,
+        use_fast_accum=not on_cpu,
+    )
+    return found
+
+
+@_product.register_fake
+def _(rows: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float32 if rows.device.type == "cpu" else torch.bfloat16
+    return rows.new_empty(rows.shape[0], weight.shape[0], dtype=dtype)
 
 
 def use_fp8(model: Any) -> float:

@@ -44,10 +44,10 @@ class LastCalls:
 
 
 @contextmanager
-def last_calls(decoder: torch.nn.Module) -> Iterator[LastCalls]:
-    """Remember them for the time of one forward."""
+def last_calls(decoder: torch.nn.Module | None) -> Iterator[LastCalls]:
+    """Remember them for the time of one forward; None remembers nothing."""
     calls = LastCalls()
-    simple = [module for module in decoder.children() if not any(module.children())]
+    simple = [] if decoder is None else [module for module in decoder.children() if not any(module.children())]
     hooks = [module.register_forward_hook(calls.remember, with_kwargs=True) for module in simple]
     try:
         yield calls

@@ -6,9 +6,12 @@ feed-forward there: those of prompts, and all but one of a dialogue that gets a 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.models.packing import ROW_MULTIPLE, Int64Array
@@ -17,58 +20,69 @@ from pipeline.models.transfer import to_device
 _FEED_FORWARDS: Final = ("mlp", "feed_forward", "block_sparse_moe")
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Rows:
+    """Which rows of a forward are read, and how many there are."""
+
+    read: Int64Array
+    padded: npt.NDArray[np.int64]
+    num_tokens: int = 0
+    on_device: torch.Tensor | None = None
+
+
+_ROWS: ContextVar[_Rows | None] = ContextVar("alignpot_rows", default=None)
+
+
 def layers_of(decoder: torch.nn.Module, num_layers: int) -> torch.nn.ModuleList | None:
     """The list of a decoder's layers in their order, or None where there is no list of as many."""
     lists = (m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == num_layers)
     return next(lists, None)
 
 
-def last_feed_forward(decoder: torch.nn.Module, num_layers: int) -> torch.nn.Module | None:
-    """The feed-forward of the last layer, or None where it is no module under a name known here."""
+def prepare_last_layer(decoder: torch.nn.Module, num_layers: int) -> None:
+    """Let the feed-forward of the last layer heed `only_rows`, where it is a module under a name known here."""
     layers = layers_of(decoder, num_layers)
-    if layers is None:
-        return None
-    return next((found for name in _FEED_FORWARDS if (found := getattr(layers[-1], name, None)) is not None), None)
+    last = layers[-1] if layers else None
+    feed_forward = next((found for name in _FEED_FORWARDS if (found := getattr(last, name, None)) is not None), None)
+    if feed_forward is not None and _select not in feed_forward._forward_pre_hooks.values():  # noqa: SLF001
+        feed_forward.register_forward_pre_hook(_select)
+        feed_forward.register_forward_hook(_spread)
 
 
 @contextmanager
-def only_rows(feed_forward: torch.nn.Module | None, rows: Int64Array) -> Iterator[None]:
-    """Let a feed-forward compute some rows of its input for a while; it gives zeros in the others.
+def only_rows(rows: Int64Array) -> Iterator[None]:
+    """Let prepared feed-forwards compute some rows of states of shape (1, T, d) for a while; the others become zero.
 
     Args:
-        feed_forward: takes and gives states of shape (1, T, d); None does nothing.
         rows: which, ascending, shape (R,).
     """
-    if feed_forward is None:
-        yield
-        return
-    some = _Rows(rows)
-    before = feed_forward.register_forward_pre_hook(some.select)
-    after = feed_forward.register_forward_hook(some.spread)
+    # As many as a matrix product on CPU wants for a row not to depend on its company (see packing).
+    padded = np.pad(rows, (0, -len(rows) % ROW_MULTIPLE), mode="edge")
+    token = _ROWS.set(_Rows(read=rows, padded=padded))
     try:
         yield
     finally:
-        before.remove()
-        after.remove()
+        _ROWS.reset(token)
 
 
-class _Rows:
-    """Forward hooks of a feed-forward."""
+# The rows change from step to step, which a compiled layer must not take for a constant.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _select(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    rows = _ROWS.get()
+    if rows is None or not args:
+        return None
+    rows.num_tokens = args[0].shape[1]
+    rows.on_device = to_device(rows.padded, args[0].device)
+    return (args[0].index_select(1, rows.on_device), *args[1:])
 
-    def __init__(self, rows: Int64Array) -> None:
-        self._num_rows = len(rows)
-        # As many as a matrix product on CPU wants for a row not to depend on its company (see packing).
-        self._padded = np.pad(rows, (0, -len(rows) % ROW_MULTIPLE), mode="edge")
-        self._at = torch.empty(0)
-        self._num_tokens = 0
 
-    def select(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        self._num_tokens = args[0].shape[1]
-        self._at = to_device(self._padded, args[0].device)
-        return (args[0].index_select(1, self._at), *args[1:])
-
-    def spread(self, _: torch.nn.Module, __: tuple[Any, ...], given: Any) -> Any:
-        states, *others = given if isinstance(given, tuple) else (given,)
-        whole = states.new_zeros(1, self._num_tokens, states.shape[-1])
-        whole.index_copy_(1, self._at[: self._num_rows], states[:, : self._num_rows])
-        return (whole, *others) if isinstance(given, tuple) else whole
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _spread(_: torch.nn.Module, __: tuple[Any, ...], given: Any) -> Any:
+    rows = _ROWS.get()
+    if rows is None or rows.on_device is None:
+        return given
+    states, *others = given if isinstance(given, tuple) else (given,)
+    num_rows = len(rows.read)
+    whole = states.new_zeros(1, rows.num_tokens, states.shape[-1])
+    whole.index_copy_(1, rows.on_device[:num_rows], states[:, :num_rows])
+    return (whole, *others) if isinstance(given, tuple) else whole

@@ -6,7 +6,7 @@ log-softmax. Sums over tokens are float64. A completion's sum depends on the mod
 the budget, the order or the other groups: to the bit on CPU, where a mixture of experts may move by a rounding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -54,7 +54,7 @@ class LogprobEngine:
         compiled: run the decoder's layers compiled (see compiled).
     """
 
-    def __init__(self, model: Any, token_budget: int = 16384, *, fp8: bool = False, compiled: bool = False) -> None:
+    def __init__(self, model: Any, token_budget: int = 32768, *, fp8: bool = False, compiled: bool = False) -> None:
         self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled)
         self._head = _Head(self._backbone, compiled=compiled)
         self._ways = Ways(packed=self._packed_sums, plain=self._plain_sum, num_read=_num_read)
@@ -117,9 +117,10 @@ class _Head:
             self._weight = weight.float() if self._device.type == "cpu" else weight
             self._bias = None if self._module.bias is None else self._module.bias.detach().float()
         self._buffer: torch.Tensor | None = None
-        self._log_probs: Any = _log_probs_
-        if self._device.type != "cpu":
-            self._log_probs = torch.compile(_log_probs, dynamic=True) if compiled else _log_probs
+        self._logsumexp: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if compiled and self._device.type != "cpu":
+            # For one shape, that of a whole chunk: compiled for any number of rows it takes four times as long.
+            self._logsumexp = torch.compile(_logsumexp, dynamic=False)
 
     def logp(self, hidden: torch.Tensor, step: Step) -> Numbers:
         """Starts on the log-probability of each target of a step, shape (N,), from its hidden rows, shape (R, d)."""
@@ -159,6 +160,15 @@ class _Head:
             logits = logits.div_(self._softcap).tanh_().mul_(self._softcap)
         return logits[:num_rows]
 
+    def _log_probs(self, logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Log-probability of each target, float64, shape (N,), from its row of `logits`, shape (R, V)."""
+        if self._device.type == "cpu":
+            target_logits = logits[rows, targets].double()
+            return target_logits - _logsumexp_(logits)[rows].double()
+        if self._logsumexp is not None and len(logits) == self._chunk_rows():
+            return logits[rows, targets].double() - self._logsumexp(logits)[rows].double()
+        return logits.log_softmax(dim=1)[rows, targets].double()
+
     def _rows(self, num_rows: int) -> torch.Tensor:
         assert self._weight is not None  # noqa: S101
         if self._buffer is None:
@@ -181,20 +191,19 @@ def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
         settings.fp32_precision = before
 
 
-def _log_probs(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each target, float64, shape (N,), from its row of `logits`, shape (R, V)."""
-    return logits.log_softmax(dim=1)[rows, targets].double()
+def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of exponentials of each row, shape (R,)."""
+    return torch.logsumexp(logits, dim=1)
 
 
-def _log_probs_(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The same on a CPU, in the memory of `logits`, which it overwrites."""
-    target_logits = logits[rows, targets].double()
+def _logsumexp_(logits: torch.Tensor) -> torch.Tensor:
+    """The same, a few rows at a time and in the memory of `logits`, which it overwrites."""
     found = []
     for begin in range(0, len(logits), _CACHE_ROWS):
-        some = logits[begin : begin + _CACHE_ROWS]
-        highest = some.amax(dim=1, keepdim=True)
-        found.append(some.sub_(highest).exp_().sum(dim=1).log_() + highest[:, 0])
-    return target_logits - torch.cat(found)[rows].double()
+        rows = logits[begin : begin + _CACHE_ROWS]
+        highest = rows.amax(dim=1, keepdim=True)
+        found.append(rows.sub_(highest).exp_().sum(dim=1).log_() + highest[:, 0])
+    return torch.cat(found)
 
 
 def pair_groups(pairs: Sequence[TokenizedPair]) -> list[Group]:

@@ -48,7 +48,7 @@ class ClassifierEngine:
         ModelError: the classifier has more than one logit.
     """
 
-    def __init__(self, model: Any, token_budget: int = 16384, *, fp8: bool = False, compiled: bool = False) -> None:
+    def __init__(self, model: Any, token_budget: int = 32768, *, fp8: bool = False, compiled: bool = False) -> None:
         self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled)
         self._head = getattr(self._backbone.model, "score", None)
         self._ways = Ways(packed=self._packed_rewards, plain=self._plain_score)

@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=1, help="runs of a peer; the median counts")
     parser.add_argument("--own-repeats", type=int, default=3, help="the same of ours")
-    parser.add_argument("--token-budget", type=int, default=16384)
+    parser.add_argument("--token-budget", type=int, default=32768)
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16; left out, by the GPU's name")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
