@@ -43,8 +43,8 @@ class TorchModel(Replicas):
     """Multiply in 8-bit floating point in the decoder's linear layers, at up to twice the rate on GPUs of compute
     capability 8.9 and newer. Scores move; the run stops if the first rows do not rank as without it."""
     compile: bool = False
-    """Have torch fuse the small operations of the decoder's layers: faster, after the half minute that the first start
-    on a machine takes to compile them. Scores move by a rounding. CPUs need a C++ compiler."""
+    """Have torch fuse the small operations of the decoder's layers: a fifth faster on GPUs, after the seconds that a
+    start takes to compile them. Scores move by a rounding. Needs a C or C++ compiler."""
 
 
 class VllmModel(TorchModel):

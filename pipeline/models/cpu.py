@@ -17,6 +17,8 @@ _INSTRUCTIONS: Final = {
     torch.float16: ("avx512_fp16", "amx_fp16", "avx10_2", "fp16_arith"),
 }
 
+_TILES: Final = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
+
 # Options of glibc's mallopt and their values, in bytes. The first is the largest that glibc comes to by itself.
 _MAP_ALONE: Final = (-3, 32 << 20)
 _GIVE_BACK: Final = (-1, 1 << 30)
@@ -25,6 +27,14 @@ _GIVE_BACK: Final = (-1, 1 << 30)
 def has_arithmetic(dtype: torch.dtype) -> bool:
     """Whether this CPU computes in a dtype itself, rather than torch in its place."""
     return dtype not in _INSTRUCTIONS or any(_capabilities().get(name) for name in _INSTRUCTIONS[dtype])
+
+
+def rows_stand_alone(dtype: torch.dtype) -> bool:
+    """Whether a row of a matrix product has the same bits whatever rows are multiplied with it (see packing).
+
+    Not so in half precision on CPUs with tiles (AMX), where the number of rows decides how a product is computed.
+    """
+    return dtype not in _TILES or not _capabilities().get(_TILES[dtype])
 
 
 def in_own_arithmetic(model: Any) -> Any:

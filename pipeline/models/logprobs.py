@@ -3,7 +3,8 @@
 `LogprobEngine` runs packed steps (see packing) and computes logits only in the rows that predict a response
 token, in float32 whatever the model's dtype: the log-sum-exp of a row and its target's logit, never a whole
 log-softmax. Sums over tokens are float64. A completion's sum depends on the model and its own group alone: not on
-the budget, the order or the other groups: to the bit on CPU, where a mixture of experts may move by a rounding.
+the budget, the order or the other groups: to the bit on CPU, where a mixture of experts may move by a rounding, and
+half precision where the CPU has tiles (see cpu).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

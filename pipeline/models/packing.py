@@ -29,7 +29,8 @@ Range = tuple[int, int]
 """Begin and end of consecutive rows of a step."""
 
 # A matrix product on CPU rounds one way for a few rows and another way for many. Steps and head chunks never
-# have fewer rows than this, and always a multiple of it, so that a row's value does not depend on its company.
+# have fewer rows than this, and always a multiple of it, so that a row's value does not depend on its company, but in
+# half precision on CPUs with tiles (see cpu).
 ROW_MULTIPLE: Final = 64
 
 

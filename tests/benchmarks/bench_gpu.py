@@ -82,7 +82,7 @@ class Case:
             sys.exit(f"{self.name}: {name} and our engine disagree by {difference.max():.4f}")
 
     def time(self, name: str, scores: Sequence[Score], repeats: int) -> None:
-        """One score a model; more runs of a name are added to the earlier ones by their median."""
+        """Pairs a second of an engine, of which there is one score a model, after its gate."""
         if name != "alignpot, fp8":
             self.gate(name, scores[0])
         spent = sum(seconds(score, self.pairs, repeats) for score in scores)
@@ -202,6 +202,7 @@ def run_cases(options: argparse.Namespace, device: str) -> dict[str, Any]:
             cases = [Case(name, models, options, head=head) for name in names]
             run_models(cases)
             figures |= {case.name: case.figures() for case in cases}
+            print(json.dumps(figures), flush=True)
             del models, cases
             if device == "cuda":
                 torch.cuda.empty_cache()

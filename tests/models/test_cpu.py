@@ -37,6 +37,14 @@ def test_bfloat16_stays_where_the_cpu_computes_in_it(instruction, tiny_model_dir
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+def test_rows_depend_on_their_company_in_half_precision_on_tiles_only(monkeypatch):
+    monkeypatch.setattr(cpu, "_capabilities", lambda: WITHOUT | {"avx512_bf16": True})
+    assert cpu.rows_stand_alone(torch.bfloat16)
+    monkeypatch.setattr(cpu, "_capabilities", lambda: WITHOUT | {"amx_bf16": True})
+    assert not cpu.rows_stand_alone(torch.bfloat16)
+    assert cpu.rows_stand_alone(torch.float32)
+
+
 @pytest.mark.usefixtures("without_half")
 @pytest.mark.parametrize(("name", "dtype"), HALVES)
 def test_elsewhere_rounded_weights_are_computed_with_in_float32(name, dtype, tiny_model_dir, groups):

@@ -32,7 +32,7 @@ def test_packed_sums_are_as_exact_as_the_plain_forward_in_bfloat16(family, compi
     assert engine.kernel == "varlen"
     ours, theirs = ((sums - exact) / scores.num_tokens for sums in (scores.sum_logp, plain))
     assert rms(ours) <= 2.0 * rms(theirs) + 0.002
-    assert np.median(np.abs(ours)) <= 1.5 * np.median(np.abs(theirs)) + 0.002
+    assert np.median(np.abs(ours)) <= 2.0 * np.median(np.abs(theirs)) + 0.002
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "gpt2"])

@@ -1,6 +1,7 @@
 """On CPU a score does not depend, to the bit, on order, company, token budget, shard size or threads.
 
-Mixtures of experts are the exception: how many rows an expert gets depends on the company, and with it the rounding.
+Two exceptions move by a rounding: half precision on CPUs with tiles, and mixtures of experts, where how many rows an
+expert gets depends on the company.
 """
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.config import Tokens
+from pipeline.models.cpu import rows_stand_alone
 from pipeline.models.logprobs import LogprobEngine, pair_groups
 from pipeline.models.prompts import PairTokenizer
 from pipeline.models.rewards import ClassifierEngine
@@ -29,6 +31,10 @@ def engine_and_score(what: str, family: str, dtype: torch.dtype, budget: int):
     return rewarding, lambda groups: rewarding.score(groups).reward
 
 
+def assert_same(found, expected, dtype: torch.dtype) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0.0 if rows_stand_alone(dtype) else 0.02)
+
+
 @pytest.mark.parametrize("what", ["logprob", "reward"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -41,9 +47,8 @@ def test_scores_do_not_depend_on_order_budget_company_or_threads(what, family, d
         torch.set_num_threads(threads)
         _, shuffled = engine_and_score(what, family, dtype, budget)
         order = random.permutation(len(groups))
-        np.testing.assert_array_equal(
-            shuffled([groups[i] for i in order]), np.concatenate([expected[i] for i in order])
-        )
+        found, wanted = shuffled([groups[i] for i in order]), np.concatenate([expected[i] for i in order])
+        assert_same(found, wanted, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -76,7 +81,9 @@ def test_scores_do_not_depend_on_shards(what, dtype):
     assert len(set(whole.values())) == 16
     shuffled = table.take(np.random.default_rng(0).permutation(16))
     for shard_rows in (1, 3, 7):
-        assert by_id(stages[1], shuffled, shard_rows, columns) == whole
+        found = by_id(stages[1], shuffled, shard_rows, columns)
+        assert found.keys() == whole.keys()
+        assert_same([found[row] for row in whole], list(whole.values()), dtype)
 
 
 @pytest.mark.slow
@@ -90,4 +97,4 @@ def test_smollm2_scores_do_not_depend_on_order_budget_or_shards(smollm2_dir, dty
     order = np.random.default_rng(0).permutation(len(groups))
     small = LogprobEngine(model, token_budget=300)
     halves = [small.score([groups[i] for i in half]).sum_logp for half in (order[:2], order[2:])]
-    np.testing.assert_array_equal(np.concatenate(halves).reshape(-1, 2), expected[order])
+    assert_same(np.concatenate(halves).reshape(-1, 2), expected[order], model.dtype)
