@@ -109,3 +109,25 @@ def test_imports_go_down_only(path: Path):
 def test_every_part_of_the_package_has_a_layer():
     parts = {m.name for m in pkgutil.iter_modules([str(PACKAGE)])}
     assert parts == set().union(*LAYERS)
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_gpus_runs_without_what_an_offline_machine_lacks() -> None:
+    lacking = ["pydantic", "ray", "s3fs", "vllm"]
+    script = f"""
+import importlib.machinery, sys
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = classmethod(
+    lambda cls, name, *rest: None if name.split(".")[0] in {lacking} else find(name, *rest)
+)
+sys.argv = ["bench_gpu", "--tiny", "--pairs", "4", "--cases", "hh", "reward"]
+from tests.benchmarks.bench_gpu import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=PACKAGE.parent
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    cases = json.loads(done.stdout.splitlines()[-1])["cases"]
+    assert {"paper", "paper, best batch, sorted"} <= cases["hh"]["ratio"]["alignpot, compiled"].keys()
+    assert {"classifier", "classifier, best batch, sorted"} <= cases["reward"]["ratio"]["alignpot"].keys()
