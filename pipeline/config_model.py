@@ -45,6 +45,9 @@ class TorchModel(Replicas):
     compile: bool = False
     """Have torch fuse the small operations of the decoder's layers: a fifth faster on GPUs, after the seconds that a
     start takes to compile them. Scores move by a rounding. Needs a C or C++ compiler."""
+    deterministic: bool = False
+    """Give every forward the same shape, so that GPUs and CPUs with tiles, too, compute a row the same way whatever is
+    scored with it, but for mixtures of experts. Costs the padding of each shard's last step to `token_budget`."""
 
 
 class VllmModel(TorchModel):
@@ -75,6 +78,13 @@ class VllmModel(TorchModel):
     def _no_compile(cls, value: bool) -> bool:  # noqa: FBT001
         if value:
             raise ValueError("backend vllm compiles by itself: leave compile out")
+        return value
+
+    @field_validator("deterministic")
+    @classmethod
+    def _no_deterministic(cls, value: bool) -> bool:  # noqa: FBT001
+        if value:
+            raise ValueError("backend vllm batches as it likes: use backend torch")
         return value
 
     _engine_args = field_validator("engine_args")(without_secrets)

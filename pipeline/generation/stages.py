@@ -99,7 +99,6 @@ def _build_tokenise(reward: ClassifierReward, tokens: Tokens) -> Apply:
 
 def _build_annotate(reward: ClassifierReward) -> Apply:
     from pipeline.generation.annotate import AnnotateResponses
-    from pipeline.models.loading import load_classifier
-    from pipeline.models.rewards import ClassifierEngine
+    from pipeline.models.engines import load_classifier_engine
 
-    return AnnotateResponses(ClassifierEngine(load_classifier(reward), reward.token_budget))
+    return AnnotateResponses(load_classifier_engine(reward))

@@ -6,6 +6,7 @@
     attention       exact attention over such a step, registered with transformers
     logprobs        summed log-probabilities of completions under a causal language model
     rewards         scores of dialogues under a sequence classifier
+    engines         both from their config sections
 
 Nothing is imported here: torch and transformers load with the module that needs them.
 """

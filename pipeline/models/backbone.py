@@ -9,7 +9,7 @@ is slow and always right. On request it repeats the comparison on real groups. K
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -24,7 +24,15 @@ from pipeline.models.fp8 import require_fp8, use_fp8
 from pipeline.models.last_norm import last_calls
 from pipeline.models.layers import only_rows, prepare_last_layer
 from pipeline.models.memory import Budget, Found, Numbers, Run, run_in_steps
-from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, Step, response_step
+from pipeline.models.packing import (
+    ROW_MULTIPLE,
+    Completion,
+    Float64Array,
+    Group,
+    Int64Array,
+    Step,
+    response_step,
+)
 from pipeline.models.transfer import to_device
 
 TOO_LONG: Final = "longer_than_model"
@@ -65,12 +73,22 @@ class Backbone:
         token_budget: most tokens in one step; a longer group runs alone.
         fp8: score with the linear layers of the decoder rounded (see fp8); comparisons come before that.
         compiled: run packed steps through compiled layers (see compiled).
+        deterministic: pad every step to `token_budget` tokens, or a multiple for a longer group, and trim nothing:
+            GPUs, and CPUs with tiles, choose by the shape of a product how to compute it.
 
     Raises:
         ModelError: this torch or GPU has no fp8.
     """
 
-    def __init__(self, model: Any, token_budget: int, *, fp8: bool = False, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        token_budget: int,
+        *,
+        fp8: bool = False,
+        compiled: bool = False,
+        deterministic: bool = False,
+    ) -> None:
         self.model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.config = self.model.config.get_text_config()
         self.device = next(self.model.parameters()).device
@@ -84,6 +102,9 @@ class Backbone:
         self._num_positions = _num_positions(self.model)
         prepare_last_layer(self.model.base_model, self.config.num_hidden_layers)
         self._compiled = compiled
+        self.deterministic = deterministic
+        self.row_multiple = -(-self._budget.tokens // ROW_MULTIPLE) * ROW_MULTIPLE if deterministic else ROW_MULTIPLE
+        self._budget.fixed = deterministic
         self._to_be_rounded = fp8
         if fp8:
             require_fp8(self.device)
@@ -201,7 +222,7 @@ class Backbone:
             self._attention(PACKED_ATTENTION),
             attending(step, self.kernel, self.device) as state,
             last_calls(decoder if in_float32 else None) as calls,
-            only_rows(step.rows),
+            nullcontext() if self.deterministic else only_rows(step.rows),
         ):
             output = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
         hidden = output.last_hidden_state[0]

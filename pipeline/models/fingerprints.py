@@ -63,7 +63,7 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
         ModelError: no such model, no safetensors, or the hub cannot be reached and holds no copy here.
     """
     found: dict[str, Any] = {"dtype": model.dtype, **_identity(model.model, model.revision)}
-    for name in ("fp8", "compile"):
+    for name in ("fp8", "compile", "deterministic"):
         if getattr(model, name):
             found[name] = True
     if model.trust_remote_code:

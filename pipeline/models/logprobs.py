@@ -53,10 +53,19 @@ class LogprobEngine:
         token_budget: most tokens in one forward; a longer group runs alone.
         fp8: score with the decoder's linear layers in 8 bits (see fp8).
         compiled: run the decoder's layers compiled (see compiled).
+        deterministic: pad every forward to one shape (see backbone).
     """
 
-    def __init__(self, model: Any, token_budget: int = 32768, *, fp8: bool = False, compiled: bool = False) -> None:
-        self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled)
+    def __init__(
+        self,
+        model: Any,
+        token_budget: int = 32768,
+        *,
+        fp8: bool = False,
+        compiled: bool = False,
+        deterministic: bool = False,
+    ) -> None:
+        self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled, deterministic=deterministic)
         self._head = _Head(self._backbone, compiled=compiled)
         self._ways = Ways(packed=self._packed_sums, plain=self._plain_sum, num_read=_num_read)
         if self._backbone.model.get_output_embeddings() is not None:
@@ -87,7 +96,7 @@ class LogprobEngine:
         return self._backbone.disagreement(groups, self._ways)
 
     def _packed_sums(self, groups: Sequence[Group]) -> Numbers:
-        step = response_step(groups)
+        step = response_step(groups, self._backbone.row_multiple)
         logp = self._head.logp(self._backbone.hidden_rows(step), step)
         return lambda: np.bincount(step.target_sequences, weights=logp(), minlength=step.num_sequences).astype(float)
 
@@ -118,6 +127,7 @@ class _Head:
             self._weight = weight.float() if self._device.type == "cpu" else weight
             self._bias = None if self._module.bias is None else self._module.bias.detach().float()
         self._buffer: torch.Tensor | None = None
+        self._row_multiple = self._chunk_rows() if backbone.deterministic else ROW_MULTIPLE
         self._logsumexp: Callable[[torch.Tensor], torch.Tensor] | None = None
         if compiled and self._device.type != "cpu":
             # For one shape, that of a whole chunk: compiled for any number of rows it takes four times as long.
@@ -143,7 +153,7 @@ class _Head:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         num_rows = len(hidden)
-        hidden = F.pad(hidden, (0, 0, 0, -num_rows % ROW_MULTIPLE))
+        hidden = F.pad(hidden, (0, 0, 0, -num_rows % self._row_multiple))
         if self._weight is None:
             logits: torch.Tensor = self._module(hidden.to(self._dtype)).float()
         elif self._device.type == "cpu":

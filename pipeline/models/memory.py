@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from pipeline.errors import ModelError
 from pipeline.models.packing import Float64Array, Group, num_packed_tokens, step_end
 
 Numbers = Callable[[], Float64Array]
@@ -34,9 +35,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
-    """Most tokens in one step; lowered when memory is full."""
+    """Most tokens in one step; lowered when memory is full, unless it is fixed."""
 
     tokens: int
+    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,7 +55,11 @@ class Found:
 
 
 def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
-    """Call `run` on consecutive ranges of groups within the budget."""
+    """Call `run` on consecutive ranges of groups within the budget.
+
+    Raises:
+        ModelError: the budget is fixed, and a step within it does not fit memory.
+    """
     values: list[Float64Array] = []
     left_out: dict[int, str] = {}
     begin = num_started = 0
@@ -61,10 +67,7 @@ def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
     while begin < len(groups):
         end = step_end(groups, begin, budget.tokens)
         started = _attempt(run, groups[begin:end])
-        if started is None and end - begin > 1:
-            num_tokens = sum(num_packed_tokens(group) for group in groups[begin:end])
-            budget.tokens = max(1, num_tokens // 2)
-            logger.warning("Memory is full; going on with steps of %d tokens", budget.tokens)
+        if started is None and _lowered(budget, groups[begin:end]):
             continue
         if last is not None:
             values.append(last())
@@ -77,6 +80,21 @@ def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
     if last is not None:
         values.append(last())
     return Found(values=np.concatenate([np.zeros(0), *values]), left_out=left_out)
+
+
+def _lowered(budget: Budget, groups: Sequence[Group]) -> bool:
+    """Lower the budget after a step that did not fit; false where it held one group, for which that is no help."""
+    num_tokens = sum(num_packed_tokens(group) for group in groups)
+    if budget.fixed and num_tokens <= budget.tokens:
+        raise ModelError(
+            f"A step of {budget.tokens} tokens does not fit memory, and deterministic does without smaller ones. "
+            "Lower token_budget, and score all shards with it."
+        )
+    if len(groups) == 1:
+        return False
+    budget.tokens = max(1, num_tokens // 2)
+    logger.warning("Memory is full; going on with steps of %d tokens", budget.tokens)
+    return True
 
 
 def is_memory_error(error: BaseException) -> bool:

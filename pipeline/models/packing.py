@@ -125,22 +125,29 @@ def check_predicted(groups: Sequence[Group]) -> None:
         raise ModelError(f"Sequences {unpredicted[:5]} have no token before the response; wanted at least one.")
 
 
-def response_step(groups: Sequence[Group]) -> Step:
+def response_step(groups: Sequence[Group], row_multiple: int = ROW_MULTIPLE) -> Step:
     """A step that reads the rows which predict response tokens: the row before each of them.
+
+    Args:
+        groups: the sequences.
+        row_multiple: the step is padded to a multiple of so many tokens.
 
     Raises:
         ModelError: a response starts at its sequence's first token, which nothing predicts.
     """
     check_predicted(groups)
-    return _lay_out(groups, [[np.arange(c.start, len(c.ids)) for c in group] for group in groups], shift=1)
+    read = [[np.arange(c.start, len(c.ids)) for c in group] for group in groups]
+    return _lay_out(groups, read, row_multiple, shift=1)
 
 
-def last_token_step(groups: Sequence[Group], last: Sequence[Sequence[int]]) -> Step:
+def last_token_step(groups: Sequence[Group], last: Sequence[Sequence[int]], row_multiple: int = ROW_MULTIPLE) -> Step:
     """A step that reads one row a sequence, at index `last` of it; its targets are the tokens there."""
-    return _lay_out(groups, [[np.asarray([i]) for i in indices] for indices in last], shift=0)
+    return _lay_out(groups, [[np.asarray([i]) for i in indices] for indices in last], row_multiple, shift=0)
 
 
-def _lay_out(groups: Sequence[Group], read: Sequence[Sequence[npt.NDArray[np.intp]]], *, shift: int) -> Step:
+def _lay_out(
+    groups: Sequence[Group], read: Sequence[Sequence[npt.NDArray[np.intp]]], row_multiple: int, *, shift: int
+) -> Step:
     ids: list[Int32Array] = []
     positions: list[npt.NDArray[np.intp]] = []
     segments: list[Segment] = []
@@ -162,7 +169,7 @@ def _lay_out(groups: Sequence[Group], read: Sequence[Sequence[npt.NDArray[np.int
             targets.append(completion.ids[tokens].astype(np.int64))
             counts.append(len(tokens))
             base = end
-    padding = -base % ROW_MULTIPLE
+    padding = -base % row_multiple
     unique, target_rows = np.unique(np.concatenate(rows), return_inverse=True)
     return Step(
         ids=np.concatenate([*ids, np.zeros(padding, np.int32)]).astype(np.int32),

@@ -43,13 +43,22 @@ class ClassifierEngine:
         token_budget: most tokens in one forward; a longer group runs alone.
         fp8: score with the decoder's linear layers in 8 bits (see fp8).
         compiled: run the decoder's layers compiled (see compiled).
+        deterministic: pad every forward to one shape (see backbone).
 
     Raises:
         ModelError: the classifier has more than one logit.
     """
 
-    def __init__(self, model: Any, token_budget: int = 32768, *, fp8: bool = False, compiled: bool = False) -> None:
-        self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled)
+    def __init__(
+        self,
+        model: Any,
+        token_budget: int = 32768,
+        *,
+        fp8: bool = False,
+        compiled: bool = False,
+        deterministic: bool = False,
+    ) -> None:
+        self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled, deterministic=deterministic)
         self._head = getattr(self._backbone.model, "score", None)
         self._ways = Ways(packed=self._packed_rewards, plain=self._plain_score)
         self._pad_id: int | None = getattr(self._backbone.config, "pad_token_id", None)
@@ -82,7 +91,8 @@ class ClassifierEngine:
         return self._backbone.disagreement(groups, self._ways)
 
     def _packed_rewards(self, groups: Sequence[Group]) -> Numbers:
-        step = last_token_step(groups, [[self._last_index(c) for c in group] for group in groups])
+        last = [[self._last_index(c) for c in group] for group in groups]
+        step = last_token_step(groups, last, self._backbone.row_multiple)
         hidden = self._backbone.hidden_rows(step)
         # Row by row, in float32: one logit is too little work for a matrix product.
         coming = Coming((hidden.float() * self._head_weight()).sum(dim=1) + self._head_bias())

@@ -4,13 +4,15 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from pipeline.models.packing import Segment
 from pipeline.models.transfer import to_device
+
+_PADDING: Final = 64  # rows of padding that see each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,10 +36,9 @@ class VarlenPlan:
 
     @classmethod
     def of(cls, segments: Sequence[Segment], num_rows: int, device: torch.device) -> "VarlenPlan":
-        """Plan of the segments of a step, whose queries cover its rows in order; rows after the last see each other."""
-        end = segments[-1].query[1]
-        if end < num_rows:
-            segments = [*segments, Segment(context=(), query=(end, num_rows))]
+        """Plan of the segments of a step, whose queries cover its rows in order; rows after the last are padding."""
+        padding = range(segments[-1].query[1], num_rows, _PADDING)
+        segments = [*segments, *(Segment(context=(), query=(at, min(at + _PADDING, num_rows))) for at in padding)]
         num_queries = [s.num_queries for s in segments]
         num_keys = [s.num_context + s.num_queries for s in segments]
         gather = None

@@ -78,21 +78,17 @@ def _apply_all(steps: list[Apply], table: pa.Table) -> pa.Table:
 
 
 def _build_reward(reward: ClassifierReward) -> Apply:
-    from pipeline.models.loading import load_classifier
-    from pipeline.models.rewards import ClassifierEngine
+    from pipeline.models.engines import load_classifier_engine
     from pipeline.stages.score import ScoreRewards
 
-    engine = ClassifierEngine(load_classifier(reward), reward.token_budget, fp8=reward.fp8, compiled=reward.compile)
-    return ScoreRewards(engine)
+    return ScoreRewards(load_classifier_engine(reward))
 
 
 def _build_logprobs(model: TorchModel, role: Literal["policy", "reference"]) -> Apply:
-    from pipeline.models.loading import load_causal_lm
-    from pipeline.models.logprobs import LogprobEngine
+    from pipeline.models.engines import load_logprob_engine
     from pipeline.stages.score import ScoreLogprobs
 
-    engine = LogprobEngine(load_causal_lm(model), model.token_budget, fp8=model.fp8, compiled=model.compile)
-    return ScoreLogprobs(engine, role)
+    return ScoreLogprobs(load_logprob_engine(model), role)
 
 
 def _build_vllm_logprobs(model: VllmModel, role: Literal["policy", "reference"], max_length: int) -> Apply:

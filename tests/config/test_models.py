@@ -38,6 +38,7 @@ VLLM = {"backend": "vllm", "model": "m"}
         (changed(policy={**VLLM, "adapter": "a"}), ["policy.adapter: backend vllm scores no adapters; merge"]),
         (changed(policy={**VLLM, "fp8": True}), ["policy.fp8: backend vllm has its own: set engine_args"]),
         (changed(policy={**VLLM, "compile": True}), ["policy.compile: backend vllm compiles by itself"]),
+        (changed(policy={**VLLM, "deterministic": True}), ["policy.deterministic: backend vllm batches as it likes"]),
         *(
             (changed(policy={"model": "m", name: True}, reference={"model": "m"}), [f"{name} of one of policy and ref"])
             for name in ("fp8", "compile")

@@ -72,6 +72,15 @@ def test_order_and_shards_change_nothing_under_one_budget_but_a_rounding(family,
     assert difference.max() / expected.num_tokens.min() < 0.1
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_deterministic_scores_have_the_same_bits_alone_and_together(family, compiled, groups):
+    engine = LogprobEngine(on_gpu(family), token_budget=256, compiled=compiled, deterministic=True)
+    together = engine.score(groups).sum_logp
+    alone = np.concatenate([engine.score([group]).sum_logp for group in groups])
+    np.testing.assert_array_equal(alone, together)
+
+
 def test_a_full_memory_makes_steps_smaller_and_loses_nothing():
     random = np.random.default_rng(0)
     ids = [random.integers(3, 400, 900).astype(np.int32) for _ in range(400)]
