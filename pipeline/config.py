@@ -184,7 +184,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _rounded_alike(self) -> "Config":
         both = [model for model in (self.policy, self.reference) if isinstance(model, TorchModel)]
-        for name in ("fp8", "compile"):
+        for name in ("fp8", "compile", "deterministic"):
             if len({getattr(model, name) for model in both}) > 1:
                 raise ValueError(
                     f"{name} of one of policy and reference alone would stay in their difference: give it to both, "

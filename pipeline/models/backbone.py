@@ -23,7 +23,7 @@ from pipeline.models.compiled import compile_layers, uncompiled
 from pipeline.models.fp8 import require_fp8, use_fp8
 from pipeline.models.last_norm import last_calls
 from pipeline.models.layers import only_rows, prepare_last_layer
-from pipeline.models.memory import Budget, Found, Numbers, Run, run_in_steps
+from pipeline.models.memory import Budget, Found, Numbers, Run, is_memory_error, no_smaller_steps, run_in_steps
 from pipeline.models.packing import (
     ROW_MULTIPLE,
     Completion,
@@ -47,7 +47,17 @@ _LEARNED_POSITIONS: Final = frozenset({"wpe", "embed_positions", "position_embed
 _HALF_PRECISION: Final = (torch.bfloat16, torch.float16)
 # Steps beyond this leave a CPU's caches and gain nothing.
 _CPU_STEP_TOKENS: Final = 4096
-_WRONG_OR_REFUSED: Final = (AttributeError, IndexError, KeyError, ModelError, RuntimeError, TypeError, ValueError)
+_WRONG_OR_REFUSED: Final = (
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    ModelError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +110,8 @@ class Backbone:
         self._plain = "eager" if softcapped else self.model.config._attn_implementation  # noqa: SLF001
         self._other = None if softcapped else "sdpa" if self._plain == "eager" else "eager"
         self._num_positions = _num_positions(self.model)
-        prepare_last_layer(self.model.base_model, self.config.num_hidden_layers)
+        prepare_last_layer(self.model.base_model, self._num_layers())
+        self._trims = not deterministic
         self._compiled = compiled
         self.deterministic = deterministic
         self.row_multiple = -(-self._budget.tokens // ROW_MULTIPLE) * ROW_MULTIPLE if deterministic else ROW_MULTIPLE
@@ -113,31 +124,36 @@ class Backbone:
         """Set the fastest kernel whose results, per token read, equal those of the plain forward.
 
         Raises:
-            ModelError: layers are to be compiled, and cannot be, or give other results.
+            ModelError: layers are to be compiled, and cannot be, or give other results; or steps of the one shape do
+                not fit memory.
         """
-        reason = self._obstacle()
-        if reason is None:
-            groups = random_groups(self.config.vocab_size)
-            # A kernel, compiler or remote model may fail in many ways here; each of them only means "not packed".
-            for kernel in self._kernels():
-                self.kernel = kernel
-                with uncompiled():
-                    reason = self._failure(ways, groups)
-                if reason is None:
-                    self._compile(ways, groups)
-                    return
-                logger.warning("%s cannot run with the %s kernel: %s", type(self.model).__name__, kernel, reason)
+        name = type(self.model).__name__
+        reasons = [reason for reason in [self._obstacle()] if reason is not None]
+        groups = random_groups(self.config.vocab_size)
+        # A kernel, compiler or remote model may fail in many ways here; each of them only means "not so".
+        for trims, kernel in [] if reasons else self._attempts():
+            self._trims, self.kernel = trims, kernel
+            with uncompiled():
+                reason = self._failure(ways, groups)
+            if reason is None:
+                if reasons:
+                    logger.warning("%s runs packed, but not in the fastest way: %s", name, "; ".join(reasons))
+                self._compile(ways, groups)
+                return
+            reasons.append(reason)
         self.kernel = "naive"
+        without = " (and without compile)" if self._compiled else ""
         logger.warning(
-            "%s is scored one sequence at a time, which is several times slower than packed steps: %s",
-            type(self.model).__name__,
-            reason,
+            "%s is scored one sequence at a time%s, which is several times slower than packed steps: %s",
+            name,
+            without,
+            reasons[0],
         )
 
     def _compile(self, ways: Ways, groups: list[Group]) -> None:
         if not self._compiled:
             return
-        compile_layers(self.model.base_model, self.config.num_hidden_layers)
+        compile_layers(self.model.base_model, self._num_layers())
         reason = self._failure(ways, groups)
         if reason is not None:
             raise ModelError(
@@ -222,7 +238,7 @@ class Backbone:
             self._attention(PACKED_ATTENTION),
             attending(step, self.kernel, self.device) as state,
             last_calls(decoder if in_float32 else None) as calls,
-            nullcontext() if self.deterministic else only_rows(step.rows),
+            only_rows(step.rows) if self._trims else nullcontext(),
         ):
             output = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
         hidden = output.last_hidden_state[0]
@@ -242,10 +258,15 @@ class Backbone:
         finally:
             self.model.set_attn_implementation(before)
 
-    def _kernels(self) -> Iterator[Kernel]:
-        if self.device.type == "cuda" and self.dtype in _HALF_PRECISION:
-            yield "varlen"
-        yield "sdpa"
+    def _attempts(self) -> Iterator[tuple[bool, Kernel]]:
+        """Ways to run packed steps, the fastest first: whether the last layer is trimmed, and the kernel."""
+        for trims in (False,) if self.deterministic else (True, False):
+            if self.device.type == "cuda" and self.dtype in _HALF_PRECISION:
+                yield trims, "varlen"
+            yield trims, "sdpa"
+
+    def _num_layers(self) -> int | None:
+        return getattr(self.config, "num_hidden_layers", None)
 
     def _obstacle(self) -> str | None:
         """Why packed steps cannot be right for this configuration, or None."""
@@ -271,7 +292,9 @@ class Backbone:
             packed = Found(values=ways.packed(groups)(), left_out={})
             missing = self._missing_windows(groups)
         except _WRONG_OR_REFUSED as error:
-            return f"{type(error).__name__}: {error}"
+            if self._budget.fixed and is_memory_error(error):
+                raise no_smaller_steps(self._budget) from error
+            return f"{type(error).__name__}: {error} ({self.kernel} kernel)"
         if not np.all(self._excess(groups, packed, plain, ways) <= 1.0):
             difference = np.max(np.abs(packed.values - plain.values) / _num_read(ways, groups))
             return f"packed and plain forwards differ by {difference:.3g} with the {self.kernel} kernel"

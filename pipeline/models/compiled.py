@@ -2,8 +2,9 @@
 
 What lies between matrix products and attention (norms, rotary embeddings, activations, residual sums) then runs as a
 few loops instead of one pass over memory for each operation. Products and attention stay the kernels that they are.
-Sums move by a rounding, and as before do not hang on order, company or budget on CPU. Layers share their code, so that
-one is compiled for all of a kind, for any number of tokens; torch keeps the result on disk for the next process.
+Sums move by a rounding, and depend on order, company and budget no more than those of layers as they are written.
+Layers share their code, so that one is compiled for all of a kind, for any number of tokens; torch keeps the result on
+disk for the next process.
 """
 
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from pipeline.errors import ModelError
 from pipeline.models.layers import layers_of
 
 
-def compile_layers(decoder: torch.nn.Module, num_layers: int) -> None:
+def compile_layers(decoder: torch.nn.Module, num_layers: int | None) -> None:
     """Have the layers of a decoder, and its norms, compiled when they are next called.
 
     Raises:
@@ -23,7 +24,7 @@ def compile_layers(decoder: torch.nn.Module, num_layers: int) -> None:
     """
     layers = layers_of(decoder, num_layers)
     if layers is None:
-        raise ModelError(f"{type(decoder).__name__} has no list of {num_layers} layers to compile: set compile: false.")
+        raise ModelError(f"compile: {type(decoder).__name__} has no list of layers. Set compile: false.")
     norms = [child for child in decoder.children() if "Norm" in type(child).__name__]
     for module in (*layers, *norms):
         module.compile(dynamic=True)

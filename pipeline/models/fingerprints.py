@@ -63,9 +63,11 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
         ModelError: no such model, no safetensors, or the hub cannot be reached and holds no copy here.
     """
     found: dict[str, Any] = {"dtype": model.dtype, **_identity(model.model, model.revision)}
-    for name in ("fp8", "compile", "deterministic"):
+    for name in ("fp8", "compile"):
         if getattr(model, name):
             found[name] = True
+    if model.deterministic:
+        found["deterministic"] = model.token_budget  # the shape of every forward
     if model.trust_remote_code:
         found["trust_remote_code"] = True
     if model.adapter is not None:

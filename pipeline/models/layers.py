@@ -33,13 +33,13 @@ class _Rows:
 _ROWS: ContextVar[_Rows | None] = ContextVar("alignpot_rows", default=None)
 
 
-def layers_of(decoder: torch.nn.Module, num_layers: int) -> torch.nn.ModuleList | None:
-    """The list of a decoder's layers in their order, or None where there is no list of as many."""
+def layers_of(decoder: torch.nn.Module, num_layers: int | None) -> torch.nn.ModuleList | None:
+    """The list of a decoder's layers in their order, or None where there is no list of as many (or it is not known)."""
     lists = (m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == num_layers)
     return next(lists, None)
 
 
-def prepare_last_layer(decoder: torch.nn.Module, num_layers: int) -> None:
+def prepare_last_layer(decoder: torch.nn.Module, num_layers: int | None) -> None:
     """Let the feed-forward of the last layer heed `only_rows`, where it is a module under a name known here."""
     layers = layers_of(decoder, num_layers)
     last = layers[-1] if layers else None
@@ -57,7 +57,9 @@ def only_rows(rows: Int64Array) -> Iterator[None]:
         rows: which, ascending, shape (R,).
     """
     # As many as a matrix product on CPU wants for a row not to depend on its company (see packing).
-    padded = np.pad(rows, (0, -len(rows) % ROW_MULTIPLE), mode="edge")
+    padded = (
+        np.pad(rows, (0, -len(rows) % ROW_MULTIPLE), mode="edge") if len(rows) else np.zeros(ROW_MULTIPLE, np.int64)
+    )
     token = _ROWS.set(_Rows(read=rows, padded=padded))
     try:
         yield
@@ -69,7 +71,7 @@ def only_rows(rows: Int64Array) -> Iterator[None]:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _select(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     rows = _ROWS.get()
-    if rows is None or not args:
+    if rows is None or not args or args[0].ndim != 3:
         return None
     rows.num_tokens = args[0].shape[1]
     rows.on_device = to_device(rows.padded, args[0].device)

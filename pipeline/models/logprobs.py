@@ -1,10 +1,9 @@
 """Summed log-probabilities of completions under a causal language model.
 
-`LogprobEngine` runs packed steps (see packing) and computes logits only in the rows that predict a response
-token, in float32 whatever the model's dtype: the log-sum-exp of a row and its target's logit, never a whole
-log-softmax. Sums over tokens are float64. A completion's sum depends on the model and its own group alone: not on
-the budget, the order or the other groups: to the bit on CPU, where a mixture of experts may move by a rounding, and
-half precision where the CPU has tiles (see cpu).
+`LogprobEngine` runs packed steps (see packing) and computes logits only in the rows that predict a response token, in
+float32 whatever the model's dtype. Sums over tokens are float64. A completion's sum depends on the model and its own
+group alone, not on the budget, the order or the other groups: to the bit on CPU, where a mixture of experts may move by
+a rounding, and half precision where the CPU has tiles (see cpu).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,6 +126,8 @@ class _Head:
             self._weight = weight.float() if self._device.type == "cpu" else weight
             self._bias = None if self._module.bias is None else self._module.bias.detach().float()
         self._buffer: torch.Tensor | None = None
+        # Where every row is to be computed the same way, the last chunk has as many as the others to its end.
+        self._keeps_padding = backbone.deterministic
         self._row_multiple = self._chunk_rows() if backbone.deterministic else ROW_MULTIPLE
         self._logsumexp: Callable[[torch.Tensor], torch.Tensor] | None = None
         if compiled and self._device.type != "cpu":
@@ -169,7 +170,7 @@ class _Head:
             logits *= self._scale
         if self._softcap is not None:
             logits = logits.div_(self._softcap).tanh_().mul_(self._softcap)
-        return logits[:num_rows]
+        return logits if self._keeps_padding else logits[:num_rows]
 
     def _log_probs(self, logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Log-probability of each target, float64, shape (N,), from its row of `logits`, shape (R, V)."""

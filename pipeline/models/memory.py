@@ -4,7 +4,7 @@ A step is started before the numbers of the last one are waited for: a GPU alway
 
 A step that runs out of memory is tried again in smaller ones, and the budget stays lowered. A group that does not fit
 alone is scored in halves; a sequence that does not fit alone is left out, with a reason. Smaller steps move no number
-on CPU; halves of a group may move one by a rounding.
+on CPU, but for the exceptions of packing; halves of a group may move one by a rounding.
 """
 
 import logging
@@ -72,7 +72,7 @@ def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
         if last is not None:
             values.append(last())
         if started is None:
-            found, unfit = _in_halves(groups[begin], run)
+            found, unfit = _in_halves(groups[begin], run, budget)
             left_out |= {num_started + index: DOES_NOT_FIT for index in unfit}
             started = partial(np.asarray, found)
         num_started += sum(map(len, groups[begin:end]))
@@ -86,15 +86,20 @@ def _lowered(budget: Budget, groups: Sequence[Group]) -> bool:
     """Lower the budget after a step that did not fit; false where it held one group, for which that is no help."""
     num_tokens = sum(num_packed_tokens(group) for group in groups)
     if budget.fixed and num_tokens <= budget.tokens:
-        raise ModelError(
-            f"A step of {budget.tokens} tokens does not fit memory, and deterministic does without smaller ones. "
-            "Lower token_budget, and score all shards with it."
-        )
+        raise no_smaller_steps(budget)
     if len(groups) == 1:
         return False
     budget.tokens = max(1, num_tokens // 2)
     logger.warning("Memory is full; going on with steps of %d tokens", budget.tokens)
     return True
+
+
+def no_smaller_steps(budget: Budget) -> ModelError:
+    """What to say where steps of a fixed budget do not fit memory."""
+    return ModelError(
+        f"A step of {budget.tokens} tokens does not fit memory, and deterministic does without smaller ones. "
+        "Lower token_budget, and score all shards anew with it."
+    )
 
 
 def is_memory_error(error: BaseException) -> bool:
@@ -116,7 +121,7 @@ def _attempt(run: Run, groups: Sequence[Group]) -> Numbers | None:
     return None
 
 
-def _in_halves(group: Group, run: Run) -> tuple[Float64Array, list[int]]:
+def _in_halves(group: Group, run: Run, budget: Budget) -> tuple[Float64Array, list[int]]:
     """Numbers of a group that does not fit in one step, and the indices of its sequences that do not fit alone."""
     if len(group) == 1:
         logger.warning("A sequence of %d tokens does not fit memory and is left out", len(group[0].ids))
@@ -127,8 +132,10 @@ def _in_halves(group: Group, run: Run) -> tuple[Float64Array, list[int]]:
     for begin, half in ((0, group[:middle]), (middle, group[middle:])):
         started = _attempt(run, [half])
         missing: list[int] = []
+        if started is None and budget.fixed and num_packed_tokens(half) <= budget.tokens:
+            raise no_smaller_steps(budget)
         if started is None:
-            found, missing = _in_halves(half, run)
+            found, missing = _in_halves(half, run, budget)
         else:
             found = started()
         values.append(found)

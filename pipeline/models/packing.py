@@ -7,8 +7,8 @@ further one from where it leaves the earlier one that it shares most leading tok
 
 So every distinct prefix of a group is computed once, be it the prompt, an opening that some responses share, or a
 response that was drawn twice. A step is one forward over whole groups, as many as fit a token budget. Planning is
-pure numpy and depends on nothing but the groups, their order and the budget, which may move work between steps but
-never a number.
+pure numpy and depends on nothing but the groups, their order and the budget, which move work between steps and, on a
+CPU, no number: but for mixtures of experts, and for half precision where the CPU has tiles.
 """
 
 from collections.abc import Sequence

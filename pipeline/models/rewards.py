@@ -5,20 +5,24 @@ their common prefix, and the head reads one row a dialogue. Everything else (enc
 dialogue at a time. Either way the number is the model's own: its `score` output where it has one, else its only logit.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
 from pipeline.models.backbone import Backbone, Ways
 from pipeline.models.memory import Numbers
-from pipeline.models.packing import Completion, Float64Array, Group, last_token_step
+from pipeline.models.packing import ROW_MULTIPLE, Completion, Float64Array, Group, last_token_step
 from pipeline.models.prompts import TokenizedDialogues
 from pipeline.models.transfer import Coming
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,6 +71,8 @@ class ClassifierEngine:
                 raise ModelError(_one_logit_wanted(self._backbone.model, self._head.out_features))
             with torch.inference_mode():
                 self._backbone.choose_kernel(self._ways)
+        elif compiled:
+            logger.warning("%s has no packed steps: compile does nothing for it", type(self._backbone.model).__name__)
 
     @property
     def kernel(self) -> str:
@@ -94,8 +100,11 @@ class ClassifierEngine:
         last = [[self._last_index(c) for c in group] for group in groups]
         step = last_token_step(groups, last, self._backbone.row_multiple)
         hidden = self._backbone.hidden_rows(step)
-        # Row by row, in float32: one logit is too little work for a matrix product.
-        coming = Coming((hidden.float() * self._head_weight()).sum(dim=1) + self._head_bias())
+        # Row by row, in float32: one logit is too little work for a matrix product. GPUs sum many rows in another order
+        # than few, so there are always as many.
+        weight, padded = self._head_weight(), F.pad(hidden, (0, 0, 0, -len(hidden) % ROW_MULTIPLE))
+        sums = torch.cat([(rows.float() * weight).sum(dim=1) for rows in torch.split(padded, ROW_MULTIPLE)])
+        coming = Coming(sums[: len(hidden)] + self._head_bias())
         return lambda: coming.numpy()[step.target_rows]
 
     def _plain_score(self, dialogue: Completion) -> float:

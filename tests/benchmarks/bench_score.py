@@ -8,9 +8,10 @@ pairs. Ours is the model as the pipeline loads it, and once more with `compile: 
 best: the paper's batches in the order of the data and sorted by length, vLLM without and with reading its prefix cache;
 TRL has no other setting. A CPU without bfloat16 arithmetic makes peers slow in it: there they run in float32 over all
 pairs, and in bfloat16 over the first `--slow-pairs` only. Before any time counts: the sums of all engines agree within
-bfloat16 noise, and ours are the same to the bit in another order, under other token budgets and in other shards. Then
-the error of our margins against float32, beside that of the paper's. Times are medians over the repeats, CPU seconds of
-all threads, each peer in turns with ours. The last line is a JSON object with the ratios.
+bfloat16 noise, and ours are the same to the bit in another order, under other token budgets and in other shards (on a
+CPU with tiles that is looked at, not demanded). Then the error of our margins against float32, beside that of the
+paper's. Times are medians over the repeats, CPU seconds of all threads, each peer in turns with ours. The last line is
+a JSON object with the ratios.
 """
 
 import argparse

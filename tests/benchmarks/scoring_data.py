@@ -11,11 +11,13 @@ from tests.models.pairs import Row, demo_pairs, hh_pairs
 
 
 def read_rows(data: Path | None, count: int) -> tuple[str, list[Row]]:
-    """The first pairs of HH-RLHF's harmless set where it is at hand, else of the demo's, and the set's name."""
-    shared = Path(os.environ.get("ALIGNPOT_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
-    folder = data.parent if data else shared
-    if (folder / "hh_harmless.jsonl.gz").exists():
-        return "HH-RLHF harmless", hh_pairs(folder, count)
+    """The first pairs of `data`, of HH-RLHF's harmless set if it is at hand, or of the demo's; and their name."""
+    if data is not None:
+        return data.name, hh_pairs(data, count)
+    shared = Path(os.environ.get("ALIGNPOT_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+    path = shared / "data" / "hh_harmless.jsonl.gz"
+    if path.exists():
+        return "HH-RLHF harmless", hh_pairs(path, count)
     return "demo pairs", demo_pairs(count)
 
 

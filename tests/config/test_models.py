@@ -41,7 +41,7 @@ VLLM = {"backend": "vllm", "model": "m"}
         (changed(policy={**VLLM, "deterministic": True}), ["policy.deterministic: backend vllm batches as it likes"]),
         *(
             (changed(policy={"model": "m", name: True}, reference={"model": "m"}), [f"{name} of one of policy and ref"])
-            for name in ("fp8", "compile")
+            for name in ("fp8", "compile", "deterministic")
         ),
         (changed(policy={**VLLM, "engine_args": {"dtype": "float16"}}), ["policy.engine_args: dtype cannot be given"]),
         (changed(policy={**VLLM, "engine_args": {"tensor_parallel_size": "2"}}), ["whole numbers of at least 1"]),

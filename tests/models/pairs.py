@@ -23,10 +23,10 @@ def demo_pairs(count: int) -> list[Row]:
     return [_row(json.loads(line)) for line in lines]
 
 
-def hh_pairs(data: Path, count: int) -> list[Row]:
-    """The first HH pairs whose dialogues differ in the last turn only, neither of which is empty."""
+def hh_pairs(path: Path, count: int) -> list[Row]:
+    """The first pairs of a file of HH-RLHF, gzipped JSON lines, that differ in the last turn only and have both."""
     rows: list[Row] = []
-    with gzip.open(data / "hh_harmless.jsonl.gz", "rt", encoding="utf-8") as lines:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             chosen, rejected = (_turns(json.loads(line)[side]) for side in ("chosen", "rejected"))
             fits = chosen[:-1] == rejected[:-1] and chosen[-1] != rejected[-1]

@@ -28,7 +28,7 @@ def num_graphs() -> int:
 
 @pytest.mark.parametrize("family", ["llama", pytest.param("gemma2", marks=pytest.mark.slow),
                                     pytest.param("qwen3_moe", marks=pytest.mark.slow)])  # fmt: skip
-def test_compiled_layers_give_the_plain_sums_one_compilation_for_every_layer_and_step(family, groups):
+def test_compiled_layers_give_the_plain_sums_and_nothing_is_compiled_after_the_start(family, groups):
     model = tiny_model(family)
     expected = plain_sums(model, groups)
     engine = LogprobEngine(model, token_budget=200, compiled=True)
@@ -41,6 +41,36 @@ def test_compiled_layers_give_the_plain_sums_one_compilation_for_every_layer_and
     if family != "qwen3_moe":
         alone = np.concatenate([engine.score([group]).sum_logp for group in groups])
         np.testing.assert_array_equal(alone, whole)
+
+
+@pytest.mark.slow
+def test_more_layers_are_compiled_no_more_often():
+    counts = []
+    for num_layers in (3, 6):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        LogprobEngine(tiny_model("llama", num_hidden_layers=num_layers), compiled=True)
+        counts.append(num_graphs())
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.slow
+def test_half_precision_is_as_exact_compiled_as_not(groups):
+    exact = plain_sums(tiny_model("llama"), groups)
+    plain, found = (
+        LogprobEngine(tiny_model("llama").to(torch.bfloat16), token_budget=200, compiled=compiled).score(groups)
+        for compiled in (False, True)
+    )
+    errors = [np.abs(scores.sum_logp - exact) / scores.num_tokens for scores in (plain, found)]
+    assert np.median(errors[1]) <= 2.0 * np.median(errors[0]) + 0.002
+
+
+def test_a_model_without_packed_steps_says_that_it_is_not_compiled(groups, caplog):
+    model = tiny_model("mamba")
+    engine = LogprobEngine(model, compiled=True)
+    assert engine.kernel == "naive"
+    assert "without compile" in caplog.text
+    np.testing.assert_allclose(engine.score(groups).sum_logp, plain_sums(model, groups), rtol=2e-5)
 
 
 @pytest.mark.slow

@@ -73,6 +73,13 @@ def test_a_model_in_a_config_is_run_so(tiny_model_dir, groups):
     np.testing.assert_allclose(rewards.score(groups).reward, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_budget_that_does_not_fit_memory_is_an_error_at_the_start():
+    model = tiny_model("llama")
+    hold_at_most(model, BUDGET - 1)
+    with pytest.raises(ModelError, match=r"256 tokens does not fit memory.*Lower token_budget"):
+        LogprobEngine(model, token_budget=BUDGET, deterministic=True)
+
+
 def test_a_full_memory_is_an_error_where_steps_must_keep_their_shape(groups):
     model = tiny_model("llama")
     engine = LogprobEngine(model, token_budget=BUDGET, deterministic=True)
@@ -92,6 +99,23 @@ def test_a_group_beyond_the_budget_costs_no_other_row(groups):
     np.testing.assert_array_equal(scores.sum_logp[1:], expected)
 
 
-def test_scores_of_fixed_shapes_are_not_mixed_with_others(tiny_model_dir):
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layers_rounded_to_8_bits_keep_the_shape(compiled, groups):
+    model = tiny_model("llama")
+    exact = LogprobEngine(tiny_model("llama")).score(groups)
+    engine = LogprobEngine(model, token_budget=BUDGET, fp8=True, compiled=compiled, deterministic=True)
+    together = engine.score(groups).sum_logp
+    difference = np.abs(together - exact.sum_logp) / exact.num_tokens
+    assert 0.0 < np.median(difference) < 0.3
+    alone = np.concatenate([engine.score([group]).sum_logp for group in groups])
+    np.testing.assert_array_equal(alone, together)
+
+
+def test_scores_of_one_shape_are_not_mixed_with_others(tiny_model_dir):
     model = TorchModel(model=str(tiny_model_dir("llama")))
-    assert model_fingerprint(model) != model_fingerprint(model.model_copy(update={"deterministic": True}))
+    fixed = [model.model_copy(update={"deterministic": True, "token_budget": budget}) for budget in (256, 512)]
+    prints = [str(model_fingerprint(each)) for each in (model, *fixed)]
+    assert len(set(prints)) == 3
+    larger = model.model_copy(update={"token_budget": 512})
+    assert model_fingerprint(larger) == model_fingerprint(model)

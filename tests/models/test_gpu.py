@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.models import logprobs
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion
 from pipeline.models.rewards import ClassifierEngine
@@ -74,10 +75,19 @@ def test_order_and_shards_change_nothing_under_one_budget_but_a_rounding(family,
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_deterministic_scores_have_the_same_bits_alone_and_together(family, compiled, groups):
+def test_deterministic_scores_have_the_same_bits_alone_and_together(family, compiled, groups, monkeypatch):
+    monkeypatch.setattr(logprobs, "_HEAD_BYTES_GPU", 64 * 512 * 4)  # chunks of 64 rows, some of them full
     engine = LogprobEngine(on_gpu(family), token_budget=256, compiled=compiled, deterministic=True)
     together = engine.score(groups).sum_logp
     alone = np.concatenate([engine.score([group]).sum_logp for group in groups])
+    np.testing.assert_array_equal(alone, together)
+
+
+def test_deterministic_rewards_have_the_same_bits_alone_and_together(groups):
+    model = on_gpu("llama", classifier=True, num_labels=1)
+    engine = ClassifierEngine(model, token_budget=256, deterministic=True)
+    together = engine.score(groups).reward
+    alone = np.concatenate([engine.score([group]).reward for group in groups])
     np.testing.assert_array_equal(alone, together)
 
 

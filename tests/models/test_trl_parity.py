@@ -54,7 +54,7 @@ def test_tokens_equal_trl_on_our_pairs(smollm2_dir, tmp_path, max_length):
 
 @pytest.mark.smollm2
 def test_tokens_and_dropped_prompts_equal_trl_on_hh_pairs(smollm2_dir, shared_data, tmp_path):
-    rows = hh_pairs(shared_data, 64)
+    rows = hh_pairs(shared_data / "hh_harmless.jsonl.gz", 64)
     assert_same_tokens(smollm2_dir, rows, tmp_path / "long", 2048)
     ours = assert_same_tokens(smollm2_dir, rows, tmp_path / "short", 128)
     assert PROMPT_TOO_LONG in ours
@@ -78,7 +78,7 @@ def test_float32_sums_equal_trl_on_our_pairs(smollm2_dir, tmp_path):
 @pytest.fixture(scope="module")
 def hh(smollm2_dir, shared_data):
     """HH pairs, tokenised, and their float32 sums by the packed engine: rows, pairs, (chosen, rejected)."""
-    rows = hh_pairs(shared_data, HH_PAIRS)
+    rows = hh_pairs(shared_data / "hh_harmless.jsonl.gz", HH_PAIRS)
     model, tokenizer = smollm2(smollm2_dir)
     pairs = [PairTokenizer(tokenizer, Tokens()).tokenize(**row) for row in rows]
     return rows, pairs, score_pairs(LogprobEngine(model), pairs)
