@@ -108,8 +108,8 @@ def test_layers_rounded_to_8_bits_may_be_compiled(groups):
 
 def test_without_a_compiler_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ModelError, match=r"LlamaForCausalLM cannot be compiled here.*compile: false") as error:
+    wanted = pytest.raises(ModelError, match=r"LlamaForCausalLM cannot be compiled here.*compile: false")
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}), wanted as error:
         LogprobEngine(tiny_model("llama"), compiled=True)
     assert "\n" not in str(error.value)
 
