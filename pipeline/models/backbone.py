@@ -128,8 +128,9 @@ class Backbone:
                 not fit memory.
         """
         name = type(self.model).__name__
-        reasons = [reason for reason in [self._obstacle()] if reason is not None]
-        groups = random_groups(self.config.vocab_size)
+        obstacle = self._obstacle()
+        reasons = [] if obstacle is None else [obstacle]
+        groups = [] if reasons else random_groups(self.config.vocab_size)
         # A kernel, compiler or remote model may fail in many ways here; each of them only means "not so".
         for trims, kernel in [] if reasons else self._attempts():
             self._trims, self.kernel = trims, kernel

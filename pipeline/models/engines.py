@@ -12,21 +12,13 @@ def load_logprob_engine(model: TorchModel) -> LogprobEngine:
     Raises:
         ModelError: it cannot be loaded, or not be run as asked.
     """
-    return LogprobEngine(
-        load_causal_lm(model),
-        model.token_budget,
-        fp8=model.fp8,
-        compiled=model.compile,
-        deterministic=model.deterministic,
-    )
+    return LogprobEngine(load_causal_lm(model), model.token_budget, **_ways(model))
 
 
 def load_classifier_engine(reward: ClassifierReward) -> ClassifierEngine:
     """A reward model, ready to score dialogues. Otherwise as `load_logprob_engine`."""
-    return ClassifierEngine(
-        load_classifier(reward),
-        reward.token_budget,
-        fp8=reward.fp8,
-        compiled=reward.compile,
-        deterministic=reward.deterministic,
-    )
+    return ClassifierEngine(load_classifier(reward), reward.token_budget, **_ways(reward))
+
+
+def _ways(model: TorchModel) -> dict[str, bool]:
+    return {"fp8": model.fp8, "compiled": model.compile, "deterministic": model.deterministic}
