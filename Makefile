@@ -12,7 +12,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Modules are compiled as they are first imported: compiling all of them took most of the time of installing.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 TESTS ?= everyday
 TEST_PROCESSES ?= 2
 MARKERS_everyday := not slow
@@ -56,7 +57,7 @@ demo-self-play: $(VENV)/.installed-demo-self-play
 	$(BIN)/alignpot demo --self-play $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m '$(MARKERS_$(TESTS))' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m '$(MARKERS_$(TESTS))' $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

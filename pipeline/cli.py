@@ -10,6 +10,7 @@ import typer
 
 from pipeline import __version__
 from pipeline.errors import AlignpotError, ConfigError
+from pipeline.progress import no_bars
 from pipeline.termination import heed_sigterm
 
 if TYPE_CHECKING:
@@ -280,6 +281,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command line and exit with its code: one clear line on stderr for every error of ours."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     heed_sigterm()
+    if not sys.stderr.isatty():
+        no_bars()
     try:
         app(args=argv, prog_name="alignpot")
     except AlignpotError as error:

@@ -28,7 +28,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"config"},
     {"config_metric", "config_model", "config_objective", "config_preset", "config_select", "config_sweep"},
     {"config_section"},
-    {"faults", "schema", "termination"},
+    {"faults", "progress", "schema", "termination"},
     {"errors"},
 ]
 LIGHT = [
@@ -46,6 +46,7 @@ LIGHT = [
     ".config_file",
     ".schema",
     ".errors",
+    ".progress",
     ".termination",
     ".cli",
     ".exports",

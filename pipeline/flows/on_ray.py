@@ -26,6 +26,7 @@ from pipeline.flows.envelope import from_block, to_block
 from pipeline.flows.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
 from pipeline.flows.session import cluster_address
 from pipeline.models.vllm_engine import GRANTED_GPUS
+from pipeline.progress import no_bars
 from pipeline.stages.plan import Apply, Stage
 from pipeline.stages.work import AnyShard, Commit, ShardReader, ShardWork, commit_shard, read_shard
 
@@ -101,6 +102,7 @@ class StageActor:
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
+        no_bars()
         self._one_at_a_time = Lock()
         self._stages: list[tuple[str, Apply]] = []
         self._unbuilt: AlignpotError | None = None

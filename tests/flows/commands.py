@@ -1,32 +1,76 @@
 """Commands of `alignpot` in process groups of their own, which tests kill and start again.
 
+They are forked from a server that has imported what they need, since importing it is most of what a short command does.
+
 On a machine with much beside it a local Ray may not come up in time. The command then ends with 75, which asks whoever
 runs it to run it again: here as there.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from pipeline import cli
 from pipeline.errors import TemporaryError
 
 _MOST_TRIES = 4
 _DEADLINE_S = 600
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([
+    "datasets",
+    "peft",
+    "pipeline.flows.on_ray",
+    "pipeline.flows.run",
+    "pipeline.flows.self_play",
+    "pipeline.models.engines",
+    "transformers.models.llama.modeling_llama",
+])  # fmt: skip
 
 
-def start(command: str, path: Path) -> "subprocess.Popen[bytes]":
+class Command(ForkServerProcess):
+    """A process that runs a command line of `alignpot`, asked as a `Popen` is."""
+
+    def poll(self) -> int | None:
+        """How it ended, if it has: negative if by a signal."""
+        return self.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """How it ended."""
+        self.join(timeout)
+        if self.exitcode is None:
+            raise TimeoutError(f"{self.name} still runs after {timeout} s")
+        return self.exitcode
+
+
+def start(command: str, path: Path) -> Command:
     """`alignpot COMMAND CONFIG`; what it prints goes beside the config."""
-    with path.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", command, str(path)], stdout=log, stderr=log, start_new_session=True
-        )
+    words = [command, str(path)]
+    process = Command(target=_run, args=(words, path.with_suffix(".log"), dict(os.environ)), name=" ".join(words))
+    process.start()
+    return process
 
 
-def started_until(command: str, path: Path, reached: Callable[[], bool]) -> "subprocess.Popen[bytes]":
+def _run(words: list[str], log: Path, environment: Mapping[str, str]) -> None:
+    os.setsid()
+    os.environ.clear()
+    # Ray read its mode of authentication when it was imported; one of the tests' own Ray would be news to it.
+    os.environ.update({name: value for name, value in environment.items() if name != "RAY_AUTH_MODE"})
+    with log.open("ab") as out:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(out.fileno(), stream.fileno())
+    try:
+        cli.main(words)
+    finally:
+        atexit._run_exitfuncs()  # as an interpreter of its own would, and a forked one does not
+
+
+def started_until(command: str, path: Path, reached: Callable[[], bool]) -> Command:
     """A process of the command that still runs and has reached something."""
     deadline, tries = time.monotonic() + _DEADLINE_S, 1
     process = start(command, path)
@@ -47,8 +91,9 @@ def finish(command: str, path: Path) -> None:
     assert codes[-1] == 0, (codes, path.with_suffix(".log").read_text()[-3000:])
 
 
-def kill_everything(process: "subprocess.Popen[bytes]") -> None:
+def kill_everything(process: Command) -> None:
     """`kill -9` to the process and all that come from it, Ray's own sessions included."""
+    assert process.pid is not None
     for pid in _descendants(process.pid):
         try:
             os.kill(pid, signal.SIGKILL)

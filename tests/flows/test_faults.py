@@ -45,6 +45,12 @@ def written(config: Config, path: Path) -> Path:
     return path
 
 
+def finish_in_plain_loop(config: Config, path: Path) -> None:
+    """Go on where a run stopped, without Ray: whoever goes on finds the same parts."""
+    plain = config.model_copy(update={"run": config.run.model_copy(update={"engine": "plain"})})
+    finish("run", written(plain, path))
+
+
 def num_parts(config: Config) -> int:
     return len(list((Path(config.scored) / "parts").glob("*.parquet"))) if Path(config.scored).exists() else 0
 
@@ -66,7 +72,8 @@ def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list
         assert not (Path(config.scored) / "_SUCCESS.json").exists()
     assert 0 < parts_after_kill[1] < parts_after_kill[2] < len(rows) // 4
 
-    finish("run", path)
+    finish_in_plain_loop(config, tmp_path / "plain.yaml")
+    assert "Loading weights" not in path.with_suffix(".log").read_text(), "bars of workers in the log"
     assert scores_of(config).equals(scores_of(whole))
     assert selected_ids(config) == selected_ids(whole)
     visible = [p.name for p in (Path(config.scored) / "parts").iterdir() if not p.name.startswith(".")]
@@ -165,5 +172,5 @@ def test_sigterm_ends_with_75_and_the_run_goes_on(engine: str, tmp_path: Path, p
     process.terminate()
     assert process.wait(timeout=180) == 75, path.with_suffix(".log").read_text()[-3000:]
     assert num_parts(config) < len(pairs)
-    finish("run", path)
+    finish_in_plain_loop(config, tmp_path / "plain.yaml")
     assert scores_of(config).num_rows == len(pairs)

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Run, TorchModel
-from pipeline.config_self_play import Generate, SelfPlayConfig
+from pipeline.config_self_play import Evolve, Generate, SelfPlayConfig
 from pipeline.flows.on_ray import ScoreJob, score_on_ray
-from pipeline.generation.stages import annotate_stages, generate_stage
+from pipeline.generation.evolve import plan_evolution
+from pipeline.generation.stages import annotate_stages, evolve_stage, generate_stage
 from pipeline.stages.plan import Stage
 from pipeline.stages.work import score_plain
 from tests.generation.tables import PROMPTS, prompt_table
@@ -38,9 +39,9 @@ class Reader:
         return self.table.slice(shard.first, shard.last - shard.first)
 
 
-def shards(size: int) -> list[Rows]:
-    begins = range(0, TABLE.num_rows, size)
-    return [Rows(i, begin, min(begin + size, TABLE.num_rows)) for i, begin in enumerate(begins)]
+def shards(size: int, table: pa.Table = TABLE) -> list[Rows]:
+    begins = range(0, table.num_rows, size)
+    return [Rows(i, begin, min(begin + size, table.num_rows)) for i, begin in enumerate(begins)]
 
 
 def config_of(tmp_path: Path, policy: TorchModel, reward: Path, generate: Generate) -> SelfPlayConfig:
@@ -53,10 +54,10 @@ def config_of(tmp_path: Path, policy: TorchModel, reward: Path, generate: Genera
     )
 
 
-def on_ray(folder: Path, stages: list[Stage], size: int) -> tuple[pa.Table, list[int]]:
+def on_ray(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABLE) -> tuple[pa.Table, list[int]]:
     """The table, and the processes that were generating at some time."""
     folder.mkdir()
-    job = ScoreJob(reader=Reader(TABLE), stages=tuple(stages), commit=Keep(folder), run=Run())
+    job = ScoreJob(reader=Reader(table), stages=tuple(stages), commit=Keep(folder), run=Run())
     seen: set[int] = set()
     ended = threading.Event()
 
@@ -67,16 +68,16 @@ def on_ray(folder: Path, stages: list[Stage], size: int) -> tuple[pa.Table, list
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        assert len(list(score_on_ray(job, shards(size)))) == len(shards(size))
+        assert len(list(score_on_ray(job, shards(size, table)))) == len(shards(size, table))
     finally:
         ended.set()
         watcher.join()
     return Keep(folder).whole(), sorted(seen)
 
 
-def plainly(folder: Path, stages: list[Stage], size: int) -> pa.Table:
+def plainly(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABLE) -> pa.Table:
     folder.mkdir()
-    list(score_plain(Reader(TABLE), shards(size), stages, Keep(folder)))
+    list(score_plain(Reader(table), shards(size, table), stages, Keep(folder)))
     return Keep(folder).whole()
 
 
@@ -90,6 +91,21 @@ def test_candidates_and_rewards_on_ray_equal_those_of_a_plain_loop(tmp_path, tin
     found, _ = on_ray(tmp_path / "ray", stages, size=3)
     assert found.equals(plainly(tmp_path / "plain", stages, size=4))
     assert found.column("status").to_pylist() == ["scored"] * TABLE.num_rows
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_new_prompts_on_ray_equal_those_of_a_plain_loop(tmp_path, tiny_model_dir, tiny_reward_dir):
+    policy = TorchModel(model=str(tiny_model_dir("llama")), dtype="float32")
+    generate = Generate(engine="transformers", temperature=1.5)
+    config = config_of(tmp_path, policy, tiny_reward_dir, generate)
+    config = config.model_copy(update={"evolve": Evolve(max_tokens=6)})
+    tasks = plan_evolution(prompt_table(), config.evolve, round_=1)
+    stages = [evolve_stage(config, policy)]
+    found, _ = on_ray(tmp_path / "ray", stages, 4, tasks)
+    assert found.equals(plainly(tmp_path / "plain", stages, 7, tasks))
+    assert found.num_rows == 5 * len(PROMPTS)
+    assert min(found.column("num_tokens_draft").to_pylist()) > 0
 
 
 @pytest.mark.ray

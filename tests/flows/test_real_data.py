@@ -29,7 +29,7 @@ from tests.flows.test_score import scores_of
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.s3, pytest.mark.smollm2]
 
 ROWS = int(os.environ.get("ALIGNPOT_REAL_ROWS", "12"))
-STEPS = int(os.environ.get("ALIGNPOT_REAL_STEPS", "2"))
+STEPS = int(os.environ.get("ALIGNPOT_REAL_STEPS", "1"))
 ROOT = Path(__file__).parents[2]
 SHARED = shared_folder()
 
@@ -81,7 +81,7 @@ def put(s3: S3Server, url: str, path: Path) -> str:
 def trained_adapter(model: Path, data: Path, output: Path) -> Path:
     command = [
         sys.executable, "jobs/train_dpo.py", f"--model={model}", f"--data={data}", f"--output={output}",
-        f"--steps={STEPS}", "--batch-size=2", "--max-length=512", "--lr=1e-3",
+        f"--steps={STEPS}", "--batch-size=2", "--max-length=384", "--lr=1e-3",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -114,7 +114,7 @@ def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> Non
             output_dir=str(tmp_path / "trained"),
             max_steps=2,
             per_device_train_batch_size=1,
-            max_length=512,
+            max_length=384,
             use_cpu=True,
             bf16=False,
             report_to=[],

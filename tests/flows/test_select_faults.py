@@ -42,7 +42,7 @@ def test_selection_killed_twice_ends_as_if_it_had_not_been(
         written.append(num_files(output))
         assert not (output / "_SUCCESS.json").exists()
     assert 0 < written[1] < written[2] < len(expected)
-    finish("select", path)
+    finish("select", data.write_config(tmp_path / "plain.yaml", data.sections(scored, output, **ONE_ROW_A_FILE)))
     found = {name: digest for name, digest in data.objects(output).items() if not Path(name).name.startswith(".")}
     assert found == expected
 

@@ -1,13 +1,9 @@
 """Self-play from prompts to the next policy: whole rounds, resumed ones, and what is refused before they start."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +16,7 @@ from pipeline.errors import ConfigError, FingerprintError, TooManyDroppedError
 from pipeline.flows.self_play import self_play
 from tests.fixtures_models import tiny_model, tiny_tokenizer
 from tests.fixtures_storage import S3Server
+from tests.flows.commands import finish, kill_everything, started_until
 from tests.flows.conftest import Ended
 
 PROMPTS = Path(__file__).parents[2] / "pipeline" / "demo" / "prompts.jsonl"
@@ -274,14 +271,14 @@ def test_killed_in_step_after_step_the_run_ends_with_the_same_rows_and_does_noth
     for work in (whole, killed):
         work.mkdir()
         (work / "config.yaml").write_text(yaml.safe_dump(settings(work, *models, **small)))
-    assert start(whole).wait() == 0
+    finish("self-play", whole / "config.yaml")
     done: dict[Path, int] = {}
     for step in STEPS:
-        kill_when_there(start(killed), killed / "run", step)
+        kill_everything(started_until("self-play", killed / "config.yaml", partial(there, killed / "run", step)))
         done |= {
             path: path.stat().st_mtime_ns for path in (killed / "run").rglob("parts/*.parquet") if path not in done
         }
-    assert start(killed).wait() == 0
+    finish("self-play", killed / "config.yaml")
     assert {path: path.stat().st_mtime_ns for path in done} == done
     first, second = (work / "run/round-1" for work in (whole, killed))
     assert rows(first / "evolved/drafts") == rows(second / "evolved/drafts")
@@ -295,17 +292,5 @@ def test_killed_in_step_after_step_the_run_ends_with_the_same_rows_and_does_noth
     assert report(whole / "run", 1)["evaluation"] == report(killed / "run", 1)["evaluation"]
 
 
-def start(work: Path) -> subprocess.Popen:
-    """`alignpot self-play` in a process group of its own."""
-    command = [sys.executable, "-m", "pipeline.cli", "self-play", str(work / "config.yaml")]
-    with (work / "log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-
-
-def kill_when_there(process: subprocess.Popen, run: Path, pattern: str) -> None:
-    """`kill -9` the process and its children as soon as a file is there; at once if it is there already."""
-    while not any(run.glob(pattern)):
-        assert process.poll() is None, f"ended with {process.returncode} before {pattern} was there"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def there(run: Path, pattern: str) -> bool:
+    return any(run.glob(pattern))

@@ -21,8 +21,8 @@ from tests.models.trl_reference import trl_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-HH_PAIRS = int(os.environ.get("ALIGNPOT_PARITY_PAIRS", "8"))
-EMULATED_PAIRS = 3
+HH_PAIRS = int(os.environ.get("ALIGNPOT_PARITY_PAIRS", "4"))
+EMULATED_PAIRS = 2
 
 
 def assert_same_tokens(directory: Path, rows: list[Row], output: Path, max_length: int) -> list[TokenizedPair | str]:
@@ -157,7 +157,7 @@ def test_bfloat16_is_invariant_to_the_bit_and_close_to_float32(smollm2_dir):
 @pytest.mark.smollm2
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_do_not_depend_on_threads_to_the_bit(smollm2_dir, dtype):
-    pairs = smollm2_pairs(smollm2_dir, 6)
+    pairs = smollm2_pairs(smollm2_dir, 3)
     model, _ = smollm2(smollm2_dir, dtype)
     one = np.stack(score_pairs(LogprobEngine(model), pairs))
     torch.set_num_threads(2)
