@@ -189,12 +189,18 @@ def score_on_ray(job: ScoreJob, shards: Sequence[AnyShard]) -> Iterator[ShardWor
     """
     groups = _groups(job.stages, job.run)
     gpus = gpus_by_pool(groups, may_grow=cluster_address(job.run) is not None)
-    io = {"num_cpus": _io_cpus(job.stages), "concurrency": _io_tasks(job.run, len(shards))}
-    dataset = ray.data.read_datasource(ShardSource(job.reader, shards), override_num_blocks=len(shards), **io)
+    io_cpus, io_tasks = _io_cpus(job.stages), _io_tasks(job.run, len(shards))
+    source = ShardSource(job.reader, shards)
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(shards), num_cpus=io_cpus, concurrency=io_tasks)
     for group, num_gpus in zip(groups, gpus, strict=True):
         dataset = dataset.map_batches(**_pool(group, num_gpus, num_shards=len(shards)))
     dataset = dataset.map_batches(
-        CommitPart(job.commit), batch_size=1, batch_format="pyarrow", zero_copy_batch=True, **io
+        CommitPart(job.commit),
+        batch_size=1,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ray.data.TaskPoolStrategy(io_tasks),
+        num_cpus=io_cpus,
     )
     for block in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
         work = from_block(block)

@@ -105,7 +105,8 @@ def _set_up_context() -> None:
     context = ray.data.DataContext.get_current()
     # Where no terminal shows its bars, Ray logs a table of every operator each few seconds; steps say how far they are.
     context.enable_progress_bars = sys.stdout.isatty()
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    for name, level in (("progress", logging.ERROR), ("execution.streaming_executor", logging.WARNING)):
+        logging.getLogger(f"ray.data._internal.{name}").setLevel(level)
     # Every 30 s it would say that a model takes memory, which no pool asks Ray for.
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     context.execution_options.preserve_order = False
