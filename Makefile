@@ -57,7 +57,7 @@ demo-self-play: $(VENV)/.installed-demo-self-play
 	$(BIN)/alignpot demo --self-play $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m '$(MARKERS_$(TESTS))' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m '$(MARKERS_$(TESTS))' $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
