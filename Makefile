@@ -12,7 +12,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Modules are compiled as they are first imported: compiling all of them took most of the time of installing.
+# Modules are compiled, and kept, as they are first imported: compiling all of them took most of the time of installing.
+# Where the environment forbids to keep them, every actor and every test process would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 TESTS ?= everyday
 TEST_PROCESSES ?= 2

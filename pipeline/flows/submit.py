@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import yaml
 from ray.exceptions import AuthenticationError
@@ -24,6 +24,8 @@ from pipeline.config import Config, TorchModel
 from pipeline.config_file import load_config, load_self_play
 from pipeline.config_self_play import SelfPlayConfig
 from pipeline.errors import ConfigError, TemporaryError
+
+T = TypeVar("T")
 
 JOBS: Final = {
     "run": "run",
@@ -37,7 +39,7 @@ JOBS: Final = {
 """Command of each job; the names of the scripts in jobs/ will do too."""
 
 _POLL_S: Final = 1.0
-_START_S: Final = 60.0
+_PATIENCE_S: Final = 60.0
 
 
 def submit_job(
@@ -50,7 +52,7 @@ def submit_job(
 
     Raises:
         ConfigError: an unknown job, or a config that does not parse: found before anything is sent.
-        TemporaryError: no Ray dashboard answers at `address`.
+        TemporaryError: no Ray dashboard answers at `address`, or one that did does so no more.
     """
     if job not in JOBS:
         raise ConfigError(f"unknown job {job!r}; wanted one of {', '.join(JOBS)}")
@@ -59,11 +61,13 @@ def submit_job(
     resolved = parsed.model_dump(mode="json")
     client = _client(address)
     name = f"alignpot-{JOBS[job]}-{_digest(resolved)}"
-    submission_id = _running(client, name)
+    tries = {each: ended for each, ended in _jobs(client).items() if _is_try(each, name)}
+    submission_id = next((each for each, ended in tries.items() if not ended), None)
     if submission_id is not None:
         echo(f"job {submission_id} is running already")
     else:
-        submission_id = _submit(client, JOBS[job], resolved, name)
+        submission_id = name if not tries else f"{name}-{len(tries) + 1}"
+        _submit(client, JOBS[job], resolved, submission_id)
         echo(f"submitted {submission_id} to {address}")
     return _follow(client, submission_id, echo) if wait else 0
 
@@ -116,68 +120,67 @@ def _client(address: str) -> JobSubmissionClient:
         raise ConfigError(f"Ray at {address} refused the client: {str(error).splitlines()[0]}") from None
 
 
-def _running(client: JobSubmissionClient, name: str) -> str | None:
-    """The try of this job that has not ended, if there is one."""
-    live = [str(job.submission_id) for job in client.list_jobs() if not job.status.is_terminal()]
-    return next((each for each in live if _is_try(each, name)), None)
+def _jobs(client: JobSubmissionClient) -> dict[str, bool]:
+    """Jobs of the cluster by submission id: whether each has ended."""
+    jobs = _patiently(client.list_jobs, "the cluster does not tell its jobs")
+    return {str(job.submission_id): job.status.is_terminal() for job in jobs}
 
 
 def _is_try(submission_id: str, name: str) -> bool:
     return submission_id == name or submission_id.startswith(f"{name}-")
 
 
-def _submit(client: JobSubmissionClient, command: str, resolved: dict[str, object], name: str) -> str:
-    earlier = sum(_is_try(str(job.submission_id), name) for job in client.list_jobs())
+def _submit(client: JobSubmissionClient, command: str, resolved: dict[str, object], submission_id: str) -> None:
     with tempfile.TemporaryDirectory(prefix="alignpot-job-") as folder:
         work = Path(folder)
         shutil.copytree(Path(pipeline.__file__).parent, work / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         (work / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-        return _accepted(
-            partial(
-                client.submit_job,
+
+        def submit() -> None:
+            # An answer that got lost may have been a yes, and an id is taken once.
+            if any(job.submission_id == submission_id for job in client.list_jobs()):
+                return
+            client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "pipeline.cli", command, "config.yaml"]),
                 runtime_env={"working_dir": str(work)},
-                submission_id=name if not earlier else f"{name}-{earlier + 1}",
+                submission_id=submission_id,
                 metadata={"alignpot_command": command},
             )
-        )
+
+        _patiently(submit, "the cluster takes no job")
 
 
-def _accepted(submit: Callable[[], str]) -> str:
-    """The id of the submitted job; a cluster that has only just started is given time to take it."""
-    deadline = time.monotonic() + _START_S
+def _patiently(request: Callable[[], T], failure: str) -> T:
+    """Answer to `request`, which is made again where the dashboard drops it: one that has just started does.
+
+    Raises:
+        TemporaryError: `failure`, and the last reason, after `_PATIENCE_S`.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            return submit()
-        except (ConnectionError, RuntimeError) as error:
+            return request()
+        except (OSError, RuntimeError) as error:  # those of requests are of the one kind, refusals of the other
             if time.monotonic() > deadline:
-                raise TemporaryError(f"the cluster takes no job: {str(error).strip().splitlines()[0]}") from None
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                raise TemporaryError(f"{failure}: {reason}") from None
         time.sleep(_POLL_S)
 
 
 def _follow(client: JobSubmissionClient, submission_id: str, echo: Callable[[str], None]) -> int:
-    try:
-        return _followed(client, submission_id, echo)
-    except (ConnectionError, RuntimeError) as error:
-        raise TemporaryError(
-            f"lost the dashboard ({type(error).__name__}); the job {submission_id} goes on. Submit again to follow it."
-        ) from None
-
-
-def _followed(client: JobSubmissionClient, submission_id: str, echo: Callable[[str], None]) -> int:
+    lost = f"lost the dashboard; the job {submission_id} goes on, submit again to follow it"
     printed = 0
     while True:
-        status = client.get_job_status(submission_id)
-        logs = client.get_job_logs(submission_id)
+        details = _patiently(partial(client.get_job_info, submission_id), lost)
+        logs = _patiently(partial(client.get_job_logs, submission_id), lost)
         if len(logs) > printed:
             echo(logs[printed:].rstrip("\n"))
             printed = len(logs)
-        if status.is_terminal():
+        if details.status.is_terminal():
             break
         time.sleep(_POLL_S)
-    details = client.get_job_info(submission_id)
-    echo(f"job {submission_id}: {status.value}")
-    if status == JobStatus.SUCCEEDED:
+    echo(f"job {submission_id}: {details.status.value}")
+    if details.status == JobStatus.SUCCEEDED:
         return 0
     return int(details.driver_exit_code or 1)
 

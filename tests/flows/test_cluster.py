@@ -1,5 +1,6 @@
 """The same job on clusters: three nodes in one process tree, and a head started by hand that takes submitted jobs."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -23,6 +25,7 @@ from pipeline.config import resolved
 from pipeline.flows.score import prepare_score, score
 from tests.fixtures_storage import S3Server
 from tests.flows.conftest import make_config, run_all, write_jsonl
+from tests.flows.proxy import losing_answers
 from tests.flows.test_score import scores_of, selected_ids
 
 ROOT = Path(__file__).parents[2]
@@ -111,8 +114,17 @@ def head(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Itera
             wait_for(dashboard, process, log)
             yield f"http://127.0.0.1:{dashboard}"
         finally:
-            process.terminate()
-            process.wait(timeout=60)
+            kill_with_children(process)
+
+
+def kill_with_children(process: "subprocess.Popen[bytes]") -> None:
+    """Asked to end, Ray's head takes half a minute."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
+    process.wait(timeout=60)
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -174,9 +186,12 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
         assert sorted(pq.read_table(file)["id"].to_pylist()) == selected_ids(plain)
 
     path.write_text(yaml.safe_dump({**resolved(config), "tokens": {"max_length": 99}}))
-    code, output = submitted(path, head)
+    with losing_answers(head) as proxy:
+        code, output = submitted(path, proxy.url)
     assert code == 2, output
     assert "tokens.max_length" in output
+    assert proxy.lost >= {"GET /api/jobs/", "POST /api/jobs/", "GET /api/jobs/ID", "GET /api/jobs/ID/logs"}
+    assert proxy.answers["POST /api/jobs/", 200] == 1
 
     path.write_text(yaml.safe_dump(resolved(config)))
     script = submitted_script(path, head, tmp_path / "checkout")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray.data
 import yaml
 
 from pipeline.config import Config, resolved
@@ -91,7 +92,11 @@ def test_layout_does_not_move_a_score_or_the_selection(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_explicit_and_implicit_scoring_overlap_in_time(tmp_path: Path, pairs: list[dict], models: dict, expected):
+def test_explicit_and_implicit_scoring_overlap_in_time(
+    tmp_path: Path, pairs: list[dict], models: dict, expected, monkeypatch: pytest.MonkeyPatch
+):
+    # Shards as few and as small as these are all past the first actor before a slow start of the second is over.
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "wait_for_min_actors_s", 120)
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     run = {"engine": "ray", "shard_rows": 4}
     config = make_config(tmp_path, source, **models, run=run)
