@@ -109,7 +109,7 @@ def _client(address: str) -> JobSubmissionClient:
         raise ConfigError(f"--address {address!r} is no dashboard; wanted its URL, such as http://head:8265.")
     try:
         return JobSubmissionClient(address)
-    except ConnectionError as error:
+    except OSError as error:
         raise TemporaryError(f"no Ray dashboard answers at {address}: {error}") from None
     except AuthenticationError:
         raise ConfigError(
