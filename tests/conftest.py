@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["tests.fixtures_storage", "tests.fixtures_models", "tests.fixtures_data"]
@@ -12,3 +13,21 @@ settings.load_profile("no deadline")
 
 # Ray's workers would wait for everything else on the machine: here for the tests of the other process, for minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Files go to processes from both ends of the list, where `--dist loadfile` would go from one.
+
+    The list begins with the files of many short tests and ends with those of few long ones, which keep both cores busy
+    by themselves. Two of these at once take longer than one after another, and the last would end alone.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class FromBothEnds(LoadFileScheduling):
+        def _assign_work_unit(self, node) -> None:
+            if node is not self.nodes[0]:
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
+
+    return FromBothEnds(config, log) if config.getoption("dist") == "loadfile" else None

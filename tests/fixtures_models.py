@@ -1,6 +1,8 @@
 """Real models for tests: SmolLM2-135M-Instruct, and tiny random ones of many families with a tokenizer of our own."""
 
+import fcntl
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,10 +73,13 @@ def smollm2_dir() -> Path:
     from pipeline.demo.smollm2 import ensure_smollm2
     from pipeline.errors import ModelError
 
-    try:
-        return ensure_smollm2()
-    except ModelError as error:
-        pytest.skip(str(error))
+    # Test processes that start together would all unpack it, each for half a minute.
+    with (Path(tempfile.gettempdir()) / "alignpot-smollm2.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return ensure_smollm2()
+        except ModelError as error:
+            pytest.skip(str(error))
 
 
 def tiny_model(family: str, *, classifier: bool = False, seed: int = 0, **changes: Any) -> Any:

@@ -27,14 +27,15 @@ SMALL = [
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_layout_is_written_once_and_changed_settings_survive(tmp_path: Path, smollm2_dir: Path):
-    path = SELF_PLAY_DEMO.write(tmp_path / "demo", models_dir=tmp_path / "models")
+    models = smollm2_dir.parent
+    path = SELF_PLAY_DEMO.write(tmp_path / "demo", models)
     config = yaml.safe_load(path.read_text())
     parsed = parse_self_play(config)
     assert parsed.rounds == 2
     assert parsed.generate.num_responses == 4
     assert Path(parsed.prompts.path, "prompts.jsonl").is_file()
     path.write_text(yaml.safe_dump({**config, "rounds": 3}))
-    assert SELF_PLAY_DEMO.write(tmp_path / "demo", models_dir=tmp_path / "models") == path
+    assert SELF_PLAY_DEMO.write(tmp_path / "demo", models) == path
     assert yaml.safe_load(path.read_text())["rounds"] == 3
 
 
@@ -46,6 +47,7 @@ def test_layout_is_written_once_and_changed_settings_survive(tmp_path: Path, smo
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make .venv/.installed-test"
 )
 def test_a_small_round_generates_with_vllm_judges_selects_trains_and_measures(tmp_path: Path, smollm2_dir: Path):
+    (tmp_path / "models").symlink_to(smollm2_dir.parent)
     shown = "\n".join(run_self_play_demo(tmp_path, SMALL))
     (path,) = (tmp_path / "run").glob("round-1/training-*/report.json")
     report = json.loads(path.read_text())

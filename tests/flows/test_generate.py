@@ -14,7 +14,7 @@ from pipeline.config import Run, TorchModel
 from pipeline.config_self_play import Evolve, Generate, SelfPlayConfig
 from pipeline.flows.on_ray import ScoreJob, score_on_ray
 from pipeline.generation.evolve import plan_evolution
-from pipeline.generation.stages import annotate_stages, evolve_stage, generate_stage
+from pipeline.generation.stages import evolve_stage, generate_stage
 from pipeline.stages.plan import Stage
 from pipeline.stages.work import score_plain
 from tests.generation.tables import PROMPTS, prompt_table
@@ -79,18 +79,6 @@ def plainly(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABL
     folder.mkdir()
     list(score_plain(Reader(table), shards(size, table), stages, Keep(folder)))
     return Keep(folder).whole()
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_candidates_and_rewards_on_ray_equal_those_of_a_plain_loop(tmp_path, tiny_model_dir, tiny_reward_dir):
-    policy = TorchModel(model=str(tiny_model_dir("llama")), dtype="float32")
-    generate = Generate(engine="transformers", num_responses=3, temperature=1.5, max_tokens=6, replicas=2)
-    config = config_of(tmp_path, policy, tiny_reward_dir, generate)
-    stages = [generate_stage(config, policy), *annotate_stages(config)]
-    found, _ = on_ray(tmp_path / "ray", stages, size=3)
-    assert found.equals(plainly(tmp_path / "plain", stages, size=4))
-    assert found.column("status").to_pylist() == ["scored"] * TABLE.num_rows
 
 
 @pytest.mark.ray

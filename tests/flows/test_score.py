@@ -71,11 +71,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
     ("run", "replicas"),
     [
         ({"engine": "plain", "shard_rows": 7}, 1),
-        ({"engine": "ray", "shard_rows": 5}, 2),
         ({"engine": "ray", "shard_rows": 1000, "placement": "colocated"}, 3),
         ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 2),
     ],
-    ids=["plain-7", "ray-5-pooled-2", "ray-one-shard-colocated-3", "ray-9-colocated-2"],
+    ids=["plain-7", "ray-one-shard-colocated-3", "ray-9-colocated-2"],
 )
 @pytest.mark.usefixtures("local_ray")
 def test_layout_does_not_move_a_score_or_the_selection(
@@ -92,14 +91,20 @@ def test_layout_does_not_move_a_score_or_the_selection(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_explicit_and_implicit_scoring_overlap_in_time(
-    tmp_path: Path, pairs: list[dict], models: dict, expected, monkeypatch: pytest.MonkeyPatch
+def test_pools_overlap_in_time_and_move_no_score(
+    tmp_path: Path,
+    pairs: list[dict],
+    models: dict,
+    expected: tuple[pa.Table, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     # Shards as few and as small as these are all past the first actor before a slow start of the second is over.
     monkeypatch.setattr(ray.data.DataContext.get_current(), "wait_for_min_actors_s", 120)
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    run = {"engine": "ray", "shard_rows": 4}
-    config = make_config(tmp_path, source, **models, run=run)
+    source = write_jsonl(tmp_path / "pairs.jsonl", shuffled(pairs, seed=2))
+    sized = {role: {**models[role], "num_cpus": 0.5} for role in ("policy", "reference", "reward")}
+    sized["policy"]["replicas"] = 2
+    run = {"engine": "ray", "shard_rows": 5}
+    config = make_config(tmp_path, source, **{**models, **sized, "run": run})
     summary, _ = score(prepare_score(config))
     assert scores_of(config).equals(expected[0])
     assert {"read", "tokenise", "reward", "policy", "reference", "commit"} <= set(summary.busy_s)

@@ -230,9 +230,10 @@ def test_rounds_on_s3_with_policies_in_a_folder(tiny, tmp_path: Path, s3: S3Serv
 @pytest.mark.ray
 def test_ray_and_the_plain_loop_generate_pair_and_select_the_same(tiny, tmp_path: Path, local_ray: None):
     outcomes = []
-    for engine in ("plain", "ray"):
+    for engine, replicas in (("plain", 1), ("ray", 2)):
         work = tmp_path / engine
-        play(tiny(work, rounds=1, train=None, run={"engine": engine}))
+        generate = {"temperature": 1.5, "replicas": replicas}
+        play(tiny(work, rounds=1, train=None, generate=generate, run={"engine": engine}))
         base = work / "run/round-1/base"
         outcomes.append(
             (rows(base / "candidates"), rows(base / "annotated"), rows(base / "pairs"), ids_of(base / "subset"))
