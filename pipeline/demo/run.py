@@ -29,7 +29,7 @@ def demo_config(workdir: Path, policy: Path, reward: Path) -> dict[str, Any]:
         "metric": {"name": "potential"},
         "select": {"fraction": 0.4},
         "output": {"path": str(workdir / "subset"), "formats": ["hf", "parquet"]},
-        "run": {"engine": "ray", "shard_rows": 32},
+        "run": {"engine": "ray", "shard_rows": 16},
     }
 
 
