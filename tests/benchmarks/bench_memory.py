@@ -20,13 +20,15 @@ import yaml
 
 SIZES = {"ray": (600, 60_000), "plain": (60_000, 180_000)}
 ROWS_PER_FILE = 20_000
+ROOT = Path(__file__).parents[2]
 
 _RUN = """
-import json, resource, sys
+import json, sys
 from pipeline.config_file import load_config
 from pipeline.flows.run import run_all
+from tests.benchmarks.peak import peak_mib
 list(run_all(load_config(sys.argv[1])))
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+print(json.dumps(peak_mib()))
 """
 
 
@@ -66,7 +68,8 @@ def peak_mib(workdir: Path, num_rows: int, engine: str) -> float:
     }
     path = workdir / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    done = subprocess.run([sys.executable, "-c", _RUN, str(path)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", _RUN, str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     return float(json.loads(done.stdout.strip().splitlines()[-1]))

@@ -6,7 +6,6 @@ is a JSON object: seconds of the runs and peak memory in MiB.
 
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from tests.benchmarks.peak import peak_mib
 from tests.benchmarks.select_data import EXPLICIT, IMPLICIT, write_parquet
 from tests.benchmarks.select_peers import FRACTION
 
@@ -61,8 +61,7 @@ def main(how: str, folder: str, num_rows: int, repeats: int) -> None:
         start = time.perf_counter()
         WAYS[how](paths)
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds[1:], "peak_mib": round(peak)}))
+    print(json.dumps({"seconds": seconds[1:], "peak_mib": round(peak_mib())}))
 
 
 if __name__ == "__main__":

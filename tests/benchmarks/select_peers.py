@@ -8,13 +8,13 @@ the runs, peak memory in MiB, and a digest of the set of rows.
 import hashlib
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 
+from tests.benchmarks.peak import peak_mib
 from tests.benchmarks.select_data import margins
 
 FRACTION = 0.4
@@ -130,8 +130,7 @@ def main(name: str, num_rows: int, repeats: int) -> None:
         start = time.perf_counter()
         rows = run()
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mib": round(peak), "digest": digest(rows, num_rows)}))
+    print(json.dumps({"seconds": seconds, "peak_mib": round(peak_mib()), "digest": digest(rows, num_rows)}))
 
 
 if __name__ == "__main__":
