@@ -19,8 +19,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Files go to processes from both ends of the list, where `--dist loadfile` would go from one.
 
-    The list begins with the files of many short tests and ends with those of few long ones, which keep both cores busy
-    by themselves. Two of these at once take longer than one after another, and the last would end alone.
+    The list begins with the files of many short tests and ends with those of few long ones: taken from one end, the
+    long ones would come last, and one of them would end alone.
     """
     from xdist.scheduler import LoadFileScheduling
 

@@ -74,7 +74,7 @@ def smollm2_dir() -> Path:
     from pipeline.errors import ModelError
 
     # Test processes that start together would all unpack it, each for half a minute.
-    with (Path(tempfile.gettempdir()) / "alignpot-smollm2.lock").open("w") as lock:
+    with (Path(tempfile.gettempdir()) / f"alignpot-smollm2-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             return ensure_smollm2()

@@ -3,8 +3,8 @@
 The rows carry their scores (`backend: columns`), so that nothing but reading, planning, committing and selecting is
 measured. Each run is a process of its own; the figure is the largest resident set of that process, workers of Ray left
 out. With Ray the driver plans, gathers summaries and selects: 600 rows beside 60,000. The plain loop reads and commits
-in the same process and has its working set full only after some 60,000 rows: 60,000 beside 180,000. The last line is a
-JSON object.
+in the same process and has its working set full only after some 60,000 rows: 60,000 beside 180,000. What Ray keeps of
+each shard is seen in runs of the same rows in 500 and 1,500 shards. The last line is a JSON object.
 """
 
 import json
@@ -19,6 +19,9 @@ import pyarrow.parquet as pq
 import yaml
 
 SIZES = {"ray": (600, 60_000), "plain": (60_000, 180_000)}
+SHARD_ROWS = 600
+SMALL_SHARDS = (30_000, (60, 20))
+"""Rows, and rows in a shard, of two runs that show what Ray keeps of each shard."""
 ROWS_PER_FILE = 20_000
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +58,7 @@ def write_source(folder: Path, num_rows: int) -> Path:
     return folder
 
 
-def peak_mib(workdir: Path, num_rows: int, engine: str) -> float:
+def peak_mib(workdir: Path, num_rows: int, engine: str, shard_rows: int = SHARD_ROWS) -> float:
     """Largest resident set of the driver, in MiB."""
     config = {
         "source": {"path": str(write_source(workdir / "source", num_rows))},
@@ -64,7 +67,7 @@ def peak_mib(workdir: Path, num_rows: int, engine: str) -> float:
         "scored": str(workdir / "scored"),
         "select": {"fraction": 0.4},
         "output": {"path": str(workdir / "subset")},
-        "run": {"engine": engine, "shard_rows": 600},
+        "run": {"engine": engine, "shard_rows": shard_rows},
     }
     path = workdir / "config.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -88,12 +91,22 @@ def measure(engine: str, sizes: tuple[int, int]) -> dict[str, float]:
     }
 
 
+def kib_of_a_shard() -> float:
+    """What the driver on Ray needs more for each further shard of the same rows, in KiB."""
+    num_rows, (large, small) = SMALL_SHARDS
+    with tempfile.TemporaryDirectory(prefix="alignpot-memory-") as folder:
+        few, many = (peak_mib(Path(folder) / str(size), num_rows, "ray", size) for size in (large, small))
+    return (many - few) * 1024 / (num_rows // small - num_rows // large)
+
+
 def main() -> None:
     figures = {engine: measure(engine, sizes) for engine, sizes in SIZES.items()}
     for engine, figure in figures.items():
         sizes = f"{figure['rows']:,} rows {figure['mib']} MiB, {figure['rows_large']:,} rows {figure['mib_large']} MiB"
         print(f"{engine:6} {sizes}")
-    print(json.dumps(figures))
+    shard = kib_of_a_shard()
+    print(f"ray    {shard:.0f} KiB for each shard")
+    print(json.dumps({**figures, "kib_of_a_shard": round(shard, 1)}))
 
 
 if __name__ == "__main__":
