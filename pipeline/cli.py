@@ -170,6 +170,25 @@ def inspect(
 
 
 @app.command()
+def verify(
+    path: Annotated[
+        str, typer.Argument(help="A scored dataset, a subset or an export of alignpot.", show_default=False)
+    ],
+    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
+) -> None:
+    """Read a dataset whole and check that it is as it was written.
+
+    Ends with exit code 1 if a file is damaged or gone.
+    """
+    from pipeline.storage.filesystem import check_readable, open_filesystem
+    from pipeline.storage.verify import verify as verified
+
+    fs, root = open_filesystem(path, _storage(endpoint_url))
+    check_readable(fs, root)
+    typer.echo(verified(fs, root))
+
+
+@app.command()
 def objectives() -> None:
     """List the training objectives: formula, reference or not, parameters, source."""
     from pipeline.metrics.objectives.listing import describe_objectives

@@ -44,6 +44,7 @@ DROP_STAGE: Final = "drop_stage"  # source | tokens | reward | policy | referenc
 DROP_REASON: Final = "drop_reason"
 SOURCE_FILE: Final = "source_file"  # relative to source.path
 SOURCE_ROW: Final = "source_row"  # 0-based row in that file
+READ_FROM: Final = b"alignpot.read_from"  # in the metadata of a shard's schema: digest of the file it was read from
 
 # --- subset ----------------------------------------------------------------------------------------
 MARGIN_EXPLICIT: Final = "margin_explicit"

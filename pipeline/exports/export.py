@@ -63,7 +63,8 @@ def export_subset(request: ExportRequest) -> Iterator[str]:
         raise ConfigError(f"--to {request.to} is no format; wanted one of {', '.join(FORMATS)}.")
     rows = SubsetRows(*open_filesystem(request.subset, request.storage))
     fs, root = open_filesystem(request.output, request.storage)
-    check_writable(fs, root)
+    if open_export(fs, root) is None:
+        check_writable(fs, root)
     manifest = _export(rows, request, form, fs, root)
     yield _told(manifest, request, form)
 

@@ -18,11 +18,11 @@ import pyarrow as pa
 
 from pipeline.errors import IntegrityError
 from pipeline.storage.commit import create
-from pipeline.storage.filesystem import display, list_sizes, read_bytes
-from pipeline.storage.runs import FORMAT, claim, fingerprint_digest, json_bytes, parsed, schema_json
+from pipeline.storage.filesystem import display, list_sizes
+from pipeline.storage.runs import claim, read_sealed, schema_json, sealed
 from pipeline.storage.subset import MANIFEST_FILE
-from pipeline.storage.subset_files import dataset_info_json, state_json
-from pipeline.storage.subset_parts import FileWriter, SubsetSpec, other_content
+from pipeline.storage.subset_files import hf_descriptions
+from pipeline.storage.subset_parts import FileWriter, SubsetSpec, publish_beside
 
 KIND: Final = "export"
 
@@ -33,12 +33,12 @@ def open_export(fs: fsspec.AbstractFileSystem, root: str) -> dict[str, Any] | No
     Raises:
         IntegrityError: files that it names are gone or cut short.
     """
-    data = read_bytes(fs, f"{root}/{MANIFEST_FILE}")
-    if data is None:
+    manifest = read_sealed(fs, f"{root}/{MANIFEST_FILE}")
+    if manifest is None:
         return None
-    manifest = parsed(data, display(fs, f"{root}/{MANIFEST_FILE}"))
     sizes = list_sizes(fs, root)
-    lost = [file["path"] for file in manifest["files"] if sizes.get(file["path"]) != file["size"]]
+    named = (*manifest["files"], *manifest["beside"])
+    lost = [file["path"] for file in named if sizes.get(file["path"]) != file["size"]]
     if lost:
         raise IntegrityError(f"{display(fs, root)}: files are gone or cut short: {lost[:10]}. Use another path.")
     return manifest
@@ -92,35 +92,20 @@ def finish(
     Raises:
         IntegrityError: an export of other content stands in the way.
     """
-    for path, data in {**descriptions, **_hf_descriptions(spec, files)}.items():
-        full = f"{root}/{path}"
-        if not create(fs, full, data) and read_bytes(fs, full) != data:
-            raise other_content(fs, full)
+    described = hf_descriptions(spec.schema, files, spec.fingerprint) if "hf" in spec.formats else {}
     manifest = {
-        "format": FORMAT,
         "kind": KIND,
         "version": spec.version,
         "fingerprint": spec.fingerprint,
         "num_rows": spec.num_rows,
         **about,
         "files": files,
+        "beside": publish_beside(fs, root, {**descriptions, **described}),
         "schema": schema_json(spec.schema),
     }
-    if create(fs, f"{root}/{MANIFEST_FILE}", json_bytes(manifest)):
+    if create(fs, f"{root}/{MANIFEST_FILE}", sealed(manifest)):
         return manifest
     stored = open_export(fs, root)
     if stored is None or stored["files"] != files:
         raise IntegrityError(f"{display(fs, root)} holds an export of other content. Use another path.")
     return stored
-
-
-def _hf_descriptions(spec: SubsetSpec, files: list[dict[str, Any]]) -> dict[str, bytes]:
-    if "hf" not in spec.formats:
-        return {}
-    names = [file["path"].rpartition("/")[2] for file in files]
-    key = fingerprint_digest({"files": [file["blake2b"] for file in files], "run": spec.fingerprint})[:16]
-    return {
-        "hf/train/dataset_info.json": dataset_info_json(spec.schema),
-        "hf/train/state.json": state_json(names, key),
-        "hf/dataset_dict.json": b'{"splits": ["train"]}',
-    }

@@ -22,10 +22,11 @@ from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit
 from pipeline.metrics.objectives import objective_columns
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.storage.commit import create
-from pipeline.storage.filesystem import open_filesystem, read_bytes
+from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import MANIFEST_FILE, Manifest, load_manifest
-from pipeline.storage.runs import FORMAT, claim, fingerprint_digest, json_bytes, parsed
+from pipeline.storage.runs import claim, fingerprint_digest, read_sealed, sealed
 from pipeline.storage.scored import ScoredDataset
+from pipeline.storage.verify import verify
 from pipeline.training.hook import train
 from pipeline.training.job import TrainJob
 
@@ -58,13 +59,15 @@ def train_policy(actors: Actors, start: TorchModel, subsets: Sequence[str], plac
     url, output = f"{place}/training-{name}", config.policies / f"round-{number}-{name}"
     fs, root = open_filesystem(url, config.storage)
     claim(fs, root, kind=TRAINING_KIND, fingerprint=fingerprint, body={"config": config.model_dump(mode="json")})
-    done = read_bytes(fs, f"{root}/{MANIFEST_FILE}")
+    done = read_sealed(fs, f"{root}/{MANIFEST_FILE}")
     if done is not None:
-        return _found(config, parsed(done, url), url, output)
+        return _found(config, done, url, output)
+    for subset in subsets:
+        verify(*open_filesystem(subset, config.storage))
     result = _run(replace(job, output=output), config)
     seconds = float(result.summary["seconds_in_all"])
     facts = {"digest": result.digest, "policy": str(result.policy), "summary": result.summary, "seconds": seconds}
-    create(fs, f"{root}/{MANIFEST_FILE}", json_bytes({"format": FORMAT, "fingerprint": fingerprint, **facts}))
+    create(fs, f"{root}/{MANIFEST_FILE}", sealed({"fingerprint": fingerprint, **facts}))
     policy = _trained_model(config, output)
     return Trained(url=url, policy=policy, digest=result.digest, summary=result.summary, seconds=seconds)
 

@@ -6,7 +6,6 @@ Everything that can be wrong is found before a model is loaded. Run again, the s
 and does nothing when it had finished.
 """
 
-import posixpath
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import pyarrow as pa
 
 from pipeline import __version__
 from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, TorchModel, resolved
-from pipeline.errors import ConfigError, IntegrityError, TooManyDroppedError
+from pipeline.errors import ConfigError, TooManyDroppedError
 from pipeline.faults import storage_errors
 from pipeline.flows.step import MINOR_VERSION, Place, summary_of, work_on
 from pipeline.flows.summary import ScoreSummary
@@ -27,15 +26,15 @@ from pipeline.flows.timeline import Timeline
 from pipeline.sources.files import SourceFile
 from pipeline.sources.reader import PairReader, open_source
 from pipeline.sources.rows import BEST_WORST
-from pipeline.sources.shards import Shard, plan_shards
+from pipeline.sources.shards import Shard, plan_shards, stored_shards
 from pipeline.stages.fp8_ranks import NUM_RANKED, check_ranks, roles_in_fp8
 from pipeline.stages.plan import score_stages
 from pipeline.stages.work import read_shard
 from pipeline.storage.duplicates import check_ids
-from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem
-from pipeline.storage.manifest import Manifest, finish_run
+from pipeline.storage.filesystem import check_readable, check_writable, display, open_filesystem
+from pipeline.storage.manifest import Manifest, finish_run, is_complete
 from pipeline.storage.parts import committed_parts
-from pipeline.storage.runs import RunPlan, begin_run
+from pipeline.storage.runs import RUN_FILE, RunPlan, begin_run
 from pipeline.storage.scored import ScoredDataset
 
 
@@ -46,8 +45,7 @@ class ScoreRun:
     config: Config
     plan: RunPlan
     reader: PairReader
-    states: Mapping[str, str]
-    """What storage says of each source file at planning: another answer later means that the file was replaced."""
+    shards: Sequence[Shard]
     fs: fsspec.AbstractFileSystem
     root: str
 
@@ -58,10 +56,11 @@ def prepare_score(config: Config) -> ScoreRun:
     Raises:
         AlignpotError: what is wrong, before any weights are read.
     """
-    reader, files, states = _open(config)
+    reader, files = _open(config)
     models = _model_fingerprints(config)
     fs, root = open_filesystem(config.scored, config.storage)
-    check_writable(fs, root)
+    if not is_complete(fs, root):
+        check_writable(fs, root)
     wanted = RunPlan(
         version=__version__,
         fingerprint={"alignpot": MINOR_VERSION, "source": _source_fingerprint(reader, files), **models},
@@ -71,7 +70,8 @@ def prepare_score(config: Config) -> ScoreRun:
         source_format=reader.format,
     )
     plan = begin_run(fs, root, wanted)
-    return ScoreRun(config=_pinned(config, models), plan=plan, reader=reader, states=states, fs=fs, root=root)
+    shards = stored_shards(plan.shards, files, display(fs, f"{root}/{RUN_FILE}"))
+    return ScoreRun(config=_pinned(config, models), plan=plan, reader=reader, shards=shards, fs=fs, root=root)
 
 
 def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
@@ -82,7 +82,7 @@ def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
     """
     started = time.monotonic()
     done = committed_parts(run.fs, run.root, run.plan)
-    pending = [Shard.from_dict(shard) for index, shard in enumerate(run.plan.shards) if index not in done]
+    pending = [shard for shard in run.shards if shard.index not in done]
     if pending and roles_in_fp8(run.config):
         _check_fp8(run, pending)
     timeline, num_tokens = Timeline(), 0
@@ -90,11 +90,7 @@ def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
     for work in work_on(place, run.reader, pending, score_stages(run.config), run.config.run):
         timeline.add(work.timings)
         num_tokens += sum(summary_of(work)["num_tokens"].values())
-    if pending:
-        _check_unchanged(run)
-    manifest = finish_run(run.fs, run.root, run.plan, {"seconds": time.monotonic() - started})
-    if pending and run.plan.fingerprint["source"]["id_column"] is not None:
-        check_ids(ScoredDataset(run.fs, run.root, manifest))
+    manifest = finish_run(run.fs, run.root, run.plan, {"seconds": time.monotonic() - started}, partial(_check_ids, run))
     summary = ScoreSummary(
         scored_url=run.config.scored,
         num_rows=manifest.num_rows,
@@ -173,33 +169,25 @@ def pinned(model: TorchModel, fingerprint: Mapping[str, Any]) -> TorchModel:
     )
 
 
-def _state(reader: PairReader, path: str) -> str:
-    return str(reader.fs.ukey(posixpath.join(reader.root, path)))
-
-
-def _check_unchanged(run: ScoreRun) -> None:
-    with storage_errors(run.plan.config["source"]["path"]):
-        changed = [path for path, state in run.states.items() if _state(run.reader, path) != state]
-    if changed:
-        raise IntegrityError(
-            f"source files were replaced while they were scored: {changed[:10]}. Some rows are of the old files, some "
-            "of the new ones: score the new files under another `scored` path."
-        )
+def _check_ids(run: ScoreRun, manifest: Manifest) -> None:
+    """Refuse a dataset whose ids stand for several contents before it is published, however often it is asked for."""
+    if run.plan.fingerprint["source"]["id_column"] is not None:
+        check_ids(ScoredDataset(run.fs, run.root, manifest))
 
 
 def _full_path(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def _open(config: Config) -> tuple[PairReader, list[SourceFile], dict[str, str]]:
-    """The source's reader, its files, and what storage says of each file now."""
+def _open(config: Config) -> tuple[PairReader, list[SourceFile]]:
+    """The source's reader and its files."""
     source = config.source
     if source is None:
         raise ConfigError("score needs a source section with the path of the preference data; the config has none.")
     fs, root = open_filesystem(source.path, config.storage)
     check_readable(fs, root)
     with storage_errors(source.path):
-        reader, files = open_source(
+        return open_source(
             fs,
             root,
             source,
@@ -207,7 +195,6 @@ def _open(config: Config) -> tuple[PairReader, list[SourceFile], dict[str, str]]
             policy_logps=isinstance(config.policy, ColumnsModel),
             reference_logps=isinstance(config.reference, ColumnsModel),
         )
-        return reader, files, {file.path: _state(reader, file.path) for file in files}
 
 
 def _source_fingerprint(reader: PairReader, files: Sequence[SourceFile]) -> dict[str, Any]:
@@ -217,7 +204,7 @@ def _source_fingerprint(reader: PairReader, files: Sequence[SourceFile]) -> dict
         # Left out by default, so that a run begun before there was a choice can be gone on with.
         **({} if reader.pairs == BEST_WORST else {"pairs": reader.pairs}),
         "passthrough": [field.name for field in reader.passthrough],
-        "files": {file.path: f"{file.size}:{file.digest}" for file in files},
+        "files": {file.path: file.digest for file in files},
     }
 
 

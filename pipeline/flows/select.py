@@ -7,7 +7,6 @@ the dataset, run by threads of this machine or on a Ray cluster with the same re
 config finds its subsets and does nothing.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,9 +27,9 @@ from pipeline.selection.source import Part, Positions, parts_of
 from pipeline.selection.streams import check_group_type
 from pipeline.selection.top_k import Query, num_selected, select_many
 from pipeline.storage.duplicates import COLUMNS, HashedRows, check_conflicts, find_duplicates, hashed_rows
-from pipeline.storage.filesystem import check_writable, display, open_filesystem, read_bytes
+from pipeline.storage.filesystem import check_writable, display, open_filesystem
 from pipeline.storage.manifest import load_manifest
-from pipeline.storage.runs import RUN_FILE, RunPlan, differences, fingerprint_digest, parsed
+from pipeline.storage.runs import RUN_FILE, RunPlan, differences, fingerprint_digest, read_sealed
 from pipeline.storage.scored import ScoredDataset
 from pipeline.storage.subset import REPORT_FILE, SubsetSpec, SubsetWriter, load_subset_manifest, open_subset
 
@@ -84,7 +83,8 @@ def _prepare(config: Config, scored: Mapping[str, Any], plan: RunPlan | None) ->
     if config.select is None or config.output is None:
         raise ConfigError("select needs a select section (fraction or k) and an output section (path); add them.")
     fs, root = open_filesystem(config.output.path, config.storage)
-    check_writable(fs, root)
+    if open_subset(fs, root) is None:
+        check_writable(fs, root)
     former = None if config.select.stats_from is None else _former(config, config.select.stats_from, scored)
     rule = config.select
     if former is not None:
@@ -228,11 +228,10 @@ def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def _former(config: Config, path: str, scored: Mapping[str, Any]) -> Mapping[str, Any]:
     """The selection in a subset's manifest, which must be of scores like those of `scored`."""
     fs, full = open_filesystem(path, config.storage)
-    data = read_bytes(fs, full)
-    if data is None:
+    manifest = read_sealed(fs, full)
+    if manifest is None:
         raise SourceError(f"select.stats_from: {path} is not there. Give the _SUCCESS.json of a subset.")
-    manifest = parsed(data, display(fs, full))
-    extra = manifest.get("extra") if isinstance(manifest, dict) else None
+    extra = manifest.get("extra")
     selection = extra.get("selection") if isinstance(extra, dict) else None
     if not isinstance(extra, dict) or not isinstance(selection, dict):
         raise SourceError(f"select.stats_from: {path} holds no selection. Give the _SUCCESS.json of a subset.")
@@ -257,10 +256,9 @@ def open_scored(config: Config) -> ScoredDataset:
 
 def _check_output(fs: fsspec.AbstractFileSystem, root: str, fingerprint: Mapping[str, Any]) -> None:
     """Refuse an output of another selection now, rather than after hours of scoring."""
-    data = read_bytes(fs, f"{root}/{RUN_FILE}")
-    if data is None:
+    run = read_sealed(fs, f"{root}/{RUN_FILE}")
+    if run is None:
         return
-    run = parsed(data, display(fs, f"{root}/{RUN_FILE}"))
     if run.get("kind") != "subset":
         raise FingerprintError(f"{display(fs, root)} holds a scored dataset, no subset. Give another output.path.")
     stored = run.get("fingerprint", {})
@@ -275,10 +273,9 @@ def _check_output(fs: fsspec.AbstractFileSystem, root: str, fingerprint: Mapping
 
 def _report(fs: fsspec.AbstractFileSystem, root: str) -> dict[str, Any]:
     path = f"{root}/{REPORT_FILE}"
-    data = read_bytes(fs, path)
-    if data is None:
+    report = read_sealed(fs, path)
+    if report is None:
         raise SourceError(f"{display(fs, path)} is missing from a complete subset. Select again to another path.")
-    report: dict[str, Any] = json.loads(data)
     return report
 
 

@@ -12,7 +12,6 @@ A round: expand the prompts, make new prompts of the selected ones, expand those
 step finds what it did before, so that the same command goes on wherever it was killed.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -43,10 +42,10 @@ from pipeline.models.loading import check_models
 from pipeline.sources.contamination import Contamination, read_benchmark
 from pipeline.sources.prompts import read_prompts
 from pipeline.storage.commit import create
-from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem, read_bytes
+from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.parts import digest
-from pipeline.storage.runs import claim, json_bytes
+from pipeline.storage.runs import RUN_FILE, claim, read_sealed, sealed
 from pipeline.storage.subset import load_subset_manifest
 from pipeline.training.check import check_training
 
@@ -126,7 +125,8 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
     if config.train is not None:
         check_training(training_job(config, config.policy, ()))
     fs, root = open_filesystem(config.path, config.storage)
-    check_writable(fs, root)
+    if read_sealed(fs, f"{root}/{RUN_FILE}") is None:  # one that ended may lie where nothing can be written any more
+        check_writable(fs, root)
     source_fs, source = open_filesystem(config.prompts.path, config.storage)
     check_readable(source_fs, source)
     with storage_errors(config.prompts.path):
@@ -254,15 +254,14 @@ def _report(run: SelfPlay, number: int, body: Mapping[str, Any], place: str) -> 
     """The report of a round as it is stored: the first one wins, whose seconds are those of the work itself."""
     fs, root = open_filesystem(place, run.config.storage)
     report = {"round": number, **body}
-    if create(fs, f"{root}/{REPORT_FILE}", json_bytes(report)):
+    if create(fs, f"{root}/{REPORT_FILE}", sealed(report)):
         return report
     return _stored_report(run, place) or report
 
 
 def _stored_report(run: SelfPlay, place: str) -> dict[str, Any] | None:
     fs, root = open_filesystem(place, run.config.storage)
-    stored = read_bytes(fs, f"{root}/{REPORT_FILE}")
-    return None if stored is None else json.loads(stored)
+    return read_sealed(fs, f"{root}/{REPORT_FILE}")
 
 
 def _plain(section: Any) -> Any:

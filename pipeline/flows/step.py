@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import fsspec
@@ -17,13 +17,14 @@ import pyarrow as pa
 
 from pipeline import __version__
 from pipeline.config import Replicas, Run, Storage
+from pipeline.errors import IntegrityError
 from pipeline.stages.plan import Stage
 from pipeline.stages.rows import without_transient
 from pipeline.stages.work import AnyShard, Commit, ShardReader, ShardWork, score_plain
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.storage.filesystem import display, open_filesystem
 from pipeline.storage.manifest import Manifest, finish_run, load_manifest
 from pipeline.storage.parts import commit_part, committed_parts, digest
-from pipeline.storage.runs import PartSpec, RunPlan, begin_run
+from pipeline.storage.runs import RUN_FILE, PartSpec, RunPlan, begin_run
 from pipeline.storage.scored import ScoredDataset
 from pipeline.termination import raise_if_terminated
 
@@ -74,9 +75,7 @@ def work_on(
     """
     if not pending:
         return
-    spec = place.plan.part_spec(pending[0].index)
-    rows = {shard.index: place.plan.shards[shard.index].get("num_rows") for shard in pending}
-    specs = {index: replace(spec, index=index, num_rows=num_rows) for index, num_rows in rows.items()}
+    specs = place.plan.part_specs(shard.index for shard in pending)
     commit: Commit = CommitTo(fs=place.fs, root=place.root, specs=specs)
     total, num_done, said = len(place.plan.shards), len(place.plan.shards) - len(pending), time.monotonic()
     for work in _on_engine(reader, pending, stages, commit, run):
@@ -187,13 +186,17 @@ def run_step(step: Step, run: Run, storage: Storage) -> Manifest:
         kind=step.kind,
     )
     plan = begin_run(fs, root, wanted)
-    done = committed_parts(fs, root, plan)
     planned = [
         RowShard(index=i, first_row=shard["first_row"], num_rows=shard["rows_in"])
         for i, shard in enumerate(plan.shards)
-        if i not in done
     ]
-    for _ in work_on(Place(fs=fs, root=root, plan=plan), step.reader, planned, step.stages, run):
+    ends = [0, *(shard.first_row + shard.num_rows for shard in planned)]
+    if [*(shard.first_row for shard in planned), step.num_rows] != ends:
+        where = display(fs, f"{root}/{RUN_FILE}")
+        raise IntegrityError(f"{where} is damaged: its shards do not hold every row once. Use another path.")
+    done = committed_parts(fs, root, plan)
+    pending = [shard for shard in planned if shard.index not in done]
+    for _ in work_on(Place(fs=fs, root=root, plan=plan), step.reader, pending, step.stages, run):
         pass
     return finish_run(fs, root, plan, {"seconds": time.monotonic() - started})
 

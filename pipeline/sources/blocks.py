@@ -14,15 +14,17 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError
+from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import is_missing
 from pipeline.sources.probe import FileKind, lines, raise_if_storage
+from pipeline.sources.unchanged import Moved, check_planned, is_pinned, state_of
 
 LINE: Final = "line"
 """The one column, of bytes, in which JSON Lines are handed out."""
 
 _BATCH_ROWS: Final = 256
 _KEPT_CURSORS: Final = 4
+_LOOKS: Final = 5  # at a file that changes under the reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,9 @@ class Span:
     num_rows: int
     mark: tuple[int, int]
     columns: tuple[str, ...]
+    digest: str | None = None
+    """Of the content that is wanted, last seen in `state`; null for whatever is there."""
+    state: str = ""
 
 
 class Cursor:
@@ -48,6 +53,7 @@ class Cursor:
             # Whole column chunks are asked for at once, so read-ahead would only fetch bytes twice.
             kwargs = {"cache_type": "none"} if span.kind is FileKind.PARQUET else {}
             file = self._stack.enter_context(fs.open(span.path, "rb", **kwargs))
+            self.is_pinned = is_pinned(file, span.digest)
             self._batches = _batches(file, span)
         except BaseException:
             self.close()
@@ -90,21 +96,11 @@ def read_span(fs: Any, span: Span, *, shown: str) -> pa.Table:
 
     Raises:
         SourceError: the file is corrupt, gone, or has fewer rows than when it was planned.
+        IntegrityError: its content is not the one of the span's digest.
         OSError: the storage failed.
     """
     try:
-        key = (type(fs), span.path, fs.ukey(span.path), span.columns)
-        cursor = _borrowed(key)
-        # A mark past the cursor is a shorter way than reading on to it.
-        if cursor is not None and not span.mark[0] <= cursor.row <= span.first_row:
-            cursor.close()
-            cursor = None
-        cursor = cursor or Cursor(fs, span)
-        try:
-            batches = cursor.take(span.first_row, span.num_rows)
-        except BaseException:
-            cursor.close()
-            raise
+        batches = next((found for _ in range(_LOOKS) if (found := _unmoved(fs, span, shown)) is not None), None)
     except FileNotFoundError as error:
         if not is_missing(error):
             raise
@@ -113,7 +109,8 @@ def read_span(fs: Any, span: Span, *, shown: str) -> pa.Table:
         raise_if_storage(error)
         rows = f"rows {span.first_row} to {span.first_row + span.num_rows - 1}"
         raise SourceError(f"source file {shown} is corrupt in {rows} or before: {error}. Replace it.") from None
-    _keep(key, cursor)
+    if batches is None:
+        raise IntegrityError(f"source file {shown} changes while it is read. Run again when nothing writes to it.")
     num_read = sum(batch.num_rows for batch in batches)
     if num_read != span.num_rows:
         raise SourceError(
@@ -121,6 +118,36 @@ def read_span(fs: Any, span: Span, *, shown: str) -> pa.Table:
             f"{span.first_row} on, wanted {span.num_rows}. Put the old file back, or write to another output."
         )
     return pa.Table.from_batches(batches)
+
+
+def _unmoved(fs: Any, span: Span, shown: str) -> list[pa.RecordBatch] | None:
+    """The rows of the span, read while the file was in one state; None if it changed meanwhile."""
+    try:
+        now = state_of(fs, span.path)
+        if span.digest is not None:
+            check_planned(fs, span.path, span.digest, (span.state, now), shown=shown)
+        key = (type(fs), span.path, now, span.columns)
+        cursor = _borrowed(key)
+        # A mark past the cursor is a shorter way than reading on to it.
+        if cursor is not None and not span.mark[0] <= cursor.row <= span.first_row:
+            cursor.close()
+            cursor = None
+        cursor = cursor or Cursor(fs, span)
+        try:
+            batches = cursor.take(span.first_row, span.num_rows)
+            if not cursor.is_pinned and state_of(fs, span.path) != now:
+                raise Moved
+        except BaseException:
+            cursor.close()
+            raise
+    except Moved:
+        return None
+    except OSError as error:
+        if type(error).__name__ != "FileExpired":  # of s3fs: another object has the name since the file was opened
+            raise
+        return None
+    _keep(key, cursor)
+    return batches
 
 
 def _borrowed(key: tuple[Any, ...]) -> Cursor | None:

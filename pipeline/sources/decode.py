@@ -61,6 +61,8 @@ def sample_rows(fs: Any, scan: SourceScan, num_rows: int, *, first_file_only: bo
             num_rows=min(num_rows - len(rows), file.num_rows),
             mark=file.marks[0],
             columns=columns,
+            digest=file.digest,
+            state=file.state,
         )
         if columns or file.kind.is_json:
             table = read_span(fs, span, shown=file.path)

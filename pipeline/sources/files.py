@@ -6,7 +6,6 @@ they describe the data. Files are ordered by their path relative to the root, so
 plan.
 """
 
-import hashlib
 import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,8 @@ from pipeline.errors import SourceError
 from pipeline.faults import is_missing
 from pipeline.sources.columns import plain_type
 from pipeline.sources.hf_folder import dataset_files
-from pipeline.sources.probe import CHUNK_BYTES, BadFile, FileKind, Probe, probe_file
+from pipeline.sources.probe import BadFile, FileKind, Probe, probe_file
+from pipeline.sources.unchanged import digest_of, state_of
 
 _EXTENSIONS: Final = {
     ".parquet": FileKind.PARQUET,
@@ -52,7 +52,11 @@ _IGNORED_SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """One data file. `size` in bytes; `digest` names the content: an ETag on S3, blake2b of it on a local disk."""
+    """One data file. `size` in bytes.
+
+    `digest` names the content: an ETag on S3, blake2b of it on a local disk. In `state`, see `unchanged`, storage held
+    just that content.
+    """
 
     path: str
     """Relative to the root of the scan, with forward slashes."""
@@ -60,6 +64,7 @@ class SourceFile:
     num_rows: int
     size: int
     digest: str
+    state: str = field(default="", repr=False)
     marks: tuple[tuple[int, int], ...] = field(default=((0, 0),), repr=False)
     """Places where a reader can start, see `probe.Probe`."""
 
@@ -97,6 +102,7 @@ def scan_files(fs: Any, root: str) -> SourceScan:
     """
     base, sizes, ignored = _data_files(fs, fs._strip_protocol(root).rstrip("/"), root)  # noqa: SLF001 - fsspec's own idiom
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
+        states = dict(zip(sizes, pool.map(lambda path: _state(fs, base, path, sizes[path]), sizes), strict=True))
         looks = list(pool.map(lambda path: _look(fs, base, path, sizes[path]), sorted(sizes)))
     problems = {path: look for path, look in zip(sorted(sizes), looks, strict=True) if isinstance(look, str)}
     good = {path: look for path, look in zip(sorted(sizes), looks, strict=True) if not isinstance(look, str)}
@@ -108,8 +114,19 @@ def scan_files(fs: Any, root: str) -> SourceScan:
         raise SourceError(f"source {root} has 0 rows in {len(good)} file(s). Give a path that holds preference data.")
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
         digests = list(pool.map(lambda path: digest_of(fs, posixpath.join(base, path)), good))
+        moved = [path for path in good if _state(fs, base, path, sizes[path]) != states[path]]
+    if moved:
+        raise SourceError(_problem_text(root, dict.fromkeys(moved, "changes while it is looked at"), len(sizes)))
     files = tuple(
-        SourceFile(path=path, kind=p.kind, num_rows=p.num_rows, size=sizes[path], digest=digest, marks=p.marks)
+        SourceFile(
+            path=path,
+            kind=p.kind,
+            num_rows=p.num_rows,
+            size=sizes[path],
+            digest=digest,
+            state=states[path],
+            marks=p.marks,
+        )
         for (path, p), digest in zip(good.items(), digests, strict=True)
     )
     return SourceScan(root=base, files=files, schema=schema, ignored=ignored)
@@ -120,24 +137,6 @@ def ignored_text(names: Sequence[str]) -> str:
     more = ", ..." if len(names) > _IGNORED_SHOWN else ""
     files = "1 file" if len(names) == 1 else f"{len(names):,} files"
     return f"{files} of no known extension: {', '.join(names[:_IGNORED_SHOWN])}{more}"
-
-
-def digest_of(fs: Any, path: str) -> str:
-    """A name for a file's content: `etag:`, `blake2b:` or, for other storage, `checksum:`."""
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    if protocols & {"file", "local"}:
-        content = hashlib.blake2b(digest_size=16)
-        with fs.open(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                content.update(chunk)
-        return f"blake2b:{content.hexdigest()}"
-    etag = fs.info(path).get("ETag")
-    if etag:
-        return f"etag:{str(etag).strip(chr(34))}"
-    try:
-        return f"checksum:{fs.checksum(path)}"
-    except (NotImplementedError, AttributeError):
-        return f"checksum:{fs.ukey(path)}"
 
 
 def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tuple[str, ...]]:
@@ -165,6 +164,11 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
         raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
     ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(posixpath.basename(path))))
     return base, {path: found.get(path, -1) for path in wanted}, ignored
+
+
+def _state(fs: Any, base: str, path: str, size: int) -> str:
+    """State of a file; of one that a folder lists and does not hold there is none."""
+    return "" if size < 0 else state_of(fs, posixpath.join(base, path))
 
 
 def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:

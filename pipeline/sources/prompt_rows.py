@@ -95,6 +95,8 @@ class PromptSource:
                 num_rows=shard.num_rows,
                 mark=shard.mark,
                 columns=self.columns,
+                digest=shard.digest,
+                state=shard.state,
             )
             table = read_span(self.fs, span, shown=shard.file)
             rows = rows_of_lines(table) if shard.kind.is_json else rows_of_columns(table, self.columns)

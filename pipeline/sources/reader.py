@@ -56,13 +56,14 @@ class PairReader:
         return s.scored_schema(field.remove_metadata() for field in self.passthrough)
 
     def read(self, shard: Shard) -> pa.Table:
-        """The shard's rows, exactly `shard.num_rows` in source order.
+        """The shard's rows, exactly `shard.num_rows` in source order; `shard.digest` is in the schema's metadata.
 
         A row that yields no pair has status dropped, stage source, a reason, and nulls but for its id (where it has
         one) and its place. Scores that are not wanted are null.
 
         Raises:
-            SourceError: the file is corrupt (for Parquet: a page fails its checksum), gone or changed.
+            SourceError: the file is corrupt (for Parquet: a page fails its checksum), gone or short.
+            IntegrityError: it was replaced since it was planned.
             OSError: the storage failed.
         """
         span = Span(
@@ -71,6 +72,8 @@ class PairReader:
             first_row=shard.first_row,
             num_rows=shard.num_rows,
             mark=shard.mark,
+            digest=shard.digest,
+            state=shard.state,
             columns=tuple(dict.fromkeys([*self.columns, *(field.name for field in self.passthrough)])),
         )
         table = read_span(self.fs, span, shown=shard.file)
@@ -125,7 +128,7 @@ class PairReader:
                 arrays.append(kept_only(passed[field.name], drops))
             else:
                 arrays.append(pa.array([row.get(field.name) for row in rows], field.type))
-        return pa.Table.from_arrays(arrays, schema=schema)
+        return pa.Table.from_arrays(arrays, schema=schema.with_metadata({s.READ_FROM: shard.digest}))
 
 
 def open_source(

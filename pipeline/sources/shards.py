@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.sources.files import SourceFile
 from pipeline.sources.probe import FileKind
 
@@ -20,32 +20,22 @@ class Shard:
     kind: FileKind
     first_row: int
     num_rows: int
-    mark: tuple[int, int] = (0, 0)
+    mark: tuple[int, int]
     """Where a reader can start: the row, not after `first_row`, and its position in the file."""
+    digest: str
+    """Of the file's content; a reader refuses any other."""
+    state: str
+    """Of the file when its content was looked at, see `unchanged`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The shard as JSON-ready values."""
+        """What a stored plan needs to know; the rest is known of the file."""
         return {
             "index": self.index,
             "file": self.file,
             "kind": str(self.kind),
             "first_row": self.first_row,
             "num_rows": self.num_rows,
-            "mark": list(self.mark),
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Shard":
-        """The shard that `to_dict` wrote."""
-        row, position = data["mark"]
-        return cls(
-            index=int(data["index"]),
-            file=str(data["file"]),
-            kind=FileKind(data["kind"]),
-            first_row=int(data["first_row"]),
-            num_rows=int(data["num_rows"]),
-            mark=(int(row), int(position)),
-        )
 
 
 def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:
@@ -58,13 +48,42 @@ def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:
         raise ConfigError(f"run.shard_rows must be at least 1, got {shard_rows}.")
     ranges = [(file, first) for file in files for first in range(0, file.num_rows, shard_rows)]
     return [
-        Shard(
-            index=index,
-            file=file.path,
-            kind=file.kind,
-            first_row=first,
-            num_rows=min(shard_rows, file.num_rows - first),
-            mark=file.mark_before(first),
-        )
-        for index, (file, first) in enumerate(ranges)
+        _shard(index, file, first, min(shard_rows, file.num_rows - first)) for index, (file, first) in enumerate(ranges)
     ]
+
+
+def stored_shards(plan: Sequence[Mapping[str, Any]], files: Sequence[SourceFile], where: str) -> list[Shard]:
+    """The shards of a stored plan, which must hold every row of the files once; `where` is the plan's own file.
+
+    Raises:
+        IntegrityError: they do not.
+    """
+    by_path, num_seen = {file.path: file for file in files}, dict.fromkeys((file.path for file in files), 0)
+    shards = []
+    for index, stored in enumerate(plan):
+        file, num_rows = by_path.get(stored.get("file", "")), stored.get("num_rows")
+        if file is None or not isinstance(num_rows, int) or num_rows < 1:
+            break
+        shard = _shard(index, file, num_seen[file.path], num_rows)
+        if shard.to_dict() != stored:
+            break
+        num_seen[file.path] += num_rows
+        shards.append(shard)
+    if len(shards) != len(plan) or any(num_seen[file.path] != file.num_rows for file in files):
+        raise IntegrityError(
+            f"{where} is damaged: its shards do not hold every row of the source once. Use another path."
+        )
+    return shards
+
+
+def _shard(index: int, file: SourceFile, first_row: int, num_rows: int) -> Shard:
+    return Shard(
+        index=index,
+        file=file.path,
+        kind=file.kind,
+        first_row=first_row,
+        num_rows=num_rows,
+        mark=file.mark_before(first_row),
+        digest=file.digest,
+        state=file.state,
+    )

@@ -6,7 +6,7 @@ total, and it lists the parts; readers read what it lists and nothing else.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import fsspec
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.storage.commit import create
-from pipeline.storage.filesystem import display, in_order, read_bytes
+from pipeline.storage.filesystem import display, in_order
 from pipeline.storage.parts import (
     PartSummary,
     add_id_digests,
@@ -23,17 +23,7 @@ from pipeline.storage.parts import (
     part_sizes,
     read_part_summary,
 )
-from pipeline.storage.runs import (
-    FORMAT,
-    SCORED_KIND,
-    RunPlan,
-    fingerprint_digest,
-    json_bytes,
-    load_plan,
-    parsed,
-    schema_json,
-    schema_of,
-)
+from pipeline.storage.runs import SCORED_KIND, RunPlan, load_plan, read_sealed, schema_json, schema_of, sealed
 
 MANIFEST_FILE: Final = "_SUCCESS.json"
 _MOST_NAMED: Final = 10
@@ -77,16 +67,27 @@ class Manifest:
         return self.num_dropped / self.num_rows if self.num_rows else 0.0
 
 
-def finish_run(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan, extra: Mapping[str, Any]) -> Manifest:
+def finish_run(
+    fs: fsspec.AbstractFileSystem,
+    root: str,
+    plan: RunPlan,
+    extra: Mapping[str, Any],
+    check: Callable[[Manifest], None] | None = None,
+) -> Manifest:
     """Check every part against `plan` and publish the manifest; one that is there already is checked and returned.
+
+    check: raises if the dataset must not be published.
 
     Raises:
         IntegrityError: parts are missing, damaged or short, or differ from the manifest that is there.
     """
     manifest = _manifest(plan, _checked_parts(fs, root, plan), extra)
     path = f"{root}/{MANIFEST_FILE}"
-    if create(fs, path, json_bytes(_as_json(manifest))):
-        return manifest
+    if read_sealed(fs, path) is None:
+        if check is not None:
+            check(manifest)
+        if create(fs, path, sealed(_as_json(manifest))):
+            return manifest
     stored = load_manifest(fs, root, plan.kind)
     own = ("version", "config", "extra")
     differing = [
@@ -102,6 +103,11 @@ def finish_run(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan, extra: M
     return stored
 
 
+def is_complete(fs: fsspec.AbstractFileSystem, root: str) -> bool:
+    """Whether there is a manifest under `root`, and so nothing left to write."""
+    return read_sealed(fs, f"{root}/{MANIFEST_FILE}") is not None
+
+
 def load_manifest(fs: fsspec.AbstractFileSystem, root: str, kind: str = SCORED_KIND) -> Manifest:
     """The manifest of the dataset of that kind under `root`.
 
@@ -111,14 +117,12 @@ def load_manifest(fs: fsspec.AbstractFileSystem, root: str, kind: str = SCORED_K
     """
     path = f"{root}/{MANIFEST_FILE}"
     where = display(fs, path)
-    data = read_bytes(fs, path)
-    if data is None:
+    value = read_sealed(fs, path)
+    if value is None:
         raise SourceError(_why_missing(fs, root, kind))
-    value = parsed(data, where)
     try:
         files = tuple(PartFile(**each) for each in value.pop("files"))
         schema = schema_of(value.pop("schema"))
-        value.pop("format")
         return Manifest(**value, files=files, schema=schema)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{where} is damaged ({type(error).__name__}). Restore it, or score again.") from None
@@ -146,8 +150,8 @@ def _checked_parts(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan) -> l
     _refuse(
         [part_path(i) for i in indices if i not in sizes], f"{where}: parts are missing", "Run `alignpot score` again"
     )
-    digest = fingerprint_digest(plan.fingerprint)
-    summaries = list(in_order(lambda i: read_part_summary(fs, root, i, digest, sizes[i]), indices, num_threads=16))
+    specs = plan.part_specs(indices)
+    summaries = list(in_order(lambda i: read_part_summary(fs, root, specs[i], sizes[i]), indices, num_threads=16))
     _refuse(
         [
             f"{part_path(part.index)} ({part.num_rows} rows of {shard.get('num_rows', 'some')}, "
@@ -211,4 +215,4 @@ def _manifest(plan: RunPlan, parts: Sequence[PartSummary], extra: Mapping[str, A
 def _as_json(manifest: Manifest) -> dict[str, Any]:
     own = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
     files = [dataclasses.asdict(each) for each in manifest.files]
-    return {"format": FORMAT, **own, "schema": schema_json(manifest.schema), "files": files}
+    return {**own, "schema": schema_json(manifest.schema), "files": files}

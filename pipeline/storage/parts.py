@@ -1,7 +1,8 @@
 """One part of a dataset: a Parquet object that holds every row of its shard and is its own marker.
 
-A part is checked, encoded in memory and created by one put-if-absent. Its footer carries the counts, so that a run is
-checked without reading rows. Pages carry checksums; scores are stored plainly, each column apart from the text.
+A part is checked, encoded in memory and created by one put-if-absent. Its footer carries the counts and what the rows
+were read from, so that a run is checked without reading rows, and a digest of itself, without which nothing in it is
+believed. Pages carry checksums; scores are stored plainly, each column apart from the text.
 """
 
 import collections
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema as names
 from pipeline.errors import IntegrityError, SchemaError
+from pipeline.faults import translated
 from pipeline.storage.commit import create
 from pipeline.storage.filesystem import display, list_sizes, object_size, read_range
 from pipeline.storage.runs import FORMAT, PartSpec, RunPlan
@@ -26,6 +28,8 @@ from pipeline.storage.runs import FORMAT, PartSpec, RunPlan
 PARTS_FOLDER: Final = "parts"
 ROW_GROUP_ROWS: Final = 4096  # text of some 16 MB; a group is the unit of reading
 _SUMMARY_KEY: Final = b"alignpot.part"
+_NO_SEAL: Final = b"alignpot.seal:" + b"0" * 32  # where the footer's own digest comes to stand
+_SEAL: Final = re.compile(rb"alignpot\.seal:[0-9a-f]{32}")
 _TAIL_BYTES: Final = 64 * 2**10
 _PART_NAME = re.compile(r"^(\d{8,})\.parquet$")
 _TOKEN_COLUMNS: Final = (names.NUM_TOKENS_PROMPT, names.NUM_TOKENS_CHOSEN, names.NUM_TOKENS_REJECTED)
@@ -47,6 +51,8 @@ class PartSummary:
     id_digest: str
     """Sum of the 128-bit hashes of the ids of scored rows modulo 2^128, as 32 hex digits: independent of order."""
     fingerprint_digest: str
+    source_digest: str | None
+    """Of the file that the rows were read from; null where they come from no file."""
     size: int
     """Bytes of the object."""
     footer_digest: str
@@ -72,13 +78,15 @@ def part_sizes(fs: fsspec.AbstractFileSystem, root: str) -> dict[int, int]:
 def commit_part(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, table: pa.Table) -> PartSummary:
     """Commit `table`, all rows of one shard, as the part that `spec` describes; the first writer of a part wins.
 
+    The metadata of its schema says what the rows were read from, see `schema.READ_FROM`.
+
     Returns:
         The summary of what is committed, which is another writer's part if that came first.
 
     Raises:
         SchemaError: the table has not the columns of the run.
-        IntegrityError: it has not every row of the shard once, an outcome or an id is missing, or a score is NaN or
-            infinite; or the part there is of another run.
+        IntegrityError: it has not every row of the shard once, or rows of another file; an outcome or an id is
+            missing, or a score is NaN or infinite; or the part there is of another run.
     """
     path = f"{root}/{part_path(spec.index)}"
     where = display(fs, path)
@@ -89,32 +97,55 @@ def commit_part(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, table:
     data = _encoded(table, _facts(spec, table, where))
     if create(fs, path, data):
         return _summary(data[-_footer_bytes(data) :], len(data), where)
-    return read_part_summary(fs, root, spec.index, spec.fingerprint_digest)
+    return read_part_summary(fs, root, spec)
 
 
-def read_part_summary(
-    fs: fsspec.AbstractFileSystem, root: str, index: int, fingerprint_digest: str, size: int | None = None
-) -> PartSummary:
+def read_part_summary(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, size: int | None = None) -> PartSummary:
     """The summary of a committed part, from its footer alone; `size` in bytes saves a request where it is known.
 
     Raises:
-        IntegrityError: the part is missing or damaged, or bears another fingerprint or index.
+        IntegrityError: the part is missing or damaged, bears another fingerprint or index, or is of another source.
     """
-    path = f"{root}/{part_path(index)}"
+    path = f"{root}/{part_path(spec.index)}"
     where = display(fs, path)
     if size is None:
         size = object_size(fs, path)
     if size is None:
         raise IntegrityError(f"{where} is missing. Run `alignpot score` again.")
     summary = _summary(read_footer(fs, path, size), size, where)
-    if summary.fingerprint_digest != fingerprint_digest:
+    if summary.fingerprint_digest != spec.fingerprint_digest:
         raise IntegrityError(
-            f"{where} bears fingerprint {summary.fingerprint_digest}, the run {fingerprint_digest}. "
+            f"{where} bears fingerprint {summary.fingerprint_digest}, the run {spec.fingerprint_digest}. "
             "Someone put a part of another run there; use another `scored` path."
         )
-    if summary.index != index:
+    _check_source(summary.source_digest, spec, where)
+    if summary.index != spec.index:
         raise IntegrityError(f"{where} is part {summary.index} under another name. Use another `scored` path.")
     return summary
+
+
+def check_part(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, size: int, footer_digest: str) -> None:
+    """Read a committed part whole, and compare its rows with what its footer says of them.
+
+    Raises:
+        IntegrityError: it is missing or damaged, or not the part of this size and footer.
+    """
+    path = f"{root}/{part_path(spec.index)}"
+    where = display(fs, path)
+    summary = read_part_summary(fs, root, spec, size)
+    if summary.footer_digest != footer_digest:
+        raise IntegrityError(f"{where} is another part than the one that the manifest names. Restore it.")
+    try:
+        data = pa.BufferReader(read_range(fs, path, 0, size))
+        table = pq.ParquetFile(data, page_checksum_verification=True).read(use_threads=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        fault = translated(error, where)
+        raise fault or IntegrityError(f"{where} is damaged: its rows cannot be decoded. Restore it.") from None
+    read_from = None if summary.source_digest is None else {names.READ_FROM: summary.source_digest}
+    facts = _facts(spec, table.replace_schema_metadata(read_from), where)
+    said = dataclasses.asdict(summary)
+    if any(said[name] != value for name, value in facts.items() if name != "format"):
+        raise IntegrityError(f"{where} is damaged: its rows are not those that its footer counts. Restore it.")
 
 
 def read_footer(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
@@ -130,6 +161,17 @@ def read_footer(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
     return tail[-length:] if length <= len(tail) else read_range(fs, path, size - length, size)
 
 
+def check_footer(footer: bytes, where: str) -> None:
+    """See that a footer's own digest fits it, before a byte of it is decoded.
+
+    Raises:
+        IntegrityError: it does not.
+    """
+    found = _SEAL.search(footer)
+    if found is None or found[0] != _seal(_SEAL.sub(_NO_SEAL, footer)):
+        raise IntegrityError(f"{where} is damaged: its footer is not as written. Restore it, or score again.")
+
+
 def digest(data: bytes) -> str:
     """blake2b of `data`, 32 hex digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -140,11 +182,24 @@ def add_id_digests(digests: Iterable[str]) -> str:
     return f"{sum(int(each, 16) for each in digests) % 2**128:032x}"
 
 
-def _footer_bytes(data: bytes) -> int:
+def _footer_bytes(data: bytes | bytearray) -> int:
     return int.from_bytes(data[-8:-4], "little") + 8
 
 
+def _seal(footer: bytes) -> bytes:
+    return _NO_SEAL[:-32] + digest(footer).encode()
+
+
+def _check_source(found: str | None, spec: PartSpec, where: str) -> None:
+    if found != spec.source_digest:
+        raise IntegrityError(
+            f"{where} holds rows of a source file with digest {found}; wanted {spec.source_digest}. "
+            "Score again under another path."
+        )
+
+
 def _summary(footer: bytes, size: int, where: str) -> PartSummary:
+    check_footer(footer, where)
     try:
         facts = json.loads(pq.read_metadata(pa.BufferReader(footer)).metadata[_SUMMARY_KEY])
         if facts.pop("format") != FORMAT:
@@ -162,6 +217,9 @@ def _facts(spec: PartSpec, table: pa.Table, where: str) -> dict[str, Any]:
     if scored.num_rows + dropped.num_rows != table.num_rows:
         raise IntegrityError(f"{where}: {table.num_rows} rows, {scored.num_rows} scored, {dropped.num_rows} dropped.")
     _check_scored(scored, where)
+    read_from = (table.schema.metadata or {}).get(names.READ_FROM)
+    source_digest = None if read_from is None else read_from.decode()
+    _check_source(source_digest, spec, where)
     drops: dict[str, collections.Counter[str]] = {}
     stages, reasons = (dropped[name].to_pylist() for name in (names.DROP_STAGE, names.DROP_REASON))
     for stage, reason in zip(stages, reasons, strict=True):
@@ -178,6 +236,7 @@ def _facts(spec: PartSpec, table: pa.Table, where: str) -> dict[str, Any]:
         "num_tokens": _sums(scored),
         "id_digest": add_id_digests(digest(each.encode()) for each in scored[names.ID].to_pylist()),
         "fingerprint_digest": spec.fingerprint_digest,
+        "source_digest": source_digest,
     }
 
 
@@ -217,6 +276,7 @@ def _encoded(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
     few = [name for name in _FEW_VALUES if name in table.column_names]
     plain = [f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
     sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata(None)
     with pq.ParquetWriter(
         sink,
         table.schema,
@@ -226,5 +286,8 @@ def _encoded(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
         write_page_checksum=True,
     ) as writer:
         writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
-        writer.add_key_value_metadata({_SUMMARY_KEY.decode(): json.dumps(facts)})
-    return bytes(sink.getvalue().to_pybytes())
+        writer.add_key_value_metadata({_SUMMARY_KEY.decode(): json.dumps(facts), "seal": _NO_SEAL.decode()})
+    data = bytearray(sink.getvalue())
+    footer = slice(len(data) - _footer_bytes(data), len(data))
+    data[footer] = _SEAL.sub(_seal(bytes(data[footer])), data[footer])
+    return bytes(data)

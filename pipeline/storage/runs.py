@@ -3,13 +3,15 @@
 It holds the fingerprint (everything that can move a number) and the plan. Whoever comes second with the same
 fingerprint goes on with the stored plan, whatever plan it brought along; another fingerprint is refused, naming the
 fields. So results of different fingerprints are never mixed, and a run may be started any number of times.
+
+Every JSON file of ours ends with a digest of the rest, so that a damaged one is refused rather than believed.
 """
 
 import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import fsspec
@@ -21,9 +23,10 @@ from pipeline.storage.filesystem import display, read_bytes
 
 RUN_FILE: Final = "run.json"
 SCORED_KIND: Final = "scored"
-FORMAT: Final = 1  # layout of run.json, _SUCCESS.json and the parts; another number is another layout
+FORMAT: Final = 2  # layout of run.json, _SUCCESS.json and the parts; another number is another layout
 
 _ABSENT: Final = "nothing"
+_DIGEST: Final = "digest"
 _MOST_NAMED: Final = 10
 
 
@@ -36,6 +39,8 @@ class PartSpec:
     """Null where only the work itself tells how many rows come out."""
     schema: pa.Schema
     fingerprint_digest: str
+    source_digest: str | None = None
+    """Of the file that the rows must be read from; null where they come from no file."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +59,25 @@ class RunPlan:
     kind: str = SCORED_KIND
     """What the rows are: scored pairs, or what self-play makes on the way to them."""
 
+    def part_specs(self, indices: Iterable[int]) -> dict[int, PartSpec]:
+        """What workers need to commit these parts."""
+        source = self.fingerprint.get("source")
+        digests = source.get("files", {}) if isinstance(source, Mapping) else {}
+        run = fingerprint_digest(self.fingerprint)
+        return {
+            index: PartSpec(
+                index=index,
+                num_rows=self.shards[index].get("num_rows"),
+                schema=self.schema,
+                fingerprint_digest=run,
+                source_digest=digests.get(self.shards[index].get("file")),
+            )
+            for index in indices
+        }
+
     def part_spec(self, index: int) -> PartSpec:
         """What a worker needs to commit part `index`."""
-        return PartSpec(
-            index=index,
-            num_rows=self.shards[index].get("num_rows"),
-            schema=self.schema,
-            fingerprint_digest=fingerprint_digest(self.fingerprint),
-        )
+        return self.part_specs([index])[index]
 
 
 def begin_run(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan) -> RunPlan:
@@ -78,11 +94,10 @@ def begin_run(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan) -> RunPla
 def load_plan(fs: fsspec.AbstractFileSystem, root: str, kind: str = SCORED_KIND) -> RunPlan | None:
     """The plan of the run of that kind under `root`; None if none was begun."""
     path = f"{root}/{RUN_FILE}"
-    data = read_bytes(fs, path)
-    if data is None:
+    stored = read_sealed(fs, path)
+    if stored is None:
         return None
     where = display(fs, path)
-    stored = parsed(data, where)
     _check_kind(stored, kind, where)
     return _plan(stored, where)
 
@@ -92,14 +107,15 @@ def claim(
 ) -> dict[str, Any]:
     """Create `root`/run.json, or check the one there against `fingerprint`; the stored content either way."""
     path = f"{root}/{RUN_FILE}"
-    wanted = {"format": FORMAT, "kind": kind, "fingerprint": _plain(fingerprint), **_plain(body)}
-    if create(fs, path, json_bytes(wanted)):
-        return wanted
-    data = read_bytes(fs, path)
+    wanted = {"kind": kind, "fingerprint": _plain(fingerprint), **_plain(body)}
+    stored = read_sealed(fs, path)
+    if stored is None:
+        if create(fs, path, sealed(wanted)):
+            return wanted
+        stored = read_sealed(fs, path)
     where = display(fs, path)
-    if data is None:
+    if stored is None:
         raise TemporaryError(f"{where} went away while it was read. Run the same command again.")
-    stored = parsed(data, where)
     _check_kind(stored, kind, where)
     _check_fingerprint(stored.get("fingerprint"), wanted["fingerprint"], where)
     return stored
@@ -135,30 +151,42 @@ def schema_of(value: Mapping[str, Any]) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["arrow"])))
 
 
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Readable JSON, the same bytes for the same value; NaN and infinity are refused with a ValueError."""
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def parsed(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON mapping in one of our own objects.
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """Readable JSON with the layout's number and a digest of the value, the same bytes for the same value.
 
     Raises:
-        IntegrityError: it is not one.
+        ValueError: it holds NaN or infinity.
+    """
+    whole = {"format": FORMAT, **value}
+    whole[_DIGEST] = fingerprint_digest(whole)
+    return (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_sealed(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """The value that `sealed` wrote to `path`; None where there is no object.
+
+    Raises:
+        IntegrityError: it is damaged.
         FingerprintError: it has a layout that this version does not know.
     """
+    data = read_bytes(fs, path)
+    if data is None:
+        return None
+    where = display(fs, path)
     try:
         value = json.loads(data)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise IntegrityError(f"{where} is damaged: not a JSON mapping. Restore it, or use another path.")
-    if value.get("format") != FORMAT:
+        layout, digest = value.pop("format", None), value.pop(_DIGEST, None)
+        is_whole = digest == fingerprint_digest({"format": layout, **value})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise IntegrityError(f"{where} is damaged: not a JSON mapping. Restore it, or use another path.") from None
+    if layout != FORMAT and (is_whole or digest is None):
         raise FingerprintError(
-            f"{where} has layout {value.get('format')!r}; this version reads {FORMAT}. "
+            f"{where} has layout {layout!r}; this version reads {FORMAT}. "
             "Use another path, or the version that wrote it."
         )
-    return value
+    if not is_whole:
+        raise IntegrityError(f"{where} is damaged: its digest is another one. Restore it, or use another path.")
+    return dict(value)
 
 
 def _plain(value: Mapping[str, Any]) -> Any:
@@ -215,5 +243,5 @@ def _plan(stored: Mapping[str, Any], where: str) -> RunPlan:
             source_format=stored["source_format"],
             kind=stored["kind"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError) as error:
         raise IntegrityError(f"{where} is damaged ({type(error).__name__}). Use another path.") from None

@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from pipeline.errors import IntegrityError, SchemaError
 from pipeline.storage.commit import create
-from pipeline.storage.filesystem import display, list_sizes, read_bytes
-from pipeline.storage.runs import FORMAT, claim, fingerprint_digest, json_bytes, parsed, schema_json
-from pipeline.storage.subset_files import dataset_info_json, state_json
-from pipeline.storage.subset_parts import FileWriter, other_content
+from pipeline.storage.filesystem import display, list_sizes
+from pipeline.storage.runs import claim, read_sealed, schema_json, sealed
+from pipeline.storage.subset_files import hf_descriptions
+from pipeline.storage.subset_parts import FileWriter, publish_beside
 from pipeline.storage.subset_parts import SubsetSpec as SubsetSpec  # noqa: PLC0414
 
 REPORT_FILE: Final = "report.json"
@@ -41,6 +41,8 @@ class SubsetManifest:
     num_rows: int
     files: tuple[Mapping[str, Any], ...]
     """path relative to the subset, num_rows, size in bytes and blake2b digest of each data file."""
+    beside: tuple[Mapping[str, Any], ...]
+    """path, size and blake2b digest of the report and of what describes the data files."""
     extra: Mapping[str, Any]
 
 
@@ -133,24 +135,19 @@ class SubsetWriter:
         num_rows = sum(file["num_rows"] for file in self._files)
         if num_rows != self.spec.num_rows * len(self.spec.formats):
             raise self._row_error(str(max(self._num_taken, num_rows // len(self.spec.formats))))
-        if "hf" in self.spec.formats:
-            self._publish_hf_description()
-        create(self._fs, f"{self._root}/{REPORT_FILE}", json_bytes(report))
+        files = tuple(sorted(self._files, key=lambda file: str(file["path"])))
+        described = hf_descriptions(self._schema, files, self.spec.fingerprint) if "hf" in self.spec.formats else {}
         manifest = SubsetManifest(
             version=self.spec.version,
             config=self.spec.config,
             fingerprint=self.spec.fingerprint,
             num_rows=self.spec.num_rows,
-            files=tuple(sorted(self._files, key=lambda file: file["path"])),
+            files=files,
+            beside=tuple(publish_beside(self._fs, self._root, {**described, REPORT_FILE: sealed(report)})),
             extra=extra,
         )
-        value = {
-            "format": FORMAT,
-            "kind": "subset",
-            **dataclasses.asdict(manifest),
-            "schema": schema_json(self._schema),
-        }
-        if create(self._fs, f"{self._root}/{MANIFEST_FILE}", json_bytes(value)):
+        value = {"kind": "subset", **dataclasses.asdict(manifest), "schema": schema_json(self._schema)}
+        if create(self._fs, f"{self._root}/{MANIFEST_FILE}", sealed(value)):
             return manifest
         stored = open_subset(self._fs, self._root)
         if stored is None or stored.files != manifest.files:
@@ -163,20 +160,6 @@ class SubsetWriter:
             "not change while they are written; select again."
         )
 
-    def _publish_hf_description(self) -> None:
-        files = sorted((file for file in self._files if file["path"].startswith("hf/")), key=lambda file: file["path"])
-        names = [file["path"].rpartition("/")[2] for file in files]
-        digests = "".join(file["blake2b"] for file in files)
-        fingerprint = fingerprint_digest({"files": digests, "run": self.spec.fingerprint})[:16]
-        for path, data in (
-            ("hf/train/dataset_info.json", dataset_info_json(self._schema)),
-            ("hf/train/state.json", state_json(names, fingerprint)),
-            ("hf/dataset_dict.json", b'{"splits": ["train"]}'),
-        ):
-            full = f"{self._root}/{path}"
-            if not create(self._fs, full, data) and read_bytes(self._fs, full) != data:
-                raise other_content(self._fs, full)
-
 
 def open_subset(fs: fsspec.AbstractFileSystem, root: str) -> SubsetManifest | None:
     """The manifest of a complete subset whose files are all there; None if it is not complete.
@@ -187,7 +170,8 @@ def open_subset(fs: fsspec.AbstractFileSystem, root: str) -> SubsetManifest | No
     manifest = load_subset_manifest(fs, root)
     if manifest is not None:
         sizes = list_sizes(fs, root)
-        lost = [file["path"] for file in manifest.files if sizes.get(file["path"]) != file["size"]]
+        named = (*manifest.files, *manifest.beside)
+        lost = [file["path"] for file in named if sizes.get(file["path"]) != file["size"]]
         if lost:
             raise IntegrityError(f"{display(fs, root)}: files are gone or cut short: {lost[:10]}. Use another path.")
     return manifest
@@ -200,13 +184,12 @@ def load_subset_manifest(fs: fsspec.AbstractFileSystem, root: str) -> SubsetMani
         IntegrityError: it is damaged.
     """
     path = f"{root}/{MANIFEST_FILE}"
-    data = read_bytes(fs, path)
-    if data is None:
+    value = read_sealed(fs, path)
+    if value is None:
         return None
-    where = display(fs, path)
-    value = parsed(data, where)
     try:
         own = {field.name: value[field.name] for field in dataclasses.fields(SubsetManifest)}
-        return SubsetManifest(**{**own, "files": tuple(own["files"])})
+        return SubsetManifest(**{**own, "files": tuple(own["files"]), "beside": tuple(own["beside"])})
     except (KeyError, TypeError) as error:
+        where = display(fs, path)
         raise IntegrityError(f"{where} is damaged or no subset's ({type(error).__name__}).") from None

@@ -5,12 +5,14 @@ Knows the layouts of the formats, not where they are published.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.storage.runs import fingerprint_digest
 
 
 class JsonLinesWriter:
@@ -73,6 +75,21 @@ class SubsetFile:
                 writer.close()
             except OSError:
                 continue
+
+
+def hf_descriptions(schema: pa.Schema, files: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, bytes]:
+    """The JSON files of a `load_from_disk` folder, by path, for data files with these records.
+
+    run: the fingerprint of the run, which keys the caches of its users together with the content.
+    """
+    arrow = sorted((file for file in files if file["path"].startswith("hf/")), key=lambda file: str(file["path"]))
+    names = [file["path"].rpartition("/")[2] for file in arrow]
+    key = fingerprint_digest({"files": [file["blake2b"] for file in arrow], "run": run})[:16]
+    return {
+        "hf/train/dataset_info.json": dataset_info_json(schema),
+        "hf/train/state.json": state_json(names, key),
+        "hf/dataset_dict.json": b'{"splits": ["train"]}',
+    }
 
 
 def dataset_info_json(schema: pa.Schema) -> bytes:

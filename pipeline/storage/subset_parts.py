@@ -18,8 +18,8 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError
-from pipeline.storage.commit import create_from_file
-from pipeline.storage.filesystem import display, object_size, read_range, storage_errors
+from pipeline.storage.commit import create, create_from_file
+from pipeline.storage.filesystem import display, object_size, read_bytes, read_range, storage_errors
 from pipeline.storage.subset_files import SubsetFile
 
 BATCH_ROWS: Final = 4096  # rows of one Arrow batch and of one Parquet row group
@@ -137,13 +137,32 @@ class FileWriter:
     def _check_same(self, path: str, size: int, content: str) -> None:
         """The file that an earlier attempt left must be the one we would have written."""
         full = f"{self._root}/{path}"
-        if object_size(self._fs, full) != size:
+        if object_size(self._fs, full) != size or digest_of_object(self._fs, full, size) != content:
             raise other_content(self._fs, full)
-        hasher = _blake2b()
-        for start in range(0, size, _CHUNK_BYTES):
-            hasher.update(read_range(self._fs, full, start, min(size, start + _CHUNK_BYTES)))
-        if hasher.hexdigest() != content:
-            raise other_content(self._fs, full)
+
+
+def publish_beside(fs: fsspec.AbstractFileSystem, root: str, contents: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Create the small files that stand beside the rows: path, size and blake2b digest of each.
+
+    Raises:
+        IntegrityError: a file of other content stands in the way.
+    """
+    for path, data in contents.items():
+        full = f"{root}/{path}"
+        if not create(fs, full, data) and read_bytes(fs, full) != data:
+            raise other_content(fs, full)
+    return [{"path": path, "size": len(data), "blake2b": _blake2b(data).hexdigest()} for path, data in contents.items()]
+
+
+def check_file(fs: fsspec.AbstractFileSystem, root: str, record: Mapping[str, Any]) -> None:
+    """Read a file that a manifest names and compare its size and digest.
+
+    Raises:
+        IntegrityError: it is gone, or is not the one that was written.
+    """
+    full, size = f"{root}/{record['path']}", record["size"]
+    if object_size(fs, full) != size or digest_of_object(fs, full, size) != record["blake2b"]:
+        raise IntegrityError(f"{display(fs, full)} is gone, or not the file that was written. Restore it.")
 
 
 def other_content(fs: fsspec.AbstractFileSystem, path: str) -> IntegrityError:
@@ -154,8 +173,16 @@ def other_content(fs: fsspec.AbstractFileSystem, path: str) -> IntegrityError:
     )
 
 
-def _blake2b() -> Any:
-    return hashlib.blake2b(digest_size=16)
+def digest_of_object(fs: fsspec.AbstractFileSystem, path: str, size: int) -> str:
+    """blake2b of an object of `size` bytes, 32 hex digits."""
+    hasher = _blake2b()
+    for start in range(0, size, _CHUNK_BYTES):
+        hasher.update(read_range(fs, path, start, min(size, start + _CHUNK_BYTES)))
+    return str(hasher.hexdigest())
+
+
+def _blake2b(data: bytes = b"") -> Any:
+    return hashlib.blake2b(data, digest_size=16)
 
 
 def _canonical(table: pa.Table) -> pa.Table:

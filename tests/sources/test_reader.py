@@ -1,8 +1,10 @@
 """A shard gives exactly its rows, in order, whatever the container, the cut and the process."""
 
 import json
+import os
 import pickle
 import random
+import shutil
 
 import fsspec
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config import Source
-from pipeline.errors import ConfigError, SchemaError, SourceError
+from pipeline.errors import ConfigError, IntegrityError, SchemaError, SourceError
 from pipeline.schema import scored_schema
 from pipeline.sources import blocks
 from pipeline.sources.ids import content_digest
@@ -85,8 +87,67 @@ def test_file_rewritten_in_place_is_never_mixed_with_the_old_one(tmp_path):
     reader, files = opened(tmp_path)
     shards = plan_shards(files, 50)
     reader.read(shards[0])
+    old, state = path.read_bytes(), path.stat()
     to.write_jsonl_gz(path, [{**row, "chosen": to.pair(chosen="New.")["chosen"]} for row in ROWS])
-    assert {row[0]["content"] for row in reader.read(shards[1])["chosen"].to_pylist()} == {"New."}
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(IntegrityError, match=r"a\.jsonl\.gz was replaced"):
+        reader.read(shards[1])
+    path.write_bytes(old)
+    assert reader.read(shards[1])["id"].to_pylist() == DIGESTS[50:100]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_what_leaves_the_content_as_it_is_changes_nothing(tmp_path, name):
+    to.WRITERS[name](tmp_path / name, ROWS)
+    path = tmp_path / name
+    reader, files = opened(path)
+    shards = plan_shards(files, 20)
+    for shard, act in zip(
+        shards,
+        (
+            lambda: path.chmod(0o600),
+            path.touch,
+            lambda: (tmp_path / "link").hardlink_to(path),
+            lambda: shutil.copy2(path, tmp_path / "copy"),
+            lambda: (tmp_path / "copy").replace(path),
+        ),
+        strict=False,
+    ):
+        act()
+        assert reader.read(shard)["id"].to_pylist() == DIGESTS[shard.first_row : shard.first_row + 20]
+
+
+class Swapping(LocalFileSystem):
+    """A file system under which another file has the name while the reader opens it, and only then."""
+
+    on_open = None
+
+    def open(self, path, *args, **kwargs):
+        return type(self).on_open(lambda: super(Swapping, self).open(path, *args, **kwargs))
+
+
+def test_file_that_is_exchanged_for_the_time_of_opening_is_never_read(tmp_path, monkeypatch):
+    path, other, aside = (tmp_path / name for name in ("a.jsonl", "other.jsonl", "aside"))
+    to.write_jsonl(path, ROWS)
+    to.write_jsonl(other, [{**row, "chosen": to.pair(chosen="New.")["chosen"]} for row in ROWS])
+    monkeypatch.setattr(Swapping, "on_open", staticmethod(lambda do: do()))
+    reader, files = opened(path, fs=Swapping(skip_instance_cache=True))
+    num_swaps = [0]
+
+    def swapped(do):
+        if num_swaps[0] == 1:
+            return do()
+        num_swaps[0] += 1
+        path.rename(aside)
+        other.rename(path)
+        file = do()
+        path.rename(other)
+        aside.rename(path)
+        return file
+
+    monkeypatch.setattr(Swapping, "on_open", staticmethod(swapped))
+    assert read_all(reader, files)["id"].to_pylist() == DIGESTS
+    assert num_swaps == [1]
 
 
 def test_file_that_lost_rows_or_is_gone_is_refused(tmp_path):
@@ -94,7 +155,7 @@ def test_file_that_lost_rows_or_is_gone_is_refused(tmp_path):
     reader, files = opened(tmp_path)
     last = plan_shards(files, 50)[-1]
     to.write_jsonl(tmp_path / "a.jsonl", ROWS[:120])
-    with pytest.raises(SourceError, match=r"a\.jsonl has changed"):
+    with pytest.raises(IntegrityError, match=r"a\.jsonl was replaced"):
         reader.read(last)
     (tmp_path / "a.jsonl").unlink()
     with pytest.raises(SourceError, match=r"a\.jsonl is gone"):

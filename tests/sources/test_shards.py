@@ -1,4 +1,4 @@
-"""The plan covers every row once, and a shard survives being written down."""
+"""The plan covers every row once, also when it was written down and read again."""
 
 import json
 
@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.sources.files import SourceFile
 from pipeline.sources.probe import FileKind
-from pipeline.sources.shards import Shard, plan_shards
+from pipeline.sources.shards import plan_shards, stored_shards
 
 
 def source_file(index, num_rows, step):
@@ -39,9 +39,27 @@ def test_shard_starts_at_the_last_mark_before_it(some_files, shard_rows):
 
 
 @given(files, st.integers(1, 70))
-def test_shard_survives_json(some_files, shard_rows):
-    for shard in plan_shards(some_files, shard_rows):
-        assert Shard.from_dict(json.loads(json.dumps(shard.to_dict()))) == shard
+def test_stored_plan_gives_the_same_shards_again(some_files, shard_rows):
+    shards = plan_shards(some_files, shard_rows)
+    assert (
+        stored_shards(json.loads(json.dumps([shard.to_dict() for shard in shards])), some_files, "run.json") == shards
+    )
+
+
+@given(files.filter(lambda some: any(file.num_rows for file in some)), st.integers(1, 70), st.data())
+def test_stored_plan_with_a_gap_an_overlap_or_another_file_is_refused(some_files, shard_rows, data):
+    stored = [shard.to_dict() for shard in plan_shards(some_files, shard_rows)]
+    place = data.draw(st.integers(0, len(stored) - 1))
+    name = data.draw(st.sampled_from(["first_row", "num_rows", "file", "kind", "index", "row removed", "row repeated"]))
+    if name == "row removed":
+        del stored[place]
+    elif name == "row repeated":
+        stored.insert(place, stored[place])
+    else:
+        value = stored[place][name]
+        stored[place][name] = f"{value}x" if isinstance(value, str) else value ^ 1 << data.draw(st.integers(0, 40))
+    with pytest.raises(IntegrityError, match=r"run\.json is damaged: its shards do not hold every row"):
+        stored_shards(stored, some_files, "run.json")
 
 
 def test_shard_of_no_rows_is_refused():

@@ -74,7 +74,7 @@ def test_death_at_any_commit_is_made_good_by_running_again(tmp_path, after):
         folder = tmp_path / f"dying-{number}"
         wrap = dying_at(number, after=after, counter=[0])
         with pytest.MonkeyPatch.context() as patch:
-            for module in (runs, parts, manifest, subset):
+            for module in (runs, parts, manifest, subset, subset_parts):
                 patch.setattr(module, "create", wrap(module.create))
             patch.setattr(subset_parts, "create_from_file", wrap(subset_parts.create_from_file))
             try:

@@ -1,5 +1,6 @@
 """The protocol of a scored dataset: claim, commit, finish, read back, and refuse what does not fit."""
 
+import dataclasses
 import json
 import pickle
 import random
@@ -171,8 +172,6 @@ def test_finish_names_missing_parts(place):
 
 
 def test_finish_refuses_short_and_foreign_parts(local_place, tmp_path):
-    import dataclasses
-
     fs, root = local_place
     plan = runs.begin_run(fs, root, plan_for([5, 5]))
     parts.commit_part(fs, root, plan.part_spec(0), scored_table(ids(0, 5)))
@@ -248,10 +247,25 @@ def test_damaged_run_and_manifest_are_named(local_place):
     fs, root = local_place
     write_dataset(fs, root, [scored_table(ids(0, 3))])
     good = json.loads(fs.cat_file(f"{root}/_SUCCESS.json"))
-    for bad in (b"{", json.dumps({**good, "files": 3}).encode(), json.dumps({"format": 1}).encode()):
+    for bad in (b"{", b"[" * 100_000, json.dumps({**good, "num_rows": 4}).encode(), runs.sealed({"files": 3})):
         fs.pipe_file(f"{root}/_SUCCESS.json", bad)
         with pytest.raises(IntegrityError, match=r"_SUCCESS.json is damaged"):
             manifest.load_manifest(fs, root)
-    fs.pipe_file(f"{root}/run.json", json.dumps({"format": 99}).encode())
-    with pytest.raises(FingerprintError, match="layout 99"):
+    fs.pipe_file(f"{root}/run.json", json.dumps({"format": 1}).encode())
+    with pytest.raises(FingerprintError, match="layout 1"):
         runs.begin_run(fs, root, plan_for([3]))
+
+
+def test_part_of_another_source_file_is_neither_committed_nor_published(local_place):
+    fs, root = local_place
+    named = {**FINGERPRINT, "source": {"files": {"a.parquet": "blake2b:old"}}}
+    plan = runs.begin_run(fs, root, plan_for([5], fingerprint=named))
+    table = scored_table(ids(0, 5))
+    for read_from in ({}, {names.READ_FROM: "blake2b:new"}):
+        with pytest.raises(IntegrityError, match=r"00000000\.parquet holds rows of a source file with digest"):
+            parts.commit_part(fs, root, plan.part_spec(0), table.replace_schema_metadata(read_from))
+    assert parts.committed_parts(fs, root, plan) == set()
+    foreign = dataclasses.replace(plan.part_spec(0), source_digest="blake2b:new")
+    parts.commit_part(fs, root, foreign, table.replace_schema_metadata({names.READ_FROM: "blake2b:new"}))
+    with pytest.raises(IntegrityError, match="digest blake2b:new; wanted blake2b:old"):
+        manifest.finish_run(fs, root, plan, {})
