@@ -1,6 +1,7 @@
 """The `alignpot` command. Parses first and imports the heavy parts after, so that help and config errors are quick."""
 
 import logging
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from pipeline import __version__
 from pipeline.errors import AlignpotError, ConfigError
 from pipeline.progress import no_bars
+from pipeline.shown import printable
 from pipeline.termination import heed_sigterm
 
 if TYPE_CHECKING:
@@ -164,7 +166,7 @@ def inspect(
     fs, root = open_filesystem(path, _storage(endpoint_url, region=region, anonymous=anonymous))
     check_readable(fs, root)
     found = inspect_source(fs, root, source_format)
-    typer.echo(render(found))
+    _say(render(found))
     if not found.readable:
         raise typer.Exit(2)
 
@@ -185,7 +187,7 @@ def verify(
 
     fs, root = open_filesystem(path, _storage(endpoint_url))
     check_readable(fs, root)
-    typer.echo(verified(fs, root))
+    _say(verified(fs, root))
 
 
 @app.command()
@@ -216,7 +218,7 @@ def submit(
     """Submit a job to a Ray cluster through its Job API."""
     from pipeline.flows.submit import submit_job
 
-    raise typer.Exit(submit_job(job, config, overrides or [], address=address, wait=wait, echo=typer.echo))
+    raise typer.Exit(submit_job(job, config, overrides or [], address=address, wait=wait, echo=_say))
 
 
 @app.command("self-play")
@@ -278,7 +280,22 @@ def _storage(endpoint_url: str | None, **options: Any) -> "Storage":
 
 def _echo(texts: Iterable[str]) -> None:
     for text in texts:
-        typer.echo(text)
+        _say(text)
+
+
+def _say(text: str) -> None:
+    typer.echo(printable(text))
+
+
+class _Formatter(logging.Formatter):
+    """A record whose text cannot act on a terminal nor, if the record is ours, look like another one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        line = super().formatMessage(record)
+        return line.replace("\n", "\\n") if record.name.startswith("pipeline.") else line
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _version(*, value: bool) -> None:
@@ -298,14 +315,17 @@ def _root(
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command line and exit with its code: one clear line on stderr for every error of ours."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     heed_sigterm()
     if not sys.stderr.isatty():
         no_bars()
     try:
         app(args=argv, prog_name="alignpot")
     except AlignpotError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        # Lines after the first are set in, so that none can pass for a line of the log.
+        typer.echo(re.sub(r"\n(?! )", "\n  ", f"{type(error).__name__}: {error}"), err=True)
         sys.exit(error.exit_code)
 
 

@@ -1,7 +1,7 @@
 """One YAML file, typed and strict: the whole of what a user decides.
 
 `config_file.load_config` reads it into a frozen `Config`. Rules across sections are checked here, before anything is
-read or loaded. Each class default is the vetted setting. Imports only pydantic.
+read or loaded. Each class default is the vetted setting. Imports only pydantic and yaml.
 """
 
 import datetime
@@ -25,13 +25,14 @@ from pipeline.config_model import VllmModel as VllmModel  # noqa: PLC0414
 from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
 from pipeline.config_objective import Objective as Objective  # noqa: PLC0414
 from pipeline.config_preset import PresetName, with_preset
-from pipeline.config_section import CREDENTIALS_IN_URL as CREDENTIALS_IN_URL  # noqa: PLC0414
 from pipeline.config_section import Section as Section  # noqa: PLC0414
 from pipeline.config_section import checked_url
 from pipeline.config_select import Select as Select  # noqa: PLC0414
 from pipeline.config_sweep import Variant
+from pipeline.config_text import read_text
 
 DEFAULT_DATE: Final = datetime.date(2025, 1, 1)
+_TEMPLATE_BYTES: Final = 1 << 20
 
 
 def _normalised(url: str) -> str:
@@ -80,7 +81,8 @@ class Tokens(Section):
     truncation: Literal["keep_start", "keep_end"] = "keep_start"
     """Which end of a pair that is too long is kept; the paper preset has its own rule and ignores it."""
     chat_template: str | None = None
-    """Jinja file to use instead of the tokenizer's own template; read here, so that workers need no such file."""
+    """Jinja file to use instead of the tokenizer's own template; read here, so that workers need no such file. At most
+    1 MiB."""
 
     date: datetime.date = DEFAULT_DATE
     """The day that templates which print today's date are told, reward model's included: scores must not depend on
@@ -92,9 +94,11 @@ class Tokens(Section):
         if value is None or "{" in value:
             return value
         try:
-            return Path(value).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"the file cannot be read ({type(error).__name__})") from None
+            return read_text(value, most_bytes=_TEMPLATE_BYTES)
+        except OSError as error:
+            raise ValueError(f"the file cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"the file cannot be used: {error}") from None
 
     @model_validator(mode="after")
     def _paper_lengths(self) -> "Tokens":
@@ -131,6 +135,8 @@ class Run(Section):
     placement: Literal["pooled", "colocated"] = "pooled"
     """Each model in its own pool of actors, or all of them in every actor."""
     shard_rows: int = Field(default=256, ge=1)
+    stage_timeout_s: float = Field(default=3600.0, gt=0, le=1e6)
+    """Longest that a stage may be busy with one shard: a process that is longer has hung, and is ended."""
     max_dropped: float = Field(default=0.1, ge=0, le=1)
     """Largest share of rows that may be dropped before the run ends with exit code 3."""
 

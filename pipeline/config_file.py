@@ -10,13 +10,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import CREDENTIALS_IN_URL, Config
+from pipeline.config import Config
+from pipeline.config_section import NO_CREDENTIALS, carries_credentials
 from pipeline.config_self_play import SelfPlayConfig
+from pipeline.config_text import MOST_LEVELS, read_text, yaml_value
 from pipeline.errors import ConfigError
+from pipeline.shown import quoted, shown, shown_path
 
+_MOST_BYTES: Final = 10_000_000
 _Root = TypeVar("_Root", bound=BaseModel)
 
 
@@ -26,12 +29,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or no mapping, an override is malformed, or a key or value is wrong.
     """
-    return _parse(Config, _with_overrides(path, overrides), where=str(path))
+    return _parse(Config, _with_overrides(path, overrides), where=shown_path(path))
 
 
 def load_self_play(path: str | Path, overrides: Iterable[str] = ()) -> SelfPlayConfig:
     """`load_config` for the config of self-play."""
-    return _parse(SelfPlayConfig, _with_overrides(path, overrides), where=str(path))
+    return _parse(SelfPlayConfig, _with_overrides(path, overrides), where=shown_path(path))
 
 
 def parse_config(data: Mapping[str, Any], *, where: str = "config") -> Config:
@@ -49,11 +52,12 @@ def parse_self_play(data: Mapping[str, Any], *, where: str = "config") -> SelfPl
 
 
 def _with_overrides(path: str | Path, overrides: Iterable[str]) -> dict[str, Any]:
-    data = _loaded(path)
+    where = shown_path(path)
+    data = _loaded(path, where)
     if data is None:
-        raise ConfigError(f"config {path} is empty; wanted a mapping of sections.")
+        raise ConfigError(f"config {where} is empty; wanted a mapping of sections.")
     if not isinstance(data, dict):
-        raise ConfigError(f"config {path} holds a {type(data).__name__}; wanted a mapping of sections.")
+        raise ConfigError(f"config {where} holds a {type(data).__name__}; wanted a mapping of sections.")
     for override in overrides:
         _apply_override(data, override)
     return data
@@ -68,43 +72,38 @@ def _parse(root: type[_Root], data: Mapping[str, Any], *, where: str) -> _Root:
         raise ConfigError(f"{where} is not usable:\n{lines}") from None
 
 
-def _loaded(path: str | Path) -> Any:
+def _loaded(path: str | Path, where: str) -> Any:
     """What the YAML file holds. Messages never repeat its text, which may be a file that is no config at all."""
+    if carries_credentials(str(path)):
+        raise ConfigError(f"the path of the config {NO_CREDENTIALS}.")
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(f"config {path} cannot be read: {reason}. Give the path of a YAML file.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"config {path} is not UTF-8 text. Give the path of a YAML file.") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(
-            f"config {path} is not YAML{place}. Check the indentation, quotes and brackets there and just before."
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(
-            f"config {path} is not YAML ({type(error).__name__}): a character or a date in it is not valid."
-        ) from None
+        text = read_text(path, most_bytes=_MOST_BYTES, pipes=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"config {where} cannot be read: {reason}. Give the path of a YAML file.") from None
+    try:
+        return yaml_value(text)
+    except ValueError as error:
+        raise ConfigError(f"config {where} {error}.") from None
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     names = key.strip().split(".")
-    if not sign or not all(names):
-        raise ConfigError(f"--set {override!r} is not usable; wanted key.path=value, such as select.fraction=0.1")
+    if not sign or not all(names) or len(names) > MOST_LEVELS:
+        raise ConfigError(f"--set{_got(override)} is not usable; wanted key.path=value, such as select.fraction=0.1")
+    option = f"--set {_key(names)}"
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"--set {key}: the value is not YAML") from None
+        value = yaml_value(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: the value {error}.") from None
     node = data
     for name in names[:-1]:
         child = node.get(name)
         if child is None:
             child = node[name] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {key}: {name} holds a value, not a section")
+            raise ConfigError(f"{option}: {shown(name)} holds a value, not a section")
         node = child
     node[names[-1]] = value
 
@@ -113,7 +112,7 @@ def _of_variant(problem: Any, root: type[BaseModel]) -> str:
     """The problem in words; that of a sweep's variant under its name, as if the variant were a config."""
     loc = problem["loc"]
     if len(loc) > 1 and loc[0] == "sweep" and isinstance(loc[1], str):
-        return f"sweep, variant {loc[1]}: {_describe({**problem, 'loc': loc[2:]}, root)}"
+        return f"sweep, variant {shown(loc[1])}: {_describe({**problem, 'loc': loc[2:]}, root)}"
     return _describe(problem, root)
 
 
@@ -123,19 +122,21 @@ def _describe(problem: Any, root: type[BaseModel]) -> str:
     if len(path) > 1 and path[0] in _BACKENDS and path[1] in _BACKENDS[path[0]]:
         tag = path.pop(1)
     kind, value = problem["type"], problem["input"]
-    key = ".".join(path)
+    key = _key(path)
     if kind in ("extra_forbidden", "missing"):
         return f"{key}: {'required, but not given' if kind == 'missing' else _unknown_key(path, tag, root)}"
     if kind == "union_tag_invalid":
-        return f"{key}.backend: {problem['ctx']['tag']!r} is unknown; wanted {' or '.join(_BACKENDS[path[0]])}"
+        wrong = problem["ctx"]["tag"]
+        named = f"{quoted(wrong)} is unknown" if _plain(wrong) else NO_CREDENTIALS
+        return f"{key}.backend: {named}; wanted {' or '.join(_BACKENDS[path[0]])}"
     for name, wanted in _SEVERAL_KINDS.items():  # one problem for each kind that it may be
         if name in path[1:-1]:
-            return f"{'.'.join(path[: path.index(name) + 1])}: wanted {wanted}{_got(value)}"
+            return f"{_key(path[: path.index(name) + 1])}: wanted {wanted}{_got(value)}"
     if kind == "model_type":
         example = "model" if key in ("policy", "reference") else _known_keys(path, root)[0]
         return f"{key}: wanted a section such as {{{example}: ...}}{_got(value)}"
     if kind == "tuple_type":
-        return f"{key}: wanted a list" + (f", such as [{value}]" if _plain(value) else "")
+        return f"{key}: wanted a list" + (f", such as [{shown(value)}]" if _plain(value) else "")
     message = str(problem["msg"]).removeprefix("Value error, ")
     got = "" if value is None or "credentials" in message else _got(value)
     return (f"{key}: " if key else "") + message + got
@@ -157,14 +158,20 @@ def _unknown_key(path: list[str], tag: str, root: type[BaseModel]) -> str:
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float, bool)) and not CREDENTIALS_IN_URL.match(str(value))
+    return isinstance(value, (str, int, float, bool)) and not carries_credentials(str(value))
 
 
 def _got(value: Any) -> str:
     """The value for a message, unless it may be long or carry a secret."""
     if value is None:
         return " (got nothing)"
-    return f" (got {value!r})" if _plain(value) else ""
+    return f" (got {quoted(value)})" if _plain(value) else ""
+
+
+def _key(names: Iterable[str]) -> str:
+    """A key with those above it, unless it carries a secret."""
+    key = ".".join(names)
+    return "..." if carries_credentials(key) else shown(key, 200)
 
 
 _SEVERAL_KINDS: Final = {

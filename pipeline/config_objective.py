@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from pipeline.config_section import Section
 
 ObjectiveName = Literal[
     "simpo",
@@ -74,13 +76,11 @@ def _rule_of(name: Any) -> ObjectiveRule | None:
     return next((rule for known, rule in OBJECTIVE_RULES.items() if known == name), None)
 
 
-class Objective(BaseModel):
+class Objective(Section):
     """The training objective, which gives the implicit reward its form.
 
     A parameter that is left out takes the objective's default, and one that it does not use is refused.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ObjectiveName = "simpo"
     beta: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""The config of `alignpot self-play`: one YAML file for all rounds, typed and strict. Imports only pydantic.
+"""The config of `alignpot self-play`: one YAML file for all rounds, typed and strict.
 
 Sections that scoring and selection share are those of `pipeline.config`; what a round reads and writes in between is
 derived from `path`, so that nothing can be named wrongly.

@@ -5,7 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Dtype
-from pipeline.config_section import SECRET_NAME, Section
+from pipeline.config_section import SECRET_NAME, Section, without_secrets
+from pipeline.shown import listed
 
 
 class Train(Section):
@@ -45,6 +46,8 @@ class Train(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of TRL's config."""
 
+    _options = field_validator("options")(without_secrets)
+
     @field_validator("policies")
     @classmethod
     def _a_folder(cls, value: str | None) -> str | None:
@@ -56,9 +59,9 @@ class Train(Section):
     def _command_given(self) -> "Train":
         if (self.method == "command") != bool(self.command):
             raise ValueError("method command and a command go together: give both, or neither")
-        secret = [word.partition("=")[0] for word in self.command if SECRET_NAME.search(word.partition("=")[0])]
+        secret = [i for i, word in enumerate(self.command, start=1) if SECRET_NAME.search(word.partition("=")[0])]
         if secret:
-            raise ValueError(f"command must not carry credentials ({', '.join(secret)}); use environment variables")
+            raise ValueError(f"command must not carry credentials (word {listed(secret)}); use environment variables")
         missing = [p for p in ("{dataset}", "{output}") if not any(p in word for word in self.command)]
         if self.command and missing:
             raise ValueError(f"command lacks {' and '.join(missing)}")

@@ -18,11 +18,16 @@ arguments of its own, so that each survives pickling between processes.
 
 from typing import ClassVar
 
+from pipeline.shown import message
+
 
 class AlignpotError(Exception):
     """Base of every error that alignpot raises on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return message(super().__str__())
 
 
 class ConfigError(AlignpotError):
@@ -81,3 +86,9 @@ class TemporaryError(AlignpotError):
     """Storage or a node went away for now; running the same command again goes on."""
 
     exit_code: ClassVar[int] = 75
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether an error is neither one of ours nor the end of the process, so that the data at work may be to blame."""
+    foreign = isinstance(error, Exception) and not isinstance(error, AlignpotError)
+    return foreign or type(error).__name__ == "PanicException"  # of libraries in Rust; there is no importing it

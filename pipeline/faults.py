@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from pipeline.errors import AlignpotError, StorageError, TemporaryError
+from pipeline.shown import shown_path
 
 _TEMPORARY_CODES: Final = frozenset(
     {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
@@ -56,7 +57,7 @@ def storage_errors(url: str) -> Iterator[None]:
 
 def translated(error: BaseException, url: str) -> AlignpotError | None:
     """The error of ours that says what `error`, thrown by a storage client, means; None if it is no storage fault."""
-    chain = _chain(error)
+    chain, url = _chain(error), shown_path(url)
     for link in chain:
         fault = _from_response(link, url)
         if fault is not None:
@@ -132,10 +133,11 @@ def _from_client(error: BaseException, url: str) -> AlignpotError | None:
             f"{url}: no usable credentials for {_bucket(url)} ({name}). Set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, a profile or a role, or storage.anonymous: true for a public bucket."
         )
-    lost = (boto.HTTPClientError, boto.ConnectionError, aiohttp.ClientError, FSTimeoutError, TimeoutError)
-    if isinstance(error, (*lost, ConnectionError)):
+    lost = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, aiohttp.ClientError)
+    if isinstance(error, (*lost, FSTimeoutError, TimeoutError, ConnectionError)):
+        cause = type(error.__cause__ or error).__name__
         return TemporaryError(
-            f"{url}: storage cannot be reached ({name}). Run the same command again; it goes on. "
+            f"{url}: storage cannot be reached ({cause}). Run the same command again; it goes on. "
             "If it never worked, check storage.endpoint_url and the network."
         )
     if isinstance(error, boto.BotoCoreError):

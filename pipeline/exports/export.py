@@ -22,6 +22,7 @@ from pipeline.exports.layout import PAIR, ExportFormat, Facts, Row
 from pipeline.exports.subset_rows import SubsetRows
 from pipeline.exports.survey import Survey, describe_unfit, fit_blocks, survey
 from pipeline.exports.writer import claim_export, finish, open_export, write_files
+from pipeline.shown import listed, shown, shown_path
 from pipeline.storage.filesystem import check_writable, open_filesystem
 from pipeline.storage.runs import fingerprint_digest
 from pipeline.storage.subset_parts import SubsetSpec
@@ -60,7 +61,7 @@ def export_subset(request: ExportRequest) -> Iterator[str]:
     """
     form = FORMATS.get(request.to)
     if form is None:
-        raise ConfigError(f"--to {request.to} is no format; wanted one of {', '.join(FORMATS)}.")
+        raise ConfigError(f"--to {shown(request.to)} is no format; wanted one of {', '.join(FORMATS)}.")
     rows = SubsetRows(*open_filesystem(request.subset, request.storage))
     fs, root = open_filesystem(request.output, request.storage)
     if open_export(fs, root) is None:
@@ -89,7 +90,8 @@ def _export(
     found = survey(rows, form)
     _check_fit(dict(found.num_unfit), found.ids, found.num_pairs, request)
     if not found.num_fit:
-        raise DataError(f"{request.subset} has no pair to export: {found.num_pairs:,} pairs, none fits {request.to}.")
+        where = shown_path(request.subset)
+        raise DataError(f"{where} has no pair to export: {found.num_pairs:,} pairs, none fits {request.to}.")
     kept, left_out = _extra_columns(found, form, slim=request.slim)
     own = form.columns(found.facts)
     spec = dataclasses.replace(
@@ -171,7 +173,7 @@ def _with_extra(row: dict[str, Any], block: Sequence[Row], extra: Sequence[str])
 
 
 def _told(manifest: dict[str, Any], request: ExportRequest, form: ExportFormat) -> str:
-    path = request.output.rstrip("/")
+    path = shown_path(request.output.rstrip("/"))
     num_unfit = sum(manifest["num_unfit"].values())
     lines = [
         f"export: {manifest['num_rows']:,} rows from {manifest['num_pairs'] - num_unfit:,} pairs, for {form.reads}",
@@ -182,5 +184,5 @@ def _told(manifest: dict[str, Any], request: ExportRequest, form: ExportFormat) 
         lines.append(f"left out, {num_unfit:,} pairs:\n{describe_unfit(manifest['num_unfit'], manifest['unfit_ids'])}")
     if manifest["columns_left_out"]:
         why = "" if form.container == "hf" else ", or without a value in every pair"
-        lines.append(f"columns that {request.to} has no place for{why}: {', '.join(manifest['columns_left_out'])}")
+        lines.append(f"columns that {request.to} has no place for{why}: {listed(manifest['columns_left_out'], 100)}")
     return "\n".join(lines)

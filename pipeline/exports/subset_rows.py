@@ -5,7 +5,6 @@ some, else the Arrow files of the Hugging Face folder: the rows are the same.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import IntegrityError, SourceError
+from pipeline.scratch import scratch_folder
 from pipeline.storage.filesystem import display, read_range, storage_errors
 from pipeline.storage.subset import SubsetManifest, open_subset
 
@@ -46,8 +46,8 @@ class SubsetRows:
     def tables(self) -> Iterator[pa.Table]:
         """All rows, some at a time; at least one table, so that the schema is known."""
         for file in self._files:
-            with tempfile.TemporaryDirectory(prefix="alignpot-export-") as folder:
-                local = Path(folder) / "rows"
+            with scratch_folder("export") as folder:
+                local = folder / "rows"
                 self._fetch(file, local)
                 yield from _tables(local, is_parquet=file["path"].startswith("parquet/"))
 

@@ -11,6 +11,7 @@ from pipeline import schema
 from pipeline.errors import DataError, SchemaError
 from pipeline.exports.layout import BLOCK_PAIRS, ExportFormat, Facts, Row
 from pipeline.exports.subset_rows import SubsetRows
+from pipeline.shown import listed
 from pipeline.sources.columns import plain_type
 
 _IDS_KEPT: Final = 100
@@ -98,8 +99,8 @@ def describe_unfit(num_unfit: Mapping[str, int], ids: Mapping[str, Sequence[str]
     """One line for each reason."""
     lines = []
     for reason, count in sorted(num_unfit.items()):
-        shown = ", ".join(ids[reason][:_IDS_SHOWN]) + (", ..." if count > _IDS_SHOWN else "")
-        lines.append(f"  {reason}: {count:,} ({shown})")
+        first = listed(ids[reason][:_IDS_SHOWN]) + (", ..." if count > _IDS_SHOWN else "")
+        lines.append(f"  {reason}: {count:,} ({first})")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError
+from pipeline.shown import listed, quoted
 from pipeline.storage.commit import create
 from pipeline.storage.filesystem import display, list_sizes
 from pipeline.storage.runs import claim, read_sealed, schema_json, sealed
@@ -40,7 +41,9 @@ def open_export(fs: fsspec.AbstractFileSystem, root: str) -> dict[str, Any] | No
     named = (*manifest["files"], *manifest["beside"])
     lost = [file["path"] for file in named if sizes.get(file["path"]) != file["size"]]
     if lost:
-        raise IntegrityError(f"{display(fs, root)}: files are gone or cut short: {lost[:10]}. Use another path.")
+        raise IntegrityError(
+            f"{display(fs, root)}: files are gone or cut short: [{listed(lost, show=quoted)}]. Use another path."
+        )
     return manifest
 
 

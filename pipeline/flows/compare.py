@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow.compute as pc
-import yaml
 from pydantic import ValidationError
 
 from pipeline.config import Config, Metric, Objective, Select
 from pipeline.config_file import parse_config
 from pipeline.config_metric import MetricName
+from pipeline.config_text import yaml_value
 from pipeline.errors import ConfigError
 from pipeline.flows.select import find_positions, open_scored
 from pipeline.flows.select_engine import passes_for
@@ -19,6 +19,7 @@ from pipeline.selection.compare import Comparison, compare
 from pipeline.selection.compare_table import render_comparison
 from pipeline.selection.source import parts_of
 from pipeline.selection.top_k import Query, select_many
+from pipeline.shown import shown
 from pipeline.storage.scored import ScoredDataset
 
 DEFAULT_FRACTIONS: Final = (0.1, 0.4)
@@ -96,7 +97,7 @@ def _metrics(given: Sequence[str], objective: Objective, dataset: ScoredDataset)
 
 def _metric(text: str, objective: Objective) -> Metric:
     sections = {"metric": _section(text, option="--metric"), "objective": objective.model_dump(exclude_none=True)}
-    return parse_config({"scored": "compare", **sections}, where=f"--metric {text}").metric
+    return parse_config({"scored": "compare", **sections}, where=f"--metric {shown(text)}").metric
 
 
 def _section(text: str, *, option: str) -> dict[str, Any]:
@@ -106,11 +107,11 @@ def _section(text: str, *, option: str) -> dict[str, Any]:
     for setting in filter(None, settings.split(",")):
         key, sign, value = setting.partition("=")
         if not sign:
-            raise ConfigError(f"{option} {text}: wanted name:key=value,key=value, such as potential:weight=2.5.")
+            raise ConfigError(f"{option} {shown(text)}: wanted name:key=value,key=value, such as potential:weight=2.5.")
         try:
-            section[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):
-            raise ConfigError(f"{option} {text}: the value of {key} is not YAML.") from None
+            section[key] = yaml_value(value)
+        except ValueError as error:
+            raise ConfigError(f"{option} {shown(text)}: the value of {shown(key)} {error}.") from None
     return section
 
 

@@ -9,9 +9,11 @@ An error of ours travels to the driver as data and is raised there: Ray would ke
 and would print a traceback with whatever values it was about.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.config import Run
 from pipeline.errors import AlignpotError
+from pipeline.flows.deaths import Deaths
 from pipeline.flows.envelope import from_block, to_block
 from pipeline.flows.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
 from pipeline.flows.session import cluster_address
@@ -30,13 +33,15 @@ from pipeline.progress import no_bars
 from pipeline.stages.plan import Apply, Stage
 from pipeline.stages.work import AnyShard, Commit, ShardReader, ShardWork, commit_shard, read_shard
 
-# Ray retries without end by default: a row that kills its worker would never end the run.
+# Ray restarts without end by default. A row that kills its worker costs three deaths (see deaths), each of which counts
+# against every shard that the worker had at hand.
 _MAX_RESTARTS: Final = 20
-_MAX_SHARD_RETRIES: Final = 3
 _CALLS_PER_ACTOR: Final = 2
 _FEWEST_AT_HAND: Final = 2
 _MOST_AT_HAND: Final = 6
 _FEWEST_IO_TASKS: Final = 2
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,8 @@ class ScoreJob:
     stages: tuple[Stage, ...]
     commit: Commit
     run: Run
+    deaths: Deaths | None = None
+    """Finds rows that kill workers; without it they end the run."""
 
 
 class ShardSource(Datasource):  # type: ignore[misc]
@@ -101,16 +108,27 @@ class StageActor:
     Calls may overlap: while the stages work on one shard, the last one leaves and the next one arrives.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], deaths: Deaths | None = None) -> None:
         no_bars()
         self._one_at_a_time = Lock()
         self._stages: list[tuple[str, Apply]] = []
         self._unbuilt: AlignpotError | None = None
+        restarted = deaths is not None and ray.get_runtime_context().was_current_actor_reconstructed
+        self._deaths = deaths if restarted else None
+        # What fails here fails again: Ray would build the actor again and again, and not say why.
         try:
-            self._stages = [(stage.name, stage.build()) for stage in stages]
+            if self._deaths is None:
+                self._stages = _built(stages)
+            else:
+                worker = f"{type(self).__name__}-{ray.get_runtime_context().get_actor_id()}"
+                self._stages = self._deaths.build(worker, partial(_built, stages))
         except AlignpotError as error:
-            # Ray would build the actor again and again, and not say why it failed.
             self._unbuilt = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next actor would meet it too
+            _log.exception("%s cannot be built", type(self).__name__)
+            self._unbuilt = AlignpotError(
+                f"{type(self).__name__} cannot be built: {type(error).__name__}. The log above has the traceback."
+            )
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Apply the stages to one shard."""
@@ -121,8 +139,13 @@ class StageActor:
             raise self._unbuilt
         with self._one_at_a_time:
             for name, apply in self._stages:
-                work = work.after(name, apply)
+                marked = None if self._deaths is None else partial(self._deaths.apply, work.shard, name, apply)
+                work = work.after(name, marked or apply)
         return work
+
+
+def _built(stages: Sequence[Stage]) -> list[tuple[str, Apply]]:
+    return [(stage.name, stage.build()) for stage in stages]
 
 
 def _attempt(work: ShardWork, step: Callable[[ShardWork], ShardWork]) -> ShardWork:
@@ -193,7 +216,7 @@ def score_on_ray(job: ScoreJob, shards: Sequence[AnyShard]) -> Iterator[ShardWor
     source = ShardSource(job.reader, shards)
     dataset = ray.data.read_datasource(source, override_num_blocks=len(shards), num_cpus=io_cpus, concurrency=io_tasks)
     for group, num_gpus in zip(groups, gpus, strict=True):
-        dataset = dataset.map_batches(**_pool(group, num_gpus, num_shards=len(shards)))
+        dataset = dataset.map_batches(**_pool(group, num_gpus, num_shards=len(shards), deaths=job.deaths))
     dataset = dataset.map_batches(
         CommitPart(job.commit),
         batch_size=1,
@@ -217,7 +240,7 @@ def _groups(stages: Sequence[Stage], run: Run) -> list[list[Stage]]:
     return [[s] for s in plain] + ([with_model] if with_model else [])
 
 
-def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[str, Any]:
+def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int, deaths: Deaths | None = None) -> dict[str, Any]:
     """Arguments of the map_batches call that runs a group of stages; no more actors than there are shards."""
     models = [stage.model for stage in group if stage.model is not None]
     replicas = num_replicas(group)
@@ -226,7 +249,7 @@ def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[s
         env[GRANTED_GPUS] = str(num_gpus / len(models))
     return {
         "fn": ColocatedActor if len(models) > 1 else _ACTORS[group[0].name],
-        "fn_constructor_args": (list(group),),
+        "fn_constructor_args": (list(group), deaths),
         "batch_size": 1,
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
@@ -239,7 +262,7 @@ def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int) -> dict[s
         "num_gpus": num_gpus or None,
         **({"runtime_env": {"env_vars": env}} if env else {}),
         "max_restarts": _MAX_RESTARTS,
-        "max_task_retries": _MAX_SHARD_RETRIES,
+        "max_task_retries": _MAX_RESTARTS,
     }
 
 

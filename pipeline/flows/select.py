@@ -26,6 +26,7 @@ from pipeline.selection.selection import Selection
 from pipeline.selection.source import Part, Positions, parts_of
 from pipeline.selection.streams import check_group_type
 from pipeline.selection.top_k import Query, num_selected, select_many
+from pipeline.shown import shown, shown_path
 from pipeline.storage.duplicates import COLUMNS, HashedRows, check_conflicts, find_duplicates, hashed_rows
 from pipeline.storage.filesystem import check_writable, display, open_filesystem
 from pipeline.storage.manifest import load_manifest
@@ -58,7 +59,7 @@ class SelectRun:
 
     def where(self) -> str:
         """Where the subset lies and how to load it."""
-        path = self.output.path.rstrip("/")
+        path = shown_path(self.output.path.rstrip("/"))
         lines = [f"subset: {path}"]
         if "hf" in self.output.formats:
             lines.append(f'  datasets.load_from_disk("{path}/hf")["train"]')
@@ -142,7 +143,7 @@ def load_reports(config: Config) -> list[dict[str, Any]]:
         path = variant.output.path if variant.output is not None else config.output.path
         fs, root = open_filesystem(path, config.storage)
         if load_subset_manifest(fs, root) is None:
-            raise SourceError(f"{path} holds no complete subset. Run `alignpot select` first.")
+            raise SourceError(f"{display(fs, root)} holds no complete subset. Run `alignpot select` first.")
         reports.append(_report(fs, root))
     return reports
 
@@ -228,6 +229,7 @@ def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def _former(config: Config, path: str, scored: Mapping[str, Any]) -> Mapping[str, Any]:
     """The selection in a subset's manifest, which must be of scores like those of `scored`."""
     fs, full = open_filesystem(path, config.storage)
+    path = shown_path(path)
     manifest = read_sealed(fs, full)
     if manifest is None:
         raise SourceError(f"select.stats_from: {path} is not there. Give the _SUCCESS.json of a subset.")
@@ -265,7 +267,7 @@ def _check_output(fs: fsspec.AbstractFileSystem, root: str, fingerprint: Mapping
     decisive = {name: value for name, value in stored.items() if name != "layout"}
     found = list(differences(decisive, dict(fingerprint)))
     if found:
-        fields = ", ".join(f"{field} ({was} there, {wanted} here)" for field, was, wanted in found)
+        fields = ", ".join(f"{shown(field)} ({shown(was)} there, {shown(wanted)} here)" for field, was, wanted in found)
         raise FingerprintError(
             f"{display(fs, root)} holds another subset; what differs: {fields}. Give another output.path."
         )

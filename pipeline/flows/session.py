@@ -15,10 +15,17 @@ import ray.data
 import ray.exceptions
 
 from pipeline.config import Replicas, Run
+from pipeline.config_section import NO_CREDENTIALS, carries_credentials
 from pipeline.errors import AlignpotError, ConfigError, TemporaryError
 
 # Reading, tokenising and committing run beside the model actors on a local Ray; these are logical CPUs for them.
 _LOCAL_IO_CPUS: Final = 2
+_DIED: Final = (
+    ray.exceptions.ActorDiedError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.RuntimeEnvSetupError,
+)
 
 
 @contextmanager
@@ -29,9 +36,8 @@ def ray_session(run: Run, models: Sequence[Replicas]) -> Iterator[None]:
 
     Raises:
         ConfigError: the cluster refuses this Ray's version or token.
-        TemporaryError: no cluster answers, a local Ray does not come up, or either lost a worker, node or object more
-            often than Ray retries.
-        AlignpotError: a worker failed in a way that is no error of ours.
+        TemporaryError: no cluster answers, a local Ray does not come up, or either lost a node or an object.
+        AlignpotError: a worker failed in a way that is no error of ours, or died more often than Ray retries.
     """
     started_here = not ray.is_initialized()
     try:
@@ -49,24 +55,31 @@ def ray_session(run: Run, models: Sequence[Replicas]) -> Iterator[None]:
 
 @contextmanager
 def _our_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM, which ray.init replaces by one that ends with an exit code of its own."""
+    """Keep the handler of SIGTERM, which ray.init replaces by others that end with exit codes of their own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit as end:
-        if end.code == signal.SIGTERM:
-            raise TemporaryError("terminated by SIGTERM while connecting to Ray. Run the same command again.") from None
-        raise
+    except SystemExit:
+        if callable(before):
+            before(signal.SIGTERM, None)
+        raise TemporaryError("terminated by SIGTERM while connecting to Ray. Run the same command again.") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:  # as ours leaves it
+            signal.signal(signal.SIGTERM, before)
 
 
 def cluster_address(run: Run) -> str | None:
-    """The cluster to join: `run.address`, else RAY_ADDRESS; null for a Ray of our own."""
+    """The cluster to join: `run.address`, else RAY_ADDRESS; null for a Ray of our own.
+
+    Raises:
+        ConfigError: RAY_ADDRESS carries credentials.
+    """
     address = run.address or os.environ.get("RAY_ADDRESS")
+    if address is not None and carries_credentials(address):
+        raise ConfigError(f"RAY_ADDRESS {NO_CREDENTIALS}; a token goes into RAY_AUTH_TOKEN.")
     return None if address in (None, "", "local") else address
 
 
@@ -117,8 +130,17 @@ def _set_up_context() -> None:
 
 
 def _as_ours(error: ray.exceptions.RayError) -> AlignpotError:
-    """What Ray says of a failure that is none of ours: its class alone, for its text may quote a row."""
+    """What Ray says of a failure that is none of ours: its class alone, for its text may quote a row.
+
+    Temporary is what another machine or another hour may cure. Ray has tried again by itself what died before.
+    """
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = getattr(error, "cause", None) or error
         return AlignpotError(f"a worker failed with {type(cause).__name__}. The log above has the traceback.")
-    return TemporaryError(f"Ray gave up on a worker or node ({type(error).__name__}). Run the same command again.")
+    name = type(error).__name__
+    if isinstance(error, _DIED) and not getattr(error, "preempted", False):
+        return AlignpotError(
+            f"a worker died each time it was started again ({name}). Look into its log for the cause, often a model "
+            "that does not fit into memory; running the same command again alone will not help."
+        )
+    return TemporaryError(f"Ray lost a worker, node or object ({name}). Run the same command again.")

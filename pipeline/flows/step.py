@@ -18,9 +18,11 @@ import pyarrow as pa
 from pipeline import __version__
 from pipeline.config import Replicas, Run, Storage
 from pipeline.errors import IntegrityError
+from pipeline.flows.deaths import Deaths
+from pipeline.stages.guard import guarded
 from pipeline.stages.plan import Stage
 from pipeline.stages.rows import without_transient
-from pipeline.stages.work import AnyShard, Commit, ShardReader, ShardWork, score_plain
+from pipeline.stages.work import AnyShard, ShardReader, ShardWork, score_plain
 from pipeline.storage.filesystem import display, open_filesystem
 from pipeline.storage.manifest import Manifest, finish_run, load_manifest
 from pipeline.storage.parts import commit_part, committed_parts, digest
@@ -76,8 +78,9 @@ def work_on(
     if not pending:
         return
     specs = place.plan.part_specs(shard.index for shard in pending)
-    commit: Commit = CommitTo(fs=place.fs, root=place.root, specs=specs)
+    commit = CommitTo(fs=place.fs, root=place.root, specs=specs)
     total, num_done, said = len(place.plan.shards), len(place.plan.shards) - len(pending), time.monotonic()
+    stages = [guarded(stage, run.stage_timeout_s) for stage in stages]
     for work in _on_engine(reader, pending, stages, commit, run):
         num_done += 1
         if time.monotonic() - said > _PROGRESS_S:
@@ -88,7 +91,7 @@ def work_on(
 
 
 def _on_engine(
-    reader: ShardReader, pending: Sequence[AnyShard], stages: Sequence[Stage], commit: Commit, run: Run
+    reader: ShardReader, pending: Sequence[AnyShard], stages: Sequence[Stage], commit: CommitTo, run: Run
 ) -> Iterator[ShardWork]:
     if run.engine == "plain":
         yield from score_plain(reader, pending, stages, commit)
@@ -98,7 +101,8 @@ def _on_engine(
 
     models: list[Replicas] = [stage.model for stage in stages if stage.model is not None]
     with ray_session(run, models):
-        job = ScoreJob(reader=reader, stages=tuple(stages), commit=commit, run=run)
+        deaths = Deaths(fs=commit.fs, root=commit.root)
+        job = ScoreJob(reader=reader, stages=tuple(stages), commit=commit, run=run, deaths=deaths)
         yield from score_on_ray(job, pending)
 
 

@@ -6,9 +6,9 @@ resolved config, so that the cluster runs the code it was submitted with. Weight
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,8 +22,11 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 import pipeline
 from pipeline.config import Config, TorchModel
 from pipeline.config_file import load_config, load_self_play
+from pipeline.config_section import NO_CREDENTIALS, carries_credentials
 from pipeline.config_self_play import SelfPlayConfig
 from pipeline.errors import ConfigError, TemporaryError
+from pipeline.scratch import scratch_folder
+from pipeline.shown import quoted
 
 T = TypeVar("T")
 
@@ -38,6 +41,7 @@ JOBS: Final = {
 }
 """Command of each job; the names of the scripts in jobs/ will do too."""
 
+_COLOURS: Final = re.compile("\x1b\\[[0-9;]*m")
 _POLL_S: Final = 1.0
 _PATIENCE_S: Final = 60.0
 
@@ -105,8 +109,10 @@ def _is_relative_folder(name: str) -> bool:
 
 
 def _client(address: str) -> JobSubmissionClient:
+    if carries_credentials(address):
+        raise ConfigError(f"--address {NO_CREDENTIALS}; a token goes into RAY_AUTH_TOKEN.")
     if not address.startswith(("http://", "https://")):
-        raise ConfigError(f"--address {address!r} is no dashboard; wanted its URL, such as http://head:8265.")
+        raise ConfigError(f"--address {quoted(address)} is no dashboard; wanted its URL, such as http://head:8265.")
     try:
         return JobSubmissionClient(address)
     except OSError as error:
@@ -131,8 +137,7 @@ def _is_try(submission_id: str, name: str) -> bool:
 
 
 def _submit(client: JobSubmissionClient, command: str, resolved: dict[str, object], submission_id: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="alignpot-job-") as folder:
-        work = Path(folder)
+    with scratch_folder("job") as work:
         shutil.copytree(Path(pipeline.__file__).parent, work / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         (work / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
 
@@ -174,7 +179,7 @@ def _follow(client: JobSubmissionClient, submission_id: str, echo: Callable[[str
         details = _patiently(partial(client.get_job_info, submission_id), lost)
         logs = _patiently(partial(client.get_job_logs, submission_id), lost)
         if len(logs) > printed:
-            echo(logs[printed:].rstrip("\n"))
+            echo(_COLOURS.sub("", logs[printed:]).replace("\r", "\n").rstrip("\n"))
             printed = len(logs)
         if details.status.is_terminal():
             break

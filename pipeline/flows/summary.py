@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pipeline.shown import shown, shown_path
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreSummary:
@@ -33,7 +35,7 @@ def render_score(summary: ScoreSummary) -> str:
         ("rows read", f"{summary.num_rows:,}"),
         ("rows scored", f"{summary.num_scored:,}"),
         ("rows dropped", f"{summary.num_dropped:,}"),
-        *((f"  {reason}", f"{count:,}") for reason, count in sorted(summary.drops.items())),
+        *((f"  {shown(reason)}", f"{count:,}") for reason, count in sorted(summary.drops.items())),
         ("shards", f"{summary.num_shards:,} ({summary.num_shards_done_now or 'none'} now)"),
         ("seconds", f"{summary.seconds:.1f}"),
     ]
@@ -43,6 +45,6 @@ def render_score(summary: ScoreSummary) -> str:
     rows += [(f"  busy {stage}", f"{seconds:.1f} s") for stage, seconds in summary.busy_s.items()]
     if summary.overlap_s:
         rows.append(("  reward with policy/reference", f"{summary.overlap_s:.1f} s at once"))
-    rows.append(("scored dataset", summary.scored_url))
+    rows.append(("scored dataset", shown_path(summary.scored_url)))
     widest = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(widest)}  {value}" for name, value in rows)

@@ -39,7 +39,7 @@ class TokeniseResponses:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Tokenise the K dialogues of the rows still to be scored."""
         rows = scored_rows(table)
-        found = [self._dialogues(row) for row in table.select([PROMPT, RESPONSES]).take(pa.array(rows)).to_pylist()]
+        found = [self._dialogues(row) for row in table.select([ID, PROMPT, RESPONSES]).take(pa.array(rows)).to_pylist()]
         ids = [[None if isinstance(one, str) else one.ids for one in dialogues] for dialogues in found]
         reasons = [[one if isinstance(one, str) else None for one in dialogues] for dialogues in found]
         for name, values, of_type in (
@@ -52,7 +52,7 @@ class TokeniseResponses:
 
     def _dialogues(self, row: Mapping[str, Any]) -> list[TokenizedDialogue | str]:
         return [
-            self._tokenizer.tokenize_one(row[PROMPT], [{"role": "assistant", "content": text}])
+            self._tokenizer.tokenize_one(row[PROMPT], [{"role": "assistant", "content": text}], row=row[ID])
             if text
             else EMPTY_RESPONSES
             for text in row[RESPONSES]

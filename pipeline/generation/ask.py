@@ -44,7 +44,7 @@ class EvolvePrompts:
         asked = {
             i: Request(prompt_ids=found, seed=seeds[i])
             for i, found in enumerate(ids)
-            if found is not None and len(found) <= self._max_prompt_tokens
+            if not isinstance(found, str) and len(found) <= self._max_prompt_tokens
         }
         answers = self._sampler.sample(list(asked.values()), self._sampling) if asked else []
         said = {i: responses[0] for i, responses in zip(asked, answers, strict=True)}

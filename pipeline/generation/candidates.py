@@ -2,7 +2,7 @@
 
 The policy reads a prompt by its own chat template. Where generate.system_prompt is put before a prompt, it stands in
 the column of prompts from then on: what is scored and trained on is what the policy has answered. A prompt that cannot
-be used is dropped with one of these reasons: template_error, prompt_too_long, empty_prompt, empty_responses.
+be used is dropped with one of the reasons of pipeline.models.reasons, with empty_prompt or with empty_responses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,8 @@ from pipeline.config_self_play import Generate
 from pipeline.errors import ModelError
 from pipeline.generation.sampler import Request, Response, Sampler, Sampling, seed_of
 from pipeline.models.packing import Int32Array
-from pipeline.models.prompts import (
-    PROMPT_TOO_LONG,
-    TEMPLATE_ERROR,
-    TEMPLATE_REFUSALS,
-    Messages,
-    Rendering,
-    render,
-    require_template,
-)
+from pipeline.models.reasons import PROMPT_TOO_LONG
+from pipeline.models.templates import ChatTemplate, Messages
 from pipeline.schema import (
     CANDIDATE_SCHEMA,
     FINISH_REASONS,
@@ -52,13 +45,11 @@ class PromptRenderer:
         system_prompt: put before prompts that have no system turn; null for none.
 
     Raises:
-        ModelError: there is no chat template, or it has no place for a system turn that is asked for.
+        ModelError: there is no chat template that can be used, or it has no place for a system turn that is asked for.
     """
 
     def __init__(self, tokenizer: Any, tokens: Tokens, system_prompt: str | None) -> None:
-        self._tokenizer = tokenizer
-        template = require_template(tokenizer, tokens.chat_template)
-        self._how = Rendering(template=template, date=tokens.date, add_generation_prompt=True)
+        self._template = ChatTemplate(tokenizer, tokens.chat_template, tokens.date)
         self._system_prompt = system_prompt
         if system_prompt is not None and not self._takes(system_prompt):
             raise ModelError(
@@ -73,19 +64,16 @@ class PromptRenderer:
             return turns
         return [{"role": "system", "content": self._system_prompt}, *turns]
 
-    def token_ids(self, messages: Messages) -> Int32Array | None:
-        """Token ids up to where the answer begins, int32; None where the template refuses the turns."""
-        try:
-            return render(self._tokenizer, messages, self._how, tools=None)
-        except TEMPLATE_REFUSALS:
-            return None
+    def token_ids(self, messages: Messages, row: str = "") -> Int32Array | str:
+        """Token ids up to where the answer begins, int32, or the reason why there are none; `row` is for the log."""
+        return self._template.outcome(lambda: self._template.ids(messages, add_generation_prompt=True), row)
 
     def _takes(self, system_prompt: str) -> bool:
         """Whether the template writes a system turn into the prompt."""
         user = {"role": "user", "content": "?"}
         with_it = self.token_ids([{"role": "system", "content": system_prompt}, user])
         without = self.token_ids([{"role": "system", "content": f"{system_prompt} Be brief."}, user])
-        return with_it is not None and without is not None and not np.array_equal(with_it, without)
+        return not isinstance(with_it, str) and not isinstance(without, str) and not np.array_equal(with_it, without)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,7 +110,9 @@ class GenerateCandidates:
         """Prompts in, candidates out: a row each, in the same order. The whole table is sampled as one call."""
         rows = scored_rows(table)
         prompts = table.select([ID, PROMPT]).take(pa.array(rows)).to_pylist()
-        outcomes = {int(row): self._render(prompt[PROMPT]) for row, prompt in zip(rows, prompts, strict=True)}
+        outcomes = {
+            int(row): self._render(prompt[ID], prompt[PROMPT]) for row, prompt in zip(rows, prompts, strict=True)
+        }
         ids = {int(row): str(prompt[ID]) for row, prompt in zip(rows, prompts, strict=True)}
         rendered = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, _Rendered)}
         requests = [
@@ -142,12 +132,12 @@ class GenerateCandidates:
         """Free the policy."""
         self._sampler.close()
 
-    def _render(self, prompt: Messages) -> _Rendered | str:
+    def _render(self, row: str, prompt: Messages) -> _Rendered | str:
         """A prompt as the policy reads it, or the reason why it cannot be used."""
         messages = self._renderer.messages(prompt)
-        ids = self._renderer.token_ids(messages)
-        if ids is None:
-            return TEMPLATE_ERROR
+        ids = self._renderer.token_ids(messages, row)
+        if isinstance(ids, str):
+            return ids
         if not len(ids):
             return EMPTY_PROMPT
         return PROMPT_TOO_LONG if len(ids) > self._max_prompt_tokens else _Rendered(messages=messages, ids=ids)

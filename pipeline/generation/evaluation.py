@@ -22,6 +22,7 @@ from pipeline import schema as s
 from pipeline.errors import DataError
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.intervals import interval, share_interval
+from pipeline.shown import quoted
 
 _COLUMNS = (s.ID, s.RESPONSE_REWARDS, s.RESPONSE_TOKENS, s.FINISH_REASONS)
 
@@ -42,7 +43,7 @@ def compare_policies(answers: pa.Table, baseline: pa.Table) -> dict[str, Any]:
         other = sorted(ours.keys() ^ theirs.keys())
         raise DataError(
             f"two policies were not measured on the same prompts: {len(other)} are on one side only, such as "
-            f"{other[0]!r}. Measure both on all held-out prompts."
+            f"{quoted(other[0])}. Measure both on all held-out prompts."
         )
     both = [id_ for id_ in sorted(ours) if ours[id_].size and theirs[id_].size]
     if len(both) < 2:
@@ -65,7 +66,7 @@ def _rewards(table: pa.Table) -> dict[str, FloatArray]:
     found: dict[str, FloatArray] = {}
     for row in table.select([s.ID, s.RESPONSE_REWARDS]).to_pylist():
         if row[s.ID] in found:
-            raise DataError(f"the held-out prompt {row[s.ID]!r} stands twice among the answers of one policy.")
+            raise DataError(f"the held-out prompt {quoted(row[s.ID])} stands twice among the answers of one policy.")
         rewards: Sequence[float | None] = row[s.RESPONSE_REWARDS] or []
         found[row[s.ID]] = np.array(
             [reward for reward in rewards if reward is not None and math.isfinite(reward)], dtype=np.float64

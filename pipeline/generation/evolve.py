@@ -18,6 +18,7 @@ from pipeline.config_self_play import Evolve, Strategy
 from pipeline.errors import DataError, IntegrityError
 from pipeline.generation.sampler import Response, seed_of
 from pipeline.generation.strategies import template_of
+from pipeline.shown import quoted
 from pipeline.sources.ids import json_digest
 from pipeline.sources.rows import Turn
 from pipeline.sources.turns import user_turn
@@ -55,7 +56,7 @@ def selected_prompts(pairs: pa.Table) -> pa.Table:
     for row in pairs.select([s.PROMPT_ID, *names]).to_pylist():
         prompt = {s.ID: row[s.PROMPT_ID], **{name: row[name] for name in names}, s.STATUS: s.SCORED}
         if found.setdefault(row[s.PROMPT_ID], prompt)[s.PROMPT] != row[s.PROMPT]:
-            raise DataError(f"pairs with the prompt_id {row[s.PROMPT_ID]!r} have different prompts.")
+            raise DataError(f"pairs with the prompt_id {quoted(row[s.PROMPT_ID])} have different prompts.")
     return pa.Table.from_pylist([found[id_] for id_ in sorted(found)], schema=s.PROMPT_SCHEMA)
 
 

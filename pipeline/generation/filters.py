@@ -28,6 +28,7 @@ from pipeline.config_self_play import Evolve
 from pipeline.errors import DataError
 from pipeline.generation.language import same_language
 from pipeline.selection.near_duplicates import NearDuplicates
+from pipeline.shown import quoted
 from pipeline.sources.contamination import CONTAMINATED, Contamination
 from pipeline.sources.prompts import FILTER_STAGE
 from pipeline.sources.rows import Turn
@@ -82,7 +83,9 @@ def filter_rows(new: pa.Table, parents: pa.Table, config: Evolve, benchmarks: Co
     reasons = {}
     for position, row in _live(new):
         if row[s.PARENT_ID] not in texts_of:
-            raise DataError(f"prompt {row[s.ID]!r} was made from {row[s.PARENT_ID]!r}, which is not among the parents.")
+            raise DataError(
+                f"prompt {quoted(row[s.ID])} was made from {quoted(row[s.PARENT_ID])}, which is not among the parents."
+            )
         reason = why_unfit(last_turn(row[s.PROMPT]), texts_of[row[s.PARENT_ID]], config, benchmarks)
         if reason is not None:
             reasons[position] = reason

@@ -5,6 +5,7 @@ adapter, and in vLLM, whose numbers are other roundings. Equal fingerprints mean
 """
 
 import hashlib
+import json
 import re
 import time
 from os import stat_result
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from pipeline.config import TorchModel, VllmModel
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, is_foreign
+from pipeline.shown import listed, shown
 
 _WEIGHTS: Final = ("*.safetensors", "*.safetensors.index.json")
 _CONFIG: Final = ("config.json", "*.py")
@@ -31,6 +33,7 @@ _ADAPTER: Final = ("adapter_config.json", "adapter_model.safetensors")
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TO_SAFETENSORS: Final = "Convert it: load it with transformers and call save_pretrained."
+_AGAIN: Final = "Save or download it again."
 _HUB_TIMEOUT_S: Final = 10.0
 # A file that changed this lately may change again without a new time, as file systems count in steps.
 _SETTLED_S: Final = 3.0
@@ -79,15 +82,15 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
 
 
 def check_files(model: TorchModel) -> None:
-    """Check what can be checked of a local model without reading it.
+    """Check what can be checked of a model's files on this machine without reading them.
 
     Raises:
-        ModelError: the directory is missing, holds no model or no safetensors; the same for the adapter.
+        ModelError: the directory is missing, holds no model or no safetensors, or some of them are missing or damaged;
+            the same for the adapter.
     """
-    if is_local(model.model):
-        _check_directory(Path(model.model), "config.json", "*.safetensors")
-    if model.adapter is not None and is_local(model.adapter):
-        _check_directory(Path(model.adapter), *_ADAPTER)
+    _check_name(model.model, model.revision, "config.json", "*.safetensors")
+    if model.adapter is not None:
+        _check_name(model.adapter, model.adapter_revision, *_ADAPTER)
 
 
 def is_local(name: str) -> bool:
@@ -115,6 +118,44 @@ def _adapter_identity(name: str, revision: str) -> dict[str, Any]:
         return {"name": name, "revision": _hub_commit(name, revision)}
     _check_directory(Path(name), *_ADAPTER)
     return {"weights": _digest_of_files(Path(name), _ADAPTER)}
+
+
+def _check_name(name: str, revision: str, config: str, weights: str) -> None:
+    if is_local(name):
+        _check_directory(Path(name), config, weights)
+        _check_index(Path(name))
+        directory: Path | None = Path(name)
+    else:
+        directory = _cached_snapshot(name, revision)
+    for path in sorted(directory.glob("*.safetensors")) if directory else ():
+        _check_weights(path)
+
+
+def _check_index(directory: Path) -> None:
+    """Check that every file is there which holds a part of the weights, where they are in several."""
+    path = directory / "model.safetensors.index.json"
+    if not path.exists() or (directory / "model.safetensors").exists():
+        return
+    try:
+        named = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        missing = [name for name in named if not (directory / name).exists()]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise ModelError(f"{path} is damaged ({type(error).__name__}). {_AGAIN}") from None
+    if missing:
+        raise ModelError(f"{directory} lacks {listed(missing)}, which {path.name} names. {_AGAIN}")
+
+
+def _check_weights(path: Path) -> None:
+    """Check by the header of a file in safetensors that it is whole."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        raise ModelError(f"{path} is damaged: {shown(error, 300)}. {_AGAIN}") from None
 
 
 def _check_directory(directory: Path, config: str, weights: str) -> None:
@@ -159,7 +200,8 @@ def _hub_commit(name: str, revision: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    cached = _cached_commit(name, revision)
+    snapshot = _cached_snapshot(name, revision)
+    cached = None if snapshot is None else snapshot.name
     if cached is not None and _COMMIT.fullmatch(revision):
         return cached
     try:
@@ -184,11 +226,12 @@ def _hub_commit(name: str, revision: str) -> str:
     return str(info.sha)
 
 
-def _cached_commit(name: str, revision: str) -> str | None:
+def _cached_snapshot(name: str, revision: str) -> Path | None:
+    """Folder of a hub model in the cache, whose name is the commit."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("config.json", "adapter_config.json"):
         path = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(path, str):
-            return Path(path).parent.name
+            return Path(path).parent
     return None

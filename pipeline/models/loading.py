@@ -9,13 +9,14 @@ raises a ModelError that says what to do.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from pipeline.config import Tokens, TorchModel
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, is_foreign
 from pipeline.models.fingerprints import check_files, is_local, model_fingerprint
-from pipeline.models.prompts import SAVE_TEMPLATE, require_template
+from pipeline.models.templates import SAVE_TEMPLATE, check_template
 
 __all__ = [
     "check_models",
@@ -28,8 +29,6 @@ __all__ = [
     "model_fingerprint",
 ]
 
-# Everything that a hub client, a config parser or a weight loader raises on what it cannot use.
-_LOAD_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
 _TEMPLATE: Final = "chat template"
 _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; }  🙂"
 
@@ -43,12 +42,10 @@ def load_tokenizer(model: TorchModel) -> Any:
     from transformers import AutoTokenizer
 
     check_files(model)
-    try:
+    with _load_errors("The tokenizer", model):
         return AutoTokenizer.from_pretrained(
             model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except _LOAD_ERRORS as error:
-        raise ModelError(_cannot_load("The tokenizer", model, error)) from error
 
 
 def load_configuration(model: TorchModel) -> Any:
@@ -60,12 +57,10 @@ def load_configuration(model: TorchModel) -> Any:
     from transformers import AutoConfig
 
     check_files(model)
-    try:
+    with _load_errors("The configuration", model):
         return AutoConfig.from_pretrained(
             model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except _LOAD_ERRORS as error:
-        raise ModelError(_cannot_load("The configuration", model, error)) from error
 
 
 def context_of(config: Any) -> int | None:
@@ -110,9 +105,9 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
         check_same_tokenizer(tokenizers["policy"], tokenizers["reference"], own_templates=tokens.chat_template is None)
     for role, tokenizer in tokenizers.items():
         if role == "reward":
-            require_template(tokenizer, None, remedy=SAVE_TEMPLATE)
+            check_template(tokenizer, None, remedy=SAVE_TEMPLATE)
         else:
-            require_template(tokenizer, tokens.chat_template)
+            check_template(tokenizer, tokens.chat_template)
 
 
 def check_same_tokenizer(policy: Any, reference: Any, *, own_templates: bool = True) -> None:
@@ -155,7 +150,7 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
     device = _device(model)
     if device == "cpu":
         torch.set_num_threads(model.num_threads)
-    try:
+    with _load_errors("The model", model):
         loaded, info = auto_class.from_pretrained(
             model.model,
             revision=model.revision,
@@ -165,8 +160,6 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
             output_loading_info=True,
             device_map=None if device == "cpu" else {"": device},
         )
-    except _LOAD_ERRORS as error:
-        raise ModelError(_cannot_load("The model", model, error)) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -184,12 +177,10 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
 def _with_adapter(base: Any, model: TorchModel) -> Any:
     from peft import PeftConfig, PeftModel
 
-    try:
+    with _load_errors(f"Adapter {model.adapter}", model):
         if PeftConfig.from_pretrained(model.adapter, revision=model.adapter_revision).is_prompt_learning:
             raise ModelError(f"Adapter {model.adapter} adds prompt tokens; wanted one that changes weights, as LoRA.")
         return PeftModel.from_pretrained(base, model.adapter, revision=model.adapter_revision, is_trainable=False)
-    except _LOAD_ERRORS as error:
-        raise ModelError(_cannot_load(f"Adapter {model.adapter}", model, error)) from error
 
 
 def _device(model: TorchModel) -> str:
@@ -200,7 +191,18 @@ def _device(model: TorchModel) -> str:
     return "cuda"
 
 
-def _cannot_load(what: str, model: TorchModel, error: Exception) -> str:
+@contextmanager
+def _load_errors(what: str, model: TorchModel) -> Iterator[None]:
+    """Raise whatever a hub client, a parser or a weight loader raises in the block as a ModelError."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        raise ModelError(_cannot_load(what, model, error)) from error
+
+
+def _cannot_load(what: str, model: TorchModel, error: BaseException) -> str:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     if "trust_remote_code" in str(error):
         remedy = "Read the code it brings; if you trust it, set trust_remote_code: true."

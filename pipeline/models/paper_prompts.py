@@ -18,17 +18,9 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import Tokens
-from pipeline.models.prompts import (
-    TEMPLATE_ERROR,
-    TEMPLATE_REFUSALS,
-    Messages,
-    Rendering,
-    Side,
-    TokenizedPair,
-    finished_pair,
-)
-
-BOUNDARY_MISMATCH: Final = "boundary_mismatch"
+from pipeline.models.prompts import Side, TokenizedPair, finished_pair
+from pipeline.models.reasons import BOUNDARY_MISMATCH
+from pipeline.models.templates import ChatTemplate, Messages
 
 _KNOWS_SYSTEM_ROLE: Final = ("system", "<|im_start|>")
 
@@ -37,25 +29,21 @@ _Split = tuple[list[int], list[int]]
 
 
 def tokenize_as_paper(
-    tokenizer: Any, template: str | None, tokens: Tokens, turns: tuple[Messages, Messages, Messages]
+    tokenizer: Any, template: ChatTemplate, tokens: Tokens, turns: tuple[Messages, Messages, Messages]
 ) -> TokenizedPair | str:
     """Token ids of a pair by the authors' rules, or the reason why it cannot be used.
 
     Args:
         tokenizer: a transformers tokenizer.
-        template: template text, or None for the tokenizer's own.
+        template: what it renders with.
         tokens: `max_length` and `max_prompt_length` (the paper: 2048 and 1800).
         turns: prompt, chosen and rejected messages.
     """
     prompt, chosen, rejected = turns
-    how = Rendering(template=template, date=tokens.date, add_generation_prompt=False)
-    try:
-        text = _text(tokenizer, _with_system(tokenizer, template, prompt), how)
-        answers = [_text(tokenizer, messages, how) for messages in (chosen, rejected)]
-    except TEMPLATE_REFUSALS:
-        return TEMPLATE_ERROR
+    text = template.text(_with_system(tokenizer, tokens.chat_template, prompt))
+    answers = [template.text(messages) for messages in (chosen, rejected)]
     bos = tokenizer.bos_token or ""
-    first, second = (_split_at_seam(tokenizer, text, answer.removeprefix(bos)) for answer in answers)
+    first, second = (_split_at_seam(template, text, answer.removeprefix(bos)) for answer in answers)
     if first is None or second is None or _differ_before_seam(first, second):
         return BOUNDARY_MISMATCH
     return finished_pair(*_truncated([_with_ends(tokenizer, split) for split in (first, second)], tokens))
@@ -69,14 +57,9 @@ def _with_system(tokenizer: Any, template: str | None, prompt: Messages) -> Mess
     return [{"role": "system", "content": ""}, *prompt] if knows else prompt
 
 
-def _text(tokenizer: Any, messages: Messages, how: Rendering) -> str:
-    return str(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **how.arguments()))
-
-
-def _split_at_seam(tokenizer: Any, prompt: str, answer: str) -> _Split | None:
+def _split_at_seam(template: ChatTemplate, prompt: str, answer: str) -> _Split | None:
     """Ids of prompt and answer tokenised together, cut where the prompt's own ids end."""
-    whole: list[int] = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
-    alone: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    whole, alone = template.ids_of(prompt + answer), template.ids_of(prompt)
     if len(whole) < len(alone):
         return None
     seam = len(alone) - (alone != whole[: len(alone)])

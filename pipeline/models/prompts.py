@@ -1,39 +1,23 @@
-"""Messages to token ids: the one place of chat templates, response marks and truncation.
+"""Messages to token ids: the one place of response marks and truncation; how dialogues become text is in templates.
 
 `PairTokenizer` serves causal models. Its preset `trl` gives the tokens that TRL 1.16's DPOTrainer trains on:
 prompt rendered with the generation prompt, prompt and response rendered and tokenised together, the response
 starting after the longest token prefix that all three have in common. Preset `paper` is in paper_prompts.
 `DialogueTokenizer` serves reward models: whole dialogues without a generation prompt.
 
-Templates write their own BOS and EOS, so tokenising adds none. A row that cannot be used gives a reason in
-place of tokens: template_error, prompt_too_long, empty_after_truncation, identical_after_truncation.
+A row that cannot be used gives one of the reasons of pipeline.models.reasons in place of tokens.
 """
 
 import datetime
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
 from pipeline.config import DEFAULT_DATE, Tokens
-from pipeline.errors import ModelError
 from pipeline.models.packing import Int32Array, common_prefix
-
-TEMPLATE_ERROR: Final = "template_error"
-PROMPT_TOO_LONG: Final = "prompt_too_long"
-EMPTY: Final = "empty_after_truncation"
-IDENTICAL: Final = "identical_after_truncation"
-
-SAVE_TEMPLATE: Final = "Save one with the reward model's tokenizer."
-_SET_TEMPLATE: Final = "Set tokens.chat_template to a Jinja file."
-
-Messages = Sequence[Mapping[str, str]]
-
-# What a template raises on roles or contents that it was not written for.
-TEMPLATE_REFUSALS: Final = (TemplateError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+from pipeline.models.reasons import EMPTY, IDENTICAL, PROMPT_TOO_LONG
+from pipeline.models.templates import SAVE_TEMPLATE, ChatTemplate, Messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,16 +70,16 @@ class PairTokenizer:
         tokens: preset, lengths, truncation and, if the tokenizer's own is not wanted, the template.
 
     Raises:
-        ModelError: there is no chat template.
+        ModelError: there is no chat template that can be used.
     """
 
     def __init__(self, tokenizer: Any, tokens: Tokens) -> None:
         self._tokenizer = tokenizer
         self._tokens = tokens
-        self._template = require_template(tokenizer, tokens.chat_template)
+        self._template = ChatTemplate(tokenizer, tokens.chat_template, tokens.date)
 
     def tokenize(
-        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None
+        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
     ) -> TokenizedPair | str:
         """Token ids of a pair, or the reason why it cannot be used.
 
@@ -104,26 +88,27 @@ class PairTokenizer:
             chosen: turns of the chosen response.
             rejected: turns of the rejected response.
             tools: JSON text of the tool schemas that the template is given; the paper preset takes none.
+            row: id of the row, for the log and for messages.
+
+        Raises:
+            ModelError: the template takes too long, whatever the row.
         """
+        return self._template.outcome(lambda: self._tokenize(prompt, chosen, rejected, tools), row)
+
+    def _tokenize(
+        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
+    ) -> TokenizedPair | str:
         if self._tokens.preset == "paper":
             from pipeline.models.paper_prompts import tokenize_as_paper
 
             return tokenize_as_paper(self._tokenizer, self._template, self._tokens, (prompt, chosen, rejected))
-        try:
-            schemas = None if tools is None else json.loads(tools)
-            prompt_ids = self._render(prompt, schemas, is_prompt=True)
-            chosen_ids = self._render([*prompt, *chosen], schemas)
-            rejected_ids = self._render([*prompt, *rejected], schemas)
-        except TEMPLATE_REFUSALS:
-            return TEMPLATE_ERROR
+        prompt_ids = self._template.ids(prompt, tools, add_generation_prompt=True)
+        chosen_ids = self._template.ids([*prompt, *chosen], tools)
+        rejected_ids = self._template.ids([*prompt, *rejected], tools)
         start = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
         if self._tokens.truncation == "keep_start" and start >= self._tokens.max_length:
             return PROMPT_TOO_LONG
         return finished_pair(*(self._truncate(ids, start) for ids in (chosen_ids, rejected_ids)))
-
-    def _render(self, messages: Messages, tools: Any, *, is_prompt: bool = False) -> Int32Array:
-        how = Rendering(template=self._template, date=self._tokens.date, add_generation_prompt=is_prompt)
-        return render(self._tokenizer, messages, how, tools=tools)
 
     def _truncate(self, ids: Int32Array, start: int) -> "Side":
         excess = max(0, len(ids) - self._tokens.max_length)
@@ -141,36 +126,40 @@ class DialogueTokenizer:
         date: the day that a template which prints today's date is told.
 
     Raises:
-        ModelError: the tokenizer has no chat template.
+        ModelError: the tokenizer has no chat template that can be used.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, date: datetime.date = DEFAULT_DATE) -> None:
-        self._tokenizer = tokenizer
         self._max_length = max_length
         self._keep_end = tokenizer.truncation_side == "left"
-        template = require_template(tokenizer, None, remedy=SAVE_TEMPLATE)
-        self._how = Rendering(template=template, date=date, add_generation_prompt=False)
+        self._template = ChatTemplate(tokenizer, None, date, remedy=SAVE_TEMPLATE)
 
     def tokenize(
-        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None
+        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
     ) -> TokenizedDialogues | str:
-        """Token ids of both dialogues, or the reason why they cannot be used. Arguments as in PairTokenizer."""
-        first, second = (self.tokenize_one(prompt, answer, tools) for answer in (chosen, rejected))
+        """Token ids of both dialogues, or the reason why they cannot be used. As in PairTokenizer."""
+        return self._template.outcome(lambda: self._both(prompt, chosen, rejected, tools), row)
+
+    def tokenize_one(
+        self, prompt: Messages, answer: Messages, tools: str | None = None, *, row: str = ""
+    ) -> TokenizedDialogue | str:
+        """Token ids of one dialogue, or the reason why it cannot be used. As in PairTokenizer."""
+        return self._template.outcome(lambda: self._one([*prompt, *answer], tools), row)
+
+    def _both(
+        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
+    ) -> TokenizedDialogues | str:
+        first, second = (self._one([*prompt, *answer], tools) for answer in (chosen, rejected))
         if isinstance(first, str) or isinstance(second, str):
-            return TEMPLATE_ERROR if TEMPLATE_ERROR in (first, second) else EMPTY
+            return EMPTY
         if np.array_equal(first.ids, second.ids):
             return IDENTICAL
         return TokenizedDialogues(
             chosen_ids=first.ids, rejected_ids=second.ids, truncated=first.truncated or second.truncated
         )
 
-    def tokenize_one(self, prompt: Messages, answer: Messages, tools: str | None = None) -> TokenizedDialogue | str:
-        """Token ids of one dialogue, or the reason why it cannot be used: template_error or empty_after_truncation."""
-        try:
-            schemas = None if tools is None else json.loads(tools)
-            ids = render(self._tokenizer, [*prompt, *answer], self._how, tools=schemas)
-        except TEMPLATE_REFUSALS:
-            return TEMPLATE_ERROR
+    def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | str:
+        ids = self._template.ids(dialogue, tools)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
         if not len(cut):
             return EMPTY
@@ -205,39 +194,3 @@ def finished_pair(chosen: Side, rejected: Side) -> TokenizedPair | str:
         num_tokens_rejected=num_rejected,
         truncated=chosen.truncated or rejected.truncated,
     )
-
-
-def require_template(tokenizer: Any, template: str | None, *, remedy: str = _SET_TEMPLATE) -> str | None:
-    """The template text of the config, or None where the tokenizer brings one of its own.
-
-    Raises:
-        ModelError: there is neither.
-    """
-    if template is None and not tokenizer.chat_template:
-        raise ModelError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. {remedy}")
-    return template
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendering:
-    """How messages become text: template (None: the tokenizer's own), the date it is told, and where it ends."""
-
-    template: str | None
-    date: datetime.date
-    add_generation_prompt: bool
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `apply_chat_template`; the date takes the place of the clock that templates read."""
-        return {
-            "chat_template": self.template,
-            "add_generation_prompt": self.add_generation_prompt,
-            "strftime_now": self.date.strftime,
-        }
-
-
-def render(tokenizer: Any, messages: Messages, how: Rendering, *, tools: Any) -> Int32Array:
-    """Token ids of messages under a chat template, int32, with no special tokens but the template's own."""
-    encoded = tokenizer.apply_chat_template(
-        [dict(m) for m in messages], tools=tools, tokenize=True, return_dict=True, **how.arguments()
-    )
-    return np.asarray(encoded["input_ids"], dtype=np.int32)

@@ -12,6 +12,7 @@ from pipeline.metrics.terms import TermCache
 from pipeline.selection.passes import Passes
 from pipeline.selection.source import Part
 from pipeline.selection.streams import Candidates, group_names
+from pipeline.shown import shown
 
 MOST_GROUPS = 1000
 
@@ -65,6 +66,6 @@ def count_candidates(
 def _check_few(counts: GroupCounts, column: str) -> None:
     if len(counts) > MOST_GROUPS:
         raise DataError(
-            f"select.group_by {column} has more than {MOST_GROUPS} values; wanted a column that names a few groups, "
-            "such as a domain or a source."
+            f"select.group_by {shown(column)} has more than {MOST_GROUPS} values; wanted a column that names a few "
+            "groups, such as a domain or a source."
         )

@@ -24,6 +24,7 @@ from pipeline.selection.per_prompt import PromptRows, beyond_cap, prompt_keys
 from pipeline.selection.selection import Selection
 from pipeline.selection.source import Part, Positions
 from pipeline.selection.streams import Candidates
+from pipeline.shown import shown
 
 BEYOND_PROMPT_CAP: Final = "beyond_per_prompt"
 SIMILAR: Final = "text_of_a_better_row"
@@ -172,7 +173,7 @@ def _fewer(quotas: Quotas, num_refused: Sequence[int], k: int | None) -> Quotas:
         available[name] -= refused
         kept[name] = available[name] if quotas.whole else min(wanted, available[name])
         if k is not None and kept[name] < wanted:
-            group = "" if name is None else f" of group {name}"
+            group = "" if name is None else f" of group {shown(name)}"
             raise DataError(
                 f"{wanted} rows{group} are wanted, but without repeated texts only {available[name]} are left. Lower "
                 "select.k, raise select.similarity, or give a fraction, which keeps what there is."

@@ -7,7 +7,6 @@ depends on the set of rows alone, on neither their order nor the arrays they com
 
 import hashlib
 import itertools
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ import pyarrow.compute as pc
 
 from pipeline.errors import DataError, IntegrityError
 from pipeline.metrics.columns import FloatArray
+from pipeline.scratch import scratch_folder
+from pipeline.shown import quoted
 
 KeyArray = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
@@ -82,8 +83,8 @@ def beyond_cap(
     """
     num_buckets = min(_MOST_BUCKETS, max(1, -(-num_rows // bucket_rows)))
     left_out = [np.empty(0, dtype=np.int64)]
-    with tempfile.TemporaryDirectory(prefix="alignpot-prompts-", dir=folder) as temporary:
-        left_out += [_beyond(each, n) for each in _buckets(rows, num_buckets, bucket_rows, Path(temporary))]
+    with scratch_folder("prompts", folder) as temporary:
+        left_out += [_beyond(each, n) for each in _buckets(rows, num_buckets, bucket_rows, temporary)]
     return np.sort(np.concatenate(left_out))
 
 
@@ -201,9 +202,10 @@ def _by_id(tie: npt.NDArray[np.int64], ids: pa.Array) -> npt.NDArray[np.int64]:
     same = pc.equal(ordered.slice(1), ordered.slice(0, len(ordered) - 1)).to_numpy(zero_copy_only=False)
     repeats = np.flatnonzero(same & (np.diff(tie[order]) == 0))
     if repeats.size:
+        repeated = quoted(ordered[int(repeats[0])].as_py().decode())
         raise IntegrityError(
-            f"id {ordered[int(repeats[0])].as_py().decode()!r} stands in two rows of one prompt and one score; name "
-            "the duplicates of the scored dataset, or remove them."
+            f"id {repeated} stands in two rows of one prompt and one score; name the duplicates of the scored "
+            "dataset, or remove them."
         )
     return order
 

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Final, Literal, TypeAlias
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.shown import listed, quoted
 
 QuotaRule: TypeAlias = Literal["proportional", "equal"] | Mapping[str, float]
 """proportional: by size; equal: the same for each; a mapping: by these weights, groups not named give no row."""
@@ -73,13 +74,14 @@ def _by_given_weights(weights: Mapping[str, float], sizes: Mapping[str, int], k:
     absent = sorted(set(weights) - set(sizes))
     if absent:
         raise DataError(
-            f"the quota names {_named(absent)}, which no ranked row belongs to; groups there are: "
-            f"{_named(sizes)}. Correct the names, or leave them out."
+            f"the quota names {listed(absent, show=quoted)}, which no ranked row belongs to; groups there are: "
+            f"{listed([*sizes], show=quoted)}. Correct the names, or leave them out."
         )
     given = _by_largest_remainder(_whole(weights), k)
     short = {name: quota for name, quota in given.items() if quota > sizes[name]}
     if short:
-        counts = ", ".join(f"{name!r}: {quota} of {sizes[name]}" for name, quota in [*short.items()][:_MOST_NAMED])
+        first = [*short.items()][:_MOST_NAMED]
+        counts = ", ".join(f"{quoted(name)}: {quota} of {sizes[name]}" for name, quota in first)
         raise DataError(
             f"{len(short)} groups have fewer ranked rows than the quota wants of them: {counts}. "
             "Lower their weights, keep fewer rows, or take quota equal, which fills up from the other groups."
@@ -92,14 +94,9 @@ def _whole(weights: Mapping[str, float]) -> dict[str, int]:
     exact: dict[str, Fraction] = {}
     for name, weight in weights.items():
         if isinstance(weight, bool) or not (math.isfinite(weight) and weight > 0):
-            raise ConfigError(f"the quota of group {name!r} is {weight}; wanted a positive number.")
+            raise ConfigError(f"the quota of group {quoted(name)} is {weight}; wanted a positive number.")
         exact[name] = Fraction(str(weight))
     if not exact:
         raise ConfigError("the quota names no group. Give a weight for each group, or take proportional or equal.")
     scale = math.lcm(*(weight.denominator for weight in exact.values()))
     return {name: int(weight * scale) for name, weight in exact.items()}
-
-
-def _named(groups: Mapping[str, int] | list[str]) -> str:
-    shown = ", ".join(repr(name) for name in [*groups][:_MOST_NAMED])
-    return shown + (f" and {len(groups) - _MOST_NAMED} more" if len(groups) > _MOST_NAMED else "")

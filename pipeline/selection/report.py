@@ -22,6 +22,7 @@ from pipeline.selection.selection import Selection, subset_margins
 from pipeline.selection.source import Block, Part, ScoreSource, parts_of
 from pipeline.selection.tally import empty_tally, tally_block, with_tally
 from pipeline.selection.text import aligned
+from pipeline.shown import shown
 
 GROUPS: Final = ("all", "selected")
 NOTHING: Final = "-"
@@ -211,7 +212,7 @@ def _rule(chosen: Mapping[str, Any]) -> str:
         f"normalise {metric['normalise']}",
     }
     kept = [
-        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
+        f"{key} {value:,}" if isinstance(value, int) else f"{key} {shown(value)}"
         for key in ("fraction", "k", "min_score", "max_score", "per_prompt", "group_by")
         if (value := select[key]) is not None
     ]

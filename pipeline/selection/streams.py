@@ -14,6 +14,7 @@ from pipeline.metrics.fitted import Fitted
 from pipeline.metrics.ranker import Ranker
 from pipeline.metrics.terms import Term, TermCache, finite_rows
 from pipeline.selection.source import Block, Positions, no_positions
+from pipeline.shown import shown
 
 
 class Stream(Protocol):
@@ -161,7 +162,9 @@ def check_group_type(column: str, kind: pa.DataType) -> None:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     named = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
     if not any(test(kind) for test in named):
-        raise DataError(f"select.group_by {column} has type {kind}; wanted text, whole numbers or true and false.")
+        raise DataError(
+            f"select.group_by {shown(column)} has type {kind}; wanted text, whole numbers or true and false."
+        )
 
 
 def group_codes(rows: pa.RecordBatch, column: str, groups: tuple[str, ...]) -> Positions:

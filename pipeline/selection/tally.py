@@ -15,6 +15,7 @@ from pipeline.metrics.terms import TermCache
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.selection import Selection
 from pipeline.selection.source import Block, Part, ScoreSource, parts_of
+from pipeline.shown import quoted
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,8 +90,9 @@ def with_tally(selection: Selection, tally: Tally) -> Selection:
     for cut, num_kept in zip(selection.cuts, tally.num_kept.tolist(), strict=True):
         if num_kept != cut.k:
             raise IntegrityError(
-                f"the rule keeps {num_kept} rows instead of {cut.k}: the id at the threshold ({cut.boundary_id!r}) "
-                "repeats, or the source changed meanwhile. Remove duplicates and try again."
+                f"the rule keeps {num_kept} rows instead of {cut.k}: the id at the threshold "
+                f"({quoted(cut.boundary_id)}) repeats, or the source changed meanwhile. Remove duplicates and try "
+                "again."
             )
     return replace(selection, id_digest=f"{tally.digest % 2**64:016x}")
 

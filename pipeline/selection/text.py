@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+from pipeline.shown import shown
+
 
 def aligned(lines: Sequence[tuple[str, ...]]) -> str:
-    """Lines of cells under each other: the first cell to the left, the others to the right."""
+    """Lines of cells, as `shown`, under each other: the first cell to the left, the others to the right."""
+    lines = [tuple(map(shown, line)) for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import IntegrityError
+from pipeline.shown import quoted
 
 
 class IdQuestion(Protocol):
@@ -128,7 +129,7 @@ def _check_count(num_found: int, num_ids: int) -> None:
 def _whole_range(bounds: list[tuple[str, str]], num_ids: int) -> tuple[str, str]:
     low, high = min((b[0] for b in bounds), default=""), max((b[1] for b in bounds), default="")
     if low == high:
-        raise IntegrityError(f"id {low!r} stands in {num_ids} scored rows. {_DUPLICATE}")
+        raise IntegrityError(f"id {quoted(low)} stands in {num_ids} scored rows. {_DUPLICATE}")
     return low, high
 
 

@@ -33,6 +33,7 @@ from pipeline.selection.source import Part, Positions, ScoreSource, no_positions
 from pipeline.selection.streams import Candidates
 from pipeline.selection.survey import Survey, SurveyKey, excluded_reason, survey_key
 from pipeline.selection.tally import verified
+from pipeline.shown import shown
 
 DUPLICATE: Final = "duplicate"
 CONTRADICTED: Final = "contradicted_by_reward"
@@ -234,7 +235,7 @@ def _quotas(query: Query, counts: GroupCounts, found: Fit) -> Quotas:
     sizes = {name: count for name, count in counts.items() if name is not None}
     if not sizes:
         raise DataError(
-            f"select.group_by {rule.group_by} is null in every row that could be kept. Name another column."
+            f"select.group_by {shown(rule.group_by)} is null in every row that could be kept. Name another column."
         )
     k = num_selected(rule, sum(sizes.values()))
     return Quotas(kept={name: k for name, k in allocate(rule.quotas, sizes, k).items() if k}, available=counts)

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import is_missing
-from pipeline.sources.probe import FileKind, lines, raise_if_storage
+from pipeline.sources.arrow_checks import sound, within_bounds
+from pipeline.sources.lines import lines, unpacked
+from pipeline.sources.probe import FileKind, raise_if_storage
 from pipeline.sources.unchanged import Moved, check_planned, is_pinned, state_of
 
 LINE: Final = "line"
@@ -172,14 +174,15 @@ def _batches(file: Any, span: Span) -> Iterator[pa.RecordBatch]:
         return _arrow_file_batches(file, span.columns, span.mark[1])
     if span.kind is FileKind.ARROW_STREAM:
         return _arrow_stream_batches(file, span.columns, span.mark[1])
-    return _line_batches(file, span.kind.codec, span.mark[1])
+    return _line_batches(file, span.kind.codec, span.mark)
 
 
 def _parquet_batches(file: Any, columns: Sequence[str], first_group: int) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
         # Arrow fetches the column chunks of all the row groups it is given before the first batch: give it one.
         for group in range(first_group, parquet.metadata.num_row_groups):
-            yield from parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=list(columns))
+            batches = parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=list(columns))
+            yield from map(within_bounds, batches)
 
 
 def _arrow_file_batches(file: Any, columns: Sequence[str], first_batch: int) -> Iterator[pa.RecordBatch]:
@@ -187,7 +190,7 @@ def _arrow_file_batches(file: Any, columns: Sequence[str], first_batch: int) -> 
         fields = [index for index, name in enumerate(whole.schema.names) if name in columns]
     with pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields)) as reader:
         for index in range(first_batch, reader.num_record_batches):
-            yield reader.get_batch(index)
+            yield sound(reader.get_batch(index))
 
 
 def _arrow_stream_batches(file: Any, columns: Sequence[str], position: int) -> Iterator[pa.RecordBatch]:
@@ -207,15 +210,15 @@ def _arrow_stream_batches(file: Any, columns: Sequence[str], position: int) -> I
 
 
 def _selected(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-    return batch.select([name for name in batch.schema.names if name in columns])
+    return sound(batch.select([name for name in batch.schema.names if name in columns]))
 
 
-def _line_batches(file: Any, codec: str | None, position: int) -> Iterator[pa.RecordBatch]:
+def _line_batches(file: Any, codec: str | None, mark: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+    row, position = mark
     if position:
         file.seek(position)
-    stream = pa.CompressedInputStream(file, codec) if codec else file
     held: list[bytes] = []
-    for _, line in lines(stream.read, position):
+    for _, line in lines(unpacked(file, codec), position, row):
         held.append(line)
         if len(held) == _BATCH_ROWS:
             yield _line_batch(held)

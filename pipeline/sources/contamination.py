@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pipeline.config_self_play import Prompts
 from pipeline.errors import SourceError
 from pipeline.faults import is_missing
+from pipeline.shown import shown, shown_path
 from pipeline.sources.prompt_rows import PROMPTS_FORMAT, open_prompts
 from pipeline.sources.rows import Drop, Turn
 from pipeline.sources.words import normalised, words_of
@@ -66,7 +67,9 @@ def read_benchmark(fs: Any, path: str) -> list[str]:
     """
     texts = _lines(fs, path) if path.lower().endswith(".txt") else _user_turns(fs, path)
     if not texts:
-        raise SourceError(f"benchmark {path} holds no prompt. Give prompts.decontaminate a file of prompts.")
+        raise SourceError(
+            f"benchmark {shown_path(path)} holds no prompt. Give prompts.decontaminate a file of prompts."
+        )
     return texts
 
 
@@ -77,9 +80,9 @@ def _lines(fs: Any, path: str) -> list[str]:
     except FileNotFoundError as error:
         if not is_missing(error):
             raise
-        raise SourceError(f"benchmark {path} does not exist. Correct prompts.decontaminate.") from None
+        raise SourceError(f"benchmark {shown_path(path)} does not exist. Correct prompts.decontaminate.") from None
     except UnicodeDecodeError:
-        raise SourceError(f"benchmark {path} is no UTF-8 text. Convert it.") from None
+        raise SourceError(f"benchmark {shown_path(path)} is no UTF-8 text. Convert it.") from None
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -92,7 +95,7 @@ def _user_turns(fs: Any, path: str) -> list[str]:
         else:
             texts += [turn["content"] for turn in row.prompt if turn["role"] == "user"]
     if num_unusable:
-        _log.warning("benchmark %s: %d rows hold no prompt", posixpath.basename(path), num_unusable)
+        _log.warning("benchmark %s: %d rows hold no prompt", shown(posixpath.basename(path)), num_unusable)
     return texts
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.shown import shown_path
 from pipeline.sources.blocks import LINE, Span, read_span
 from pipeline.sources.columns import Columns, Kind, is_json_type, kinds_of_rows, kinds_of_schema
 from pipeline.sources.files import SourceScan
@@ -43,7 +44,7 @@ def rows_of_columns(table: pa.Table, names: Sequence[str]) -> list[Row | Drop]:
     json_columns = [field.name for field in table.schema if is_json_type(field.type)]
     try:
         rows: list[Any] = table.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         rows = [_row_or_drop(table, index) for index in range(table.num_rows)]
     return [_with_json(row, json_columns) for row in rows] if json_columns else rows
 
@@ -65,7 +66,7 @@ def sample_rows(fs: Any, scan: SourceScan, num_rows: int, *, first_file_only: bo
             state=file.state,
         )
         if columns or file.kind.is_json:
-            table = read_span(fs, span, shown=file.path)
+            table = read_span(fs, span, shown=shown_path(file.path))
             rows += rows_of_lines(table) if file.kind.is_json else rows_of_columns(table, columns)
         if first_file_only or len(rows) >= num_rows:
             break
@@ -99,6 +100,8 @@ def _row_or_drop(table: pa.Table, index: int) -> Row | Drop:
         row: Row = table.slice(index, 1).to_pylist()[0]
     except UnicodeDecodeError:
         return Drop(Reason.UNDECODABLE_TEXT)
+    except (ValueError, OverflowError):  # a time, where text is wanted, that Python cannot hold
+        return Drop(Reason.WRONG_TYPE)
     return row
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pipeline.errors import SchemaError, SourceError
+from pipeline.shown import shown
 from pipeline.sources.columns import Columns
 from pipeline.sources.formats import AUTO, FORMATS, check_format_name
 from pipeline.sources.rows import Row
@@ -62,9 +63,9 @@ def _near_misses(columns: Columns) -> str:
     read = {name for known in FORMATS.values() for name in known.reads}
     wanted = sorted(read - {*columns})
     near = {name: difflib.get_close_matches(name, wanted, n=1, cutoff=0.75) for name in columns if name not in read}
-    return "".join(f" {name}: did you mean {found[0]}?" for name, found in near.items() if found)
+    return "".join(f" {shown(name)}: did you mean {found[0]}?" for name, found in near.items() if found)
 
 
 def described(columns: Columns) -> str:
     """The columns with their kinds, for a message."""
-    return ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no columns"
+    return ", ".join(f"{shown(name)} ({kind})" for name, kind in columns.items()) or "no columns"

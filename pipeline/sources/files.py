@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.faults import is_missing
+from pipeline.shown import listed, shown, shown_path
+from pipeline.sources.bounds import BadFile
 from pipeline.sources.columns import plain_type
 from pipeline.sources.hf_folder import dataset_files
-from pipeline.sources.probe import BadFile, FileKind, Probe, probe_file
+from pipeline.sources.probe import FileKind, Probe, probe_file
 from pipeline.sources.unchanged import digest_of, state_of
 
 _EXTENSIONS: Final = {
@@ -100,7 +102,7 @@ def scan_files(fs: Any, root: str) -> SourceScan:
         SourceError: no such path, no rows, or bad files; all of them are listed, each with its reason.
         OSError: the storage failed.
     """
-    base, sizes, ignored = _data_files(fs, fs._strip_protocol(root).rstrip("/"), root)  # noqa: SLF001 - fsspec's own idiom
+    base, sizes, ignored = _data_files(fs, fs._strip_protocol(root).rstrip("/"), shown_path(root))  # noqa: SLF001 - fsspec's own idiom
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
         states = dict(zip(sizes, pool.map(lambda path: _state(fs, base, path, sizes[path]), sizes), strict=True))
         looks = list(pool.map(lambda path: _look(fs, base, path, sizes[path]), sorted(sizes)))
@@ -111,7 +113,8 @@ def scan_files(fs: Any, root: str) -> SourceScan:
     if problems:
         raise SourceError(_problem_text(root, problems, len(sizes)))
     if not any(probe.num_rows for probe in good.values()):
-        raise SourceError(f"source {root} has 0 rows in {len(good)} file(s). Give a path that holds preference data.")
+        where = shown_path(root)
+        raise SourceError(f"source {where} has 0 rows in {len(good)} file(s). Give a path that holds preference data.")
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
         digests = list(pool.map(lambda path: digest_of(fs, posixpath.join(base, path)), good))
         moved = [path for path in good if _state(fs, base, path, sizes[path]) != states[path]]
@@ -136,7 +139,7 @@ def ignored_text(names: Sequence[str]) -> str:
     """How many files were ignored, and the first of them."""
     more = ", ..." if len(names) > _IGNORED_SHOWN else ""
     files = "1 file" if len(names) == 1 else f"{len(names):,} files"
-    return f"{files} of no known extension: {', '.join(names[:_IGNORED_SHOWN])}{more}"
+    return f"{files} of no known extension: {listed(names[:_IGNORED_SHOWN])}{more}"
 
 
 def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tuple[str, ...]]:
@@ -160,7 +163,7 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
     saved = dataset_files(fs, base, found, shown)
     wanted = saved if saved is not None else [p for p in found if _kind_of_name(posixpath.basename(p)) is not None]
     if not wanted:
-        others = f" It has {', '.join(sorted(found)[:5])}." if found else ""
+        others = f" It has {listed(sorted(found)[:5])}." if found else ""
         raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
     ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(posixpath.basename(path))))
     return base, {path: found.get(path, -1) for path in wanted}, ignored
@@ -177,6 +180,8 @@ def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:
         return "is missing, though the dataset folder lists it"
     if size == 0:
         return "is empty (0 bytes)"
+    if any("\ud800" <= letter <= "\udfff" for letter in path):
+        return "has a name that is not UTF-8"
     if kind is None:
         return f"is of no known extension ({', '.join(_EXTENSIONS)})"
     try:
@@ -196,35 +201,36 @@ def _common_schema(probes: dict[str, Probe]) -> tuple[pa.Schema | None, dict[str
     for path, probe in probes.items():
         if probe.kind.is_json != probes[first].kind.is_json:
             drifted[path] = (
-                f"is {probe.kind}, while {first} is {probes[first].kind}; keep kinds in folders of their own"
+                f"is {probe.kind}, while {shown_path(first)} is {probes[first].kind}; "
+                "keep kinds in folders of their own"
             )
         elif probe.schema is not None:
             differences = _differences(types, probe.schema)
             if differences:
-                drifted[path] = f"has another schema than {first}: {'; '.join(differences)}"
+                drifted[path] = f"has another schema than {shown_path(first)}: {'; '.join(differences)}"
     return (None if first_schema is None else pa.schema(list(types.items()))), drifted
 
 
 def _differences(types: dict[str, pa.DataType], schema: pa.Schema) -> list[str]:
     missing = [name for name in types if name not in schema.names]
     extra = [name for name in schema.names if name not in types]
-    differences = [f"lacks {', '.join(missing)}"] if missing else []
-    differences += [f"adds {', '.join(extra)}"] if extra else []
+    differences = [f"lacks {listed(missing)}"] if missing else []
+    differences += [f"adds {listed(extra)}"] if extra else []
     for column in schema:
         if column.name in extra or pa.types.is_null(column.type):
             continue
         if pa.types.is_null(types[column.name]):
             types[column.name] = column.type
         elif plain_type(types[column.name]) != plain_type(column.type):
-            differences.append(f"{column.name} is {column.type}, not {types[column.name]}")
+            differences.append(f"{shown(column.name)} is {shown(column.type)}, not {shown(types[column.name])}")
     return differences
 
 
 def _problem_text(root: str, problems: dict[str, str], num_files: int) -> str:
-    shown = [f"  {path} {problem}" for path, problem in sorted(problems.items())[:_PROBLEMS_SHOWN]]
+    first = [f"  {shown_path(path)} {problem}" for path, problem in sorted(problems.items())[:_PROBLEMS_SHOWN]]
     more = [f"  and {len(problems) - _PROBLEMS_SHOWN} more"] if len(problems) > _PROBLEMS_SHOWN else []
-    head = f"source {root}: {len(problems)} of {num_files} data file(s) cannot be used:"
-    return "\n".join([head, *shown, *more, "Repair these files or move them away."])
+    head = f"source {shown_path(root)}: {len(problems)} of {num_files} data file(s) cannot be used:"
+    return "\n".join([head, *first, *more, "Repair these files or move them away."])
 
 
 def _kind_of_name(name: str) -> FileKind | None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pipeline.errors import SourceError
 from pipeline.faults import is_missing
+from pipeline.shown import listed, shown_path
 
 _DICT_FILE: Final = "dataset_dict.json"
 _STATE_FILE: Final = "state.json"
@@ -47,7 +48,7 @@ def _refuse_nested(names: set[str], shown: str) -> None:
     }
     if saved:
         raise SourceError(
-            f"source {shown} is no saved dataset itself, but holds some: {', '.join(sorted(saved)[:5])}. "
+            f"source {shown} is no saved dataset itself, but holds some: {listed(sorted(saved)[:5])}. "
             "Give source.path one of these folders, or the folder of other files beside them."
         )
 
@@ -60,7 +61,7 @@ def _split(splits: Any, shown: str) -> str:
         return names[0]
     raise SourceError(
         f"source {shown} is a saved DatasetDict with the splits {names}, none of them {_TRAIN!r}. "
-        f"Give source.path the folder of one split, such as {posixpath.join(shown, names[0] if names else 'train')}."
+        f"Give source.path the folder of one split, such as {shown}/{shown_path(names[0] if names else 'train')}."
     )
 
 
@@ -70,19 +71,20 @@ def _listed(fs: Any, base: str, folder: str) -> list[str]:
         return [f"{folder}{entry['filename']}" for entry in state["_data_files"]]
     except (KeyError, TypeError):
         raise SourceError(
-            f"source {base}: {folder}{_STATE_FILE} lists no data files. Save the dataset again."
+            f"source {shown_path(base)}: {shown_path(folder)}{_STATE_FILE} lists no data files. Save the dataset again."
         ) from None
 
 
 def _load(fs: Any, base: str, name: str) -> dict[str, Any]:
+    where = f"{shown_path(base)}: {shown_path(name)}"
     try:
         loaded = json.loads(fs.cat_file(posixpath.join(base, name)))
     except FileNotFoundError as error:
         if not is_missing(error):
             raise
-        raise SourceError(f"source {base}: {name} is missing. Save the dataset again.") from None
-    except ValueError:
-        raise SourceError(f"source {base}: {name} is no JSON. Save the dataset again.") from None
+        raise SourceError(f"source {where} is missing. Save the dataset again.") from None
+    except (ValueError, RecursionError):
+        raise SourceError(f"source {where} is no JSON. Save the dataset again.") from None
     if not isinstance(loaded, dict):
-        raise SourceError(f"source {base}: {name} holds no JSON object. Save the dataset again.")
+        raise SourceError(f"source {where} holds no JSON object. Save the dataset again.")
     return loaded

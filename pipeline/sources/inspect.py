@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pipeline.errors import SchemaError, SourceError
 from pipeline.schema import NUM_TOKENS_PROMPT, TRUNCATED
+from pipeline.shown import shown, shown_path
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.decode import Sample
 from pipeline.sources.decode import sample_rows as rows_sampled
@@ -17,7 +18,7 @@ from pipeline.sources.detect import SAMPLE_ROWS, resolve_format
 from pipeline.sources.files import SourceScan, ignored_text, scan_files
 from pipeline.sources.formats import AUTO, FORMATS, check_format_name
 from pipeline.sources.ids import content_digest
-from pipeline.sources.rows import Drop, PairRow, Row, Turn
+from pipeline.sources.rows import Drop, PairRow, Row, Turn, reason_of
 from pipeline.sources.scores import (
     ALL_SCORE_COLUMNS,
     NO_SCORES,
@@ -30,6 +31,7 @@ from pipeline.sources.scores import (
 )
 from pipeline.sources.turns import SYSTEM_ROLES
 
+_LONGEST_TYPE: Final = 400
 _DIALOGUES_BESIDE_TEXT: Final = frozenset({"binarized", "candidates", "responses", "judged"})
 _NO_REWARDS: Final = frozenset({*POLICY_LOGPS, *REFERENCE_LOGPS, *RESPONSE_COUNTS, NUM_TOKENS_PROMPT, TRUNCATED})
 
@@ -134,13 +136,13 @@ def render(inspection: Inspection) -> str:
     found, pairs = inspection, inspection.pairs
     kinds = ", ".join(found.file_kinds)
     out = [
-        f"source    {found.root}",
+        f"source    {shown_path(found.root)}",
         f"files     {found.num_files:,} ({kinds}), {found.num_bytes:,} bytes",
         *([f"ignored   {ignored_text(found.ignored)}"] if found.ignored else []),
         f"rows      {found.num_rows:,}",
         f"format    {found.format or 'unknown'} ({found.decided})",
         "columns",
-        *(f"  {name}: {kind}" for name, kind in found.columns),
+        *(f"  {shown(name)}: {shown(kind, _LONGEST_TYPE)}" for name, kind in found.columns),
         f"scores    {', '.join(found.score_columns) or 'none'}",
         f"sample    {found.num_sampled:,} rows, {_pair_counts(found)}",
     ]
@@ -203,10 +205,11 @@ def _pair_figures(pairs: Sequence[PairRow]) -> PairFigures:
 def _converted(name: str | None, row: Row | Drop, plan: ScorePlan) -> PairRow | Drop | None:
     if isinstance(row, Drop):
         return row
-    pair = None if name is None else FORMATS[name].convert(row)
-    if not isinstance(pair, PairRow):
-        return pair
-    scores = read_scores(row, pair, plan)
+    try:
+        pair = None if name is None else FORMATS[name].convert(row)
+        scores = read_scores(row, pair, plan) if isinstance(pair, PairRow) else None
+    except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
+        return Drop(reason_of(error, "of the sample"))
     return scores if isinstance(scores, Drop) else pair
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from pipeline import schema as s
 from pipeline.config_self_play import Prompts
 from pipeline.errors import ConfigError, SchemaError, SourceError
+from pipeline.shown import shown_path
 from pipeline.sources.blocks import Span, read_span
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.decode import rows_of_columns, rows_of_lines, sample_rows
@@ -24,7 +25,7 @@ from pipeline.sources.detect import SAMPLE_ROWS, described, detect, resolve_form
 from pipeline.sources.files import SourceFile, scan_files
 from pipeline.sources.formats import AUTO, FORMATS
 from pipeline.sources.reader import check_id_column, id_of
-from pipeline.sources.rows import Drop, DropRow, Reason, Row, Turn
+from pipeline.sources.rows import Drop, DropRow, Reason, Row, Turn, reason_of
 from pipeline.sources.shards import plan_shards
 from pipeline.sources.turns import (
     PROMPT_TEXT_COLUMNS,
@@ -98,7 +99,7 @@ class PromptSource:
                 digest=shard.digest,
                 state=shard.state,
             )
-            table = read_span(self.fs, span, shown=shard.file)
+            table = read_span(self.fs, span, shown=shown_path(shard.file))
             rows = rows_of_lines(table) if shard.kind.is_json else rows_of_columns(table, self.columns)
             for offset, row in enumerate(rows):
                 yield self._read(row, f"{shard.file}:{shard.first_row + offset}")
@@ -109,8 +110,8 @@ class PromptSource:
         try:
             prompt = prompt_alone(row) if self.format == PROMPTS_FORMAT else _prompt_of_pair(row, self.format)
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
-        except DropRow as drop:
-            return PromptRow(place=place, id=None, prompt=Drop(drop.reason))
+        except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
+            return PromptRow(place=place, id=None, prompt=Drop(reason_of(error, place)))
         return PromptRow(place=place, id=row_id, prompt=prompt)
 
 

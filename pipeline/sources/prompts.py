@@ -20,6 +20,7 @@ from pipeline import schema as s
 from pipeline.config_self_play import SEED_STRATEGY, Prompts
 from pipeline.errors import DataError
 from pipeline.metrics.ids import hash_ids
+from pipeline.shown import quoted, shown_path
 from pipeline.sources.contamination import CONTAMINATED, Contamination
 from pipeline.sources.files import SourceFile
 from pipeline.sources.ids import prompt_digest
@@ -81,7 +82,7 @@ def read_prompts(fs: Any, root: str, prompts: Prompts, benchmarks: Contamination
         table=pa.Table.from_pylist([*rows, *dropped], schema=s.PROMPT_SCHEMA), files=source.files, format=source.format
     )
     if not rows:
-        raise DataError(f"prompts.path {root}: no row has a prompt to use; reasons: {seeds.dropped}.")
+        raise DataError(f"prompts.path {shown_path(root)}: no row has a prompt to use; reasons: {seeds.dropped}.")
     return seeds
 
 
@@ -106,7 +107,7 @@ def _each_once(rows: Iterable[PromptRow]) -> tuple[dict[str, list[Turn]], list[d
         row_id = row.id or digest
         if digest_of_id.setdefault(row_id, digest) != digest:
             raise DataError(
-                f"two different prompts have the id {row_id!r}. Name an id column with unique ids, or leave out "
+                f"two different prompts have the id {quoted(row_id)}. Name an id column with unique ids, or leave out "
                 "prompts.id_column to use a hash of the prompt."
             )
         here = (row_id, row.place, row.prompt)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline import schema as s
 from pipeline.config import Source
 from pipeline.errors import ConfigError, SchemaError, SourceError
+from pipeline.shown import shown_path
 from pipeline.sources.blocks import Span, read_span
 from pipeline.sources.columns import plain_type
 from pipeline.sources.decode import Sample, rows_of_columns, rows_of_lines, sample_rows
@@ -23,7 +24,7 @@ from pipeline.sources.files import SourceFile, SourceScan, ignored_text, scan_fi
 from pipeline.sources.formats import FORMATS, check_format_name
 from pipeline.sources.ids import content_digest
 from pipeline.sources.passthrough import fitted, kept_only, passthrough_fields, plain_columns, undecodable_rows
-from pipeline.sources.rows import BEST_WORST, Drop, DropRow, Pairs, Reason, Row
+from pipeline.sources.rows import BEST_WORST, Drop, DropRow, Pairs, Reason, Row, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, plan_scores, read_scores
 from pipeline.sources.shards import Shard
 from pipeline.sources.turns import text_of
@@ -76,16 +77,19 @@ class PairReader:
             state=shard.state,
             columns=tuple(dict.fromkeys([*self.columns, *(field.name for field in self.passthrough)])),
         )
-        table = read_span(self.fs, span, shown=shard.file)
+        table = read_span(self.fs, span, shown=shown_path(shard.file))
         if shard.kind.is_json:
-            return self._table([self._outcome(row, fit=True) for row in rows_of_lines(table)], shard, None)
+            rows = rows_of_lines(table)
+            return self._table([self._outcome(row, shard, i, fit=True) for i, row in enumerate(rows)], shard, None)
         passed = plain_columns(table, self.passthrough)
         rows = rows_of_columns(table, self.columns)
         for index in undecodable_rows(passed):
             rows[index] = Drop(Reason.UNDECODABLE_TEXT)
-        return self._table([self._outcome(row, fit=False) for row in rows], shard, passed)
+        return self._table([self._outcome(row, shard, i, fit=False) for i, row in enumerate(rows)], shard, passed)
 
-    def _outcome(self, row: Row | Drop, *, fit: bool) -> dict[str, Any] | tuple[Drop, str | None]:
+    def _outcome(
+        self, row: Row | Drop, shard: Shard, offset: int, *, fit: bool
+    ) -> dict[str, Any] | tuple[Drop, str | None]:
         """The columns of a kept row, or why it is dropped, with its id where it has one."""
         if isinstance(row, Drop):
             return row, None
@@ -101,8 +105,9 @@ class PairReader:
             if isinstance(scores, Drop):
                 return scores, row_id
             passed = {field.name: fitted(row, field) for field in self.passthrough} if fit else {}
-        except DropRow as drop:
-            return Drop(drop.reason), row_id
+        except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
+            place = f"{shard.file}:{shard.first_row + offset}"
+            return Drop(reason_of(error, row_id or place)), row_id
         own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
         return {**passed, **own, s.TOOLS: pair.tools, s.CONTENT_DIGEST: digest, s.STATUS: s.SCORED, **scores}
 
@@ -145,7 +150,7 @@ def open_source(
     check_format_name(source.format)
     scan = scan_files(fs, root)
     if scan.ignored:
-        _log.warning("source %s: ignored %s", root, ignored_text(scan.ignored))
+        _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
     sample = _decoded_sample(fs, root, scan)
     name = resolve_format(source.format, sample.columns, sample.decoded)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
@@ -174,8 +179,8 @@ def _decoded_sample(fs: Any, root: str, scan: SourceScan) -> Sample:
     sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
     if not sample.decoded:
         raise SourceError(
-            f"source {root}: none of the first {len(sample.rows)} rows of {scan.files[0].path} can be decoded "
-            f"({_reasons(sample)}). Give files of the kind their names tell."
+            f"source {shown_path(root)}: none of the first {len(sample.rows)} rows of {shown_path(scan.files[0].path)} "
+            f"can be decoded ({_reasons(sample)}). Give files of the kind their names tell."
         )
     return sample
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
 
+from pipeline.errors import is_foreign
+from pipeline.row_faults import tell_row_fault
 from pipeline.sources.columns import Columns
 
 Turn = dict[str, str]
@@ -47,6 +49,7 @@ class Reason(StrEnum):
     ID_TYPE = "id_type"  # an id that is neither text nor a whole number
     PASSTHROUGH_TYPE = "passthrough_type"  # a passed-through value that does not fit the column's type
     DROPPED_BEFORE = "dropped_before"  # a row of a scored dataset that was dropped when it was scored
+    ROW_ERROR = "row_error"  # the conversion failed with an error of Python's; the log says which
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,20 @@ class DropRow(Exception):  # noqa: N818 - control flow inside this folder, never
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def reason_of(error: Exception, row: str) -> Reason:
+    """Why a row is dropped on which this was raised. `row` is its id or place, for the log.
+
+    Raises:
+        AlignpotError: the error is one of ours.
+    """
+    if isinstance(error, DropRow):
+        return error.reason
+    if not is_foreign(error):
+        raise error
+    tell_row_fault(error, where="source", row=row)
+    return Reason.ROW_ERROR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +127,7 @@ class Format:
         return not self.needs(columns) and self.claims(columns, sample)
 
     def convert(self, row: Row, pairs: Pairs = BEST_WORST) -> PairRow | Drop:
-        """The pair a row holds, or why it holds none. Never raises for what a row contains."""
+        """The pair a row holds, or why it holds none. What a row makes fail in unforeseen ways is for `reason_of`."""
         build = self.build if pairs == BEST_WORST else self.build_sweet_spot
         if build is None:
             raise ValueError(f"format {self.name} has no candidates to pick {pairs} pairs from")

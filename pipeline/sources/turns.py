@@ -17,6 +17,9 @@ ROLES: Final = SYSTEM_ROLES | {"user", "assistant", "tool"}
 PROMPT_TEXT_COLUMNS: Final = ("prompt", "instruction", "question", "input")
 SYSTEM_TEXT_COLUMNS: Final = ("system", "system_prompt")
 
+# Half of what Python's stack has room for, so that where a row is read does not decide.
+_MAX_DEPTH: Final = 500
+
 # Keys of a message that change what a model would read or write, so that role and content alone are not the turn.
 _BEYOND_TEXT: Final = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")
 
@@ -192,32 +195,36 @@ def _check_completion(completion: Sequence[Turn]) -> None:
 
 def _tools(value: Any) -> str | None:
     """JSON text of a list of tool schemas; keys that are null, as Arrow structs fill in, are left out."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(text_of(value)) if value.strip() else None
-        except (ValueError, RecursionError):
-            raise DropRow(Reason.INVALID_TOOLS) from None
-    elif isinstance(value, list):
-        value = [json.loads(item) if isinstance(item, str) and _is_json(item) else item for item in value]
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        raise DropRow(Reason.INVALID_TOOLS)
     try:
-        return text_of(json.dumps(_without_nulls(value), ensure_ascii=False, separators=(",", ":")))
-    except (TypeError, ValueError):
+        if isinstance(value, str):
+            value = _parsed(text_of(value)) if value.strip() else None
+        elif isinstance(value, list):
+            value = [_parsed(item if isinstance(item, str) else json.dumps(item)) for item in value]
+        if not value:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value) or _is_deep(value):
+            raise DropRow(Reason.INVALID_TOOLS)
+        return text_of(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    except (TypeError, ValueError, RecursionError):
         raise DropRow(Reason.INVALID_TOOLS) from None
 
 
-def _is_json(text: str) -> bool:
+def _parsed(text: str) -> Any:
+    """The value of a JSON text without keys that are null; any other text as it is."""
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return json.loads(text, object_hook=_without_nulls)
+    except ValueError:
+        return text
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects lie in each other more often than templates can be trusted to cope with."""
+    level, depth = [value], 0
+    while level and depth < _MAX_DEPTH:
+        inner = [item for outer in level for item in (outer.values() if isinstance(outer, Mapping) else outer)]
+        level, depth = [item for item in inner if isinstance(item, (list, Mapping))], depth + 1
+    return bool(level)
+
+
+def _without_nulls(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: item for key, item in found.items() if item is not None}

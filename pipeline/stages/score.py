@@ -22,6 +22,7 @@ from pipeline.schema import (
     REWARD_CHOSEN,
     REWARD_REJECTED,
 )
+from pipeline.shown import listed, quoted
 from pipeline.stages.rows import drop_rows, scored_rows, set_column, spread
 from pipeline.stages.tokenise import DIALOGUE_COLUMNS, PAIR_COLUMNS, dialogues_of, pair_of
 
@@ -124,8 +125,8 @@ def check_engine(engine: SelfChecking, groups: Sequence[Group], ids: Sequence[st
     if found is not None:
         raise ModelError(
             f"The {stage} model cannot be trusted as it is run. {found.message}. Compared rows: "
-            f"{[ids[i] for i in found.groups]}. Nothing was scored with it. Try dtype: float32; if that fails too, "
-            "another version of torch or transformers; and report the model's class."
+            f"[{listed([ids[i] for i in found.groups], show=quoted)}]. Nothing was scored with it. Try dtype: float32; "
+            "if that fails too, another version of torch or transformers; and report the model's class."
         )
 
 

@@ -1,6 +1,6 @@
 """Chat templates and token ids, once per tokenizer: messages in, token ids of both answers out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow as pa
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedDialogues, TokenizedPair
 from pipeline.schema import (
     CHOSEN,
+    ID,
     NUM_TOKENS_CHOSEN,
     NUM_TOKENS_PROMPT,
     NUM_TOKENS_REJECTED,
@@ -54,9 +55,7 @@ class TokenisePairs:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Tokenise the rows still to be scored; drop those the template or the length limit makes unusable."""
-        kept, table = _tokenise(
-            table, lambda row: self._tokenizer.tokenize(row[PROMPT], row[CHOSEN], row[REJECTED], row[TOOLS])
-        )
+        kept, table = _tokenise(table, self._tokenizer)
         pairs: dict[int, TokenizedPair] = kept
         columns: Columns = {
             CHOSEN_IDS: (_IDS, [p.chosen_ids for p in pairs.values()]),
@@ -79,9 +78,7 @@ class TokeniseDialogues:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Tokenise both dialogues of the rows still to be scored."""
-        kept, table = _tokenise(
-            table, lambda row: self._tokenizer.tokenize(row[PROMPT], row[CHOSEN], row[REJECTED], row[TOOLS])
-        )
+        kept, table = _tokenise(table, self._tokenizer)
         dialogues: dict[int, TokenizedDialogues] = kept
         columns: Columns = {
             REWARD_CHOSEN_IDS: (_IDS, [d.chosen_ids for d in dialogues.values()]),
@@ -114,10 +111,13 @@ def dialogues_of(row: Mapping[str, Any]) -> TokenizedDialogues:
     )
 
 
-def _tokenise(table: pa.Table, tokenize: Callable[[Mapping[str, Any]], Any]) -> tuple[dict[int, Any], pa.Table]:
+def _tokenise(table: pa.Table, tokenizer: PairTokenizer | DialogueTokenizer) -> tuple[dict[int, Any], pa.Table]:
     rows = scored_rows(table)
-    messages = table.select([PROMPT, CHOSEN, REJECTED, TOOLS]).take(pa.array(rows)).to_pylist()
-    outcomes = {int(row): tokenize(message) for row, message in zip(rows, messages, strict=True)}
+    pairs = table.select([ID, PROMPT, CHOSEN, REJECTED, TOOLS]).take(pa.array(rows)).to_pylist()
+    outcomes = {
+        int(row): tokenizer.tokenize(pair[PROMPT], pair[CHOSEN], pair[REJECTED], pair[TOOLS], row=pair[ID])
+        for row, pair in zip(rows, pairs, strict=True)
+    }
     dropped = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, str)}
     kept = {row: outcome for row, outcome in outcomes.items() if row not in dropped}
     return kept, drop_rows(table, dropped, stage="tokens")

@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import random
+import re
 import shutil
 import time
 import uuid
@@ -22,9 +23,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
 from pipeline.faults import http_status, storage_errors
+from pipeline.scratch import create_locked, if_abandoned
+from pipeline.shown import shown_path
 from pipeline.storage.filesystem import display
 
 _NUM_CONFLICT_RETRIES: Final = 6
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 _MULTIPART_BYTES: Final = 100 * 2**20  # s3fs sends larger objects in parts
 
 
@@ -82,17 +86,29 @@ def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | mmap.mmap) -> b
 def _linked(path: Path) -> Iterator[tuple[BinaryIO, list[bool]]]:
     """A file to write into; at the end of the block it bears its name, and the list says whether we were first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     won: list[bool] = []
+    file = None
+    while file is None:
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+        file = create_locked(temporary)
     try:
-        with temporary.open("xb") as file:
+        with file:
             yield file, won
             file.flush()
             os.fsync(file.fileno())
-        won.append(_link(temporary, path))
+            won.append(_link(temporary, path))
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def clear_leftovers(fs: fsspec.AbstractFileSystem, root: str) -> None:
+    """Remove the temporary files that killed processes left below `root`; other stores have none."""
+    if isinstance(fs, LocalFileSystem):
+        for folder, _, names in os.walk(root):
+            for name in filter(_TEMPORARY.fullmatch, names):
+                temporary = Path(folder, name)
+                if_abandoned(temporary, temporary.unlink)
 
 
 def _link(temporary: Path, path: Path) -> bool:
@@ -103,7 +119,8 @@ def _link(temporary: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
             raise StorageError(
-                f"{path}: this disk has no hard links, without which a commit cannot be atomic. Use another disk."
+                f"{shown_path(path)}: this disk has no hard links, without which a commit cannot be atomic. "
+                "Use another disk."
             ) from None
         raise
     folder = os.open(path.parent, os.O_RDONLY)

@@ -7,7 +7,6 @@ be hashed anywhere and in any order; `find_duplicates` takes what they gave.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -20,6 +19,8 @@ from pipeline import schema as names
 from pipeline.errors import SourceError
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import HashArray, hash_ids
+from pipeline.scratch import scratch_folder
+from pipeline.shown import listed, quoted
 from pipeline.storage.scored import ScoredDataset
 
 _SCORES: Final = tuple(field.name for field in names.SCORE_FIELDS if field.name != names.TRUNCATED)
@@ -76,9 +77,9 @@ def check_ids(dataset: ScoredDataset, *, bucket_rows: int = _BUCKET_ROWS, folder
 def check_conflicts(dataset: ScoredDataset, found: Repeats) -> None:
     """Raise a SourceError that names up to ten ids of different contents, if there are any."""
     if found.num_conflicts:
-        ids = _ids_at(dataset, [*found.first_conflicts])
+        ids = listed(_ids_at(dataset, [*found.first_conflicts]), show=quoted)
         raise SourceError(
-            f"{found.num_conflicts} ids stand for rows of different content, first {ids}. Give each row an id of its "
+            f"{found.num_conflicts} ids stand for rows of different content, first [{ids}]. Give each row an id of its "
             "own, or leave out source.id_column to have the content name the row; then score under another path."
         )
 
@@ -113,8 +114,8 @@ def find_duplicates(
     duplicates = [np.empty(0, dtype=np.int64)]
     first_conflicts: list[int] = []
     num_conflicts = 0
-    with tempfile.TemporaryDirectory(prefix="alignpot-ids-", dir=folder) as temporary:
-        for bucket in _buckets(rows, num_buckets, bucket_rows, Path(temporary)):
+    with scratch_folder("ids", folder) as temporary:
+        for bucket in _buckets(rows, num_buckets, bucket_rows, temporary):
             repeated, conflicts = _compare(_sharing_an_id(bucket))
             duplicates.append(repeated)
             num_conflicts += len(conflicts)

@@ -19,8 +19,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import config
+from pipeline.config_section import NO_CREDENTIALS, carries_credentials
 from pipeline.errors import AlignpotError, ConfigError, IntegrityError, StorageError, TemporaryError
 from pipeline.faults import http_status, is_missing, storage_errors
+from pipeline.shown import shown_path
 
 __all__ = [
     "check_readable",
@@ -52,17 +54,20 @@ def open_filesystem(url: str, storage: config.Storage) -> tuple[fsspec.AbstractF
     Raises:
         ConfigError: a scheme that is not supported, or a URL that is malformed or carries credentials.
     """
+    if carries_credentials(url):
+        raise ConfigError(f"a path or URL {NO_CREDENTIALS}.")
+    where = shown_path(url)
+    if "\0" in url:
+        raise ConfigError(f"{where}: a path must not hold a null character.")
     match = _SCHEME.match(url)
     if "::" in url:
-        raise ConfigError(f"{url}: chained URLs are not supported; wanted {SUPPORTED}.")
+        raise ConfigError(f"{where}: chained URLs are not supported; wanted {SUPPORTED}.")
     scheme, rest = (match[1].lower(), match[2]) if match else ("file", url)
     if scheme in ("file", "local"):
         if not rest:
             raise ConfigError("an empty path is not usable; '.' is the working directory.")
         # Paths stay text here: on object stores they are keys, which pathlib would rewrite.
         return LocalFileSystem(skip_instance_cache=True), os.path.abspath(os.path.expanduser(rest))  # noqa: PTH100, PTH111
-    if "@" in rest.partition("/")[0] and scheme not in ("abfs", "abfss", "az"):
-        raise ConfigError(f"a {scheme}:// URL must not carry credentials; use the AWS variables or an instance role.")
     path = _checked_key(url, rest)
     if scheme in ("s3", "s3a"):
         return _open_s3(storage), path
@@ -73,48 +78,46 @@ def _checked_key(url: str, rest: str) -> str:
     path = rest.strip("/")
     parts = path.split("/")
     if not path or not all(parts) or {".", ".."} & {*parts}:
-        raise ConfigError(f"{url}: wanted bucket and prefix without empty, '.' or '..' segments.")
+        raise ConfigError(f"{shown_path(url)}: wanted bucket and prefix without empty, '.' or '..' segments.")
     return path
 
 
 def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:
-    import s3fs
+    from pipeline.storage.s3 import S3FileSystem
 
     endpoint = storage.endpoint_url
     if endpoint is not None and not re.match(r"^https?://[^@?#\s]+$", endpoint):
         raise ConfigError("storage.endpoint_url must be http(s)://host[:port], without credentials.")
-    return s3fs.S3FileSystem(
+    return S3FileSystem(
+        max_attempts=storage.max_attempts,
         anon=storage.anonymous,
         endpoint_url=endpoint,
         client_kwargs={"region_name": storage.region} if storage.region else {},
-        config_kwargs={
-            "retries": {"mode": "adaptive", "max_attempts": storage.max_attempts},
-            "connect_timeout": 20,
-            "read_timeout": 60,
-        },
+        config_kwargs={"connect_timeout": 20, "read_timeout": 60},
         use_listings_cache=False,
         skip_instance_cache=True,
     )
 
 
 def _open_other(url: str, scheme: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    where = shown_path(url)
     if scheme not in _REMOTE:
-        raise ConfigError(f"{url}: scheme {scheme}:// is not supported; wanted {SUPPORTED}.")
+        raise ConfigError(f"{where}: scheme {scheme}:// is not supported; wanted {SUPPORTED}.")
     try:
         kind = fsspec.get_filesystem_class(scheme)
     except ImportError:
         client = "gcsfs" if scheme in ("gs", "gcs") else "adlfs"
-        raise ConfigError(f"{url}: {scheme}:// needs another package. Run: pip install {client}") from None
+        raise ConfigError(f"{where}: {scheme}:// needs another package. Run: pip install {client}") from None
     put = getattr(kind, "_pipe_file", kind.pipe_file)
     if "mode" not in inspect.signature(put).parameters:
-        raise ConfigError(f"{url}: the installed client of {scheme}:// cannot create only if absent. Upgrade it.")
+        raise ConfigError(f"{where}: the installed client of {scheme}:// cannot create only if absent. Upgrade it.")
     fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
     return fs, str(path).rstrip("/")
 
 
 def display(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    """How a user writes `path`: a plain path on a local disk, else the full URL."""
-    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+    """How messages write `path`: a plain path on a local disk, else the full URL."""
+    return shown_path(path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path))
 
 
 def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:

@@ -19,6 +19,7 @@ from pipeline.errors import SourceError
 from pipeline.faults import storage_errors
 from pipeline.schema import require_columns
 from pipeline.selection.source import sample_size
+from pipeline.shown import shown_path
 
 _SAMPLED_GROUPS = 8
 
@@ -86,7 +87,7 @@ def open_parquet_scores(paths: Sequence[str | Path]) -> ParquetScores:
             with storage_errors(path):
                 footer = pq.read_metadata(path)
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path} cannot be read as Parquet ({type(error).__name__}).") from None
+            raise SourceError(f"{shown_path(path)} cannot be read as Parquet ({type(error).__name__}).") from None
         sizes = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
         groups += [RowGroup(path=path, footer=footer, index=i, num_rows=size) for i, size in enumerate(sizes) if size]
     return ParquetScores(groups=tuple(groups))
@@ -105,5 +106,6 @@ def _read(group: RowGroup, columns: Sequence[str], most_rows: int | None = None)
             return pa.Table.from_batches([next(batches)])
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
-            f"{group.path}: row group {group.index} cannot be read ({type(error).__name__}). Write the file anew."
+            f"{shown_path(group.path)}: row group {group.index} cannot be read ({type(error).__name__}). "
+            "Write the file anew."
         ) from None

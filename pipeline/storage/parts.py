@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline import schema as names
 from pipeline.errors import IntegrityError, SchemaError
 from pipeline.faults import translated
+from pipeline.shown import listed, quoted
 from pipeline.storage.commit import create
 from pipeline.storage.filesystem import display, list_sizes, object_size, read_range
 from pipeline.storage.runs import FORMAT, PartSpec, RunPlan
@@ -257,8 +258,9 @@ def _check_scored(scored: pa.Table, where: str) -> None:
         wrong = pc.invert(pc.is_finite(scored[field.name]).fill_null(fill_value=True))
         if pc.any(wrong, min_count=0).as_py():
             ids = scored[names.ID].filter(wrong).to_pylist()
+            first = listed(ids[:10], show=quoted)
             raise IntegrityError(
-                f"{where}: {field.name} is NaN or infinite in {len(ids)} scored rows, first ids {ids[:10]}. "
+                f"{where}: {field.name} is NaN or infinite in {len(ids)} scored rows, first ids [{first}]. "
                 "Such rows must be dropped with a reason."
             )
 

@@ -18,7 +18,8 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import FingerprintError, IntegrityError, TemporaryError
-from pipeline.storage.commit import create
+from pipeline.shown import shown
+from pipeline.storage.commit import clear_leftovers, create
 from pipeline.storage.filesystem import display, read_bytes
 
 RUN_FILE: Final = "run.json"
@@ -110,14 +111,13 @@ def claim(
     wanted = {"kind": kind, "fingerprint": _plain(fingerprint), **_plain(body)}
     stored = read_sealed(fs, path)
     if stored is None:
-        if create(fs, path, sealed(wanted)):
-            return wanted
-        stored = read_sealed(fs, path)
+        stored = wanted if create(fs, path, sealed(wanted)) else read_sealed(fs, path)
     where = display(fs, path)
     if stored is None:
         raise TemporaryError(f"{where} went away while it was read. Run the same command again.")
     _check_kind(stored, kind, where)
     _check_fingerprint(stored.get("fingerprint"), wanted["fingerprint"], where)
+    clear_leftovers(fs, root)
     return stored
 
 
@@ -205,7 +205,7 @@ def _check_fingerprint(stored: Any, wanted: Any, where: str) -> None:
     found = list(differences(stored, wanted))
     if not found:
         return
-    lines = [f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in found[:_MOST_NAMED]]
+    lines = [f"  {shown(name)}: {_short(old)} there, {_short(new)} now" for name, old, new in found[:_MOST_NAMED]]
     if len(found) > _MOST_NAMED:
         lines.append(f"  and {len(found) - _MOST_NAMED} more")
     raise FingerprintError(
@@ -215,11 +215,8 @@ def _check_fingerprint(stored: Any, wanted: Any, where: str) -> None:
     )
 
 
-def _short(value: Any, longest: int = 80) -> str:
-    if value == _ABSENT:
-        return _ABSENT
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= longest else f"{text[:longest]}..."
+def _short(value: Any) -> str:
+    return _ABSENT if value == _ABSENT else shown(json.dumps(value, ensure_ascii=False))
 
 
 def _body(plan: RunPlan) -> dict[str, Any]:

@@ -7,7 +7,6 @@ so files can be written in any order, by any process, and by two at once.
 import contextlib
 import dataclasses
 import hashlib
-import tempfile
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import IntegrityError
+from pipeline.scratch import scratch_folder
 from pipeline.storage.commit import create, create_from_file
 from pipeline.storage.filesystem import display, object_size, read_bytes, read_range, storage_errors
 from pipeline.storage.subset_files import SubsetFile
@@ -64,9 +64,10 @@ class FileWriter:
         self._schema = spec.schema.remove_metadata()
         self._pending: deque[pa.Table] = deque()
         self._num_pending = self._num_written = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="alignpot-subset-")
-        with storage_errors(self._folder.name):
-            self._file = SubsetFile(Path(self._folder.name), self._schema, spec.formats)
+        self._stack = contextlib.ExitStack()
+        self._folder = self._stack.enter_context(scratch_folder("subset"))
+        with storage_errors(str(self._folder)):
+            self._file = SubsetFile(self._folder, self._schema, spec.formats)
 
     def __enter__(self) -> Self:
         return self
@@ -79,8 +80,7 @@ class FileWriter:
     def close(self) -> None:
         """Let go of what lies on local disk; a published file stays."""
         self._file.abandon()
-        with contextlib.suppress(FileNotFoundError):
-            self._folder.cleanup()
+        self._stack.close()
 
     @property
     def num_missing(self) -> int:
@@ -107,7 +107,7 @@ class FileWriter:
             )
         if self._num_pending or not self._num_written:
             self._write_batch(self._num_pending)
-        with storage_errors(self._folder.name):
+        with storage_errors(str(self._folder)):
             self._file.close()
         return [self._published(form, local) for form, local in self._file.paths.items()]
 
@@ -131,7 +131,7 @@ class FileWriter:
             missing -= parts[-1].num_rows
         self._num_pending -= num_rows
         self._num_written += num_rows
-        with storage_errors(self._folder.name):
+        with storage_errors(str(self._folder)):
             self._file.write(_canonical(pa.concat_tables(parts)))
 
     def _check_same(self, path: str, size: int, content: str) -> None:

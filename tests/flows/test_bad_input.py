@@ -1,6 +1,7 @@
 """Bad input ends in one clear error with the right exit code, before a model loads, and leaves nothing half-written."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pipeline.errors import AlignpotError
 from pipeline.flows.run import select_only
 from pipeline.flows.score import prepare_score
 from tests.fixtures_storage import S3Server
-from tests.flows.conftest import make_config, run_all, write_jsonl
+from tests.flows.conftest import Ended, make_config, run_all, write_jsonl
 
 COLUMNS = {"policy": {"backend": "columns"}, "reward": {"backend": "columns"}}
 
@@ -211,3 +212,47 @@ def test_command_line_ends_with_the_code_and_one_message(
     assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert rows[0]["chosen"][0]["content"][:20] not in done.stderr
+
+
+HOSTILE = "\x1b]0;title\x07\nINFO pipeline.forged: \x9b31m\u202e"
+
+
+@pytest.mark.parametrize("conflict", [False, True])
+def test_text_of_the_data_does_not_act_on_the_terminal(
+    command: Callable[..., Ended],
+    tmp_path: Path,
+    pairs: list[dict],
+    monkeypatch: pytest.MonkeyPatch,
+    conflict: bool,
+):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    ids = [f"{i // 2 if conflict else i}{HOSTILE}" for i in range(len(pairs) - 1)]
+    rows = [{**row, "id": id_} for row, id_ in zip(pairs, [*ids, "x" * 1_000_000], strict=True)]
+    write_jsonl(tmp_path / "data" / f"a{HOSTILE}.jsonl", rows)
+    (tmp_path / "data" / f"b{HOSTILE}.xyz").write_text("no rows")
+    path = tmp_path / "config.yaml"
+    config = make_config(tmp_path, tmp_path / "data", metric={"name": "random"}, select={"fraction": 1.0})
+    path.write_text(yaml.safe_dump(resolved(config)))
+    ended = command("run", path)
+    assert ended.code == (2 if conflict else 0)
+    printed = (ended.out + ended.err).split("\n")
+    assert "ignored 1 file" in ended.err
+    assert all(line.isprintable() and len(line) < 2000 for line in printed)
+    assert not [line for line in printed if line.startswith("INFO pipeline.forged")]
+    if not conflict:
+        report = json.loads((tmp_path / "subset" / "report.json").read_text())
+        assert {row["id"] for row in report["top"]} < {row["id"] for row in rows}
+
+
+def test_lines_of_an_error_or_a_log_cannot_be_forged(
+    command: Callable[..., Ended],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    ended = command("inspect", tmp_path / f"no{HOSTILE}")
+    logging.getLogger("pipeline.x").warning("b%s", HOSTILE)
+    ended_by_key = command("run", "/dev/null", "--set", f"a{HOSTILE}=1")
+    assert (ended.code, ended_by_key.code) == (2, 2)
+    printed = (ended.err + ended_by_key.err).split("\n")
+    assert all(line.isprintable() and not line.startswith("INFO") for line in printed)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import yaml
 
@@ -91,40 +92,77 @@ def test_two_drivers_on_one_output_write_each_row_once(tmp_path: Path, pairs: li
     assert len(ids) == len(set(ids)) == len(pairs)
 
 
-class DiesOnSecondShard:
-    """A stage whose process is killed by one shard, as a row that crashes a kernel would."""
+class Deadly:
+    """A stage whose process is killed by some rows, as by those that crash a kernel; or hangs on them."""
 
-    def __init__(self, marks: Path, num_deaths: int) -> None:
+    def __init__(self, marks: Path, rows: set[int], num_deaths: int, *, hang: bool = False) -> None:
         self.marks = marks
+        self.rows = rows
         self.num_deaths = num_deaths
+        self.hang = hang
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if table.column("source_row")[0].as_py() == 4 and len(list(self.marks.iterdir())) < self.num_deaths:
+        todo = table.filter(pc.equal(table["status"], "scored"))["source_row"].to_pylist()
+        if self.rows & {*todo} and len(list(self.marks.iterdir())) < self.num_deaths:
             (self.marks / f"{time.time_ns()}").touch()
+            if self.hang:
+                time.sleep(600)
             os.kill(os.getpid(), signal.SIGKILL)
         return table
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize(("num_deaths", "survives"), [(1, True), (10**6, False)])
-def test_worker_that_dies_is_replaced_but_not_for_ever(
-    num_deaths: int, survives: bool, tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rows", "num_deaths", "most_deaths"),
+    [({4, 5}, 1, 1), ({6}, 10**6, 3), ({6, 7, 13}, 10**6, 7)],
+    ids=["once", "row", "rows of two shards"],
+)
+@pytest.mark.parametrize("hang", [False, True], ids=["dies", "hangs"])
+def test_worker_that_dies_is_replaced_and_the_row_that_kills_it_dropped(
+    rows: set[int],
+    num_deaths: int,
+    most_deaths: int,
+    hang: bool,
+    tmp_path: Path,
+    pairs: list[dict],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     marks = tmp_path / "deaths"
     marks.mkdir()
-    deadly = Stage(name="tokenise", build=partial(DiesOnSecondShard, marks, num_deaths))
+    deadly = Stage(name="policy", build=partial(Deadly, marks, rows, num_deaths, hang=hang))
     monkeypatch.setattr("pipeline.flows.score.score_stages", lambda config: [deadly])
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:20])
+    run = {"engine": "ray", "shard_rows": 4, "stage_timeout_s": 2.0 if hang else 60.0, "max_dropped": 1.0}
+    summary = score(prepare_score(make_config(tmp_path, source, metric={"name": "random"}, run=run)))[0]
+    dropped = 0 if num_deaths == 1 else len(rows)
+    assert (summary.num_scored, summary.num_dropped) == (20 - dropped, dropped)
+    assert summary.drops == ({"policy: killed_worker": dropped} if dropped else {})
+    assert len(list(marks.iterdir())) <= most_deaths
+
+
+class DiesAtOnce:
+    """A stage whose process never comes up, as one whose model does not fit into memory."""
+
+    def __init__(self, marks: Path) -> None:
+        (marks / f"{time.time_ns()}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_worker_that_never_comes_up_is_no_temporary_failure(
+    tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
+):
+    marks = tmp_path / "deaths"
+    marks.mkdir()
+    deadly = Stage(name="policy", build=partial(DiesAtOnce, marks))
+    monkeypatch.setattr("pipeline.flows.score.score_stages", lambda config: [deadly])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:8])
     config = make_config(tmp_path, source, metric={"name": "random"}, run={"engine": "ray", "shard_rows": 4})
-    run = prepare_score(config)
-    if survives:
-        assert score(run)[0].num_scored == 20
-        return
-    with pytest.raises(AlignpotError):
-        score(run)
+    with pytest.raises(AlignpotError, match="died each time") as error:
+        score(prepare_score(config))
+    assert error.value.exit_code == 1
     assert len(list(marks.iterdir())) <= 25
     assert not (Path(config.scored) / "_SUCCESS.json").exists()
-    assert not (Path(config.scored) / "parts" / "00000001.parquet").exists()
 
 
 class Refuses:

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +209,23 @@ def test_sigterm_that_a_library_swallows_ends_the_run_after_the_shard(
     assert (ended.code, "terminated by SIGTERM" in ended.err) == (75, True)
     assert len(list((tmp_path / "scored/parts").glob("*.parquet"))) == 2
     assert command("score", path).code == 0
+
+
+def test_further_sigterms_do_not_turn_an_orderly_end_into_a_crash(tmp_path: Path, pairs: list[dict]):
+    rows = [{**pair, "id": f"{pair['id']}-{copy}"} for copy in range(10) for pair in pairs]
+    source = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    config = make_config(tmp_path, source, metric={"name": "random"}, run={"shard_rows": 1})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(resolved(config)))
+    words = [sys.executable, "-m", "pipeline.cli", "score", str(path)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    while process.poll() is None and not (tmp_path / "scored" / "parts").exists():
+        time.sleep(0.01)
+    for _ in range(3):
+        process.terminate()
+        time.sleep(0.02)
+    log = process.communicate(timeout=60)[1]
+    assert (process.returncode, log.count("terminated by SIGTERM"), "Traceback" in log) == (75, 1, False), log
 
 
 def test_log_probs_and_rewards_may_come_from_columns(tmp_path: Path, pairs: list[dict], models: dict, expected):

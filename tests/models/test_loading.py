@@ -5,14 +5,23 @@ import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 
 from pipeline.config import ClassifierReward, Tokens, TorchModel
 from pipeline.errors import ModelError
-from pipeline.models.fingerprints import model_fingerprint
-from pipeline.models.loading import check_models, check_same_tokenizer, load_causal_lm, load_classifier, load_tokenizer
+from pipeline.models.fingerprints import check_files, model_fingerprint
+from pipeline.models.loading import (
+    check_models,
+    check_same_tokenizer,
+    load_causal_lm,
+    load_classifier,
+    load_configuration,
+    load_tokenizer,
+)
 from pipeline.models.logprobs import LogprobEngine
+from pipeline.models.prompts import PairTokenizer
 from pipeline.models.rewards import ClassifierEngine
 from tests.fixtures_models import tiny_model, tiny_tokenizer
 
@@ -92,6 +101,87 @@ def test_weights_in_other_formats_are_refused(tiny_model_dir, tmp_path):
             use(causal(path))
 
 
+def cut(data: bytes) -> bytes:
+    return data[:-1]
+
+
+def grow_first_tensor(data: bytes) -> bytes:
+    return data.replace(b'"data_offsets":[0,', b'"data_offsets":[8,', 1)
+
+
+def claim_a_huge_header(data: bytes) -> bytes:
+    return b"\xff" * 8 + data[8:]
+
+
+def flip_in_header(data: bytes) -> bytes:
+    return data.replace(b'"shape"', b'"shapf"', 1)
+
+
+@pytest.mark.parametrize("damage", [cut, grow_first_tensor, claim_a_huge_header, flip_in_header, lambda _: b""])
+def test_damaged_weights_are_told_before_any_are_loaded(damage, tiny_model_dir, adapter_dir, tmp_path):
+    path = shutil.copytree(tiny_model_dir("llama"), tmp_path / "model")
+    adapted = causal(path, adapter=str(adapter_dir))
+    load_tokenizer(adapted)
+    for file, section in ((adapter_dir / "adapter_model.safetensors", adapted), (path / "model.safetensors", adapted)):
+        whole = file.read_bytes()
+        file.write_bytes(damage(whole))
+        for use in (load_tokenizer, load_configuration, load_causal_lm):
+            with pytest.raises(ModelError, match=rf"{file.name} is damaged: .*again"):
+                use(section)
+        file.write_bytes(whole)
+
+
+def test_weights_in_several_files_must_all_be_there(tiny_model_dir, tmp_path):
+    path = shutil.copytree(tiny_model_dir("llama"), tmp_path / "model")
+    tiny_model("llama").save_pretrained(path, max_shard_size="100KB")
+    (path / "model.safetensors").unlink()
+    load_causal_lm(causal(path))
+    first, index = sorted(path.glob("model-*.safetensors"))[0], path / "model.safetensors.index.json"
+    first.rename(path / "elsewhere")
+    with pytest.raises(ModelError, match=rf"lacks {first.name}, which {index.name} names"):
+        load_tokenizer(causal(path))
+    (path / "elsewhere").rename(first)
+    for damage in ("", "[]", '{"weight_map": 3}', '{"weight_map": {"x": 3}}', "[" * 100_000):
+        index.write_text(damage)
+        with pytest.raises(ModelError, match=rf"{index.name} is damaged"):
+            load_tokenizer(causal(path))
+    tiny_model("llama").save_pretrained(path)
+    load_causal_lm(causal(path))
+
+
+def test_damaged_weights_in_the_cache_of_the_hub_are_told(tiny_model_dir, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_model_dir("llama"), snapshot)
+    (tmp_path / "models--org--tiny" / "refs").mkdir()
+    (tmp_path / "models--org--tiny" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    check_files(causal("org/tiny"))
+    (snapshot / "model.safetensors").write_bytes(cut((snapshot / "model.safetensors").read_bytes()))
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+        check_files(causal("org/tiny"))
+
+
+def panicking(tokenizer: str) -> str:
+    return tokenizer.replace('"continuing_subword_prefix": null', '"continuing_subword_prefix": "#####"')
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("tokenizer.json", lambda text: text[:-5]),
+        ("tokenizer.json", panicking),
+        ("tokenizer_config.json", lambda _: "[" * 100_000),
+        ("config.json", lambda _: '{"a":' * 100_000),
+        ("config.json", lambda text: text[:-5]),
+    ],
+)
+def test_other_damaged_files_are_model_errors(file, damage, tiny_model_dir, tmp_path):
+    path = shutil.copytree(tiny_model_dir("llama"), tmp_path / "model")
+    (path / file).write_text(damage((path / file).read_text()))
+    with pytest.raises(ModelError, match=r"cannot be loaded"):
+        (load_configuration if file == "config.json" else load_tokenizer)(causal(path))
+
+
 def test_a_fingerprint_follows_the_content_and_not_the_place(tiny_model_dir, tmp_path):
     first = model_fingerprint(causal(tiny_model_dir("llama")))
     moved = tmp_path / "elsewhere"
@@ -160,3 +250,45 @@ def test_models_are_checked_before_weights_are_loaded(tiny_model_dir, tmp_path):
     check_models({"policy": policy, "reference": causal(bare)}, given)
     with pytest.raises(ModelError, match="reward model's tokenizer"):
         check_models({"reward": ClassifierReward(backend="classifier", model=str(bare))}, Tokens())
+
+
+BROKEN = "{% for m in messages %}\n{{ m['content'] }}\n{% endfo %}"
+
+
+def test_a_chat_template_that_cannot_be_compiled_is_told_with_its_owner_and_line(tiny_model_dir, tmp_path):
+    path = shutil.copytree(tiny_model_dir("llama"), tmp_path / "model")
+    with pytest.raises(ModelError, match=r"tokens\.chat_template is no .* line 3: .*'endfo'"):
+        check_models({"policy": causal(path)}, Tokens(chat_template=BROKEN))
+    with pytest.raises(ModelError, match=r"line 1: No filter named 'shout'"):
+        check_models({"policy": causal(path)}, Tokens(chat_template="{{ messages | shout }}"))
+    (path / "chat_template.jinja").write_text(BROKEN)
+    for models in (
+        {"reward": ClassifierReward(backend="classifier", model=str(path))},
+        {"policy": causal(path), "reference": causal(path)},
+    ):
+        with pytest.raises(ModelError, match=rf"chat template of {path} is no .* line 3: ") as told:
+            check_models(models, Tokens())
+        assert "\n" not in str(told.value)
+    (path / "chat_template.jinja").write_text(EXTENDED)
+    check_models({"policy": causal(path)}, Tokens())
+
+
+EXTENDED = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% break %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("named", "error"),
+    [
+        ({"default": EXTENDED, "tool_use": EXTENDED, "never_used": BROKEN}, None),
+        ({"default": BROKEN, "tool_use": EXTENDED}, r"is no .* line 3: "),
+        ({"default": EXTENDED, "tool_use": BROKEN}, r"\(tool_use\) is no .* line 3: "),
+        ({"tool_use": EXTENDED}, r"none of them is the default"),
+        ({"default": 5, "tool_use": EXTENDED}, r"is no Jinja template"),
+    ],
+)
+def test_each_chat_template_that_may_be_used_is_compiled(named, error):
+    if error is None:
+        PairTokenizer(tiny_tokenizer(named), Tokens())
+    else:
+        with pytest.raises(ModelError, match=error):
+            PairTokenizer(tiny_tokenizer(named), Tokens())

@@ -9,11 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.config import Tokens
 from pipeline.errors import ModelError
+from pipeline.models import templates, time_limit
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedPair
 from tests.fixtures_models import tiny_tokenizer
 
 TEMPLATE = "<s> {% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} </s> {% endfor %}"
 PROMPTED = TEMPLATE + "{% if add_generation_prompt %}[assistant] {% endif %}"
+LOOP = "{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}"
 WORDS = [*(f"p{i}" for i in range(3000)), *(f"c{i}" for i in range(3000)), *(f"r{i}" for i in range(3000))]
 
 
@@ -105,6 +107,70 @@ def test_a_template_that_refuses_a_role_drops_the_row(preset):
     row = turns(2, 3, 3)
     row["prompt"] = [{"role": "tool", "content": "p0"}]
     assert PairTokenizer(tokenizer, Tokens(preset=preset)).tokenize(**row) == "template_error"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "{{ 1 // 0 }}",
+        "{{ range(10**6) | list }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 'a' * 10**15 }}",
+        "{{ '%99999999999999d' % 1 }}",
+        "{{ messages.append(1) }}",
+        "{{ nothing.at_all }}",
+    ],
+)
+def test_whatever_a_template_raises_drops_the_row(code):
+    tokenizer = word_tokenizer("{% if 'c2' in messages[-1]['content'] %}" + code + "{% endif %}" + PROMPTED)
+    for tokenize in (
+        PairTokenizer(tokenizer, Tokens()).tokenize,
+        PairTokenizer(tokenizer, Tokens(preset="paper")).tokenize,
+        DialogueTokenizer(tokenizer, 100).tokenize,
+    ):
+        assert tokenize(**turns(2, 3, 1)) == "template_error"
+        assert not isinstance(tokenize(**turns(2, 2, 1)), str)
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        LOOP,
+        "{% macro slow() %}" + LOOP + "{% endmacro %}{{ slow() }}",
+        "{% set x %}" + LOOP + "{% endset %}",
+        "{% filter upper %}" + LOOP + "{% endfilter %}",
+        "{{ lipsum(n=10**9) }}",
+    ],
+)
+def test_a_template_that_takes_too_long_drops_the_row(loop, monkeypatch):
+    monkeypatch.setattr(time_limit, "TICK_S", 0.01)
+    monkeypatch.setattr(templates, "LIMIT_S", 0.05)
+    tokenizer = word_tokenizer("{% if 'c2' in messages[-1]['content'] %}" + loop + "{% endif %}" + PROMPTED)
+    pairs = PairTokenizer(tokenizer, Tokens())
+    for _ in range(2):
+        assert not isinstance(pairs.tokenize(**turns(2, 2, 1)), str)
+        assert pairs.tokenize(**turns(2, 3, 1)) == "template_timeout"
+        assert pairs.tokenize(**turns(2, 3, 1)) == "template_timeout"
+    with pytest.raises(ModelError, match=r"takes longer than 0\.05 s .* 3 rows.* row-7"):
+        pairs.tokenize(**turns(2, 3, 1), row="row-7")
+
+
+def test_a_template_that_makes_too_much_text_drops_the_row():
+    tokenizer = word_tokenizer("{% if 'c2' in messages[-1]['content'] %}{{ 'p0 ' * 10**7 }}{% endif %}" + PROMPTED)
+    for tokenize in (PairTokenizer(tokenizer, Tokens()).tokenize, DialogueTokenizer(tokenizer, 100).tokenize):
+        assert tokenize(**turns(2, 3, 1)) == "template_output_too_long"
+        assert not isinstance(tokenize(**turns(2, 2, 1)), str)
+
+
+def test_a_tokenizer_that_fails_on_a_text_drops_the_row():
+    bare = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["p0", "c0", "r0"])}))
+    bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    for preset in ("trl", "paper"):
+        pairs = PairTokenizer(tokenizer, Tokens(preset=preset))
+        assert pairs.tokenize(**turns(1, 2, 1)) == "tokenizer_error"
+        assert not isinstance(pairs.tokenize(**turns(1, 1, 1)), str)
 
 
 def test_tools_reach_the_template_and_broken_ones_drop_the_row():

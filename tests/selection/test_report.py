@@ -174,3 +174,18 @@ def test_no_examples_can_be_asked_for():
     report = summarise(source_of(table), selection, num_examples=0)
     assert report["top"] == report["bottom"] == []
     assert render(report)
+
+
+HOSTILE = "\x1b]0;title\x07\nrows scored  9\x9b31m\u202e\u2028\ud800\t"
+
+
+def test_no_id_or_group_acts_on_the_terminal_or_fills_it():
+    table = agreeing_table(60)
+    ids = [f"{i}{HOSTILE}" if i % 2 else "x" * 100_000 + str(i) for i in range(60)]
+    table = table.set_column(table.schema.get_field_index("id"), "id", [[text.replace("\ud800", "") for text in ids]])
+    table = table.append_column("origin", [[ids[1].replace("\ud800", ""), ids[0]] * 30])
+    report = report_of(table, group_by="origin", k=20)
+    text = render(report)
+    assert {row["id"] for row in report["top"]} < set(table.column("id").to_pylist())
+    assert all(line.isprintable() and len(line) < 200 for line in text.split("\n"))
+    assert sum(line.startswith("rows scored") for line in text.split("\n")) == 1

@@ -114,18 +114,20 @@ def write_parquet(path: Path, rows):
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=40, write_page_checksum=True)
 
 
-def write_arrow_stream(path: Path, rows):
-    table = pa.Table.from_pylist(rows)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+def write_arrow(path: Path, table, new, **options):
+    with new(str(path), table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         writer.write_table(table, max_chunksize=30)
+
+
+def write_arrow_stream(path: Path, rows):
+    write_arrow(path, pa.Table.from_pylist(rows), pa.ipc.new_stream)
 
 
 def write_arrow_file(path: Path, rows):
-    table = pa.Table.from_pylist(rows)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=30)
+    write_arrow(path, pa.Table.from_pylist(rows), pa.ipc.new_file)
 
 
+ARROW = {"stream": pa.ipc.new_stream, "file": pa.ipc.new_file}
 WRITERS = {
     "a.jsonl": write_jsonl,
     "a.jsonl.gz": write_jsonl_gz,

@@ -1,14 +1,21 @@
 """A malformed row is dropped with a stable reason, and never ends a run."""
 
 import json
+from dataclasses import replace
+from functools import reduce
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import row_faults
 from pipeline.config import Source
+from pipeline.config_self_play import Prompts
+from pipeline.errors import TemporaryError
 from pipeline.sources.formats import FORMATS
+from pipeline.sources.inspect import inspect_source
+from pipeline.sources.prompts import read_prompts
 from pipeline.sources.reader import open_source
 from pipeline.sources.rows import Drop, Reason
 from pipeline.sources.shards import plan_shards
@@ -19,6 +26,14 @@ CALL = [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]
 IMAGE = [{"role": "user", "content": [{"type": "image", "image": "b64"}]}]
 PICK = {"prompt": "p", "all_generated_responses": ["a", "b"]}
 LOOK_UP = {**to.as_implicit(P), "all_generated_responses": ["a", "b"], "all_rm_scores": [1.0, 2.0]}
+
+
+def nested(depth):
+    """Tools as JSON text whose lists and objects lie in each other `depth` times, in each way that rows hold them."""
+    lists = '{"a": ' + "[" * depth + "]" * depth + "}"
+    objects = '{"a": ' * depth + "1" + "}" * depth
+    return f"[{lists}]", [lists], f"[{objects}]", [objects]
+
 
 CONVERT_CASES = [
     ("messages", {**P, "prompt": None}, "null_field"),
@@ -50,6 +65,8 @@ CONVERT_CASES = [
     ("messages", {**P, "tools": '{"name": "x"}'}, "invalid_tools"),
     ("messages", {**P, "tools": ["x"]}, "invalid_tools"),
     ("messages", {**P, "tools": 3}, "invalid_tools"),
+    *(("messages", {**P, "tools": text}, "invalid_tools") for depth in (600, 900, 100_000) for text in nested(depth)),
+    ("messages", {**P, "tools": [reduce(lambda inner, _: {"a": inner}, range(900), {})]}, "invalid_tools"),
     ("messages", to.pair(chosen="\ud800"), "undecodable_text"),
     ("strings", {"prompt": "\udfff", "chosen": "a", "rejected": "b"}, "undecodable_text"),
     ("transcript", {"chosen": "No speaker.", "rejected": "\n\nHuman: x\n\nAssistant: y"}, "not_a_transcript"),
@@ -77,6 +94,51 @@ def outcomes(folder, source=None, **wanted):
     flags = {"rewards": False, "policy_logps": False, "reference_logps": False, **wanted}
     reader, files = open_source(fs, str(folder), source or Source(path=str(folder)), **flags)
     return [row for shard in plan_shards(files, 3) for row in reader.read(shard).to_pylist()]
+
+
+def test_tools_may_be_nested_and_lose_their_nulls():
+    for tools in nested(450):
+        kept = FORMATS["messages"].convert({**P, "tools": tools})
+        assert json.loads(kept.tools) == json.loads(tools if isinstance(tools, str) else f"[{tools[0]}]")
+    tools = [{"name": "f", "strict": None, "of": [None, {"x": None, "y": 0}]}]
+    for given in (tools, json.dumps(tools), [json.dumps(tool) for tool in tools]):
+        kept = FORMATS["messages"].convert({**P, "tools": given})
+        assert kept.tools == '[{"name":"f","of":[null,{"y":0}]}]'
+
+
+@pytest.mark.parametrize("error", [RecursionError("secret"), MemoryError("secret"), ZeroDivisionError("secret")])
+def test_unforeseen_error_on_a_row_drops_it_alone_and_is_told_once(tmp_path, monkeypatch, caplog, error):
+    strings = FORMATS["strings"]
+
+    def build(row):
+        if row["prompt"] == "bad":
+            raise error
+        return strings.build(row)
+
+    monkeypatch.setitem(FORMATS, "strings", replace(strings, build=build))
+    monkeypatch.setattr(row_faults, "_told", set())
+    rows = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in ("p", "bad", "q", "bad")]
+    to.write_jsonl(tmp_path / "a.jsonl", rows)
+    found = outcomes(tmp_path)
+    assert [row["drop_reason"] for row in found] == [None, "row_error"] * 2
+    assert [row["drop_stage"] for row in found] == [None, "source"] * 2
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert type(error).__name__ in told
+    assert "a.jsonl:1" in told
+    assert "secret" not in told
+    fs, path = fsspec.filesystem("file"), str(tmp_path)
+    assert read_prompts(fs, path, Prompts(path=path, format="strings")).dropped == {"row_error": 2}
+    assert inspect_source(fs, path).drop_reasons == {"row_error": 2}
+
+
+def test_an_error_of_ours_is_no_fault_of_the_row(tmp_path, monkeypatch):
+    def build(_):
+        raise TemporaryError("terminated")
+
+    monkeypatch.setitem(FORMATS, "strings", replace(FORMATS["strings"], build=build))
+    to.write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(TemporaryError):
+        outcomes(tmp_path)
 
 
 LOGPS = {
@@ -172,6 +234,28 @@ def test_parquet_text_that_is_no_utf8_is_dropped_in_place(tmp_path):
     assert [row["drop_reason"] for row in outcomes(tmp_path)] == [None, "undecodable_text", None]
 
 
+def in_turns(texts):
+    turns = pa.StructArray.from_arrays([pa.array(["assistant"] * 3), texts], names=["role", "content"])
+    return pa.ListArray.from_arrays([0, 1, 2, 3], turns)
+
+
+@pytest.mark.parametrize("container", to.ARROW)
+@pytest.mark.parametrize("column", [lambda t: t, in_turns, lambda t: pa.DictionaryArray.from_arrays([0, 1, 2], t)])
+def test_arrow_text_that_is_no_utf8_is_dropped_in_place(tmp_path, container, column):
+    texts = column(pa.array([b"a", b"\xff\xfe", b"c"]).view(pa.string()))
+    prompts = in_turns(pa.array(["x"] * 3)) if pa.types.is_list(texts.type) else pa.array(["x"] * 3)
+    table = pa.table({"prompt": ["x"] * 3, "chosen": texts, "rejected": prompts})
+    to.write_arrow(tmp_path / "a.arrow", table, to.ARROW[container])
+    assert [row["drop_reason"] for row in outcomes(tmp_path)] == [None, "undecodable_text", None]
+
+
+def test_time_that_python_cannot_hold_is_dropped_in_place(tmp_path):
+    days = pa.array([1, 2**31 - 1], pa.int32()).view(pa.date32())
+    table = pa.table({"prompt": ["x"] * 2, "chosen": ["y"] * 2, "rejected": ["z"] * 2, "tools": days})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [row["drop_reason"] for row in outcomes(tmp_path)] == ["invalid_tools", "wrong_type"]
+
+
 def test_parquet_passthrough_that_is_no_utf8_is_dropped_in_place(tmp_path):
     texts = pa.array([b"a", b"\xff\xfe", b"c"]).view(pa.string())
     table = pa.table({"prompt": ["x"] * 3, "chosen": ["y"] * 3, "rejected": ["z"] * 3, "tag": texts})
@@ -182,6 +266,6 @@ def test_parquet_passthrough_that_is_no_utf8_is_dropped_in_place(tmp_path):
 
 
 def test_every_reason_has_a_case():
-    files = {"score_not_found", "ambiguous_score"}
+    files = {"score_not_found", "ambiguous_score", "row_error"}
     covered = {reason for *_, reason in CONVERT_CASES} | {reason for _, reason in JSON_CASES} | files
     assert covered == {str(reason) for reason in Reason}

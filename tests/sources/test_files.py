@@ -1,10 +1,14 @@
 """Pre-flight: every container gives its rows, and every bad file is named at once."""
 
 import gzip
+import itertools
 import json
+import struct
+import time
 from typing import ClassVar
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -170,12 +174,147 @@ def test_folder_above_saved_datasets_is_refused(tmp_path):
 
 
 def test_damaged_description_of_a_saved_dataset_is_refused(tmp_path):
-    (tmp_path / "state.json").write_text("{")
-    with pytest.raises(SourceError, match=r"state.json is no JSON"):
-        scan(tmp_path)
+    for name, text in itertools.product(("state.json", "dataset_dict.json"), ("{", "[" * 100_000, '{"a":' * 100_000)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(SourceError, match=f"{name} is no JSON"):
+            scan(tmp_path)
+    (tmp_path / "dataset_dict.json").unlink()
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(SourceError, match="lists no data files"):
         scan(tmp_path)
+
+
+def with_claim(path, old, new):
+    """Puts another number into the footer of a Parquet file, wherever it stands there."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")
+    footer = data[-8 - size : -8].replace(varint(2 * old), varint(2 * new))
+    path.write_bytes(data[: -8 - size] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+
+def varint(number):
+    return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
+
+
+@pytest.mark.parametrize("claim", [12_346, 10**6, 10**8, 10**11, 2**62])
+def test_parquet_footer_that_claims_more_rows_than_its_pages_hold_is_refused(tmp_path, claim):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({name: ["x"] * 12_345 for name in ("prompt", "chosen", "rejected")}), path)
+    assert scan(tmp_path).num_rows == 12_345
+    with_claim(path, 12_345, claim)
+    with pytest.raises(SourceError, match=r"a\.parquet claims"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"compression": "zstd", "use_dictionary": False}, {"data_page_version": "2.0"}]
+)
+def test_a_million_equal_rows_in_a_small_parquet_file_are_no_false_claim(tmp_path, options):
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10**6, np.int8)), ["x" * 30]).cast(pa.string())
+    pq.write_table(pa.table({"prompt": text}), tmp_path / "a.parquet", **options)
+    assert scan(tmp_path).num_rows == 10**6
+    assert (tmp_path / "a.parquet").stat().st_size < 50_000
+
+
+def patched(path, *patches):
+    data = path.read_bytes()
+    for old, new in patches:
+        assert old in data
+        data = data.replace(old, new)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("container", to.ARROW)
+@pytest.mark.parametrize("rows", [-1, 10**8, 10**11])
+@pytest.mark.parametrize("values", [pa.nulls(29), pa.array(["x"] * 29), pa.array([[]] * 29, pa.list_(pa.null()))])
+def test_arrow_batch_that_claims_more_rows_than_it_has_room_for_is_refused(tmp_path, container, rows, values):
+    to.write_arrow(tmp_path / "a.arrow", pa.table({"prompt": values}), to.ARROW[container])
+    patched(tmp_path / "a.arrow", (struct.pack("<q", 29), struct.pack("<q", rows)))
+    with pytest.raises(SourceError, match=r"a\.arrow is damaged"):
+        scan(tmp_path)
+
+
+def test_arrow_footer_that_points_twice_to_a_batch_or_outside_is_refused(tmp_path):
+    path, table = tmp_path / "a.arrow", pa.table({"prompt": ["x"] * 9})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        places = []
+        for _ in range(3):
+            places.append(struct.pack("<q", sink.tell()))
+            writer.write_table(table)
+    whole = path.read_bytes()
+    for wrong in (places[0], struct.pack("<q", len(whole)), struct.pack("<q", -8), struct.pack("<q", 2**62)):
+        path.write_bytes(whole)
+        patched(path, (places[1], wrong))
+        with pytest.raises(SourceError, match=r"a\.arrow is damaged \(its footer points"):
+            scan(tmp_path)
+
+
+def test_name_in_a_schema_that_is_no_utf8_is_refused(tmp_path):
+    for name, write in to.WRITERS.items():
+        if "arrow" in name:
+            write(tmp_path / name, [to.pair()])
+            patched(tmp_path / name, (b"content", b"\xff\xfentent"))
+    with pytest.raises(SourceError, match=r"2 of 2 data file.*\n  file.arrow cannot be read.*\n  stream.arrow cannot"):
+        scan(tmp_path)
+
+
+BOMB = 300 << 20  # bytes, of one letter
+
+
+def packed(path, codec, piece):
+    with pa.CompressedOutputStream(str(path), codec) as stream:
+        for _ in range(BOMB >> 20):
+            stream.write(piece * ((1 << 20) // len(piece)))
+
+
+def one_cell():
+    offsets = pa.py_buffer(struct.pack("<2i", 0, BOMB))
+    return pa.table({"prompt": pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(bytes(BOMB))])})
+
+
+PLAIN = {"compression": "zstd", "write_statistics": False}
+BOMBS = {
+    "line.jsonl.zst": lambda path: packed(path, "zstd", b"x"),
+    "blank.jsonl.gz": lambda path: path.write_bytes(gzip.compress(b"\n" * (BOMB // 15)) * 15),
+    "rows.jsonl.zst": lambda path: packed(path, "zstd", b'{"prompt": "' + b"x" * 1010 + b'"}\n'),
+    "cell.parquet": lambda path: pq.write_table(one_cell(), path, use_dictionary=False, **PLAIN),
+    "dictionary.parquet": lambda path: pq.write_table(one_cell(), path, **PLAIN),
+    "stream.arrow": lambda path: to.write_arrow(path, one_cell(), pa.ipc.new_stream, compression="zstd"),
+    "file.arrow": lambda path: to.write_arrow(path, one_cell(), pa.ipc.new_file, compression="lz4"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_decompression_bomb_is_refused_before_it_fills_memory(tmp_path, name):
+    BOMBS[name](tmp_path / name)
+    before = pa.total_allocated_bytes()
+    with pytest.raises(SourceError, match=rf"{name} (is a decompression bomb|has a line of more than 134217728 bytes)"):
+        scan(tmp_path)
+    assert pa.total_allocated_bytes() - before < 1 << 20
+
+
+def test_line_that_is_too_long_is_refused_with_its_row(tmp_path):
+    to.write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with (tmp_path / "a.jsonl").open("ab") as file:
+        file.truncate(200 << 20)
+    with pytest.raises(SourceError, match=r"a\.jsonl has a line of more than 134217728 bytes in row 100;"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \r\n\t\n", b"\n" * (3 << 20)])
+def test_json_array_is_refused_by_its_first_byte(tmp_path, before):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.write(before + b"[")
+        file.truncate(100 << 30)  # to read on would fill memory
+    with pytest.raises(SourceError, match=r"a\.json holds a JSON array"):
+        scan(tmp_path)
+
+
+def test_blank_lines_are_skipped_without_delay(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\n" * (32 << 20) + b" \r\n{}\n\t\n")
+    started = time.process_time()
+    assert scan(tmp_path).num_rows == 1
+    assert time.process_time() - started < 2
 
 
 class Failing(LocalFileSystem):

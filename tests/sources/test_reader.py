@@ -1,5 +1,6 @@
 """A shard gives exactly its rows, in order, whatever the container, the cut and the process."""
 
+import itertools
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import random
 import shutil
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.config import Source
 from pipeline.errors import ConfigError, IntegrityError, SchemaError, SourceError
 from pipeline.schema import scored_schema
-from pipeline.sources import blocks
+from pipeline.sources import arrow_checks, blocks
 from pipeline.sources.ids import content_digest
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
@@ -296,3 +298,86 @@ def test_lines_of_which_none_decodes_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_bytes("no JSON\n".encode("utf-16") * 3)
     with pytest.raises(SourceError, match=r"none of the first \d rows .*undecodable_text"):
         opened(tmp_path)
+
+
+TEXTS = pa.array([f"{n} or so: a text too long to lie within a view" for n in range(40)])
+TURNS = pa.StructArray.from_arrays([pa.array(["user"] * 40), TEXTS], names=["role", "content"])
+NESTED = pa.ListArray.from_arrays(pa.array(range(41), pa.int32()), TURNS)
+# A column and where the numbers stand in it that Arrow goes by: which buffer, their type.
+PLACES = {
+    "text": (TEXTS, 1, "<i4"),
+    "large text": (TEXTS.cast(pa.large_string()), 1, "<i8"),
+    "list": (NESTED, 1, "<i4"),
+    "text in a list": (NESTED, 7, "<i4"),
+    "dictionary": (pa.DictionaryArray.from_arrays(pa.array([*range(40)][::-1], pa.int32()), TEXTS), 1, "<i4"),
+    "view": (TEXTS.cast(pa.string_view()), 1, "<i4"),
+}
+
+
+@pytest.mark.parametrize("container", to.ARROW)
+@pytest.mark.parametrize("place", PLACES)
+def test_arrow_numbers_that_lead_out_of_their_buffers_are_refused(tmp_path, container, place):
+    column, buffer, dtype = PLACES[place]
+    table = pa.table({"prompt": column, "chosen": ["yes"] * 40, "rejected": ["no"] * 40})
+    to.write_arrow(tmp_path / "a.arrow", table.slice(0, 30), to.ARROW[container])
+    whole = (tmp_path / "a.arrow").read_bytes()
+    numbers = np.frombuffer(column.buffers()[buffer], dtype)[:30]
+    assert whole.count(numbers.tobytes()) == 1
+    for index, bad in itertools.product((1, 17), (-1, 50_000, 2**31 - 1)):
+        wrong = numbers.copy()
+        wrong[index] = bad
+        (tmp_path / "a.arrow").write_bytes(whole.replace(numbers.tobytes(), wrong.tobytes()))
+        with pytest.raises(SourceError, match=r"a\.arrow") as caught:
+            read_all(*opened(tmp_path))
+        assert "or so" not in str(caught.value)
+
+
+def test_arrow_column_that_is_not_read_may_be_damaged_in_a_file(tmp_path):
+    table = pa.table({"other": TEXTS, "prompt": ["p"] * 40, "chosen": ["yes"] * 40, "rejected": ["no"] * 40})
+    to.write_arrow(tmp_path / "a.arrow", table.slice(0, 30), pa.ipc.new_file)
+    offsets = TEXTS.buffers()[1].to_pybytes()[:120]
+    whole = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(whole.replace(offsets, offsets[:60] + b"\xff" * 60))
+    assert read_all(*opened(tmp_path)).num_rows == 30
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "stream.arrow", "file.arrow"])
+@pytest.mark.parametrize("place", ["text", "text in a list", "dictionary", "view"])
+def test_text_that_is_too_long_is_refused(tmp_path, monkeypatch, name, place):
+    column, longest = PLACES[place][0], max(map(len, TEXTS.to_pylist()))
+    table = pa.table({"prompt": column, "chosen": ["yes"] * 40, "rejected": ["no"] * 40})
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name)
+    else:
+        to.write_arrow(tmp_path / name, table, to.ARROW[name.removesuffix(".arrow")])
+    monkeypatch.setattr(arrow_checks, "CELL_BYTES", longest)
+    assert read_all(*opened(tmp_path)).num_rows == 40
+    blocks._CURSORS.clear()
+    monkeypatch.setattr(arrow_checks, "CELL_BYTES", longest - 1)
+    with pytest.raises(SourceError, match=rf"{name} has a text of {longest} bytes in column prompt") as caught:
+        read_all(*opened(tmp_path))
+    assert caught.value.exit_code == 2
+
+
+def write_packed_arrow(path, rows):
+    to.write_arrow(path, pa.Table.from_pylist(rows), pa.ipc.new_file, compression="lz4")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.feather", write_packed_arrow), *((name, to.WRITERS[name]) for name in to.WRITERS if "json" not in name)],
+)
+def test_flipped_bits_end_in_a_refusal_or_in_the_same_number_of_rows(tmp_path, name, write):
+    write(tmp_path / name, ROWS[:20])
+    whole = (tmp_path / name).read_bytes()
+    for seed in range(40):
+        data, flips = bytearray(whole), random.Random(seed)
+        # Heads and footers, where sizes and places stand, are at both ends.
+        for place in (flips.randrange(len(data)), flips.randrange(min(1500, len(data))) * flips.choice((1, -1))):
+            data[place] ^= 1 << flips.randrange(8)
+        (tmp_path / name).write_bytes(data)
+        try:
+            reader, files = opened(tmp_path)
+            assert read_all(reader, files).num_rows == sum(file.num_rows for file in files)
+        except (SourceError, SchemaError):
+            pass

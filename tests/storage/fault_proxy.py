@@ -1,4 +1,4 @@
-"""A small proxy before a real S3 that fails on purpose: busy answers, dropped connections, answers that get lost."""
+"""A small proxy before a real S3 that fails on purpose: refusals, dropped connections, answers lost or cut short."""
 
 import contextlib
 import http.client
@@ -10,10 +10,13 @@ from urllib.parse import urlsplit
 
 Fault = str | None
 BUSY, RESET, LOSE_ANSWER, CONFLICT = "busy", "reset", "lose answer", "conflict"
+BROKEN, EXPIRED, TRUNCATED = "broken", "expired", "truncated"
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>The proxy refuses.</Message></Error>"
 _REFUSALS = {
     BUSY: (503, {}, _ERROR.format("SlowDown").encode()),
+    BROKEN: (500, {}, _ERROR.format("InternalError").encode()),
     CONFLICT: (409, {}, _ERROR.format("ConditionalRequestConflict").encode()),
+    EXPIRED: (403, {}, _ERROR.format("ExpiredToken").encode()),
 }
 _OF_THIS_HOP = {"connection", "transfer-encoding", "content-length"}
 
@@ -36,6 +39,7 @@ def faulty(endpoint_url: str, fault: Callable[[str, str], Fault]) -> Iterator[st
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     upstream: ClassVar[str]
     fault: ClassVar[Callable[[str, str], Fault]]
 
@@ -52,7 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
         if what == LOSE_ANSWER:
             self.close_connection = True
             return
-        self._answer(status, headers, content)
+        self.close_connection |= what == TRUNCATED
+        self._answer(status, headers, content, len(content) // 2 if what == TRUNCATED else None)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _handle  # noqa: N815
 
@@ -64,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = connection.getresponse()
             return answer.status, dict(answer.getheaders()), answer.read()
 
-    def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+    def _answer(self, status: int, headers: dict[str, str], content: bytes, end: int | None = None) -> None:
         self.send_response_only(status)
         for key, value in headers.items():
             if key.lower() not in _OF_THIS_HOP:
@@ -73,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", size or str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[:end])
 
     def log_message(self, *_: object) -> None:
         pass

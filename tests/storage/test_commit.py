@@ -1,9 +1,11 @@
 """An object appears whole or not at all, and one of several writers wins."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +14,10 @@ import pytest
 
 from pipeline import config
 from pipeline.errors import StorageError, TemporaryError
-from pipeline.storage.commit import create, create_from_file
-from pipeline.storage.filesystem import open_filesystem, read_bytes
-from tests.storage.fault_proxy import BUSY, CONFLICT, LOSE_ANSWER, RESET, faulty
+from pipeline.scratch import scratch_folder
+from pipeline.storage.commit import clear_leftovers, create, create_from_file
+from pipeline.storage.filesystem import list_sizes, open_filesystem, read_bytes, read_range
+from tests.storage.fault_proxy import BROKEN, BUSY, CONFLICT, EXPIRED, LOSE_ANSWER, RESET, TRUNCATED, faulty
 
 
 def test_second_create_changes_nothing(place):
@@ -91,6 +94,72 @@ def test_killed_writer_leaves_only_whole_objects(request, tmp_path, kind):
         assert all(read_bytes(fs, name) == bytes([kill]) * 3_000_000 for name in seen)
 
 
+_OWNER = """
+import os, sys, time
+from pathlib import Path
+from pipeline import config
+from pipeline.scratch import scratch_folder
+from pipeline.storage.commit import create
+from pipeline.storage.filesystem import open_filesystem
+def wait(_):
+    print("ready", flush=True)
+    time.sleep(600)
+os.fsync = wait
+with scratch_folder("rows", Path(sys.argv[1])) as folder:
+    (folder / "some").write_bytes(b"text of rows")
+    create(*open_filesystem(f"{sys.argv[1]}/out/parts/a", config.Storage()), b"text of rows")
+"""
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(local_place, tmp_path):
+    fs, root = local_place
+    (tmp_path / "alignpot-of-mine").mkdir()
+    (tmp_path / "out" / "parts").mkdir(parents=True)
+    (tmp_path / "out" / "parts" / ".a.part.tmp").touch()
+    before = {*tmp_path.rglob("*")}
+    words = [sys.executable, "-c", _OWNER, str(tmp_path)]
+    owner = subprocess.Popen(words, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    try:
+        assert owner.stdout.readline() == b"ready\n"
+        living = {*tmp_path.rglob("*")} - before
+        assert {path.suffix for path in living if path.is_file()} == {"", ".lock", ".tmp"}
+        clear_leftovers(fs, root)
+        with scratch_folder("other", tmp_path):
+            assert living <= {*tmp_path.rglob("*")}
+    finally:
+        owner.kill()
+        owner.communicate()
+    clear_leftovers(fs, root)
+    with scratch_folder("other", tmp_path):
+        assert {path.suffix for path in {*tmp_path.rglob("*")} - before if path.is_file()} == {".lock"}
+    assert {*tmp_path.rglob("*")} == before
+
+
+def test_clearing_takes_nothing_from_those_who_begin_meanwhile(local_place, tmp_path):
+    fs, root = local_place
+    ended = threading.Event()
+
+    def clear() -> None:
+        while not ended.is_set():
+            clear_leftovers(fs, root)
+
+    def work(thread: int) -> bool:
+        won = [create(fs, f"{root}/parts/{thread}-{number}", b"x") for number in range(40)]
+        for _ in range(40):
+            with scratch_folder("rows", tmp_path) as folder:
+                (folder / "some").write_bytes(b"x")
+        return all(won)
+
+    with ThreadPoolExecutor(5) as pool:
+        clearing = pool.submit(clear)
+        try:
+            assert all(pool.map(work, range(4)))
+        finally:
+            ended.set()
+        clearing.result()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
 def test_exception_while_writing_leaves_nothing(local_place):
     fs, root = local_place
     with pytest.raises(TypeError):
@@ -160,17 +229,41 @@ def test_passing_faults_are_waited_out(s3):
         assert read_bytes(fs, f"{root}/a") == b"mine"
 
 
-@pytest.mark.slow
 @pytest.mark.s3
-@pytest.mark.parametrize("fault", [BUSY, RESET])
-def test_lasting_faults_are_temporary_errors_never_absence(s3, fault):
-    with faulty(s3.endpoint_url, lambda *_: fault) as endpoint_url:
-        storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 1})
-        for act in (lambda fs, path: create(fs, path, b"x"), read_bytes):
-            fs, root = open_filesystem(s3.url("down"), storage)
-            fs.retries = 1
-            with pytest.raises(TemporaryError, match="Run the same command again"):
+@pytest.mark.parametrize(
+    ("fault", "kind", "num_requests"),
+    [
+        (BUSY, TemporaryError, 2),
+        (BROKEN, TemporaryError, 2),
+        (RESET, TemporaryError, 4),  # aiohttp repeats each by itself
+        (EXPIRED, StorageError, 1),
+    ],
+)
+def test_lasting_faults_end_after_as_many_attempts_and_are_never_absence(s3, fault, kind, num_requests):
+    asked = []
+    with faulty(s3.endpoint_url, lambda *request: asked.append(request) or fault) as endpoint_url:
+        storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 2})
+        fs, root = pickle.loads(pickle.dumps(open_filesystem(s3.url("down"), storage)))
+        for act in (lambda *place: create(*place, b"x"), lambda *place: read_range(*place, 0, 1), list_sizes):
+            asked.clear()
+            with pytest.raises(kind, match="Renew" if fault == EXPIRED else "Run the same command again"):
                 act(fs, f"{root}/a")
+            assert len(asked) == num_requests
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("num_faults", [2, 3])
+def test_answer_cut_short_is_asked_for_again_and_is_no_damage(s3, num_faults):
+    url, faults = s3.url("cut"), iter([TRUNCATED] * num_faults)
+    fs, root = open_filesystem(url, s3.storage)
+    create(fs, f"{root}/a", b"mine" * 100)
+    with faulty(s3.endpoint_url, lambda *_: next(faults, None)) as endpoint_url:
+        fs, _ = open_filesystem(url, s3.storage.model_copy(update={"endpoint_url": endpoint_url}))
+        if num_faults < s3.storage.max_attempts:
+            assert read_range(fs, f"{root}/a", 0, 400) == b"mine" * 100
+        else:
+            with pytest.raises(TemporaryError):
+                read_range(fs, f"{root}/a", 0, 400)
 
 
 def test_disk_without_hard_links_is_refused(local_place, monkeypatch):

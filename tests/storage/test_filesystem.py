@@ -51,6 +51,11 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
         ("s3://bucket/../other", "segments"),
         ("s3://bucket//a", "segments"),
         (f"s3://key:{CANARY}@bucket/a", "credentials"),
+        (f"s3://{CANARY}@bucket/a", "credentials"),
+        (f"s3://bucket/a?X-Amz-Signature={CANARY}", "credentials"),
+        (f"https://key:{CANARY}@host::s3://bucket/a", "credentials"),
+        (f"key:{CANARY}@host/a", "credentials"),
+        ("a\0b", "null character"),
         ("", "empty"),
     ],
 )
@@ -155,7 +160,6 @@ def test_throttled_listing_is_not_an_empty_folder(s3):
         storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 1})
         for act in (list_sizes, check_readable, check_writable):
             fs, root = open_filesystem(s3.url("busy"), storage)
-            fs.retries = 1
             with pytest.raises(TemporaryError):
                 act(fs, root)
 

@@ -1,0 +1,114 @@
+"""Text that a user names or types: files up to a size, YAML up to a number of values. Messages never repeat it."""
+
+import io
+import os
+import select
+import stat
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+MOST_LEVELS: Final = 100
+_MOST_VALUES: Final = 100_000
+_MOST_DIGITS: Final = 1_000
+_PATIENCE_S: Final = 10.0
+_NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def read_text(path: str | Path, *, most_bytes: int, pipes: bool = False) -> str:
+    """The UTF-8 text of a file.
+
+    pipes: what is no regular file will do, if its text ends within some seconds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such text; the message says why.
+    """
+    data = bytearray()
+    deadline = time.monotonic() + _PATIENCE_S
+    # Opening a pipe that nobody writes to would block.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        if not pipes and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        ready = select.poll()
+        ready.register(file, select.POLLIN)
+        while len(data) <= most_bytes:
+            if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise ValueError(f"its text did not end within {_PATIENCE_S:.0f} s")
+            chunk = file.read(1 << 16)
+            if not chunk:
+                break
+            data += chunk
+    if len(data) > most_bytes:
+        raise ValueError(f"it is longer than {most_bytes:,} bytes")
+    try:
+        return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+
+
+def yaml_value(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: what the text is or holds that it must not, to be read after a name for it.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader that also counts
+    except _OversizeError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(
+            f"is not YAML{place}. Check the indentation, quotes and brackets there and just before"
+        ) from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"is not YAML ({type(error).__name__}): a character, number or date in it is not valid"
+        ) from None
+
+
+class _OversizeError(ValueError):
+    pass
+
+
+class _Loader(yaml.SafeLoader):
+    """Counts values and levels as they are with every alias written out, before anything is made of them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._num_values = self._level = self._deepest = 0
+        self._sizes: dict[yaml.Node | None, tuple[int, int]] = {}
+        """Values in a node, and levels below it."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        num_before, deepest_before = self._num_values, self._deepest
+        is_alias = self.check_event(yaml.AliasEvent)
+        self._level += 1
+        self._deepest = self._level
+        self._add(1)
+        node = super().compose_node(parent, index)
+        if not is_alias:
+            self._sizes[node] = (self._num_values - num_before, self._deepest - self._level)
+        elif node not in self._sizes:
+            raise _OversizeError("holds an alias of what it stands in, which has no end")
+        else:
+            num_values, num_levels = self._sizes[node]
+            self._deepest += num_levels
+            self._add(num_values - 1)
+        self._level -= 1
+        self._deepest = max(self._deepest, deepest_before)
+        # Numbers of base 60 take time that grows with the square of their length.
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
+            raise _OversizeError(f"holds a number of more than {_MOST_DIGITS:,} digits")
+        return node
+
+    def _add(self, num_values: int) -> None:
+        self._num_values += num_values
+        if self._num_values > _MOST_VALUES:
+            raise _OversizeError(f"holds more than {_MOST_VALUES:,} values, those that aliases repeat included")
+        if self._deepest > MOST_LEVELS:
+            raise _OversizeError(f"is nested deeper than {MOST_LEVELS} levels")

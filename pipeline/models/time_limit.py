@@ -1,0 +1,93 @@
+"""A limit on the time of one call, in whatever thread it runs.
+
+One daemon thread counts how long each call has been at work, and throws an exception into the thread of one that takes
+too long. It counts its own ticks, not the clock, so that a process which was stopped for a while is not held to be
+slow. Python code ends within a tick or two; code in C is let finish, and the exception follows.
+
+No exception gets out of the call that it was meant for. The thrower says that it aims before it looks whether the call
+still goes on; the caller says that the call has ended before it looks whether someone aims. So either the thrower
+holds back, or the caller waits for what was thrown, inside the `try` that catches it.
+"""
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+TICK_S = 0.25
+
+_START: Final = threading.Lock()
+_throw_into: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+_calls: dict[int, "_Call"] = {}  # the call that a thread is in, by the thread's identity
+_watcher: threading.Thread | None = None
+
+
+class _TimeUp(BaseException):  # not an Exception, so that nothing inside of a call takes it for an error
+    pass
+
+
+class _Call:
+    __slots__ = ("aimed", "thrown", "ticks")
+
+    def __init__(self, ticks: int) -> None:
+        self.ticks = ticks
+        self.aimed = 0
+        self.thrown = 0
+
+
+def limited(function: Callable[[], T], seconds: float) -> T:
+    """What `function` returns or raises, unless it takes much longer than `seconds`. Calls do not nest.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    if _watcher is None:
+        _start_watcher()
+    thread = threading.get_ident()
+    call = _Call(int(seconds / TICK_S) + 1)
+    try:
+        try:
+            _calls[thread] = call
+            return function()
+        finally:
+            del _calls[thread]
+            if call.aimed:
+                while call.thrown < call.aimed:
+                    time.sleep(0)
+                _throw_into(ctypes.c_ulong(thread), None)  # takes back what has not hit yet
+    except _TimeUp:
+        raise TimeoutError(f"took longer than {seconds:g} s") from None
+
+
+def _start_watcher() -> None:
+    global _watcher  # noqa: PLW0603 - one for the process
+    with _START:
+        if _watcher is None:
+            _watcher = threading.Thread(target=_watch, name="time-limit", daemon=True)
+            _watcher.start()
+
+
+def _watch() -> None:
+    while True:
+        time.sleep(TICK_S)
+        for thread, call in list(_calls.items()):
+            call.ticks -= 1
+            if call.ticks < 0:  # again at every tick, as code that Python runs in between may swallow one
+                call.aimed += 1
+                if _calls.get(thread) is call:
+                    _throw_into(ctypes.c_ulong(thread), ctypes.py_object(_TimeUp))
+                call.thrown = call.aimed
+
+
+def _forget() -> None:
+    global _watcher  # noqa: PLW0603
+    _watcher = None
+    _calls.clear()
+
+
+os.register_at_fork(after_in_child=_forget)  # the threads stay behind
