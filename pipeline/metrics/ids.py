@@ -13,6 +13,8 @@ import pyarrow as pa
 HashArray = npt.NDArray[np.uint64]
 
 _WORD: Final = 8  # bytes
+_FEW: Final = 16
+_MASK: Final = (1 << 64) - 1
 _GAMMA: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2: Final = np.uint64(0x94D049BB133111EB)
@@ -27,9 +29,10 @@ def hash_ids(ids: pa.Array, seed: int) -> HashArray:
     words with zeros after the end, are mixed in one by one with the SplitMix64 finaliser.
     """
     starts, lengths, words = _words_of(ids.cast(pa.large_string()))
-    start = _mix(np.array([seed & (2**64 - 1)], dtype=np.uint64) + _GAMMA)
+    start = _mix(np.array([seed & _MASK], dtype=np.uint64) + _GAMMA)
     hashes = start ^ (lengths.astype(np.uint64) * _GAMMA)
-    for offset in range(0, int(lengths.max(initial=0)), _WORD):
+    length_of_most = 0 if len(ids) <= _FEW else int(np.partition(lengths, -_FEW - 1)[-_FEW - 1])
+    for offset in range(0, length_of_most, _WORD):
         left = lengths - offset
         shortest = int(left.min())
         if shortest >= _WORD:
@@ -38,6 +41,11 @@ def hash_ids(ids: pa.Array, seed: int) -> HashArray:
         rows = slice(None) if shortest > 0 else np.flatnonzero(left > 0)
         word = words[starts[rows] + offset] & _MASKS[np.minimum(left[rows], _WORD)]
         hashes[rows] = _mix((hashes[rows] ^ word) + _GAMMA)
+    done = -(-length_of_most // _WORD) * _WORD
+    for row in np.flatnonzero(lengths > done).tolist():  # few: arrays would cost more than they carry
+        rest = words[starts[row] + done : starts[row] + lengths[row] : _WORD].tolist()
+        rest[-1] &= int(_MASKS[(int(lengths[row]) - 1) % _WORD + 1])
+        hashes[row] = _mixed_in(int(hashes[row]), rest)
     return hashes
 
 
@@ -64,6 +72,17 @@ def _words_of(ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
         data[: last - first] = np.frombuffer(data_buffer, dtype=np.uint8)[first:last]
     words: HashArray = np.ndarray(shape=(last - first + 1,), dtype="<u8", buffer=data.data, strides=(1,))
     return offsets[:-1] - first, np.diff(offsets), words
+
+
+def _mixed_in(state: int, words: list[int]) -> int:
+    """The state after the words of one id."""
+    gamma, mix_1, mix_2 = int(_GAMMA), int(_MIX_1), int(_MIX_2)
+    for word in words:
+        value = (state ^ word) + gamma & _MASK
+        value = (value ^ value >> 30) * mix_1 & _MASK
+        value = (value ^ value >> 27) * mix_2 & _MASK
+        state = value ^ value >> 31
+    return state
 
 
 def _mix(values: HashArray) -> HashArray:

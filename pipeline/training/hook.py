@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import IO, Any, Final
 from pipeline import errors
 from pipeline.config import TorchModel
 from pipeline.errors import AlignpotError, TemporaryError
+from pipeline.scratch import scratch_folder
 from pipeline.training.job import TrainJob
 from pipeline.training.workplace import finished_summary
 
@@ -56,8 +56,8 @@ def train(job: TrainJob, *, env: Mapping[str, str] | None = None) -> TrainResult
         AlignpotError: of the class that the process ended with.
     """
     if finished_summary(job.output) is None:
-        with tempfile.TemporaryDirectory(prefix="alignpot-train-") as folder:
-            file = Path(folder) / "job.json"
+        with scratch_folder("train") as folder:
+            file = folder / "job.json"
             file.write_text(job.to_json(), encoding="utf-8")
             code, last = _run([sys.executable, "-m", "pipeline.training.run", str(file)], _environment(job, env or {}))
         _raise_failure(code, last)

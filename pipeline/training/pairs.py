@@ -21,6 +21,7 @@ from pipeline.schema import (
     REJECTED,
     TOOLS,
 )
+from pipeline.shown import shown
 from pipeline.training.job import TrainJob
 
 if TYPE_CHECKING:
@@ -159,6 +160,6 @@ def _with_columns(pairs: "Dataset", rows: list[int], columns: dict[str, list[Any
 def _check_reference(row: dict[str, Any], index: int) -> None:
     if any(row[column] is None for column in REFERENCE_COLUMNS):
         raise DataError(
-            f"Pair {row.get(ID, f'row {index}')} has no reference log-probs. Score with a reference section, or set "
-            "train.precomputed_reference: false."
+            f"Pair {shown(row.get(ID, f'row {index}'))} has no reference log-probs. Score with a reference section, or "
+            "set train.precomputed_reference: false."
         )
