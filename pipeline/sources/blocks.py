@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import is_missing
 from pipeline.sources.arrow_checks import sound, within_bounds
+from pipeline.sources.bounds import BadFile
 from pipeline.sources.lines import lines, unpacked
-from pipeline.sources.probe import FileKind, raise_if_storage
+from pipeline.sources.probe import DAMAGE, FileKind, first_line, raise_if_storage
 from pipeline.sources.unchanged import Moved, check_planned, is_pinned, state_of
 
 LINE: Final = "line"
@@ -107,10 +108,13 @@ def read_span(fs: Any, span: Span, *, shown: str) -> pa.Table:
         if not is_missing(error):
             raise
         raise SourceError(f"source file {shown} is gone since the run was planned. Put it back.") from None
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except BadFile as bad:
+        raise SourceError(f"source file {shown} {bad}. Replace it.") from None
+    except DAMAGE as error:
         raise_if_storage(error)
         rows = f"rows {span.first_row} to {span.first_row + span.num_rows - 1}"
-        raise SourceError(f"source file {shown} is corrupt in {rows} or before: {error}. Replace it.") from None
+        why = first_line(error)
+        raise SourceError(f"source file {shown} is corrupt in {rows} or before: {why}. Replace it.") from None
     if batches is None:
         raise IntegrityError(f"source file {shown} changes while it is read. Run again when nothing writes to it.")
     num_read = sum(batch.num_rows for batch in batches)

@@ -9,6 +9,7 @@ errors of the storage itself travel on.
 import io
 import itertools
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pat
 
+from pipeline.shown import listed
 from pipeline.sources.arrow_checks import rows_of_file, rows_of_message, sound
 from pipeline.sources.bounds import BadFile, check_count
 from pipeline.sources.columns import plain_type
@@ -166,9 +168,9 @@ def _probe_json(file: Any, kind: FileKind) -> Probe:
 
 
 def _checked(schema: pa.Schema) -> pa.Schema:
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(schema.names).items() if count > 1)
     if twice:
-        raise BadFile(f"has columns of the same name: {twice}")
+        raise BadFile(f"has columns of the same name: {listed(twice)}")
     for field in schema:
         plain_type(field.type)  # a name below that is no UTF-8 raises here
     return schema

@@ -243,6 +243,7 @@ def in_order(
     """`function` of each item, in order, working at most `num_threads` items ahead; memory does not grow with items."""
     pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="alignpot-read")
     ahead: deque[concurrent.futures.Future[_Result]] = deque()
+    is_left = False
     try:
         for item in items:
             ahead.append(pool.submit(function, item))
@@ -250,5 +251,8 @@ def in_order(
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+    except GeneratorExit:
+        is_left = True  # perhaps by the garbage collector, which may run where a thread cannot be waited for
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=not is_left, cancel_futures=True)
