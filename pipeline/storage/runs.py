@@ -27,7 +27,7 @@ SCORED_KIND: Final = "scored"
 FORMAT: Final = 2  # layout of run.json, _SUCCESS.json and the parts; another number is another layout
 
 _ABSENT: Final = "nothing"
-_DIGEST: Final = "digest"
+_SEAL: Final = "seal"
 _MOST_NAMED: Final = 10
 
 
@@ -152,13 +152,13 @@ def schema_of(value: Mapping[str, Any]) -> pa.Schema:
 
 
 def sealed(value: Mapping[str, Any]) -> bytes:
-    """Readable JSON with the layout's number and a digest of the value, the same bytes for the same value.
+    """Readable JSON with the layout's number and, as its `seal`, a digest of the rest; the same bytes for one value.
 
     Raises:
         ValueError: it holds NaN or infinity.
     """
     whole = {"format": FORMAT, **value}
-    whole[_DIGEST] = fingerprint_digest(whole)
+    whole[_SEAL] = fingerprint_digest(whole)
     return (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -175,7 +175,7 @@ def read_sealed(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | No
     where = display(fs, path)
     try:
         value = json.loads(data)
-        layout, digest = value.pop("format", None), value.pop(_DIGEST, None)
+        layout, digest = value.pop("format", None), value.pop(_SEAL, None)
         is_whole = digest == fingerprint_digest({"format": layout, **value})
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise IntegrityError(f"{where} is damaged: not a JSON mapping. Restore it, or use another path.") from None

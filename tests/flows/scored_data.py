@@ -141,7 +141,7 @@ def write_config(path: Path, data: Mapping[str, Any]) -> Path:
 def objects(url: str | Path, storage: Storage | None = None) -> dict[str, bytes]:
     """Digest of every object of a subset by its relative path.
 
-    run.json and _SUCCESS.json hold the config, in which paths and the engine may differ, and a digest of the whole: they
+    run.json and _SUCCESS.json hold the config, in which paths and the engine may differ, and a seal of the whole: they
     are taken without these.
     """
     fs, root = open_filesystem(str(url), storage or Storage())
@@ -149,7 +149,7 @@ def objects(url: str | Path, storage: Storage | None = None) -> dict[str, bytes]
     for path in fs.find(root):
         name, data = path.removeprefix(root).strip("/"), fs.cat_file(path)
         if name in ("run.json", "_SUCCESS.json"):
-            data = json.dumps({k: v for k, v in json.loads(data).items() if k not in ("config", "digest")}, sort_keys=True).encode()
+            data = json.dumps({k: v for k, v in json.loads(data).items() if k not in ("config", "seal")}, sort_keys=True).encode()
         found[name] = hashlib.blake2b(data).digest()
     return found
 

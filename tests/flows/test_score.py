@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,9 +19,13 @@ from pipeline.config import Config, resolved
 from pipeline.errors import FingerprintError, TooManyDroppedError
 from pipeline.flows.score import check_dropped, prepare_score, score
 from pipeline.stages.plan import Stage
+from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import load_manifest
 from pipeline.storage.scored import ScoredDataset
+from tests.fixtures_storage import S3Server
 from tests.flows.conftest import Ended, make_config, run_all, shuffled, write_jsonl
+from tests.flows.scored_data import objects
+from tests.storage.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
 
 SCORES = [
     "id",
@@ -226,6 +231,36 @@ def test_further_sigterms_do_not_turn_an_orderly_end_into_a_crash(tmp_path: Path
         time.sleep(0.02)
     log = process.communicate(timeout=60)[1]
     assert (process.returncode, log.count("terminated by SIGTERM"), "Traceback" in log) == (75, 1, False), log
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_faults_of_an_object_store_move_no_row(tmp_path: Path, pairs: list[dict], s3: S3Server):
+    rows = [{**row, "reward_chosen": float(i % 7), "reward_rejected": 0.5} for i, row in enumerate(pairs)]
+    source = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    explicit = {"reward": {"backend": "columns"}, "metric": {"name": "explicit"}, "run": {"shard_rows": 6}}
+    run_all(make_config(tmp_path, source, **explicit))
+    expected = {name: digest for name, digest in objects(tmp_path / "subset").items() if name.startswith("parquet/")}
+
+    chance, met = random.Random(0), []
+
+    def fault(method: str, path: str) -> str | None:
+        kinds = [BUSY, BROKEN, RESET, LOSE_ANSWER if method == "PUT" else TRUNCATED]
+        if chance.random() >= 0.2:
+            return None
+        met.append(chance.choice(kinds))
+        return met[-1]
+
+    fs, root = open_filesystem(s3.url("source"), s3.storage)
+    fs.pipe_file(f"{root}/pairs.jsonl", source.read_bytes())
+    with faulty(s3.endpoint_url, fault) as endpoint_url:
+        places = {"scored": s3.url("scored"), "output": {"path": s3.url("subset")}}
+        storage = {"endpoint_url": endpoint_url, "region": "us-east-1"}
+        config = make_config(tmp_path, f"s3://{root}", **explicit, **places, storage=storage)
+        run_all(config)
+        assert "(none now)" in run_all(config)
+    assert {*met} == {BUSY, BROKEN, RESET, LOSE_ANSWER, TRUNCATED}
+    assert expected.items() <= objects(config.output.path, s3.storage).items()
 
 
 def test_log_probs_and_rewards_may_come_from_columns(tmp_path: Path, pairs: list[dict], models: dict, expected):
