@@ -9,8 +9,6 @@
 # make bench-gpu       our scoring engine beside others on one GPU; wants one
 # make bench-generate  our generation flow beside the same vLLM engine called directly
 # make bench-memory    peak memory of the driver as the dataset grows
-# make bench-throttle  what busy answers and other faults of an object store cost a run
-# make bench-throttle  what a busy object store costs a whole run
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -92,9 +90,6 @@ bench-generate: $(VENV)/.installed-test
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory
-
-bench-throttle: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.benchmarks.bench_throttle $(BENCH_ARGS)
 
 bench-throttle: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_throttle $(BENCH_ARGS)

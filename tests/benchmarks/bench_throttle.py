@@ -2,9 +2,9 @@
 
 `alignpot run` with the plain loop over 2,000 rows that carry their scores, in 40 shards; source, scored dataset and
 subset lie on a SeaweedFS behind a proxy that fails a share of the requests, seeded. Every run is a process of its own
-with an output of its own; wall times are of the whole command, and ratios to the mean of the undisturbed runs, after one
-that is not counted. Gate: every run that ends with 0 selects the rows of the first; one may end with 75, which asks for
-the same command again.
+with an output of its own. Wall times are of the whole command, ratios to the mean of the undisturbed runs; a first run
+is not counted. Gate: every run that ends with 0 selects the same rows; one may end with 75, which asks for the same
+command again.
 """
 
 import argparse

@@ -149,7 +149,9 @@ def objects(url: str | Path, storage: Storage | None = None) -> dict[str, bytes]
     for path in fs.find(root):
         name, data = path.removeprefix(root).strip("/"), fs.cat_file(path)
         if name in ("run.json", "_SUCCESS.json"):
-            data = json.dumps({k: v for k, v in json.loads(data).items() if k not in ("config", "seal")}, sort_keys=True).encode()
+            data = json.dumps(
+                {k: v for k, v in json.loads(data).items() if k not in ("config", "seal")}, sort_keys=True
+            ).encode()
         found[name] = hashlib.blake2b(data).digest()
     return found
 
