@@ -113,11 +113,10 @@ class Deadly:
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("rows", "num_deaths", "most_deaths"),
-    [({4, 5}, 1, 1), ({6}, 10**6, 3), ({6, 7, 13}, 10**6, 7)],
-    ids=["once", "row", "rows of two shards"],
+    ("rows", "num_deaths", "most_deaths", "hang"),
+    [({4, 5}, 1, 1, False), ({6, 7, 13}, 10**6, 7, False), ({6}, 10**6, 3, True)],
+    ids=["dies once", "dies on rows of two shards", "hangs"],
 )
-@pytest.mark.parametrize("hang", [False, True], ids=["dies", "hangs"])
 def test_worker_that_dies_is_replaced_and_the_row_that_kills_it_dropped(
     rows: set[int],
     num_deaths: int,
