@@ -11,6 +11,7 @@ and would print a traceback with whatever values it was about.
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,8 +114,7 @@ class StageActor:
         self._one_at_a_time = Lock()
         self._stages: list[tuple[str, Apply]] = []
         self._unbuilt: AlignpotError | None = None
-        restarted = deaths is not None and ray.get_runtime_context().was_current_actor_reconstructed
-        self._deaths = deaths if restarted else None
+        self._deaths = deaths if deaths is not None and _was_restarted() else None
         # What fails here fails again: Ray would build the actor again and again, and not say why.
         try:
             if self._deaths is None:
@@ -142,6 +142,13 @@ class StageActor:
                 marked = None if self._deaths is None else partial(self._deaths.apply, work.shard, name, apply)
                 work = work.after(name, marked or apply)
         return work
+
+
+def _was_restarted() -> bool:
+    """Whether Ray started this actor again after a death."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray asks itself in a way that it has deprecated
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 def _built(stages: Sequence[Stage]) -> list[tuple[str, Apply]]:
