@@ -24,7 +24,7 @@ from pipeline.storage.verify import verify
 from tests.fixtures_storage import READER_KEY, READER_SECRET_KEY, S3Server
 from tests.flows.conftest import Ended, make_config, run_all, write_jsonl
 
-NUM_FLIPS = int(os.environ.get("ALIGNPOT_FLIPS", "24"))  # a thousand when the formats change
+NUM_FLIPS = int(os.environ.get("ALIGNPOT_FLIPS", "18"))  # a thousand when the formats change
 
 
 def config_of(folder: Path, source: Path | str, **sections) -> Config:
@@ -252,6 +252,7 @@ def test_no_flipped_bit_gives_a_wrong_row_or_a_traceback(copy: tuple[Path, Confi
     assert everything(folder, config) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pairs.parquet", "pairs.arrow", "pairs.arrows"])
 def test_no_flipped_bit_in_a_source_gives_a_wrong_row_or_a_crash(name: str, tmp_path: Path, pairs: list[dict]):
     source = tmp_path / name
