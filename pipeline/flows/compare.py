@@ -13,12 +13,10 @@ from pipeline.config_file import parse_config
 from pipeline.config_metric import MetricName
 from pipeline.config_text import yaml_value
 from pipeline.errors import ConfigError
-from pipeline.flows.select import find_positions, open_scored
+from pipeline.flows.select import open_scored
 from pipeline.flows.select_engine import passes_for
-from pipeline.selection.compare import Comparison, compare
-from pipeline.selection.compare_table import render_comparison
-from pipeline.selection.source import parts_of
-from pipeline.selection.top_k import Query, select_many
+from pipeline.selection.compare import Comparison, compare, render_comparison
+from pipeline.selection.ranking import Query
 from pipeline.shown import shown
 from pipeline.storage.scored import ScoredDataset
 
@@ -62,11 +60,7 @@ def compare_scored(request: CompareRequest) -> Comparison:
         for fraction in request.fractions
     }
     with passes_for(config, None) as passes:
-        duplicates = find_positions(passes, dataset)
-        selections = select_many(dataset, list(queries.values()), duplicates, passes, verify=False)
-        parts = parts_of(dataset, duplicates, "keep", passes.num_parts)
-        named = {label: (name, selection) for (label, name), selection in zip(queries, selections, strict=True)}
-        return compare(passes, parts, named)
+        return compare(dataset, {label: (name, query) for (label, name), query in queries.items()}, passes)
 
 
 def _rule(fraction: float) -> Select:

@@ -18,23 +18,21 @@ from pipeline import __version__, schema
 from pipeline.config import Config, Output, Select, resolved
 from pipeline.errors import ConfigError, FingerprintError, SourceError
 from pipeline.flows.select_engine import passes_for
-from pipeline.flows.write_subset import FileTask, files_of
+from pipeline.selection.columns import check_group_type
 from pipeline.selection.former import apply_former, former_rule
 from pipeline.selection.passes import Passes
-from pipeline.selection.report import PartsReport, summarise_parts
-from pipeline.selection.selection import Selection
-from pipeline.selection.source import Part, Positions, parts_of
-from pipeline.selection.streams import check_group_type
-from pipeline.selection.top_k import Query, num_selected, select_many
+from pipeline.selection.ranking import Query, rank
+from pipeline.selection.report import summarise
+from pipeline.selection.rules import choose, num_selected
+from pipeline.selection.selection import Found, Reader, Selection, found
 from pipeline.shown import shown, shown_path
-from pipeline.storage.duplicates import COLUMNS, HashedRows, check_conflicts, find_duplicates, hashed_rows
 from pipeline.storage.filesystem import check_writable, display, open_filesystem
 from pipeline.storage.manifest import load_manifest
 from pipeline.storage.runs import RUN_FILE, RunPlan, differences, fingerprint_digest, read_sealed
 from pipeline.storage.scored import ScoredDataset
 from pipeline.storage.subset import REPORT_FILE, SubsetSpec, SubsetWriter, load_subset_manifest, open_subset
+from pipeline.storage.subset_parts import FileWriter
 
-_PARTS_PER_FILE: Final = 4
 _SCORING: Final = ("policy", "reference", "reward", "tokens")
 _SLIM: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
 _INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTCOME_FIELDS))
@@ -122,12 +120,18 @@ def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
         config = pending[0].config
         dataset = open_scored(config)
         with passes_for(config, pending[0].config.select) as passes:
-            duplicates = find_positions(passes, dataset)
-            selections = _selections(passes, dataset, pending, duplicates)
-            has_tools = any(passes.run(_ToolsTask(), parts_of(dataset, duplicates, "keep", passes.num_parts)))
-            for run, selection in zip(pending, selections, strict=True):
-                _write(passes, dataset, run, selection, has_tools=has_tools)
+            reader = Reader(dataset, [run.query for run in pending], passes)
+            for run in pending:
+                _write(passes, dataset, run, _found(dataset, run, reader))
     return [_report(run.fs, run.root) for run in runs]
+
+
+def _found(dataset: ScoredDataset, run: SelectRun, reader: Reader) -> Found:
+    columns, duplicates = reader.for_query(run.query)
+    if run.former is not None:
+        return apply_former(dataset, columns, duplicates, run.former, run.query)
+    ranking = rank(columns, run.query, duplicates)
+    return found(columns, ranking, choose(dataset, columns, ranking))
 
 
 def load_reports(config: Config) -> list[dict[str, Any]]:
@@ -148,60 +152,29 @@ def load_reports(config: Config) -> list[dict[str, Any]]:
     return reports
 
 
-@dataclass(frozen=True, slots=True)
-class _HashTask:
-    """Hashes of the ids and contents of one part; picklable."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WriteFile:
+    """Writes one file of a subset; picklable."""
 
-    def __call__(self, part: Part) -> list[HashedRows]:
-        return list(hashed_rows(part.source.tables(COLUMNS), part.first_row))
+    dataset: ScoredDataset
+    selection: Selection
+    fs: fsspec.AbstractFileSystem
+    root: str
+    spec: SubsetSpec
+    columns: tuple[str, ...]
 
-
-def find_positions(passes: Passes, dataset: ScoredDataset) -> Positions:
-    """Positions of the rows that repeat the id and content of another one.
-
-    Raises:
-        SourceError: rows share an id but not their content.
-    """
-    parts = [Part(source=piece, first_row=first) for first, piece in dataset.split(passes.num_parts)]
-    rows = (rows for of_part in passes.run(_HashTask(), parts) for rows in of_part)
-    found = find_duplicates(rows, dataset.manifest.num_scored)
-    check_conflicts(dataset, found)
-    return found.duplicate_positions
+    def __call__(self, index: int) -> list[dict[str, Any]]:
+        rows = self.spec.rows_of_file(index)
+        with FileWriter(self.fs, self.root, self.spec, index) as writer:
+            for table in self.selection.rows(self.dataset, self.columns, slice(rows.start, rows.stop)):
+                writer.write(table.select(self.spec.schema.names).cast(self.spec.schema))
+            return writer.publish()
 
 
-def _selections(
-    passes: Passes, dataset: ScoredDataset, runs: Sequence[SelectRun], duplicates: Positions
-) -> list[Selection]:
-    """The selections of all runs; those that are searched for share their passes."""
-    searched = [run for run in runs if run.former is None]
-    found = iter(select_many(dataset, [run.query for run in searched], duplicates, passes, verify=False))
-    return [
-        next(found)
-        if run.former is None
-        else apply_former(passes, _parts(dataset, duplicates, run.select, passes.num_parts), run.former, run.query)
-        for run in runs
-    ]
-
-
-def _parts(dataset: ScoredDataset, duplicates: Positions, rule: Select, num_parts: int) -> list[Part]:
-    return parts_of(dataset, duplicates, rule.labels, num_parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _ToolsTask:
-    """Whether a pair of one part has tools; picklable."""
-
-    def __call__(self, part: Part) -> bool:
-        tables = part.source.tables([schema.TOOLS])
-        return any(table.column(schema.TOOLS).null_count < table.num_rows for table in tables)
-
-
-def _write(passes: Passes, dataset: ScoredDataset, run: SelectRun, selection: Selection, *, has_tools: bool) -> None:
-    # A file reads each of its parts from the start: with few parts a file, most of that would be rows of others.
-    num_files = -(-selection.k // run.output.rows_per_file)
-    num_parts = max(passes.num_parts, _PARTS_PER_FILE * num_files)
-    parts = _parts(dataset, selection.duplicates, run.select, num_parts)
-    found: PartsReport = summarise_parts(passes, parts, selection)
+def _write(passes: Passes, dataset: ScoredDataset, run: SelectRun, found: Found) -> None:
+    selection = found.selection
+    report = summarise(found, dataset)
+    has_tools = any(table.column(schema.TOOLS).null_count < table.num_rows for table in dataset.tables([schema.TOOLS]))
     columns = _columns(dataset.schema, slim=run.output.slim, has_tools=has_tools)
     spec = SubsetSpec(
         num_rows=selection.k,
@@ -214,11 +187,18 @@ def _write(passes: Passes, dataset: ScoredDataset, run: SelectRun, selection: Se
     )
     with SubsetWriter(run.fs, run.root, spec) as writer:
         if writer.done is None:
-            task = FileTask(fs=run.fs, root=run.root, spec=writer.spec, selection=selection, columns=tuple(columns))
-            for records in passes.map(task, files_of(writer.spec, parts, found.num_kept)):
+            task = _WriteFile(
+                dataset=dataset,
+                selection=selection,
+                fs=run.fs,
+                root=run.root,
+                spec=writer.spec,
+                columns=tuple(columns),
+            )
+            for records in passes.map(task, range(writer.spec.num_files)):
                 writer.add(records)
             scored_by = _scored_by(dataset.manifest.fingerprint)
-            writer.finish(report=found.report, extra={"selection": found.report["selection"], "scored_by": scored_by})
+            writer.finish(report=report, extra={"selection": report["selection"], "scored_by": scored_by})
 
 
 def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline import schema as names
 from pipeline.errors import IntegrityError
 from pipeline.faults import storage_errors, translated
-from pipeline.selection.source import sample_size
 from pipeline.storage.filesystem import display, in_order, read_range
 from pipeline.storage.manifest import Manifest, PartFile
-from pipeline.storage.parts import ROW_GROUP_ROWS, digest, read_footer
+from pipeline.storage.parts import digest, read_footer
 
 _WHOLE_BYTES = 2**20  # a part up to this size is fetched by one request, whatever columns are wanted
 
@@ -80,20 +80,17 @@ class ScoredDataset:
         runs = [(start, stop) for start, stop in itertools.pairwise(cuts) if stop > start] or [(0, 0)]
         return [(int(firsts[start]), self._of(files[start:stop])) for start, stop in runs]
 
-    def sample(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Evenly spaced row groups, a sample for first guesses; nothing from a dataset that is hardly larger."""
-        num_rows = sample_size(self.manifest.num_scored)
-        if self.manifest.num_scored < 8 * num_rows:
-            return
-        groups = [(file, i) for file in self.manifest.files for i in range(-(-file.num_rows // ROW_GROUP_ROWS))]
-        step = len(groups) * num_rows / self.manifest.num_scored
-        chosen = [groups[int(i * len(groups) / step)] for i in range(max(1, int(step)))]
-        read = list(dict.fromkeys([*columns, names.STATUS]))
-        for file, of_file in itertools.groupby(chosen, key=lambda group: group[0]):
-            part = self._open(file)
-            for _, index in of_file:
-                table = self._read(part, min(index, part.metadata.num_row_groups - 1), read)
-                yield table.filter(pc.equal(table[names.STATUS], names.SCORED)).select(list(columns))
+    def take(self, positions: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The scored rows at ascending positions, with `columns`. Raises as `tables`."""
+        num_found = 0
+        for first, piece in self.split(len(self.manifest.files)):
+            stop = first + piece.manifest.num_scored
+            there = positions[np.searchsorted(positions, first) : np.searchsorted(positions, stop)] - first
+            if there.size:
+                num_found += there.size
+                yield pa.concat_tables(piece.tables(columns)).take(pa.array(there))
+        if not num_found:
+            yield self.schema.empty_table().select(list(columns))
 
     def _of(self, files: Sequence[PartFile]) -> "ScoredDataset":
         num_scored, num_rows = sum(file.num_scored for file in files), sum(file.num_rows for file in files)
