@@ -156,4 +156,4 @@ def _times_power(values: FloatArray, exponent: int) -> FloatArray:
 
 def _units(value: float) -> int:
     numerator, denominator = value.as_integer_ratio()
-    return numerator * (2**_UNIT // denominator)
+    return numerator * ((1 << _UNIT) // denominator)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -153,15 +154,23 @@ class _Groups:
         rows = np.flatnonzero(~np.isnan(scores))
         order = np.argsort(codes[rows], kind="stable")
         borders = np.searchsorted(codes[rows][order], np.arange(len(names) + 1))
-        found = {name: rows[order[borders[i] : borders[i + 1]]] for i, name in enumerate(names)}
-        sizes = {name: places.size for name, places in found.items() if places.size}
+        found: dict[str | None, Positions] = {
+            name: rows[order[borders[i] : borders[i + 1]]] for i, name in enumerate(names)
+        }
+        sizes = {name: found[name].size for name in names if found[name].size}
         if not sizes:
             raise DataError(
                 f"select.group_by {shown(rule.group_by)} is null in every row that could be kept. Name another column."
             )
         shares = allocate(rule.quotas, sizes, num_selected(rule, sum(sizes.values())))
-        wanted = {name: share for name, share in shares.items() if share}
-        return cls(rows={**found}, sizes={**sizes}, wanted={**wanted}, whole=whole, num_without=int(borders[0]))
+        wanted: dict[str | None, int] = {name: share for name, share in shares.items() if share}
+        return cls(
+            rows=found,
+            sizes={key: rows.size for key, rows in found.items()},
+            wanted=wanted,
+            whole=whole,
+            num_without=int(borders[0]),
+        )
 
     def best(self, scores: FloatArray, ids_at: IdsAt) -> tuple[Positions, dict[str | None, Cut]]:
         """The best rows of every group, ascending, and the cuts."""
@@ -175,7 +184,7 @@ class _Groups:
                 chosen.append(places)
             else:
                 rows = self.rows[name]
-                places, cuts[name] = best(scores[rows], k, lambda tied, rows=rows: ids_at(rows[tied]))
+                places, cuts[name] = best(scores[rows], k, partial(_ids_in, ids_at, rows))
                 chosen.append(rows[places])
         return np.sort(np.concatenate(chosen)), cuts
 
@@ -191,6 +200,10 @@ class _Groups:
                     f"{wanted} rows{group} are wanted, but without repeated texts only {size} are left. Lower "
                     "select.k, raise select.similarity, or give a fraction, which keeps what there is."
                 )
+
+
+def _ids_in(ids_at: IdsAt, rows: Positions, places: Positions) -> pa.Array:
+    return ids_at(rows[places])
 
 
 def _refused(index: NearDuplicates, source: Source, positions: Positions, scores: FloatArray) -> Positions:
