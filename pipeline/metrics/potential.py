@@ -4,17 +4,21 @@ The only place of these formulas. A metric names the terms it combines and what 
 gives a score from them, higher is better.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from pipeline.config_metric import Metric, MetricName
 from pipeline.metrics.calibration import log_odds_weight
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.fitted import Fitted
 from pipeline.metrics.terms import ABS_IMPLICIT, EXPLICIT, EXPLICIT_SIGNED, IMPLICIT, UNIFORM, Term, Terms
+
+if TYPE_CHECKING:
+    from pipeline.config import Metric
 
 Need = Literal["moments", "medians", "ranks", "ratio", "scales", "ranges"]
 """What a metric takes from the whole set: mean and spread, median and MAD, ranks, the automatic weight,
@@ -103,7 +107,7 @@ def _both_signed(_: Metric) -> tuple[Term, ...]:
     return (EXPLICIT_SIGNED, IMPLICIT)
 
 
-METRICS: Final[Mapping[MetricName, MetricDefinition]] = {
+METRICS: Final[Mapping[str, MetricDefinition]] = {
     "potential": MetricDefinition(
         terms=_potential_terms,
         needs=_potential_needs,

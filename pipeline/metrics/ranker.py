@@ -1,11 +1,13 @@
 """A metric under an objective and a seed: which columns it reads, and the scores of a table's rows."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Metric, Objective
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.fitted import Fitted
 from pipeline.metrics.kernels import Scales, potential_scores
@@ -13,6 +15,9 @@ from pipeline.metrics.normalise import Scale
 from pipeline.metrics.potential import METRICS, Need, implicit_term
 from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.metrics.terms import EXPLICIT, EXPLICIT_SIGNED, IMPLICIT, Reading, Term, TermCache, Terms, finite_rows
+
+if TYPE_CHECKING:
+    from pipeline.config import Metric, Objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

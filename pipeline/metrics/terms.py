@@ -5,20 +5,23 @@ stand from columns named margin_explicit and margin_implicit. Terms are element-
 never move one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.config import Objective
-from pipeline.config_metric import Explicit
 from pipeline.metrics import ids
 from pipeline.metrics.columns import BoolArray, FloatArray, float_column, single_array
 from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin
 from pipeline.metrics.objectives import objective_columns
+
+if TYPE_CHECKING:
+    from pipeline.config import Explicit, Objective
 
 Term = Literal["margin_explicit", "margin_explicit_signed", "margin_implicit", "margin_implicit_abs", "uniform"]
 
@@ -32,7 +35,7 @@ UNIFORM: Final[Term] = "uniform"
 Terms: TypeAlias = Mapping[Term, FloatArray]
 """The terms of some rows, each float64 [num_rows]."""
 
-TermKey: TypeAlias = tuple[Term, Objective | None, Explicit | None, int | None]
+TermKey: TypeAlias = "tuple[Term, Objective | None, Explicit | None, int | None]"
 """What decides the values of a term, and nothing else: terms of equal keys are computed once."""
 
 

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from pipeline.config_select import Labels
+from pipeline.config import Labels
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.fitted import Fitted
 from pipeline.metrics.kernels import Band, Kept, ScanCounts

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.config_select import Labels
+from pipeline.config import Labels
 from pipeline.errors import IntegrityError
 from pipeline.metrics.columns import BoolArray
 from pipeline.metrics.margins import EXPLICIT_COLUMNS

@@ -1,7 +1,6 @@
-"""The config of `alignpot self-play`: one YAML file for all rounds, typed and strict.
+"""The whole file of `alignpot self-play`, and the sections that only self-play has.
 
-Sections that scoring and selection share are those of `pipeline.config`; what a round reads and writes in between is
-derived from `path`, so that nothing can be named wrongly.
+What a round reads and writes in between is derived from `path`.
 """
 
 from collections.abc import Mapping
@@ -9,154 +8,174 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.config import (
+from pipeline.config.metric import Metric
+from pipeline.config.models import (
     ClassifierReward,
     ColumnsReward,
-    Config,
     Dtype,
-    Metric,
-    Objective,
-    Output,
-    Replicas,
-    Run,
-    Select,
-    Source,
-    Storage,
-    Tokens,
+    EngineArguments,
     TorchModel,
+    decisive_arguments,
 )
-from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
-from pipeline.config_preset import PresetName, with_preset
-from pipeline.config_section import Section, checked_url, without_secrets
-from pipeline.config_training import Train as Train  # noqa: PLC0414
+from pipeline.config.objective import Objective
+from pipeline.config.presets import PresetName, with_preset
+from pipeline.config.root import Config
+from pipeline.config.run import Replicas, Run
+from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Section, Url
+from pipeline.config.select import Output, Select
+from pipeline.config.source import Source, Storage
+from pipeline.config.tokens import Tokens
+from pipeline.config.training import Train
 
 Strategy = Literal["constraints", "deepen", "concretise", "reasoning", "breadth"]
 STRATEGIES: Final[tuple[Strategy, ...]] = ("constraints", "deepen", "concretise", "reasoning", "breadth")
 SEED_STRATEGY: Final = "seed"
-"""What stands in the column `strategy` of prompts that were given, not made."""
+"""Value of the column `strategy` for prompts that were given, not made."""
+PairRule = Literal["best-worst", "sweet-spot", "random"]
 
 _WEIGHT: Final = 2.5
 _FRACTION: Final = 0.25
-
-_GROUPS: Final = ("prompt_id", "parent_id", "strategy", "round")
+_CARRIED: Final = ("prompt_id", "parent_id", "strategy", "round")
 """Columns that pairs carry along."""
-
-PairRule = Literal["best-worst", "sweet-spot", "random"]
 
 
 class Prompts(Section):
     """The prompts that self-play starts from, and those held out to measure it on."""
 
-    path: str
+    path: Url = Field(json_schema_extra=BY_CONTENT)
+    """File, folder or URL of prompts, or of pairs whose prompts are read."""
     format: str = "auto"
-    """As source.format, whose prompts are read, or `prompts`: a column of prompts alone."""
+    """As source.format, or `prompts`: a column of prompts alone."""
     id_column: str | None = None
+    """Column with a unique id. Default: the id is a hash of the prompt."""
     limit: int | None = Field(default=None, ge=1)
-    """Use this many prompts, held-out ones included, picked by a seeded hash of the id."""
+    """Use this many prompts, held-out ones included, picked by a seeded hash of the id. Default: all."""
     seed: int = 0
-    decontaminate: tuple[str, ...] = ()
-    """Files of benchmark prompts: a prompt, given or made, that shares an n-gram with one of them is dropped."""
+    """Seed of that hash, and of the choice of held-out prompts."""
+    decontaminate: tuple[str, ...] = Field(default=(), json_schema_extra=BY_CONTENT)
+    """Files of benchmark prompts. A prompt, given or made, that shares `ngram` words in a row with one is dropped."""
     ngram: int = Field(default=13, ge=2)
-
-    _path = field_validator("path")(checked_url)
+    """Words in a row that count as contamination."""
 
 
 class Generate(Replicas):
-    """How the policy answers: the engine, K, and the sampling."""
+    """How the policy answers: the engine, the number of responses, and the sampling."""
 
     engine: Literal["vllm", "transformers"] = "vllm"
+    """What generates; `transformers` needs no vLLM and is slower."""
     num_responses: int = Field(default=5, ge=2)
     """K, the responses to one prompt."""
     temperature: float = Field(default=0.8, ge=0, allow_inf_nan=False)
+    """Sampling temperature; 0 takes the most likely token."""
     top_p: float = Field(default=0.95, gt=0, le=1)
+    """Sample from the most likely tokens that together have this probability."""
     max_tokens: int = Field(default=4096, ge=1)
     """Most tokens of one response."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
-    """Longer prompts are dropped, never cut."""
+    """Most tokens of a prompt. Longer prompts are dropped, never cut."""
     system_prompt: str | None = None
-    """Put before prompts that have none, by the model's own template."""
+    """System turn for prompts that have none. Default: as the model's template has it."""
     seed: int = 42
     """With a prompt's id it gives the seed of each of its responses."""
     dtype: Literal["auto"] | Dtype = "auto"
-    """auto: that of the policy; float32 on a CPU that has no bfloat16 arithmetic."""
-    shard_prompts: int = Field(default=256, ge=1)
-    """Prompts in one shard, which is generated and committed as a whole."""
-    engine_args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of vLLM's engine, such as tensor_parallel_size."""
+    """Dtype of the policy while it generates. `auto`: that of the policy, or float32 on a CPU without bfloat16
+    arithmetic."""
+    shard_prompts: int = Field(default=256, ge=1, json_schema_extra=LAYOUT)
+    """Prompts of one shard, which is generated and stored as a whole."""
+    engine_args: EngineArguments = Field(default_factory=dict)
+    """Further arguments of vLLM's engine, such as `tensor_parallel_size`. In the fingerprint except those that lay out
+    the work, as for `policy.engine_args`."""
 
-    _engine_args = field_validator("engine_args")(without_secrets)
-
-    @model_validator(mode="after")
-    def _whole_shards(self) -> "Generate":
-        sizes = [self.engine_args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")]
-        if not all(isinstance(size, int) and size >= 1 for size in sizes):
-            raise ValueError("engine_args: tensor_parallel_size and pipeline_parallel_size are whole numbers from 1 on")
-        return self
+    def fingerprint(self) -> dict[str, Any]:
+        """With those arguments of vLLM that are decisive."""
+        return super().fingerprint() | {"engine_args": decisive_arguments(self.engine_args)}
 
 
 class Pairing(Section):
     """Which two of the K responses make a pair."""
 
     rule: PairRule = "best-worst"
-    """best-worst; sweet-spot: the worse one nearest to two deviations below the mean; random: any two, better first."""
+    """`best-worst`: the highest and the lowest reward. `sweet-spot`: the worse one is nearest to two standard
+    deviations below the mean. `random`: any two, the better one first."""
     per_prompt: int = Field(default=1, ge=1)
     """Most pairs of one prompt."""
     min_margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Smallest reward margin of a pair; ties are dropped whatever it is."""
+    """Smallest reward margin of a pair. Ties are always dropped."""
     max_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Largest reward margin of a pair. Default: no limit."""
     min_tokens: int = Field(default=1, ge=1)
     """Shorter responses take part in no pair."""
     finished_only: bool = False
     """Leave out responses that were cut at generate.max_tokens."""
     max_length_ratio: float | None = Field(default=None, ge=1, allow_inf_nan=False)
-    """Most times one response of a pair may be as long as the other, in tokens."""
+    """Largest ratio of the lengths, in tokens, of the two responses. Default: no limit."""
     seed: int = 0
+    """Seed of rule `random`."""
 
 
 class Evolve(Section):
-    """How the prompts of selected pairs are made into new ones, and which of those are kept."""
+    """How the prompts of selected pairs are rewritten into new prompts, and which of those are kept."""
 
     strategies: tuple[Strategy, ...] = Field(default=STRATEGIES, min_length=1)
+    """Ways to rewrite a prompt: add constraints, deepen it, make it concrete, ask for reasoning, or ask something else
+    of the same field (breadth)."""
     per_prompt: int | None = Field(default=None, ge=1)
-    """Strategies used on one prompt, picked by a seeded hash; left out, all of them."""
+    """Strategies used on one prompt, picked by a seeded hash. Default: all of them."""
     temperature: float = Field(default=0.8, ge=0, allow_inf_nan=False)
+    """Sampling temperature of new prompts."""
     top_p: float = Field(default=0.95, gt=0, le=1)
+    """As generate.top_p."""
     max_tokens: int = Field(default=1024, ge=1)
+    """Most tokens of a new prompt."""
     max_length_ratio: float = Field(default=5.0, gt=1, allow_inf_nan=False)
-    """Most times a prompt may be as long, or as short, in characters as the one it was made from."""
+    """Largest ratio of the lengths, in characters, of a new prompt and its parent, either way."""
     similarity: float = Field(default=0.8, gt=0, le=1)
-    """Jaccard similarity of word 3-grams from which on a prompt repeats its parent or another one."""
+    """Jaccard similarity of word 3-grams from which a new prompt counts as a repeat of its parent or of any other
+    prompt."""
     seed: int = 42
+    """Seed of the strategies and of the sampling."""
 
 
 class Evaluate(Section):
-    """How every policy is measured: its reward on prompts that nothing is trained on."""
+    """How every policy is measured: its mean reward on prompts that are never trained on."""
 
     num_prompts: int = Field(default=64, ge=2)
     """Held-out prompts, picked by a seeded hash of the id."""
     num_responses: int = Field(default=1, ge=1)
+    """Responses to each of them."""
     temperature: float = Field(default=0.8, ge=0, allow_inf_nan=False)
+    """Sampling temperature."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Left out: generate.max_tokens."""
+    """Most tokens of a response. Default: generate.max_tokens."""
     seed: int = 7
+    """Seed of the responses."""
 
 
 class Estimate(Section):
-    """What `--dry-run` assumes where it cannot look: the authors' data, 8B models, one H100 or H200."""
+    """What `--dry-run` assumes where it cannot look. The defaults are the authors' data, 8B models and one H100."""
+
+    model_config = ConfigDict(json_schema_extra=LAYOUT)
 
     num_prompts: int = Field(default=61_135, ge=1)
+    """Prompts, where they cannot be counted."""
     prompt_tokens: float = Field(default=200.0, gt=0)
+    """Mean tokens of a prompt."""
     response_tokens: float = Field(default=350.0, gt=0)
+    """Mean tokens of a response."""
     policy_params: float = Field(default=8.03e9, gt=0)
+    """Parameters of the policy, where its files are not there."""
     reward_params: float = Field(default=7.5e9, gt=0)
+    """Parameters of the reward model, where its files are not there."""
     evolved_kept: float = Field(default=0.8, gt=0, le=1)
-    """Share of evolved prompts that the filters keep."""
+    """Share of new prompts that the filters keep."""
     gpu_flops: float = Field(default=9.9e14, gt=0)
     """Dense bfloat16 FLOP/s of one GPU."""
     scoring_mfu: float = Field(default=0.5, gt=0, le=1)
+    """Share of those FLOP/s that scoring reaches."""
     training_mfu: float = Field(default=0.35, gt=0, le=1)
+    """Share of those FLOP/s that training reaches."""
     decode_tokens_per_s: float = Field(default=5_000.0, gt=0)
     """Tokens that one GPU generates in a second, over all sequences of a batch."""
 
@@ -171,31 +190,38 @@ class Places:
 
 
 class SelfPlayConfig(Section):
-    """The whole file."""
+    """The whole file of `alignpot self-play`. Sections that it shares with the other commands mean the same here."""
 
-    preset: PresetName | None = None
-    path: str
-    """Everything that the rounds read and write between the prompts and the last policy lies below."""
+    preset: PresetName | None = Field(default=None, json_schema_extra=LAYOUT)
+    """As for the other commands."""
+    path: Url = Field(json_schema_extra=LAYOUT)
+    """Everything between the prompts and the last policy is written below it: a folder that every node mounts, or a URL
+    with `train.policies`."""
     storage: Storage = Storage()
     prompts: Prompts
-    policy: TorchModel
-    reference: TorchModel | None = None
-    """Left out: the policy of round 0, where the objective needs a reference."""
-    reward: ClassifierReward
+    policy: TorchModel = Field(json_schema_extra=BY_CONTENT)
+    """The model of round 0."""
+    reference: TorchModel | None = Field(default=None, json_schema_extra=BY_CONTENT)
+    """Default: the policy of round 0, where the objective or the training needs a reference."""
+    reward: ClassifierReward = Field(json_schema_extra=BY_CONTENT)
+    """The reward model that judges responses; fp8 is not for it."""
     tokens: Tokens = Tokens()
     objective: Objective = Objective()
     metric: Metric = Metric(weight=_WEIGHT)
-    select: Select = Select(fraction=_FRACTION)
+    """With weight 2.5 where none is given."""
+    select: Select = Field(default=Select(fraction=_FRACTION), json_schema_extra=PER_OUTPUT)
+    """With fraction 0.25 where no rule is given."""
     generate: Generate = Generate()
     pair: Pairing = Pairing()
     evolve: Evolve | None = Evolve()
-    train: Train | None = Train()
+    """`null` makes no new prompts."""
+    train: Train | None = Field(default=Train(), json_schema_extra=PER_OUTPUT)
+    """`null` stops at the subsets of round 1."""
     evaluate: Evaluate = Evaluate()
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, json_schema_extra=LAYOUT)
+    """Rounds of generate, select and train. May be raised later."""
     estimate: Estimate = Estimate()
     run: Run = Run()
-
-    _path = field_validator("path")(checked_url)
 
     @model_validator(mode="before")
     @classmethod
@@ -206,21 +232,21 @@ class SelfPlayConfig(Section):
     def _policies_have_a_place(self) -> "SelfPlayConfig":
         if self.train is not None and self.train.policies is None and "://" in self.path:
             raise ValueError(
-                "train.policies: trained models need a folder that every node mounts, which a URL is not: give one"
+                "path is a URL, and trained models need a folder that every node mounts: set train.policies"
             )
         if self.rounds > 1 and self.train is None:
             raise ValueError("rounds above 1 need a train section: without training, every round would be the same")
         if self.select.stats_from is not None:
-            raise ValueError("select.stats_from: thresholds of another run do not hold for a policy that changes")
-        if self.select.group_by not in (None, *_GROUPS):
-            raise ValueError(f"select.group_by {self.select.group_by} is no column of the pairs; wanted {_GROUPS}")
+            raise ValueError("select.stats_from is not for self-play: thresholds do not hold for a policy that changes")
+        if self.select.group_by not in (None, *_CARRIED):
+            raise ValueError(f"select.group_by {self.select.group_by} is no column of the pairs; wanted {_CARRIED}")
         return self
 
     @field_validator("reward")
     @classmethod
     def _rewards_are_not_rounded(cls, value: ClassifierReward) -> ClassifierReward:
         if value.fp8:
-            raise ValueError("fp8 is not for self-play, whose rewards choose the pairs before anything is ranked")
+            raise ValueError("fp8 is not for self-play: rewards choose the pairs, and their roundings are not checked")
         return value
 
     @model_validator(mode="after")
@@ -230,13 +256,13 @@ class SelfPlayConfig(Section):
             return self
         if not self.objective.name.startswith(train.method):
             raise ValueError(
-                f"train.beta: objective {self.objective.name} has no beta for a training by {train.method}; give one"
+                f"train.beta: objective {self.objective.name} has no beta for method {train.method}; give one"
             )
         return self
 
     @model_validator(mode="after")
     def _pairs_can_be_scored(self) -> "SelfPlayConfig":
-        """What scoring and selection would refuse is refused here, before anything is generated."""
+        """Refuse now, before anything is generated, what scoring and selection would refuse later."""
         try:
             self.scoring(self.policy, Places(pairs="/pairs", scored="/scored", subset="/subset"))
         except ValidationError as error:
@@ -252,7 +278,7 @@ class SelfPlayConfig(Section):
         """
         reference = self.reference or self.policy if self.needs_reference else None
         return Config(
-            source=Source(path=places.pairs, format="scored", id_column="id", passthrough=_GROUPS),
+            source=Source(path=places.pairs, format="scored", id_column="id", passthrough=_CARRIED),
             storage=self.storage,
             policy=policy,
             reference=reference,
@@ -271,7 +297,7 @@ class SelfPlayConfig(Section):
     def needs_reference(self) -> bool:
         """Whether scores are taken under a reference: the objective reads it, or the trainer does."""
         in_training = self.train is not None and self.train.method == "dpo" and self.train.precomputed_reference
-        return self.objective.name in OBJECTIVES_WITH_REFERENCE or in_training
+        return self.objective.reads_reference or in_training
 
     @property
     def policies(self) -> Path:
