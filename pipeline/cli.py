@@ -206,6 +206,21 @@ def metrics() -> None:
     _echo(describe_metrics())
 
 
+@app.command("config")
+def config_(
+    *,
+    reference: Annotated[bool, typer.Option("--reference", help="Every key, as Markdown; the default.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="The JSON schema of a config, for editors.")] = False,
+    self_play: Annotated[bool, typer.Option("--self-play", help="With --schema: that of self-play.")] = False,
+) -> None:
+    """Print what a config can hold: sections, keys, defaults and meanings."""
+    from pipeline.config import reference as printed
+
+    if reference and schema:
+        raise ConfigError("give one of --reference and --schema.")
+    _echo([printed.json_schema(self_play=self_play)] if schema else printed.reference())
+
+
 @app.command()
 def submit(
     job: Annotated[str, typer.Argument(help="run, score_pairs, select_pairs or self_play.", show_default=False)],

@@ -1,7 +1,7 @@
 """One YAML file, typed and strict: everything that a user decides.
 
     section      what every section refuses, and what is part of a fingerprint
-    source, models, tokens, objective, metric, select, sweep, run, training
+    source, models, tokens, objective, metric, select, sweep, run, generation, training
                  the sections, each key documented at its field
     presets      settings of the paper's authors, by name
     root         Config, the whole file, with the rules across sections
@@ -14,37 +14,25 @@
 Each default is the vetted setting. Rules across sections are checked before any data or model is read.
 """
 
-from pipeline.config.load import load_config, load_self_play, parse_config, parse_self_play
-from pipeline.config.metric import Explicit, Metric
-from pipeline.config.models import (
-    ClassifierReward,
-    ColumnsModel,
-    ColumnsReward,
-    Dtype,
-    Model,
-    Reward,
-    TorchModel,
-    VllmModel,
-)
-from pipeline.config.objective import Objective
-from pipeline.config.root import Config, resolved
-from pipeline.config.run import Replicas, Run
-from pipeline.config.section import NO_CREDENTIALS, SECRET_NAME, Section, carries_credentials
-from pipeline.config.select import Labels, Output, Select
-from pipeline.config.self_play import (
+from pipeline.config.generation import (
     SEED_STRATEGY,
     STRATEGIES,
-    Estimate,
     Evaluate,
     Evolve,
     Generate,
     Pairing,
-    PairRule,
-    Places,
     Prompts,
-    SelfPlayConfig,
     Strategy,
 )
+from pipeline.config.load import load_config, load_self_play, parse_config, parse_self_play
+from pipeline.config.metric import Explicit, Metric
+from pipeline.config.models import ClassifierReward, ColumnsModel, ColumnsReward, TorchModel, VllmModel
+from pipeline.config.objective import Objective
+from pipeline.config.root import Config, resolved
+from pipeline.config.run import Replicas, Run
+from pipeline.config.section import NO_CREDENTIALS, carries_credentials
+from pipeline.config.select import Labels, Output, Select
+from pipeline.config.self_play import Estimate, SelfPlayConfig
 from pipeline.config.source import Source, Storage
 from pipeline.config.text import yaml_value
 from pipeline.config.tokens import DEFAULT_DATE, Tokens
@@ -53,14 +41,12 @@ from pipeline.config.training import Train
 __all__ = [
     "DEFAULT_DATE",
     "NO_CREDENTIALS",
-    "SECRET_NAME",
     "SEED_STRATEGY",
     "STRATEGIES",
     "ClassifierReward",
     "ColumnsModel",
     "ColumnsReward",
     "Config",
-    "Dtype",
     "Estimate",
     "Evaluate",
     "Evolve",
@@ -68,17 +54,12 @@ __all__ = [
     "Generate",
     "Labels",
     "Metric",
-    "Model",
     "Objective",
     "Output",
-    "PairRule",
     "Pairing",
-    "Places",
     "Prompts",
     "Replicas",
-    "Reward",
     "Run",
-    "Section",
     "Select",
     "SelfPlayConfig",
     "Source",

@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipeline.config.problems import got_text, key_text, problems
 from pipeline.config.root import Config
-from pipeline.config.section import NO_CREDENTIALS, carries_credentials
+from pipeline.config.section import NO_CREDENTIALS, Section, carries_credentials
 from pipeline.config.self_play import SelfPlayConfig
 from pipeline.config.text import MOST_LEVELS, read_text, yaml_value
 from pipeline.errors import ConfigError
 from pipeline.shown import shown, shown_path
 
 _MOST_BYTES: Final = 10_000_000
-_Root = TypeVar("_Root", bound=BaseModel)
+_Root = TypeVar("_Root", bound=Section)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

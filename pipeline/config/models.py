@@ -89,8 +89,9 @@ class TorchModel(Replicas):
     more, and needs a C or C++ compiler. Scores move by a rounding. Policy and reference need the same value."""
     deterministic: bool = False
     """Pad every forward to `token_budget`, so that a row's scores do not depend on the rows beside it, even on GPUs and
-    on CPUs with matrix tiles (mixtures of experts excepted). Slower: each step costs its padding, most of all the last
-    one of a shard. Running out of memory is an error. Policy and reference need the same value."""
+    on CPUs with matrix tiles (mixtures of experts excepted). Not measured on either. Slower: each step costs its
+    padding, most of all the last one of a shard. Running out of memory is an error. Policy and reference need the same
+    value."""
 
     def fingerprint(self) -> dict[str, Any]:
         """With the shape of every forward where that is fixed."""
@@ -105,6 +106,7 @@ class VllmModel(TorchModel):
     """
 
     backend: Literal["vllm"]  # type: ignore[assignment]
+    """As for torch."""
     token_budget: int = Field(default=2048, ge=1, json_schema_extra=LAYOUT)
     """Most tokens of one step. vLLM holds the float32 logits of all of them at once, beside the memory it reserves."""
     engine_args: EngineArguments = Field(default_factory=dict)
@@ -143,26 +145,28 @@ class VllmModel(TorchModel):
 
 
 class ColumnsModel(Section):
-    """Log-probabilities and token counts that the source already holds, under the names of the scored columns."""
+    """Log-probs and token counts that the source already holds, under the names of the scored columns, such as
+    `policy_logp_chosen`, `reference_logp_rejected` and `num_tokens_chosen`.
+    """
 
     backend: Literal["columns"]
-    """`columns`."""
+    """As for torch."""
 
 
 class ColumnsReward(Section):
     """Rewards that the source already holds, under any of the common names."""
 
     backend: Literal["columns"] = "columns"
-    """`columns`: rewards in the source. `classifier`: a reward model."""
+    """Where rewards come from: `columns` of the source, or a `classifier`."""
 
 
 class ClassifierReward(TorchModel):
     """A reward model: a sequence classifier with one logit, or a model that returns `.score`."""
 
     backend: Literal["classifier"]  # type: ignore[assignment]
-    """`classifier`."""
+    """As for columns."""
     max_length: int = Field(default=4096, ge=2)
-    """Most tokens of prompt and response together."""
+    """Most tokens of prompt and response together. The tokenizer's `truncation_side` says which end is cut."""
 
 
 def _backend(default: str) -> Discriminator:

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config.section import NO_CREDENTIALS, carries_credentials
+from pipeline.config.section import NO_CREDENTIALS, Section, carries_credentials
 from pipeline.config.takes import sections_of, takes
 from pipeline.shown import quoted, shown
 
 
-def problems(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
+def problems(error: ValidationError, root: type[Section]) -> Iterator[str]:
     """One line for each problem."""
     yield from dict.fromkeys(_described(problem, root) for problem in error.errors(include_url=False))
 
@@ -46,7 +46,7 @@ class _Place:
     section. field: the last known key.
     """
 
-    kinds: list[type[BaseModel]]
+    kinds: list[type[Section]]
     path: list[str] = field(default_factory=list)
     backend: str = ""
     field: FieldInfo | None = None
@@ -64,12 +64,12 @@ class _Place:
             self.path.append(part)
 
 
-def _backends(kind: type[BaseModel]) -> tuple[str, ...]:
+def _backends(kind: type[Section]) -> tuple[str, ...]:
     backend = kind.model_fields.get("backend")
     return () if backend is None else get_args(backend.annotation)
 
 
-def _described(problem: Any, root: type[BaseModel]) -> str:
+def _described(problem: Any, root: type[Section]) -> str:
     loc = problem["loc"]
     if len(loc) > 1 and loc[0] == "sweep" and isinstance(loc[1], str):
         return f"sweep, variant {shown(loc[1])}: {_described({**problem, 'loc': loc[2:]}, root)}"

@@ -102,7 +102,7 @@ Url = Annotated[str, AfterValidator(_usable_url)]
 
 
 def _without_secrets(arguments: dict[str, Any]) -> dict[str, Any]:
-    names = list(_names(arguments))
+    names = list(_texts(arguments, of_names=True))
     if any(map(carries_credentials, names)):
         raise ValueError(NO_CREDENTIALS)
     secret = sorted({name for name in names if SECRET_NAME.search(name)})
@@ -115,17 +115,12 @@ Arguments = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
 """Arguments of a library by name. No name, at any depth, may be that of a secret."""
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
+def _texts(value: Any, *, of_names: bool = False) -> Iterator[str]:
+    """The texts of a value at any depth, or instead of them the names in its mappings."""
+    if isinstance(value, str) and not of_names:
         yield value
-    elif isinstance(value, (Mapping, list, tuple, set)):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(each)
-
-
-def _names(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and of_names:
         yield from map(str, value)
-    if isinstance(value, (Mapping, list, tuple)):
+    if isinstance(value, (Mapping, list, tuple, set)):
         for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _names(each)
+            yield from _texts(each, of_names=of_names)

@@ -13,6 +13,8 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Select(Section):
     """The rules, in the order in which they are applied: labels, score bounds, per_prompt, number of rows (shared out
     by quotas), deduplicate. Give `fraction` or `k`, a score bound, or `stats_from`.
+
+    Statistics of the metric are taken over all rows that have a score, after labels.
     """
 
     fraction: float | None = Field(default=None, gt=0, le=1)

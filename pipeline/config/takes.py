@@ -6,10 +6,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.config.section import OneOf
+from pipeline.config.section import OneOf, Section
 
 _NOUNS: Final = {
     str: "text",
@@ -28,9 +27,9 @@ def takes(field: FieldInfo, mark: str = "") -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
-def sections_of(annotation: Any) -> list[type[BaseModel]]:
+def sections_of(annotation: Any) -> list[type[Section]]:
     """The kinds of section that a type holds, in its order."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in get_args(annotation) for section in sections_of(part)]
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from pipeline import schema
-from pipeline.config import Config, Places, SelfPlayConfig, TorchModel
+from pipeline.config import Config, SelfPlayConfig, TorchModel
 from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.flows.score import drops_by_reason, prepare_score, score
 from pipeline.flows.select import prepare_select, select_subsets
@@ -178,8 +178,8 @@ def _score_and_select(actors: Actors, url: str, counts: Counts) -> None:
 
 def score_config(actors: Actors, url: str, num_pairs: int | None = None) -> Config:
     """The config that scores and selects the pairs at `url`, of which select.k takes no more than there are."""
-    places = Places(pairs=f"{url}/{PAIRS}/{PARTS_FOLDER}", scored=f"{url}/scored", subset=f"{url}/subset")
-    config = actors.config.scoring(actors.policy, places)
+    pairs = f"{url}/{PAIRS}/{PARTS_FOLDER}"
+    config = actors.config.scoring(actors.policy, pairs=pairs, scored=f"{url}/scored", subset=f"{url}/subset")
     changes: dict[str, Any] = {"metric": config.metric.model_copy(update=_weight(actors))}
     if config.select is not None and config.select.k is not None and num_pairs is not None:
         changes["select"] = config.select.model_copy(update={"k": min(config.select.k, num_pairs)})
