@@ -10,11 +10,11 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pipeline.config import Objective
-from pipeline.config_objective import ObjectiveName
 from pipeline.errors import AlignpotError
+from pipeline.metrics import OBJECTIVES
 from pipeline.study import compare, scored, table, trials
 
 
@@ -25,7 +25,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=trials.StudySize().first_seed)
     parser.add_argument("--quick", action="store_true", help="few seeds, worlds, pairs and steps")
     parser.add_argument("--scored", action="append", default=[], metavar="PATH", help="scored dataset; repeatable")
-    parser.add_argument("--objective", choices=get_args(ObjectiveName), default="simpo", help="with --scored")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="simpo", help="with --scored")
     parser.add_argument("--fraction", type=float, default=0.4, help="share to select, with --scored")
     parser.add_argument("--output", type=Path, help="file for the results as JSON")
     options = parser.parse_args(argv)

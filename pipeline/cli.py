@@ -37,7 +37,7 @@ Overrides = Annotated[
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Score, select and report: the whole job."""
-    from pipeline.config_file import load_config
+    from pipeline.config import load_config
     from pipeline.flows.run import run_all
 
     _echo(run_all(load_config(config, overrides or ())))
@@ -49,7 +49,7 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Goes on where an earlier run stopped.
     """
-    from pipeline.config_file import load_config
+    from pipeline.config import load_config
     from pipeline.flows.run import score_only
 
     _echo(score_only(load_config(config, overrides or ())))
@@ -68,7 +68,7 @@ def select(
 
     Needs no model and no GPU.
     """
-    from pipeline.config_file import load_config
+    from pipeline.config import load_config
     from pipeline.flows.run import select_only
 
     stats = [] if stats_from is None else [f"select.stats_from={stats_from}"]
@@ -114,7 +114,7 @@ def compare(
 @app.command()
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the report of a subset that was written before."""
-    from pipeline.config_file import load_config
+    from pipeline.config import load_config
     from pipeline.flows.run import report_only
 
     _echo(report_only(load_config(config, overrides or ())))
@@ -206,6 +206,21 @@ def metrics() -> None:
     _echo(describe_metrics())
 
 
+@app.command("config")
+def config_(
+    *,
+    reference: Annotated[bool, typer.Option("--reference", help="Every key, as Markdown; the default.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="The JSON schema of a config, for editors.")] = False,
+    self_play: Annotated[bool, typer.Option("--self-play", help="With --schema: that of self-play.")] = False,
+) -> None:
+    """Print what a config can hold: sections, keys, defaults and meanings."""
+    from pipeline.config import reference as printed
+
+    if reference and schema:
+        raise ConfigError("give one of --reference and --schema.")
+    _echo([printed.json_schema(self_play=self_play)] if schema else printed.reference())
+
+
 @app.command()
 def submit(
     job: Annotated[str, typer.Argument(help="run, score_pairs, select_pairs or self_play.", show_default=False)],
@@ -232,7 +247,7 @@ def self_play(
 
     Goes on where an earlier run stopped.
     """
-    from pipeline.config_file import load_self_play
+    from pipeline.config import load_self_play
 
     loaded = load_self_play(config, overrides or ())
     if dry_run:

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.config_file import load_config
+from pipeline.config import load_config
 from pipeline.sources.formats import check_format_name
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ import yaml
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from pipeline import config, config_self_play
+from pipeline import config
 from pipeline.cli import app
-from pipeline.config_file import parse_config, parse_self_play
+from pipeline.config import parse_config, parse_self_play
 from pipeline.exports.formats import FORMATS as EXPORTS
 from pipeline.sources.formats import FORMATS
 
@@ -42,7 +42,7 @@ def test_every_section_is_known_here():
 
 
 def self_play_keys() -> set[str]:
-    own = config_self_play.SelfPlayConfig.model_fields.items()
+    own = config.SelfPlayConfig.model_fields.items()
     names = {"prompts", "generate", "pair", "evolve", "train", "evaluate", "estimate"}
     kinds = {name: (typing.get_args(field.annotation) or (field.annotation,))[0] for name, field in own}
     return {"path", "rounds", *names} | {key for name in names for key in kinds[name].model_fields}

@@ -8,10 +8,7 @@ from typing import Any, Final
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from pipeline.config import Config, Metric, Objective, Select
-from pipeline.config_file import parse_config
-from pipeline.config_metric import MetricName
-from pipeline.config_text import yaml_value
+from pipeline.config import Config, Metric, Objective, Select, parse_config, yaml_value
 from pipeline.errors import ConfigError
 from pipeline.flows.select import open_scored
 from pipeline.flows.select_engine import passes_for
@@ -21,7 +18,7 @@ from pipeline.shown import shown
 from pipeline.storage.scored import ScoredDataset
 
 DEFAULT_FRACTIONS: Final = (0.1, 0.4)
-_DEFAULT_METRICS: Final[tuple[MetricName, ...]] = ("potential", "explicit", "implicit", "bees-add", "random")
+_DEFAULT_METRICS: Final[tuple[str, ...]] = ("potential", "explicit", "implicit", "bees-add", "random")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

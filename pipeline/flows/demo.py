@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.config_file import load_config, load_self_play
+from pipeline.config import load_config, load_self_play
 from pipeline.demo.run import DEMO
 from pipeline.demo.self_play import SELF_PLAY_DEMO
 from pipeline.flows.run import run_all

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pipeline.config_self_play import SelfPlayConfig
+from pipeline.config import SelfPlayConfig
 from pipeline.errors import AlignpotError
 from pipeline.faults import storage_errors
 from pipeline.generation.estimate import estimate, render_estimate

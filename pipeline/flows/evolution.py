@@ -14,11 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.config import Storage
-from pipeline.config_self_play import SelfPlayConfig
+from pipeline.config import SelfPlayConfig, Storage
 from pipeline.errors import SourceError
 from pipeline.faults import storage_errors
-from pipeline.flows.expansion import PROMPTS, Actors, Counts, generation_fingerprint
+from pipeline.flows.expansion import PROMPTS, Actors, Counts
 from pipeline.flows.step import DatasetReader, Step, TableReader, content_of, open_step, run_step
 from pipeline.generation.evolve import plan_evolution, selected_prompts
 from pipeline.generation.filters import filter_prompts
@@ -105,7 +104,7 @@ def evolve_prompts(actors: Actors, known: Known, number: int, subset: str, url: 
             "policy": actors.fingerprints["policy"],
             "evolve": settings,
             "templates": template_fingerprint(config.evolve.strategies),
-            "generate": generation_fingerprint(config.generate),
+            "generate": config.generate.fingerprint(),
         },
         config=config.model_dump(mode="json"),
     )

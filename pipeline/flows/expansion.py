@@ -15,9 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from pipeline import schema
-from pipeline.config import Config, TorchModel
-from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
-from pipeline.config_self_play import Generate, Places, SelfPlayConfig
+from pipeline.config import Config, SelfPlayConfig, TorchModel
 from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.flows.score import drops_by_reason, prepare_score, score
 from pipeline.flows.select import prepare_select, select_subsets
@@ -32,19 +30,6 @@ PROMPTS: Final = "prompts"
 CANDIDATES: Final = "candidates"
 ANNOTATED: Final = "annotated"
 PAIRS: Final = "pairs"
-
-PLACEMENT: Final = {"num_gpus", "num_cpus", "num_threads", "replicas"}
-"""Keys that say where a model runs, and never what comes out."""
-_CAPACITY: Final = {
-    "gpu_memory_utilization",
-    "kv_cache_memory_bytes",
-    "max_num_batched_tokens",
-    "max_num_seqs",
-    "pipeline_parallel_size",
-    "swap_space",
-    "tensor_parallel_size",
-}
-"""Arguments of vLLM's engine that are of the same kind."""
 
 _log = logging.getLogger(__name__)
 
@@ -81,13 +66,6 @@ class Counts:
                 self.drops[reason] = self.drops.get(reason, 0) + count
 
 
-def generation_fingerprint(generate: Generate) -> dict[str, Any]:
-    """What of the section can move a response, but by a rounding."""
-    section = generate.model_dump(mode="json", exclude=PLACEMENT | {"shard_prompts"})
-    arguments = {name: value for name, value in section["engine_args"].items() if name not in _CAPACITY}
-    return section | {"engine_args": arguments}
-
-
 def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: str, counts: Counts) -> Manifest:
     """Candidates and their rewards: the datasets `url`/candidates and `url`/annotated; the second one's manifest.
 
@@ -95,6 +73,7 @@ def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: s
         TooManyDroppedError: a larger share of the prompts than run.max_dropped has no response with a reward.
     """
     config = actors.config
+    tokens = config.tokens.fingerprint()
     candidates = _timed(
         counts,
         "generate",
@@ -109,8 +88,8 @@ def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: s
             fingerprint={
                 "input": content_of(prompts),
                 "policy": actors.fingerprints["policy"],
-                "generate": generation_fingerprint(config.generate),
-                "tokens": config.tokens.model_dump(mode="json", include={"chat_template", "date"}),
+                "generate": config.generate.fingerprint(),
+                "tokens": {name: tokens[name] for name in ("chat_template", "date")},
             },
             config=config.model_dump(mode="json"),
         ),
@@ -131,8 +110,8 @@ def generate_answers(actors: Actors, prompts: Manifest, prompts_url: str, url: s
             schema=schema.ANNOTATED_SCHEMA,
             fingerprint={
                 "input": content_of(candidates),
-                "reward": actors.fingerprints["reward"] | {"max_length": config.reward.max_length},
-                "date": str(config.tokens.date),
+                "reward": actors.fingerprints["reward"],
+                "date": tokens["date"],
             },
             config=config.model_dump(mode="json"),
         ),
@@ -166,7 +145,7 @@ def _pair(config: SelfPlayConfig, annotated: Manifest, url: str, counts: Counts)
             shard_rows=4096,
             stages=[Stage(name="pair", build=partial(_pair_stage, config))],
             schema=schema.GENERATED_PAIR_SCHEMA,
-            fingerprint={"input": content_of(annotated), "pair": config.pair.model_dump(mode="json")},
+            fingerprint={"input": content_of(annotated), "pair": config.pair.fingerprint()},
             config=config.model_dump(mode="json"),
             rows_out=None,
         ),
@@ -199,8 +178,8 @@ def _score_and_select(actors: Actors, url: str, counts: Counts) -> None:
 
 def score_config(actors: Actors, url: str, num_pairs: int | None = None) -> Config:
     """The config that scores and selects the pairs at `url`, of which select.k takes no more than there are."""
-    places = Places(pairs=f"{url}/{PAIRS}/{PARTS_FOLDER}", scored=f"{url}/scored", subset=f"{url}/subset")
-    config = actors.config.scoring(actors.policy, places)
+    pairs = f"{url}/{PAIRS}/{PARTS_FOLDER}"
+    config = actors.config.scoring(actors.policy, pairs=pairs, scored=f"{url}/scored", subset=f"{url}/subset")
     changes: dict[str, Any] = {"metric": config.metric.model_copy(update=_weight(actors))}
     if config.select is not None and config.select.k is not None and num_pairs is not None:
         changes["select"] = config.select.model_copy(update={"k": min(config.select.k, num_pairs)})
@@ -211,7 +190,7 @@ def _weight(actors: Actors) -> dict[str, float]:
     """A policy that still is the reference has implicit margins of zero: the potential is the explicit margin then."""
     config = actors.config
     is_reference = actors.fingerprints["policy"] == actors.fingerprints.get("reference")
-    if is_reference and config.metric.name == "potential" and config.objective.name in OBJECTIVES_WITH_REFERENCE:
+    if is_reference and config.metric.name == "potential" and config.objective.reads_reference:
         _log.warning("The policy is the reference still, so that all implicit margins are 0: metric.weight is 0 here")
         return {"weight": 0.0}
     return {}

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.config import Config, TorchModel
-from pipeline.config_self_play import SelfPlayConfig
+from pipeline.config import Config, SelfPlayConfig, TorchModel
 from pipeline.errors import IntegrityError, StorageError
 from pipeline.flows.evolution import read_subset, subset_digest
 from pipeline.flows.expansion import ANNOTATED, CANDIDATES, Actors, Counts, generate_answers
@@ -31,7 +30,6 @@ from pipeline.training.hook import train
 from pipeline.training.job import TrainJob
 
 TRAINING_KIND = "training"
-_NOT_DECISIVE = {"num_gpus", "num_threads", "policies"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +100,9 @@ def _fingerprint(config: SelfPlayConfig, job: TrainJob, subsets: Sequence[str]) 
         "start": model_fingerprint(job.policy),
         "reference": None if job.reference is None else model_fingerprint(job.reference),
         "subsets": [subset_digest(subset, config.storage) for subset in subsets],
-        "train": job.settings.model_dump(mode="json", exclude=_NOT_DECISIVE),
-        "objective": config.objective.model_dump(mode="json"),
-        "tokens": config.tokens.model_dump(mode="json"),
+        "train": job.settings.fingerprint(),
+        "objective": config.objective.fingerprint(),
+        "tokens": config.tokens.fingerprint(),
     }
 
 

@@ -17,7 +17,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline import __version__
-from pipeline.config import ClassifierReward, ColumnsModel, ColumnsReward, Config, TorchModel, resolved
+from pipeline.config import ColumnsModel, ColumnsReward, Config, Source, TorchModel, resolved
 from pipeline.errors import ConfigError, TooManyDroppedError
 from pipeline.faults import storage_errors
 from pipeline.flows.step import MINOR_VERSION, Place, summary_of, work_on
@@ -25,7 +25,6 @@ from pipeline.flows.summary import ScoreSummary
 from pipeline.flows.timeline import Timeline
 from pipeline.sources.files import SourceFile
 from pipeline.sources.reader import PairReader, open_source
-from pipeline.sources.rows import BEST_WORST
 from pipeline.sources.shards import Shard, plan_shards, stored_shards
 from pipeline.stages.fp8_ranks import NUM_RANKED, check_ranks, roles_in_fp8
 from pipeline.stages.plan import score_stages
@@ -56,14 +55,16 @@ def prepare_score(config: Config) -> ScoreRun:
     Raises:
         AlignpotError: what is wrong, before any weights are read.
     """
-    reader, files = _open(config)
+    if config.source is None:
+        raise ConfigError("score needs a source section with the path of the preference data; the config has none.")
+    reader, files = _open(config, config.source)
     models = _model_fingerprints(config)
     fs, root = open_filesystem(config.scored, config.storage)
     if not is_complete(fs, root):
         check_writable(fs, root)
     wanted = RunPlan(
         version=__version__,
-        fingerprint={"alignpot": MINOR_VERSION, "source": _source_fingerprint(reader, files), **models},
+        fingerprint={"alignpot": MINOR_VERSION, "source": _source_fingerprint(config.source, reader, files), **models},
         config=resolved(config),
         shards=tuple(shard.to_dict() for shard in plan_shards(files, config.run.shard_rows)),
         schema=reader.schema,
@@ -179,11 +180,8 @@ def _full_path(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def _open(config: Config) -> tuple[PairReader, list[SourceFile]]:
+def _open(config: Config, source: Source) -> tuple[PairReader, list[SourceFile]]:
     """The source's reader and its files."""
-    source = config.source
-    if source is None:
-        raise ConfigError("score needs a source section with the path of the preference data; the config has none.")
     fs, root = open_filesystem(source.path, config.storage)
     check_readable(fs, root)
     with storage_errors(source.path):
@@ -197,12 +195,9 @@ def _open(config: Config) -> tuple[PairReader, list[SourceFile]]:
         )
 
 
-def _source_fingerprint(reader: PairReader, files: Sequence[SourceFile]) -> dict[str, Any]:
-    return {
+def _source_fingerprint(source: Source, reader: PairReader, files: Sequence[SourceFile]) -> dict[str, Any]:
+    return source.fingerprint() | {
         "format": reader.format,
-        "id_column": reader.id_column,
-        # Left out by default, so that a run begun before there was a choice can be gone on with.
-        **({} if reader.pairs == BEST_WORST else {"pairs": reader.pairs}),
         "passthrough": [field.name for field in reader.passthrough],
         "files": {file.path: file.digest for file in files},
     }
@@ -211,21 +206,19 @@ def _source_fingerprint(reader: PairReader, files: Sequence[SourceFile]) -> dict
 def _model_fingerprints(config: Config) -> dict[str, Any]:
     """What identifies every number a model contributes; checks that the models fit each other."""
     models = config.torch_models()
-    columns = {
-        role: "columns"
+    found: dict[str, Any] = {
+        role: section.fingerprint()
         for role, section in (("policy", config.policy), ("reference", config.reference), ("reward", config.reward))
         if isinstance(section, (ColumnsModel, ColumnsReward))
     }
     if not models:
-        return dict(columns)
+        return found
     from pipeline.models.fingerprints import model_fingerprint
     from pipeline.models.loading import check_models
 
     check_models(models, config.tokens)
-    fingerprints: dict[str, Any] = {role: model_fingerprint(model) for role, model in models.items()}
-    if isinstance(config.reward, ClassifierReward):
-        fingerprints["reward"]["max_length"] = config.reward.max_length
-    unread = {"trl": {"max_prompt_length"}, "paper": {"truncation"}}[config.tokens.preset]
-    only_date = None if {"policy", "reference"} & set(models) else {"date"}
-    fingerprints["tokens"] = config.tokens.model_dump(mode="json", include=only_date, exclude=unread)
-    return {**columns, **fingerprints}
+    found |= {role: model_fingerprint(model) for role, model in models.items()}
+    tokens = config.tokens.fingerprint()
+    # A reward model has its own template and length.
+    found["tokens"] = tokens if {"policy", "reference"} & set(models) else {"date": tokens["date"]}
+    return found

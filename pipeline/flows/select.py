@@ -90,12 +90,11 @@ def _prepare(config: Config, scored: Mapping[str, Any], plan: RunPlan | None) ->
         rule = former_rule(former, Query(objective=config.objective, metric=config.metric, rule=rule))
     fingerprint = {
         "scored": fingerprint_digest(scored),
-        "objective": config.objective.model_dump(mode="json"),
-        "metric": config.metric.model_dump(mode="json"),
-        "select": rule.model_dump(mode="json", exclude={"engine", "stats_from"}),
+        "objective": config.objective.fingerprint(),
+        "metric": config.metric.fingerprint(),
+        "select": rule.fingerprint(),
         "stats_from": None if former is None else fingerprint_digest(former),
-        "slim": config.output.slim,
-        "formats": sorted(config.output.formats),
+        **config.output.fingerprint(),
     }
     if plan is not None and rule.group_by is not None:
         remedy = "Name it in source.passthrough."

@@ -25,12 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.config import Replicas, TorchModel
-from pipeline.config_self_play import SelfPlayConfig
+from pipeline.config import Replicas, SelfPlayConfig, TorchModel
 from pipeline.errors import DataError
 from pipeline.faults import storage_errors
 from pipeline.flows.evolution import Known, every_row, evolve_prompts, prompts_of, write_prompts
-from pipeline.flows.expansion import PROMPTS, Actors, Counts, expand, generation_fingerprint, score_config
+from pipeline.flows.expansion import PROMPTS, Actors, Counts, expand, score_config
 from pipeline.flows.policies import Trained, as_plain, margins_after, measure, train_policy, training_job
 from pipeline.flows.score import pinned
 from pipeline.flows.step import MINOR_VERSION
@@ -51,7 +50,6 @@ from pipeline.training.check import check_training
 
 KIND: Final = "self-play"
 REPORT_FILE: Final = "report.json"
-_DECISIVE: Final = ("tokens", "objective", "metric", "pair", "evolve", "evaluate")
 
 _log = logging.getLogger(__name__)
 
@@ -135,12 +133,10 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
     train, held_out, near = split_held_out(seeds.table, config.evaluate, config.prompts.seed)
     fingerprint = {
         "alignpot": MINOR_VERSION,
-        "prompts": config.prompts.model_dump(mode="json", exclude={"path", "decontaminate"})
-        | {"files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files}},
-        "benchmarks": None if benchmarks is None else digest(benchmarks.grams.tobytes()),
+        **config.fingerprint(),
         **fingerprints,
-        "generate": generation_fingerprint(config.generate),
-        **{name: _plain(getattr(config, name)) for name in _DECISIVE},
+        "files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files},
+        "benchmarks": None if benchmarks is None else digest(benchmarks.grams.tobytes()),
     }
     claim(fs, root, kind=KIND, fingerprint=fingerprint, body={"config": config.model_dump(mode="json")})
     left_out = [near, seeds.table.filter(pc.equal(seeds.table[schema.STATUS], schema.DROPPED))]
@@ -262,7 +258,3 @@ def _report(run: SelfPlay, number: int, body: Mapping[str, Any], place: str) -> 
 def _stored_report(run: SelfPlay, place: str) -> dict[str, Any] | None:
     fs, root = open_filesystem(place, run.config.storage)
     return read_sealed(fs, f"{root}/{REPORT_FILE}")
-
-
-def _plain(section: Any) -> Any:
-    return None if section is None else section.model_dump(mode="json")

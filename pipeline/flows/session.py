@@ -14,8 +14,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from pipeline.config import Replicas, Run
-from pipeline.config_section import NO_CREDENTIALS, carries_credentials
+from pipeline.config import NO_CREDENTIALS, Replicas, Run, carries_credentials
 from pipeline.errors import AlignpotError, ConfigError, TemporaryError
 
 # Reading, tokenising and committing run beside the model actors on a local Ray; these are logical CPUs for them.

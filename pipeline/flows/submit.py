@@ -20,10 +20,15 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import pipeline
-from pipeline.config import Config, TorchModel
-from pipeline.config_file import load_config, load_self_play
-from pipeline.config_section import NO_CREDENTIALS, carries_credentials
-from pipeline.config_self_play import SelfPlayConfig
+from pipeline.config import (
+    NO_CREDENTIALS,
+    Config,
+    SelfPlayConfig,
+    TorchModel,
+    carries_credentials,
+    load_config,
+    load_self_play,
+)
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.scratch import scratch_folder
 from pipeline.shown import quoted

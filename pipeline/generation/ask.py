@@ -5,7 +5,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.config_self_play import Evolve
+from pipeline.config import Evolve
 from pipeline.generation.candidates import PromptRenderer
 from pipeline.generation.evolve import evolve
 from pipeline.generation.sampler import Request, Response, Sampler, Sampling

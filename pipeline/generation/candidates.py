@@ -12,8 +12,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Tokens
-from pipeline.config_self_play import Generate
+from pipeline.config import Generate, Tokens
 from pipeline.errors import ModelError
 from pipeline.generation.sampler import Request, Response, Sampler, Sampling, seed_of
 from pipeline.models.packing import Int32Array

@@ -1,7 +1,6 @@
 """Which sampling engine a config asks for, and how it is opened."""
 
-from pipeline.config import TorchModel
-from pipeline.config_self_play import Generate
+from pipeline.config import Generate, TorchModel
 from pipeline.errors import ConfigError
 from pipeline.generation.sampler import Sampler
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from pipeline.config_self_play import Estimate, SelfPlayConfig
+from pipeline.config import Estimate, SelfPlayConfig
 from pipeline.errors import ConfigError
 from pipeline.generation.strategies import template_of
 from pipeline.selection.text import aligned

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.config_self_play import Evolve, Strategy
+from pipeline.config import Evolve, Strategy
 from pipeline.errors import DataError, IntegrityError
 from pipeline.generation.sampler import Response, seed_of
 from pipeline.generation.strategies import template_of

@@ -24,7 +24,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.config_self_play import Evolve
+from pipeline.config import Evolve
 from pipeline.errors import DataError
 from pipeline.generation.language import same_language
 from pipeline.selection.near_duplicates import NearDuplicates

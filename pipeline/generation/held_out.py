@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema as s
-from pipeline.config_self_play import Evaluate
+from pipeline.config import Evaluate
 from pipeline.errors import ConfigError
 from pipeline.selection.near_duplicates import shingles
 from pipeline.sources.prompts import FILTER_STAGE, by_hash

@@ -23,7 +23,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.config_self_play import Pairing
+from pipeline.config import Pairing
 from pipeline.generation.sampler import seed_of
 from pipeline.sources.ids import content_digest
 from pipeline.sources.ranked import sweet_spot

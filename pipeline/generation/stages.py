@@ -9,8 +9,7 @@ As `pipeline.stages.plan`: nothing is loaded before `Stage.build`.
 from functools import partial
 from typing import Final
 
-from pipeline.config import ClassifierReward, Tokens, TorchModel
-from pipeline.config_self_play import Evolve, Generate, SelfPlayConfig
+from pipeline.config import ClassifierReward, Evolve, Generate, SelfPlayConfig, Tokens, TorchModel
 from pipeline.errors import ConfigError
 from pipeline.generation.engines import environment
 from pipeline.stages.plan import Apply, Stage

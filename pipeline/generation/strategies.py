@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from pipeline.config_self_play import Strategy
+from pipeline.config import Strategy
 from pipeline.errors import IntegrityError
 
 _FOLDER: Final = Path(__file__).parent / "templates"

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config import TorchModel
-from pipeline.config_self_play import Generate
+from pipeline.config import Generate, TorchModel
 from pipeline.errors import ModelError
 from pipeline.generation.decoding import load_decoder
 from pipeline.generation.sampler import GREEDY, Request, Response, Sampling

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.config import TorchModel
-from pipeline.config_self_play import Generate
+from pipeline.config import Generate, TorchModel
 from pipeline.errors import ModelError
 from pipeline.generation.decoding import load_decoder
 from pipeline.generation.sampler import GREEDY, Request, Response, Sampling

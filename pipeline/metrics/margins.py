@@ -3,19 +3,22 @@
 Always chosen minus rejected, float64, one value a row; a value that cannot be computed is NaN, for the caller to count.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.config import Objective
-from pipeline.config_metric import Explicit
 from pipeline.errors import SchemaError
 from pipeline.metrics.columns import FloatArray, float_column, floats, single_array
 from pipeline.metrics.objectives import COLUMN_OF, OBJECTIVES, implicit_reward, quantities_of
+
+if TYPE_CHECKING:
+    from pipeline.config import Explicit, Objective
 
 EXPLICIT_COLUMNS: Final[Mapping[Explicit, tuple[str, ...]]] = {
     "signed": (schema.REWARD_CHOSEN, schema.REWARD_REJECTED),

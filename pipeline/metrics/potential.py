@@ -4,13 +4,14 @@ The only place of these formulas; every path scores by them. A metric names the 
 of the whole set, and gives a score from them, higher is better.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 
-from pipeline.config_metric import Metric, MetricName
 from pipeline.metrics.calibration import log_odds_weight
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.normalise import Fitted
@@ -26,6 +27,9 @@ UNIFORM: Final[Term] = "uniform"
 
 Terms: TypeAlias = Mapping[Term, FloatArray]
 """The terms of some rows, each float64 [num_rows]."""
+
+if TYPE_CHECKING:
+    from pipeline.config import Metric
 
 Need = Literal["moments", "medians", "ranks", "ratio", "scales", "ranges"]
 """What a metric takes from the whole set: mean and spread, median and MAD, ranks, the automatic weight,
@@ -114,7 +118,7 @@ def _both_signed(_: Metric) -> tuple[Term, ...]:
     return (EXPLICIT_SIGNED, IMPLICIT)
 
 
-METRICS: Final[Mapping[MetricName, MetricDefinition]] = {
+METRICS: Final[Mapping[str, MetricDefinition]] = {
     "potential": MetricDefinition(
         terms=_potential_terms,
         needs=_potential_needs,

@@ -5,15 +5,16 @@
 Everything is element-wise, so blocks and order of rows never move a value.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.config import Metric, Objective
 from pipeline.metrics import ids
 from pipeline.metrics.columns import FloatArray, single_array
 from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin
@@ -32,6 +33,9 @@ from pipeline.metrics.potential import (
     implicit_term,
 )
 from pipeline.metrics.ratio import RATIO_METHODS
+
+if TYPE_CHECKING:
+    from pipeline.config import Metric, Objective
 
 _BLOCK: Final = 2**16
 

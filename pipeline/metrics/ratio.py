@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.config_metric import RatioMethod
 from pipeline.errors import DataError
 from pipeline.metrics.calibration import preference_scale
 from pipeline.metrics.columns import FloatArray
@@ -58,7 +57,7 @@ class RatioDefinition:
     reads_labels: bool = False
 
 
-def automatic_ratio(method: RatioMethod, sample: RatioSample) -> float:
+def automatic_ratio(method: str, sample: RatioSample) -> float:
     """The w of the method, in raw units, finite and at least 0.
 
     Raises:
@@ -72,7 +71,7 @@ def automatic_ratio(method: RatioMethod, sample: RatioSample) -> float:
     return ratio
 
 
-def _check(method: RatioMethod, sample: RatioSample) -> None:
+def _check(method: str, sample: RatioSample) -> None:
     margins = {
         "explicit margin": sample.explicit,
         "implicit margin": sample.implicit,
@@ -161,7 +160,7 @@ def _correlation(sample: RatioSample) -> tuple[float, float]:
     return min(max(0.0, correlation), 1.0), std_explicit / std_implicit
 
 
-RATIO_METHODS: Final[Mapping[RatioMethod, RatioDefinition]] = {
+RATIO_METHODS: Final[Mapping[str, RatioDefinition]] = {
     "std": RatioDefinition(
         estimate=standard_deviations,
         about="One standard deviation of either margin is worth as much as one of the other.",

@@ -1,7 +1,7 @@
 """What identifies a model's numbers: digests and commits, found without loading weights or torch.
 
-A hub model is its name and commit; a local one the digests of its files, wherever it lies. Both take in dtype and
-adapter, and in vLLM, whose numbers are other roundings. Equal fingerprints mean equal files.
+A hub model is its name and commit; a local one the digests of its files, wherever it lies. To these come the decisive
+keys of its section, such as dtype and backend, and the adapter. Equal fingerprints mean equal files.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from os import stat_result
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from pipeline.config import TorchModel, VllmModel
+from pipeline.config import TorchModel
 from pipeline.errors import ModelError, is_foreign
 from pipeline.shown import listed, shown
 
@@ -37,20 +37,6 @@ _AGAIN: Final = "Save or download it again."
 _HUB_TIMEOUT_S: Final = 10.0
 # A file that changed this lately may change again without a new time, as file systems count in steps.
 _SETTLED_S: Final = 3.0
-# Arguments of vLLM that lay out the work; any other may say what is computed.
-_LAYOUT_ARGUMENTS: Final = frozenset(
-    {
-        "disable_custom_all_reduce",
-        "distributed_executor_backend",
-        "enforce_eager",
-        "gpu_memory_utilization",
-        "kv_cache_memory_bytes",
-        "max_num_batched_tokens",
-        "max_num_seqs",
-        "pipeline_parallel_size",
-        "tensor_parallel_size",
-    }
-)
 
 _State: TypeAlias = tuple[int, ...]
 _digests: dict[Path, tuple[_State, str]] = {}  # what this process has read; each access is one, so threads may share it
@@ -65,19 +51,9 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
     Raises:
         ModelError: no such model, no safetensors, or the hub cannot be reached and holds no copy here.
     """
-    found: dict[str, Any] = {"dtype": model.dtype, **_identity(model.model, model.revision)}
-    for name in ("fp8", "compile"):
-        if getattr(model, name):
-            found[name] = True
-    if model.deterministic:
-        found["deterministic"] = model.token_budget  # the shape of every forward
-    if model.trust_remote_code:
-        found["trust_remote_code"] = True
+    found = model.fingerprint() | _identity(model.model, model.revision)
     if model.adapter is not None:
         found["adapter"] = _adapter_identity(model.adapter, model.adapter_revision)
-    if isinstance(model, VllmModel):
-        arguments = {name: value for name, value in model.engine_args.items() if name not in _LAYOUT_ARGUMENTS}
-        found |= {"backend": model.backend, **({"engine_args": arguments} if arguments else {})}
     return found
 
 

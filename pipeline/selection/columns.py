@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.config_select import Labels
+from pipeline.config import Labels
 from pipeline.errors import DataError
 from pipeline.metrics.columns import BoolArray, FloatArray, single_array
 from pipeline.metrics.ids import HashArray, id_hashes

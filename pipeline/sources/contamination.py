@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config_self_play import Prompts
+from pipeline.config import Prompts
 from pipeline.errors import SourceError
 from pipeline.faults import is_missing
 from pipeline.shown import shown, shown_path

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline import schema as s
-from pipeline.config_self_play import Prompts
+from pipeline.config import Prompts
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.shown import shown_path
 from pipeline.sources.blocks import Span, read_span

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.config_self_play import SEED_STRATEGY, Prompts
+from pipeline.config import SEED_STRATEGY, Prompts
 from pipeline.errors import DataError
 from pipeline.metrics.ids import hash_ids
 from pipeline.shown import quoted, shown_path

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import Config
-from pipeline.config_objective import OBJECTIVES_WITH_REFERENCE
 from pipeline.errors import ModelError
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.margins import explicit_margin, implicit_margin
@@ -79,7 +78,7 @@ def _margins(config: Config, table: pa.Table) -> Iterator[tuple[str, FloatArray]
     roles = roles_in_fp8(config)
     if "reward" in roles:
         yield "explicit", explicit_margin(table)
-    has_reference = config.reference is not None or config.objective.name not in OBJECTIVES_WITH_REFERENCE
+    has_reference = config.reference is not None or not config.objective.reads_reference
     if config.policy is not None and has_reference and {"policy", "reference"} & {*roles}:
         yield f"implicit ({config.objective.name})", implicit_margin(table, config.objective)
 

@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import config
-from pipeline.config_section import NO_CREDENTIALS, carries_credentials
+from pipeline.config import NO_CREDENTIALS, carries_credentials
 from pipeline.errors import AlignpotError, ConfigError, IntegrityError, StorageError, TemporaryError
 from pipeline.faults import http_status, is_missing, storage_errors
 from pipeline.shown import shown_path

@@ -11,7 +11,6 @@ from typing import Final, get_args
 import numpy as np
 
 from pipeline.config import Objective
-from pipeline.config_metric import RatioMethod
 from pipeline.errors import DataError
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.margins import explicit_margin, implicit_margin
@@ -137,7 +136,7 @@ def scores_of(
     return scores, {str(method): weight for method, weight in weights.items()}
 
 
-def weight_on_z_scores(method: RatioMethod, sample: RatioSample) -> float | None:
+def weight_on_z_scores(method: str, sample: RatioSample) -> float | None:
     """The w of a method in units of z-scores; None where it refuses the sample."""
     try:
         ratio = automatic_ratio(method, sample)

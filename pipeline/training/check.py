@@ -6,8 +6,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 
-from pipeline.config import TorchModel
-from pipeline.config_self_play import Train
+from pipeline.config import TorchModel, Train
 from pipeline.errors import ConfigError
 from pipeline.training.job import TrainJob
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.config import Objective, Storage, Tokens, TorchModel
-from pipeline.config_objective import OBJECTIVE_RULES
-from pipeline.config_self_play import Train
+from pipeline.config import Objective, Storage, Tokens, TorchModel, Train
 from pipeline.errors import ConfigError
+from pipeline.metrics import OBJECTIVES
 
 SUMMARY_FILE: Final = "training.json"
 
@@ -76,7 +75,7 @@ class TrainJob:
         """
         beta = self.settings.beta if self.settings.beta is not None else self.objective.beta
         if beta is None:
-            usual = OBJECTIVE_RULES["simpo" if self.settings.method == "simpo" else "dpo"].defaults["beta"]
+            usual = OBJECTIVES["simpo" if self.settings.method == "simpo" else "dpo"].defaults["beta"]
             raise ConfigError(
                 f"Objective {self.objective.name} has no beta, and training needs one: set train.beta, such as {usual}."
             )

@@ -27,8 +27,7 @@ import psutil
 import pyarrow as pa
 import ray
 
-from pipeline.config import Run, Tokens, TorchModel
-from pipeline.config_self_play import Generate, SelfPlayConfig
+from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
 from pipeline.demo.sample_pairs import load_prompts
 from pipeline.demo.smollm2 import ensure_smollm2
 from pipeline.flows.on_ray import ScoreJob, score_on_ray

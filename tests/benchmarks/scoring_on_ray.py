@@ -15,8 +15,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from pipeline.config import Config
-from pipeline.config_file import parse_config
+from pipeline.config import Config, parse_config
 from pipeline.demo.reward import build_reward_model
 from pipeline.demo.smollm2 import ensure_smollm2
 from pipeline.flows.on_ray import ScoreJob, score_on_ray

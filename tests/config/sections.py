@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config_file import parse_config
+from pipeline.config import parse_config
 from pipeline.errors import ConfigError
 
 GOOD = {

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipeline.config import resolved
-from pipeline.config_file import parse_config
+from pipeline.config import parse_config, resolved
 from tests.config.sections import assert_refused, changed
 
 
@@ -25,7 +24,7 @@ from tests.config.sections import assert_refused, changed
         (changed(metric={"ratio": 2.0}), ["metric.ratio", "whitening", "got 2.0"]),
         (changed(metric={"ratoi": "std"}), ["metric.ratoi", "did you mean ratio?"]),
         (changed(metric={"normalise": "ranks"}), ["metric.normalise", "zscore", "got 'ranks'"]),
-        (changed(metric={"order": "highest"}), ["metric.order", "'smallest' or 'largest'"]),
+        (changed(metric={"order": "highest"}), ["metric.order", "wanted smallest or largest (got 'highest')"]),
         (changed(metric={"name": "difficulty"}), ["metric difficulty", "set objective.name: dpo"]),
         (changed(metric={"name": "bees-add"}, reward=None), ["metric bees-add", "add a reward section"]),
         (changed(metric={"name": "sigma-gap"}, policy=None), ["metric sigma-gap", "add a policy section"]),

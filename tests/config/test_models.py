@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipeline.config import resolved
-from pipeline.config_file import parse_config
+from pipeline.config import parse_config, resolved
 from pipeline.errors import ConfigError
 from tests.config.sections import assert_refused, changed
 
@@ -40,7 +39,10 @@ VLLM = {"backend": "vllm", "model": "m"}
         (changed(policy={**VLLM, "compile": True}), ["policy.compile: backend vllm compiles by itself"]),
         (changed(policy={**VLLM, "deterministic": True}), ["policy.deterministic: backend vllm batches as it likes"]),
         *(
-            (changed(policy={"model": "m", name: True}, reference={"model": "m"}), [f"{name} of one of policy and ref"])
+            (
+                changed(policy={"model": "m", name: True}, reference={"model": "m"}),
+                [f"{name} must be the same for policy and reference"],
+            )
             for name in ("fp8", "compile", "deterministic")
         ),
         (changed(policy={**VLLM, "engine_args": {"dtype": "float16"}}), ["policy.engine_args: dtype cannot be given"]),

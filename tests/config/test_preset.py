@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import resolved
-from pipeline.config_file import load_config, parse_config
+from pipeline.config import load_config, parse_config, resolved
 from tests.config.sections import ALONE, assert_refused, changed
 
 
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
-        (changed(preset="papers"), ["preset", "'paper' or 'paper-selfplay'", "got 'papers'"]),
+        (changed(preset="papers"), ["preset: wanted paper or paper-selfplay (got 'papers')"]),
         (changed(preset="paper", metric={"wieght": 1}), ["metric.wieght", "did you mean weight?"]),
         (changed(preset="paper", reward={"backend": "classifier", "model": "m"}), ["candidates", "classifier"]),
         (changed(preset="paper", metric="explicit"), ["metric: wanted a section"]),

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Source, resolved
-from pipeline.config_file import parse_config, parse_self_play
+from pipeline.config import Source, parse_config, parse_self_play, resolved
 from pipeline.errors import ConfigError
 from tests.config.sections import GOOD, assert_refused, changed
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipeline.config import resolved
-from pipeline.config_file import parse_config
+from pipeline.config import parse_config, resolved
 from pipeline.errors import ConfigError
 from tests.config.sections import ALONE, assert_refused, changed
 

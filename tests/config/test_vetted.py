@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config_file import load_config, load_self_play, parse_self_play
+from pipeline.config import load_config, load_self_play, parse_self_play
 from pipeline.demo.self_play import self_play_demo_config
 from pipeline.storage.runs import differences
 

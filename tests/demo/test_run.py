@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.config import Source
-from pipeline.config_file import load_config, parse_config
+from pipeline.config import Source, load_config, parse_config
 from pipeline.demo.run import DEMO, demo_config
 from pipeline.demo.sample_pairs import PAIRS_FILE, read_pairs
 from pipeline.sources.reader import open_source

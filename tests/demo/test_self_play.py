@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config_file import parse_self_play
+from pipeline.config import parse_self_play
 from pipeline.demo.self_play import SELF_PLAY_DEMO
 from pipeline.flows.demo import run_self_play_demo
 

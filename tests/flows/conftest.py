@@ -12,8 +12,7 @@ import pytest
 import ray
 
 from pipeline import cli
-from pipeline.config import Config, Storage
-from pipeline.config_file import parse_config
+from pipeline.config import Config, Storage, parse_config
 from pipeline.flows import run
 from tests.fixtures_storage import S3Server
 from tests.flows import scored_data

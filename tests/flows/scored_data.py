@@ -15,8 +15,7 @@ import pyarrow as pa
 import yaml
 
 from pipeline import schema as names
-from pipeline.config import Config, Storage
-from pipeline.config_file import parse_config
+from pipeline.config import Config, Storage, parse_config
 from pipeline.storage import manifest, parts, runs
 from pipeline.storage.filesystem import open_filesystem
 

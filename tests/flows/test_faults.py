@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 import pytest
 import yaml
 
-from pipeline.config import Config, resolved
-from pipeline.config_file import load_config
+from pipeline.config import Config, load_config, resolved
 from pipeline.errors import AlignpotError, IntegrityError, ModelError, TemporaryError
 from pipeline.flows.score import prepare_score, score
 from pipeline.stages.plan import Stage

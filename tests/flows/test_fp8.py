@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Config
-from pipeline.config_file import parse_self_play
+from pipeline.config import Config, parse_self_play
 from pipeline.demo.self_play import self_play_demo_config
 from pipeline.errors import ConfigError, ModelError
 from pipeline.flows.score import prepare_score, score

@@ -10,8 +10,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline.config import Run, TorchModel
-from pipeline.config_self_play import Evolve, Generate, SelfPlayConfig
+from pipeline.config import Evolve, Generate, Run, SelfPlayConfig, TorchModel
 from pipeline.flows.on_ray import ScoreJob, score_on_ray
 from pipeline.generation.evolve import plan_evolution
 from pipeline.generation.stages import evolve_stage, generate_stage

@@ -10,8 +10,7 @@ from itertools import pairwise
 import pyarrow as pa
 import pytest
 
-from pipeline.config import TorchModel
-from pipeline.config_self_play import Generate
+from pipeline.config import Generate, TorchModel
 from pipeline.errors import ConfigError
 from pipeline.flows.envelope import from_block, to_block
 from pipeline.flows.on_ray import StageActor, _pool, shards_at_hand

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.config_file import parse_self_play
+from pipeline.config import parse_self_play
 from pipeline.errors import ConfigError, FingerprintError, TooManyDroppedError
 from pipeline.flows.self_play import self_play
 from tests.fixtures_models import tiny_model, tiny_tokenizer

@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.config import ClassifierReward
-from pipeline.config_self_play import SelfPlayConfig
+from pipeline.config import ClassifierReward, SelfPlayConfig
 from pipeline.errors import ModelError
 from pipeline.generation.annotate import AnnotateResponses, TokeniseResponses
 from pipeline.generation.stages import annotate_stages

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Tokens, TorchModel
-from pipeline.config_self_play import Generate, SelfPlayConfig
+from pipeline.config import Generate, SelfPlayConfig, Tokens, TorchModel
 from pipeline.errors import ModelError
 from pipeline.generation.candidates import GenerateCandidates, PromptRenderer
 from pipeline.generation.sampler import Response

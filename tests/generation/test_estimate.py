@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline.config_file import load_self_play
-from pipeline.config_self_play import SelfPlayConfig
+from pipeline.config import SelfPlayConfig, load_self_play
 from pipeline.errors import ConfigError
 from pipeline.generation.estimate import estimate, render_estimate
 

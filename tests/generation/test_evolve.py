@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import pipeline.generation
 from pipeline import schema as s
-from pipeline.config_self_play import STRATEGIES, Evolve, Pairing
+from pipeline.config import STRATEGIES, Evolve, Pairing
 from pipeline.errors import DataError, IntegrityError
 from pipeline.generation.evolve import cleaned, evolve, plan_evolution, request_for, selected_prompts
 from pipeline.generation.pairing import make_pairs

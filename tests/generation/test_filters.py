@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config_self_play import Evolve
+from pipeline.config import Evolve
 from pipeline.errors import DataError
 from pipeline.generation.filters import drop_repeated, filter_prompts, why_unfit
 from pipeline.generation.language import latin_language_of, same_language, script_of

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import schema as s
-from pipeline.config_self_play import Evaluate
+from pipeline.config import Evaluate
 from pipeline.errors import ConfigError
 from pipeline.generation.held_out import split_held_out
 from pipeline.sources.prompts import by_hash

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import schema as s
-from pipeline.config_self_play import Pairing
+from pipeline.config import Pairing
 from pipeline.generation.pairing import make_pairs
 from pipeline.sources.ids import content_digest
 from tests.generation.prompt_tables import annotated, annotated_row, dropped_reasons

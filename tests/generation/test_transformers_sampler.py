@@ -6,8 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import TorchModel
-from pipeline.config_self_play import Generate
+from pipeline.config import Generate, TorchModel
 from pipeline.errors import ConfigError, ModelError
 from pipeline.generation.engines import environment, open_sampler
 from pipeline.generation.sampler import Request, Sampling, seed_of

@@ -9,8 +9,7 @@ import peft
 import pytest
 import torch
 
-from pipeline.config import TorchModel
-from pipeline.config_self_play import Generate
+from pipeline.config import Generate, TorchModel
 from pipeline.errors import ModelError
 from pipeline.generation.engines import environment, open_sampler
 from pipeline.generation.sampler import Request, Sampling, seed_of

@@ -2,7 +2,6 @@ import math
 import subprocess
 import sys
 import warnings
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Metric, Objective, Select
-from pipeline.config_objective import OBJECTIVE_RULES, OBJECTIVES_WITH_REFERENCE, ObjectiveName
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.metrics import implicit_margin, implicit_reward, objective_columns
 from pipeline.metrics.objectives import OBJECTIVES
@@ -59,19 +57,19 @@ def test_declared_columns_are_all_that_is_read(name):
     assert (implicit_margin(narrow, objective) == implicit_margin(table, objective)).all()
 
 
-def test_config_and_formulas_name_the_same_objectives_and_references():
-    assert set(OBJECTIVES) == set(OBJECTIVE_RULES) == set(get_args(ObjectiveName))
-    assert {name for name, definition in OBJECTIVES.items() if definition.reads_reference} == OBJECTIVES_WITH_REFERENCE
+def test_every_parameter_of_an_objective_is_a_key_of_the_config():
+    keys = {*Objective.model_fields} - {"name"}
+    assert {name for definition in OBJECTIVES.values() for name in definition.defaults} == keys
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_parameter_of_an_objective_moves_its_margin_and_no_other_is_taken(name):
     table = scored_table(50)
     base = implicit_margin(table, Objective(name=name))
-    for parameter, default in OBJECTIVE_RULES[name].defaults.items():
+    for parameter, default in OBJECTIVES[name].defaults.items():
         other = -default if parameter == "length_sign" else default * 1.5
         assert (implicit_margin(table, Objective(name=name, **{parameter: other})) != base).any()
-    for parameter in {"beta", "alpha", "penalty", "length_sign"} - set(OBJECTIVE_RULES[name].defaults):
+    for parameter in {"beta", "alpha", "penalty", "length_sign"} - set(OBJECTIVES[name].defaults):
         with pytest.raises(ValueError, match=f"{name} does not use {parameter}; leave it out"):
             Objective(name=name, **{parameter: 1})
 
@@ -113,7 +111,7 @@ def test_dpop_gives_one_side_no_reward():
         implicit_reward(scored_table(2), Objective(name="dpop"), "chosen")
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if set(OBJECTIVE_RULES[name].defaults) >= {"beta"}])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if set(OBJECTIVES[name].defaults) >= {"beta"}])
 def test_the_margin_scales_with_beta(name):
     table = scored_table(200)
     free = {"alpha": 0.0} if name == "r-dpo" else {}
@@ -238,8 +236,8 @@ def test_command_lists_every_objective_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     blocks = {block.splitlines()[0]: block for block in done.stdout.split("\n\n")[1:]}
-    assert list(blocks) == list(OBJECTIVE_RULES)
+    assert list(blocks) == list(OBJECTIVES)
     for name, block in blocks.items():
         assert OBJECTIVES[name].formula in block
-        assert ("reference  needed" in block) == (name in OBJECTIVES_WITH_REFERENCE)
-        assert all(f"{parameter} {value:g}" in block for parameter, value in OBJECTIVE_RULES[name].defaults.items())
+        assert ("reference  needed" in block) == OBJECTIVES[name].reads_reference
+        assert all(f"{parameter} {value:g}" in block for parameter, value in OBJECTIVES[name].defaults.items())

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config import Storage
-from pipeline.config_file import parse_config
+from pipeline.config import Storage, parse_config
 from pipeline.selection import TableSource, select, source
 from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import load_manifest

@@ -9,15 +9,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Metric, Objective, Select
-from pipeline.config_metric import RatioMethod
 from pipeline.errors import DataError
 from pipeline.metrics import METRICS
+from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.selection import Query, Threads, samples, select_many, source, threshold
 from pipeline.selection.source import Part
 from tests.metrics.tables import agreeing_table, scored_table
 from tests.selection.sources import CountedSource, ElsewherePasses, source_of
 
-RATIOS = RatioMethod.__args__
+RATIOS = list(RATIO_METHODS)
 SETTINGS = [
     *(Metric(name=name) for name in METRICS if name != "potential"),
     Metric(name="implicit", order="largest"),

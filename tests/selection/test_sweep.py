@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Metric, Objective, Select
-from pipeline.config_metric import RatioMethod
 from pipeline.metrics import METRICS
+from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.selection import Query, Threads, select, select_many
 from tests.metrics.tables import agreeing_table
 from tests.selection.sources import CountedSource, kept_ids
@@ -23,7 +23,7 @@ WEIGHTS = [query(Metric(weight=w), fraction=0.3) for w in (0.0, 0.25, 0.5, 1.0, 
 FRACTIONS = [query(fraction=f) for f in (0.05, 0.1, 0.25, 0.4, 0.5, 0.75, 0.9, 1.0)]
 METRIC_SWEEP = [query(Metric(name=name), k=25) for name in METRICS]
 NORMALISERS = [query(Metric(normalise=n), k=25) for n in ("zscore", "robust", "rank", "none")]
-RATIOS = [query(Metric(weight="auto", ratio=r), k=25) for r in RatioMethod.__args__]
+RATIOS = [query(Metric(weight="auto", ratio=r), k=25) for r in RATIO_METHODS]
 OBJECTIVES = [query(objective=Objective(name=n), k=25) for n in ("simpo", "dpo", "cpo", "orpo")]
 SEEDS = [query(Metric(name="random"), k=25, seed=seed) for seed in range(4)]
 RULES = [

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import row_faults
-from pipeline.config import Source
-from pipeline.config_self_play import Prompts
+from pipeline.config import Prompts, Source
 from pipeline.errors import TemporaryError
 from pipeline.sources.formats import FORMATS
 from pipeline.sources.inspect import inspect_source

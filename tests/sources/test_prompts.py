@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pipeline.demo
 from pipeline import schema as s
-from pipeline.config_self_play import Prompts
+from pipeline.config import Prompts
 from pipeline.errors import DataError, SchemaError, SourceError
 from pipeline.sources.contamination import Contamination, read_benchmark
 from pipeline.sources.ids import prompt_digest

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from pipeline.config import Objective, Tokens, TorchModel
-from pipeline.config_self_play import Train
+from pipeline.config import Objective, Tokens, TorchModel, Train
 from pipeline.models.loading import load_causal_lm, load_tokenizer
 from pipeline.models.logprobs import LogprobEngine, score_pairs
 from pipeline.models.prompts import PairTokenizer

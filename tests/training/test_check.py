@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Objective, TorchModel
-from pipeline.config_self_play import Train
+from pipeline.config import Objective, TorchModel, Train
 from pipeline.errors import ConfigError, ModelError
 from pipeline.training.check import check_training
 from pipeline.training.job import TrainJob

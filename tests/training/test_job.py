@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Objective, Storage, Tokens, TorchModel
-from pipeline.config_self_play import Train
+from pipeline.config import Objective, Storage, Tokens, TorchModel, Train
 from pipeline.errors import ConfigError
 from pipeline.training.job import TrainJob
 

@@ -6,18 +6,19 @@
     divergence   f-DPO
     adjusted     R-DPO, DPOP, alpha-DPO
 
-One objective is one function and one entry of its file's table; nothing else in the pipeline knows its formula.
-Parameters, their defaults and which objectives read a reference stand in `pipeline.config_objective`.
+One objective is one function and one entry of its file's table, which also gives its parameters and their defaults.
+Nothing else in the pipeline knows its formula.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.config_objective import Objective
 from pipeline.errors import ConfigError
 from pipeline.metrics.columns import FloatArray, float_column
 from pipeline.metrics.objectives.adjusted import ADJUSTED
@@ -25,6 +26,9 @@ from pipeline.metrics.objectives.definition import Definition, Quantities, Quant
 from pipeline.metrics.objectives.divergence import DIVERGENCE
 from pipeline.metrics.objectives.likelihood import LIKELIHOOD
 from pipeline.metrics.objectives.log_ratio import LOG_RATIO
+
+if TYPE_CHECKING:
+    from pipeline.config import Objective
 
 __all__ = ["COLUMN_OF", "OBJECTIVES", "Definition", "implicit_reward", "objective_columns", "quantities_of"]
 

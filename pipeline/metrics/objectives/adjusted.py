@@ -49,6 +49,7 @@ ADJUSTED: Final[Mapping[str, Definition]] = {
     "r-dpo": Definition(
         reads=("policy_logp", "reference_logp", "num_tokens"),
         reward=r_dpo,
+        defaults={"beta": 0.1, "alpha": 0.05, "length_sign": 1},
         formula="beta * lr + length_sign * alpha * n",
         typical="beta 0.1, alpha 0.05 to 1; length_sign 1 derived, -1 in some implementations",
         source="arXiv 2403.19159",
@@ -56,6 +57,7 @@ ADJUSTED: Final[Mapping[str, Definition]] = {
     "dpop": Definition(
         reads=("policy_logp", "reference_logp"),
         margin=dpop,
+        defaults={"beta": 0.1, "penalty": 50.0},
         formula="margin: beta * (lr_w - lr_l - penalty * max(0, -lr_w))",
         typical="beta 0.1, lambda (penalty) 50",
         source="arXiv 2402.13228",
@@ -63,6 +65,7 @@ ADJUSTED: Final[Mapping[str, Definition]] = {
     "alpha-dpo": Definition(
         reads=("policy_logp", "reference_logp", "num_tokens"),
         reward=alpha_dpo,
+        defaults={"beta": 2.5, "alpha": 0.2},
         formula="beta * (lp - alpha * lr) / n",
         typical="beta 2.5, alpha 0.2, gamma / beta 0.6",
         source="arXiv 2410.10148",

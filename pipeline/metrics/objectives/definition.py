@@ -5,7 +5,7 @@ those tokens; lr = lp - lp_ref. Everything is float64, element-wise, one value a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from pipeline.metrics.columns import FloatArray
@@ -24,6 +24,8 @@ class Definition:
     """One objective. Exactly one of `reward` and `margin` is there.
 
     reads: the quantities of each side that it takes.
+    defaults: its parameters, which are keys of the config's objective section, each with its default value.
+    negative_alpha: whether alpha may be below 0.
     formula, source, typical: for people; typical names the hyperparameters as papers and trainers set them.
     reward: (side, parameters) -> reward of that side; the margin is chosen minus rejected.
     margin: (chosen, rejected, parameters) -> margin, for an objective that gives one side alone no reward.
@@ -35,6 +37,8 @@ class Definition:
     typical: str
     reward: Reward | None = None
     margin: Margin | None = None
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    negative_alpha: bool = False
 
     @property
     def reads_reference(self) -> bool:

@@ -25,6 +25,7 @@ DIVERGENCE: Final[Mapping[str, Definition]] = {
     "f-dpo-forward-kl": Definition(
         reads=("policy_logp", "reference_logp"),
         reward=forward_kl,
+        defaults={"beta": 0.1},
         formula="beta * (1 - exp(-lr))",
         typical="beta 0.1",
         source="arXiv 2309.16240; TRL DPOTrainer, f_divergence_type forward_kl",
@@ -32,6 +33,7 @@ DIVERGENCE: Final[Mapping[str, Definition]] = {
     "f-dpo-js": Definition(
         reads=("policy_logp", "reference_logp"),
         reward=jensen_shannon,
+        defaults={"beta": 0.1},
         formula="beta * (log 2 + logsigmoid(lr))",
         typical="beta 0.1",
         source="arXiv 2309.16240; TRL DPOTrainer, f_divergence_type js_divergence",

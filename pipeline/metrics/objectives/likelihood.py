@@ -64,6 +64,7 @@ LIKELIHOOD: Final[Mapping[str, Definition]] = {
     "simpo": Definition(
         reads=("policy_logp", "num_tokens"),
         reward=simpo,
+        defaults={"beta": 2.0},
         formula="beta * lp / n",
         typical="beta 2 to 10, gamma / beta 0.1 to 0.8",
         source="arXiv 2405.14734 eq. 4; TRL CPOTrainer.cpo_loss, simpo",
@@ -71,6 +72,8 @@ LIKELIHOOD: Final[Mapping[str, Definition]] = {
     "alphapo": Definition(
         reads=("policy_logp", "num_tokens"),
         reward=alphapo,
+        defaults={"beta": 2.5, "alpha": 0.25},
+        negative_alpha=True,
         formula="beta * (1 - exp(-alpha * lp / n)) / alpha",
         typical="beta 2.5, alpha 0.25",
         source="arXiv 2501.03884; TRL CPOTrainer.cpo_loss, alphapo",
@@ -78,6 +81,7 @@ LIKELIHOOD: Final[Mapping[str, Definition]] = {
     "cpo": Definition(
         reads=("policy_logp",),
         reward=cpo,
+        defaults={"beta": 0.1},
         formula="beta * lp",
         typical="beta 0.1, cpo_alpha 1.0",
         source="arXiv 2401.08417 eq. 3; TRL CPOTrainer.cpo_loss, sigmoid",

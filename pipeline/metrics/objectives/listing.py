@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Final
 
-from pipeline.config_objective import OBJECTIVE_RULES
 from pipeline.metrics.objectives import OBJECTIVES
 
 _LEGEND: Final = (
@@ -15,12 +14,11 @@ _LEGEND: Final = (
 def describe_objectives() -> Iterator[str]:
     """A legend, and one block of text per objective: formula, reference, defaults, typical values and source."""
     yield _LEGEND
-    for name, rule in OBJECTIVE_RULES.items():
-        definition = OBJECTIVES[name]
-        defaults = ", ".join(f"{parameter} {value:g}" for parameter, value in rule.defaults.items())
+    for name, definition in OBJECTIVES.items():
+        defaults = ", ".join(f"{parameter} {value:g}" for parameter, value in definition.defaults.items())
         lines = {
             "formula": definition.formula,
-            "reference": "needed" if rule.reference else "not needed",
+            "reference": "needed" if definition.reads_reference else "not needed",
             "defaults": defaults or "no parameters",
             "typical": definition.typical,
             "source": definition.source,

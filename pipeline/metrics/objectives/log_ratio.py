@@ -55,6 +55,7 @@ LOG_RATIO: Final[Mapping[str, Definition]] = {
     "dpo": Definition(
         reads=_SUMMED,
         reward=dpo,
+        defaults={"beta": 2.0},
         formula="beta * lr",
         typical="beta 0.1; 0.01 in SimPO's comparison",
         source="arXiv 2305.18290 eq. 5; TRL DPOTrainer, sigmoid",
@@ -62,6 +63,7 @@ LOG_RATIO: Final[Mapping[str, Definition]] = {
     "dpo-norm": Definition(
         reads=_AVERAGED,
         reward=dpo_norm,
+        defaults={"beta": 5.0},
         formula="beta * lr / n",
         typical="beta 5",
         source="arXiv 2411.15124; TRL DPOTrainer, sigmoid_norm",
@@ -83,6 +85,7 @@ LOG_RATIO: Final[Mapping[str, Definition]] = {
     "kto": Definition(
         reads=_SUMMED,
         reward=kto,
+        defaults={"beta": 0.1},
         formula="beta * lr",
         typical="beta 0.1, weights 1 and 1",
         source="arXiv 2402.01306 eq. 7; TRL KTOTrainer, kto",
@@ -90,6 +93,7 @@ LOG_RATIO: Final[Mapping[str, Definition]] = {
     "slic": Definition(
         reads=_SUMMED,
         reward=slic,
+        defaults={"beta": 0.1},
         formula="beta * lr",
         typical="beta 0.1",
         source="arXiv 2309.06657; TRL DPOTrainer, hinge",

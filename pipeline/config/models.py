@@ -1,0 +1,187 @@
+"""The sections of models: what runs each of them."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+
+from pipeline.config.run import Replicas
+from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+_PARALLEL_SIZES: Final = ("tensor_parallel_size", "pipeline_parallel_size")
+_LAYOUT_ARGUMENTS: Final = frozenset(
+    {
+        *_PARALLEL_SIZES,
+        "disable_custom_all_reduce",
+        "distributed_executor_backend",
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "swap_space",
+    }
+)
+"""Arguments of vLLM that lay out the work. Any other argument may change what is computed."""
+_NOT_WITH_VLLM: Final = {
+    "adapter": "backend vllm scores no adapters; merge it into the model and name that",
+    "fp8": "backend vllm has its own: set engine_args: {quantization: fp8}",
+    "compile": "backend vllm compiles by itself: leave compile out",
+    "deterministic": "backend vllm batches as it likes: use backend torch",
+}
+
+
+def num_shards(engine_args: Mapping[str, Any]) -> int:
+    """GPUs that one vLLM engine splits its model among.
+
+    Raises:
+        ValueError: a size is no whole number of at least 1.
+    """
+    sizes = [engine_args.get(name, 1) for name in _PARALLEL_SIZES]
+    if not all(isinstance(size, int) and size >= 1 for size in sizes):
+        raise ValueError(f"{' and '.join(_PARALLEL_SIZES)} must be whole numbers of at least 1")
+    return prod(sizes)
+
+
+def decisive_arguments(engine_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of vLLM that are part of a fingerprint."""
+    return {name: value for name, value in engine_args.items() if name not in _LAYOUT_ARGUMENTS}
+
+
+def _checked_sizes(engine_args: dict[str, Any]) -> dict[str, Any]:
+    num_shards(engine_args)
+    return engine_args
+
+
+EngineArguments = Annotated[Arguments, AfterValidator(_checked_sizes)]
+
+
+class TorchModel(Replicas):
+    """A causal language model run by alignpot's own scoring engine."""
+
+    backend: Literal["torch"] = "torch"
+    """What runs the model: `torch` (alignpot's engine), `vllm`, or `columns` (scores that the source already holds)."""
+    model: str = Field(json_schema_extra=BY_CONTENT)
+    """Hub id or local directory, with weights in safetensors."""
+    revision: str = Field(default="main", json_schema_extra=BY_CONTENT)
+    """Branch, tag or commit of a hub model."""
+    dtype: Dtype = "bfloat16"
+    """Dtype of weights and arithmetic. CPUs without bfloat16 or float16 arithmetic compute in float32, with the weights
+    rounded to this dtype."""
+    adapter: str | None = Field(default=None, json_schema_extra=BY_CONTENT)
+    """LoRA adapter on top of the model: hub id or local directory."""
+    adapter_revision: str = Field(default="main", json_schema_extra=BY_CONTENT)
+    """Branch, tag or commit of a hub adapter."""
+    trust_remote_code: bool = False
+    """Run Python code that the model brings along. Only for models that you trust."""
+    token_budget: int = Field(default=32768, ge=1, json_schema_extra=LAYOUT)
+    """Most tokens of one forward; a longer row runs alone. In the fingerprint only with `deterministic`. A CPU takes
+    4096 tokens at most."""
+    fp8: bool = False
+    """Multiply in 8-bit floating point in the decoder's linear layers: up to twice the rate on GPUs of compute
+    capability 8.9 or newer. Scores move. A run scores its first 64 rows with and without it, and stops if the rank
+    correlation of their margins is below 0.99. Policy and reference need the same value."""
+    compile: bool = False
+    """Let torch fuse small operations of the decoder's layers: 17 to 19% faster on an H200. A start takes some seconds
+    more, and needs a C or C++ compiler. Scores move by a rounding. Policy and reference need the same value."""
+    deterministic: bool = False
+    """Pad every forward to `token_budget`, so that a row's scores do not depend on the rows beside it, even on GPUs and
+    on CPUs with matrix tiles (mixtures of experts excepted). Not measured on either. Slower: each step costs its
+    padding, most of all the last one of a shard. Running out of memory is an error. Policy and reference need the same
+    value."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """With the shape of every forward where that is fixed."""
+        shape = {"token_budget": self.token_budget} if self.deterministic else {}
+        return super().fingerprint() | shape
+
+
+class VllmModel(TorchModel):
+    """A causal language model run by vLLM, which can split a model among several GPUs.
+
+    `adapter`, `fp8`, `compile` and `deterministic` are for backend torch only.
+    """
+
+    backend: Literal["vllm"]  # type: ignore[assignment]
+    """As for torch."""
+    token_budget: int = Field(default=2048, ge=1, json_schema_extra=LAYOUT)
+    """Most tokens of one step. vLLM holds the float32 logits of all of them at once, beside the memory it reserves."""
+    engine_args: EngineArguments = Field(default_factory=dict)
+    """Further arguments of vLLM's engine, such as `tensor_parallel_size: 4` with `num_gpus: 4`. In the fingerprint
+    except those that lay out the work (parallel sizes, memory, batch sizes, `enforce_eager` and the like)."""
+
+    @field_validator(*_NOT_WITH_VLLM)
+    @classmethod
+    def _not_with_vllm(cls, value: Any, info: ValidationInfo) -> Any:
+        if value not in (None, False):
+            raise ValueError(_NOT_WITH_VLLM[str(info.field_name)])
+        return value
+
+    @field_validator("engine_args")
+    @classmethod
+    def _no_keys_of_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        ours = sorted(({*cls.model_fields} | {"tokenizer", "tokenizer_revision", "logprobs_mode"}) & {*value})
+        if ours:
+            raise ValueError(f"{', '.join(ours)} cannot be given here: the keys of the section set the model")
+        return value
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_shard(self) -> "VllmModel":
+        shards = num_shards(self.engine_args)
+        fits = self.num_gpus in (0, shards) or (shards == 1 and (self.num_gpus == "auto" or self.num_gpus < 1))
+        if not fits:
+            raise ValueError(
+                f"num_gpus: {self.num_gpus} does not fit engine_args, which splits the model into {shards}: "
+                f"set num_gpus: {shards}, or engine_args.tensor_parallel_size; num_gpus: 0 is for CPUs"
+            )
+        return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """With those arguments of vLLM that are decisive."""
+        return super().fingerprint() | {"engine_args": decisive_arguments(self.engine_args)}
+
+
+class ColumnsModel(Section):
+    """Log-probs and token counts that the source already holds, under the names of the scored columns, such as
+    `policy_logp_chosen`, `reference_logp_rejected` and `num_tokens_chosen`.
+    """
+
+    backend: Literal["columns"]
+    """As for torch."""
+
+
+class ColumnsReward(Section):
+    """Rewards that the source already holds, under any of the common names."""
+
+    backend: Literal["columns"] = "columns"
+    """Where rewards come from: `columns` of the source, or a `classifier`."""
+
+
+class ClassifierReward(TorchModel):
+    """A reward model: a sequence classifier with one logit, or a model that returns `.score`."""
+
+    backend: Literal["classifier"]  # type: ignore[assignment]
+    """As for columns."""
+    max_length: int = Field(default=4096, ge=2)
+    """Most tokens of prompt and response together. The tokenizer's `truncation_side` says which end is cut."""
+
+
+def _backend(default: str) -> Discriminator:
+    def tag(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return str(value.get("backend", default))
+        return str(getattr(value, "backend", default))
+
+    return Discriminator(tag)
+
+
+Model = Annotated[
+    Annotated[TorchModel, Tag("torch")] | Annotated[VllmModel, Tag("vllm")] | Annotated[ColumnsModel, Tag("columns")],
+    _backend("torch"),
+]
+Reward = Annotated[
+    Annotated[ColumnsReward, Tag("columns")] | Annotated[ClassifierReward, Tag("classifier")], _backend("columns")
+]

@@ -1,0 +1,152 @@
+"""The whole file of `run`, `score`, `select` and `report`, with the rules across its sections."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from pipeline.config.metric import Metric
+from pipeline.config.models import ClassifierReward, ColumnsModel, Model, Reward, TorchModel
+from pipeline.config.objective import Objective
+from pipeline.config.presets import PresetName, with_preset
+from pipeline.config.run import Run
+from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
+from pipeline.config.select import Output, Select
+from pipeline.config.source import Source, Storage
+from pipeline.config.sweep import Variant
+from pipeline.config.tokens import Tokens
+
+
+class Config(Section):
+    """The whole file of `alignpot run`, `score`, `select` and `report`.
+
+    `score` needs source, scored and the models that the metric reads; `select` needs scored, select and output.
+    """
+
+    preset: PresetName | None = Field(default=None, json_schema_extra=LAYOUT)
+    """Settings of the paper's authors as defaults of tokens, objective, metric and select. `paper`: SimPO, z-scores,
+    w = 1, 40%. `paper-selfplay`, that of their self-play: w = 2.5, 25%."""
+    source: Source | None = None
+    storage: Storage = Storage()
+    policy: Model | None = None
+    """The model to be trained. Needed where the metric reads the implicit margin."""
+    reference: Model | None = None
+    """The reference model of the objective. Needed by objectives that read one, such as dpo."""
+    reward: Reward | None = None
+    """Where rewards come from. Needed where the metric reads the explicit margin."""
+    tokens: Tokens = Tokens()
+    scored: Url = Field(json_schema_extra=LAYOUT)
+    """Folder or URL of the scored dataset: every row once, with rewards, log-probs and token counts."""
+    objective: Objective = Objective()
+    metric: Metric = Metric()
+    select: Select | None = None
+    sweep: tuple[Variant, ...] = Field(default=(), json_schema_extra=PER_OUTPUT)
+    """Several selections at once, such as `[{name: auto, metric: {weight: auto}}, {name: tenth, select: {fraction:
+    0.1}}]`. Default: one selection, as the sections objective, metric and select say."""
+    output: Output | None = None
+    run: Run = Run()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, data: Any) -> Any:
+        return with_preset(data) if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _metric_has_its_models(self) -> "Config":
+        name = self.metric.name
+        if name == "difficulty" and self.objective.name != "dpo":
+            raise ValueError("metric difficulty is the smallest gap of DPO's implicit rewards: set objective.name: dpo")
+        if self.source is None:
+            return self
+        if self.metric.reads_implicit:
+            if self.policy is None:
+                raise ValueError(f"metric {name} reads the implicit margin: add a policy section")
+            if self.objective.reads_reference and self.reference is None:
+                raise ValueError(
+                    f"objective {self.objective.name} needs reference log-probs: add a reference section, "
+                    "or choose an objective without one, such as simpo"
+                )
+        if self.metric.reads_explicit and self.reward is None:
+            raise ValueError(f"metric {name} reads the explicit margin: add a reward section")
+        return self
+
+    @model_validator(mode="after")
+    def _rounded_alike(self) -> "Config":
+        both = [model for model in (self.policy, self.reference) if isinstance(model, TorchModel)]
+        for name in ("fp8", "compile", "deterministic"):
+            if len({getattr(model, name) for model in both}) > 1:
+                raise ValueError(
+                    f"{name} must be the same for policy and reference: the roundings of one alone would stay in "
+                    "the difference of their log-probs"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _margins_have_their_columns(self) -> "Config":
+        if isinstance(self.policy, ColumnsModel) and isinstance(self.reference, TorchModel):
+            raise ValueError(
+                "policy.backend columns takes token counts from the source, and a torch reference would replace them: "
+                "use columns for both, or torch for both"
+            )
+        if self.metric.reads_candidates and isinstance(self.reward, ClassifierReward):
+            raise ValueError(
+                "metric.explicit candidates reads the rewards of all candidates, and reward.backend classifier gives "
+                "only those of the pair: use reward.backend columns, or metric.explicit signed"
+            )
+        labels = "keep" if self.select is None else self.select.labels
+        if labels != "keep" and self.metric.weight == "auto" and self.metric.ratio == "bradley-terry":
+            raise ValueError(
+                f"metric.ratio bradley-terry reads the labels that the reward contradicts, and select.labels {labels} "
+                "leaves none: set select.labels: keep, or another ratio"
+            )
+        if labels != "keep" and self.source is not None and self.reward is None:
+            raise ValueError(f"select.labels {labels} reads the rewards: add a reward section")
+        return self
+
+    @model_validator(mode="after")
+    def _places_lie_apart(self) -> "Config":
+        """An output inside the source would be read as data by the next run."""
+        sections = {"source.path": self.source, "output.path": self.output}
+        places = {"scored": self.scored, **{name: s.path for name, s in sections.items() if s is not None}}
+        full = {
+            name: url.rstrip("/") if "://" in url else str(Path(url).expanduser().resolve())
+            for name, url in places.items()
+        }
+        for outer, inner in itertools.permutations(full, 2):
+            if full[inner] == full[outer]:
+                raise ValueError(f"{inner} and {outer} must differ, got {places[inner]} for both")
+            if full[inner].startswith(full[outer] + "/"):
+                raise ValueError(f"{inner} ({places[inner]}) lies inside {outer}; give a folder outside it")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_usable(self) -> "Config":
+        names = [variant.name for variant in self.sweep]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sweep gives a name twice: {names}; each variant is written to a folder of its name")
+        self.variants()
+        return self
+
+    def variants(self) -> list["Config"]:
+        """A config for each selection: one for each variant of the sweep, or this one.
+
+        Raises:
+            ValidationError: a variant's keys or values are wrong.
+        """
+        if not self.sweep:
+            return [self]
+        select = {} if self.select is None else self.select.model_dump(exclude_unset=True)
+        base = {**self.model_dump(exclude={"sweep", "preset"}), "select": select}
+        return [variant.applied(base, Config.model_validate) for variant in self.sweep]
+
+    def torch_models(self) -> dict[str, TorchModel]:
+        """The models that alignpot runs itself, by role, in the order policy, reference, reward."""
+        roles = {"policy": self.policy, "reference": self.reference, "reward": self.reward}
+        return {role: m for role, m in roles.items() if isinstance(m, TorchModel)}
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The config with every default filled in, as JSON-ready values."""
+    return config.model_dump(mode="json")

@@ -1,0 +1,180 @@
+"""The whole file of `alignpot self-play`. What a round reads and writes in between is derived from `path`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.config.generation import Evaluate, Evolve, Generate, Pairing, Prompts
+from pipeline.config.metric import Metric
+from pipeline.config.models import ClassifierReward, ColumnsReward, TorchModel
+from pipeline.config.objective import Objective
+from pipeline.config.presets import PresetName, with_preset
+from pipeline.config.root import Config
+from pipeline.config.run import Run
+from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Section, Url
+from pipeline.config.select import Output, Select
+from pipeline.config.source import Source, Storage
+from pipeline.config.tokens import Tokens
+from pipeline.config.training import Train
+
+_WEIGHT: Final = 2.5
+_FRACTION: Final = 0.25
+_CARRIED: Final = ("prompt_id", "parent_id", "strategy", "round")
+"""Columns that pairs carry along."""
+
+
+class Estimate(Section):
+    """What `--dry-run` assumes where it cannot look. The defaults are the authors' data, 8B models and one H100."""
+
+    model_config = ConfigDict(json_schema_extra=LAYOUT)
+
+    num_prompts: int = Field(default=61_135, ge=1)
+    """Prompts, where they cannot be counted."""
+    prompt_tokens: float = Field(default=200.0, gt=0)
+    """Mean tokens of a prompt."""
+    response_tokens: float = Field(default=350.0, gt=0)
+    """Mean tokens of a response."""
+    policy_params: float = Field(default=8.03e9, gt=0)
+    """Parameters of the policy, where its files are not there."""
+    reward_params: float = Field(default=7.5e9, gt=0)
+    """Parameters of the reward model, where its files are not there."""
+    evolved_kept: float = Field(default=0.8, gt=0, le=1)
+    """Share of new prompts that the filters keep."""
+    gpu_flops: float = Field(default=9.9e14, gt=0)
+    """Dense bfloat16 FLOP/s of one GPU."""
+    scoring_mfu: float = Field(default=0.5, gt=0, le=1)
+    """Share of those FLOP/s that scoring reaches."""
+    training_mfu: float = Field(default=0.35, gt=0, le=1)
+    """Share of those FLOP/s that training reaches."""
+    decode_tokens_per_s: float = Field(default=5_000.0, gt=0)
+    """Tokens that one GPU generates in a second, over all sequences of a batch."""
+
+
+class SelfPlayConfig(Section):
+    """The whole file of `alignpot self-play`. Sections that it shares with the other commands mean the same here."""
+
+    preset: PresetName | None = Field(default=None, json_schema_extra=LAYOUT)
+    """As for the other commands."""
+    path: Url = Field(json_schema_extra=LAYOUT)
+    """Everything between the prompts and the last policy is written below it: a folder that every node mounts, or a URL
+    with `train.policies`."""
+    storage: Storage = Storage()
+    prompts: Prompts
+    policy: TorchModel = Field(json_schema_extra=BY_CONTENT)
+    """The model of round 0."""
+    reference: TorchModel | None = Field(default=None, json_schema_extra=BY_CONTENT)
+    """Default: the policy of round 0, where the objective or the training needs a reference."""
+    reward: ClassifierReward = Field(json_schema_extra=BY_CONTENT)
+    """The reward model that judges responses; fp8 is not for it."""
+    tokens: Tokens = Tokens()
+    objective: Objective = Objective()
+    metric: Metric = Metric(weight=_WEIGHT)
+    """With weight 2.5 where none is given."""
+    select: Select = Field(default=Select(fraction=_FRACTION), json_schema_extra=PER_OUTPUT)
+    """With fraction 0.25 where no rule is given."""
+    generate: Generate = Generate()
+    pair: Pairing = Pairing()
+    evolve: Evolve | None = Evolve()
+    """`null` makes no new prompts."""
+    train: Train | None = Field(default=Train(), json_schema_extra=PER_OUTPUT)
+    """`null` stops at the subsets of round 1."""
+    evaluate: Evaluate = Evaluate()
+    rounds: int = Field(default=1, ge=1, json_schema_extra=LAYOUT)
+    """Rounds of generate, select and train. May be raised later."""
+    estimate: Estimate = Estimate()
+    run: Run = Run()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, data: Any) -> Any:
+        return _with_defaults(with_preset(data)) if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _policies_have_a_place(self) -> "SelfPlayConfig":
+        if self.train is not None and self.train.policies is None and "://" in self.path:
+            raise ValueError(
+                "path is a URL, and trained models need a folder that every node mounts: set train.policies"
+            )
+        if self.rounds > 1 and self.train is None:
+            raise ValueError("rounds above 1 need a train section: without training, every round would be the same")
+        if self.select.stats_from is not None:
+            raise ValueError("select.stats_from is not for self-play: thresholds do not hold for a policy that changes")
+        if self.select.group_by not in (None, *_CARRIED):
+            raise ValueError(f"select.group_by {self.select.group_by} is no column of the pairs; wanted {_CARRIED}")
+        return self
+
+    @field_validator("reward")
+    @classmethod
+    def _rewards_are_not_rounded(cls, value: ClassifierReward) -> ClassifierReward:
+        if value.fp8:
+            raise ValueError("fp8 is not for self-play: rewards choose the pairs, and their roundings are not checked")
+        return value
+
+    @model_validator(mode="after")
+    def _training_has_its_beta(self) -> "SelfPlayConfig":
+        train = self.train
+        if train is None or train.method == "command" or train.beta is not None:
+            return self
+        if not self.objective.name.startswith(train.method):
+            raise ValueError(
+                f"train.beta: objective {self.objective.name} has no beta for method {train.method}; give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_can_be_scored(self) -> "SelfPlayConfig":
+        """Refuse now, before anything is generated, what scoring and selection would refuse later."""
+        try:
+            self.scoring(self.policy, pairs="/pairs", scored="/scored", subset="/subset")
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
+        return self
+
+    def scoring(self, policy: TorchModel, *, pairs: str, scored: str, subset: str) -> Config:
+        """The config that scores and selects pairs of this run, as a user would write it. The places are URLs.
+
+        Raises:
+            ValidationError: sections do not fit each other.
+        """
+        reference = self.reference or self.policy if self.needs_reference else None
+        return Config(
+            source=Source(path=pairs, format="scored", id_column="id", passthrough=_CARRIED),
+            storage=self.storage,
+            policy=policy,
+            reference=reference,
+            reward=ColumnsReward(),
+            tokens=self.tokens,
+            scored=scored,
+            objective=self.objective,
+            metric=self.metric,
+            select=self.select,
+            output=Output(path=subset),
+            # Prompts without a pair stand among the pairs as dropped rows; what models drop is checked by the round.
+            run=self.run.model_copy(update={"max_dropped": 1.0}),
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether scores are taken under a reference: the objective reads it, or the trainer does."""
+        in_training = self.train is not None and self.train.method == "dpo" and self.train.precomputed_reference
+        return self.objective.reads_reference or in_training
+
+    @property
+    def policies(self) -> Path:
+        """The folder of trained policies."""
+        given = self.train.policies if self.train is not None else None
+        return Path(given or self.path).expanduser().resolve() / "policies"
+
+
+def _with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with self-play's own weight and share where sections are given that leave them out."""
+    merged = dict(data)
+    metric, select = data.get("metric"), data.get("select")
+    if isinstance(metric, Mapping):
+        merged["metric"] = {"weight": _WEIGHT, **metric}
+    if isinstance(select, Mapping) and not {"fraction", "k", "min_score", "max_score", "stats_from"} & set(select):
+        merged["select"] = {"fraction": _FRACTION, **select}
+    return merged
