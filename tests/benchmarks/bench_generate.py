@@ -27,10 +27,10 @@ import psutil
 import pyarrow as pa
 import ray
 
+from jobs.demo_data.sample_pairs import load_prompts
 from pipeline.config import Run, Tokens, TorchModel
 from pipeline.config_self_play import Generate, SelfPlayConfig
-from pipeline.demo.sample_pairs import load_prompts
-from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.demo.models import ensure_smollm2
 from pipeline.flows.on_ray import ScoreJob, score_on_ray
 from pipeline.flows.session import ray_session
 from pipeline.generation.candidates import STAGE, PromptRenderer

@@ -17,8 +17,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.config_file import parse_config
-from pipeline.demo.reward import build_reward_model
-from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.demo.models import build_reward_model, ensure_smollm2
 from pipeline.flows.on_ray import ScoreJob, score_on_ray
 from pipeline.flows.score import ScoreRun, prepare_score
 from pipeline.flows.session import ray_session

@@ -18,7 +18,7 @@ import pytest
 from datasets import load_from_disk
 
 from pipeline.config import Config
-from pipeline.demo.reward import build_reward_model
+from pipeline.demo.models import build_reward_model
 from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import load_manifest
 from tests.fixtures_data import shared_folder

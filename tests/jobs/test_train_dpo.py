@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from datasets import Dataset
 
-from pipeline.demo.sample_pairs import PAIRS_FILE, read_pairs
+from jobs.demo_data.sample_pairs import PAIRS_FILE, read_pairs
 from pipeline.errors import SchemaError, SourceError
 
 HH_ROW = {
