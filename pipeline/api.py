@@ -32,8 +32,8 @@ from pipeline.selection.passes import Threads
 from pipeline.selection.ranking import Query, rank, wanted_by
 from pipeline.selection.report import render, summarise
 from pipeline.selection.selection import Found, select_many
-from pipeline.selection.source import TableSource, no_positions
 from pipeline.selection.source import Source as ScoredRows
+from pipeline.selection.source import TableSource, no_positions
 
 if TYPE_CHECKING:
     import datasets
@@ -333,7 +333,9 @@ def _query(known: Mapping[str, Any], objective: Any, metric: Any, keys: Mapping[
     if not named["objective"]:
         named["objective"] = dict(known)
     for key, value in keys.items():
-        section = next((name for name, kind in _SECTIONS.items() if key in kind.model_fields and key != "name"), "select")
+        section = next(
+            (name for name, kind in _SECTIONS.items() if key in kind.model_fields and key != "name"), "select"
+        )
         named[section] = {**named[section], key: value}
     config = parse_config({"scored": "scored", "output": {"path": "subset"}, **named}, where="the call")
     assert config.select is not None  # noqa: S101 - it was given

@@ -266,6 +266,9 @@ def demo(
         Path | None,
         typer.Option(help="Where models, data and results go; .demo or .demo-self-play.", show_default=False),
     ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="How many of the 307 pairs to score; 100 if left out.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     *,
     self_play: Annotated[bool, typer.Option("--self-play", help="Two rounds of self-play instead.")] = False,
@@ -274,12 +277,14 @@ def demo(
 
     The data ships with alignpot; the models are small, but real.
     """
-    from pipeline.flows.demo import run_demo, run_self_play_demo
+    from pipeline.demo.run import run_demo, run_self_play_demo
 
-    if self_play:
+    if not self_play:
+        _echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
+    elif pairs is None:
         _echo(run_self_play_demo(workdir or Path(".demo-self-play"), overrides or ()))
     else:
-        _echo(run_demo(workdir or Path(".demo"), overrides or ()))
+        raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
 
 
 def _storage(endpoint_url: str | None, **options: Any) -> "Storage":

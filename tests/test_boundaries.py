@@ -15,8 +15,8 @@ PACKAGE = Path(pipeline.__file__).parent
 HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
+    {"demo"},
     {"flows"},
-    {"demo", "study"},
     {"exports", "generation", "training"},
     {"stages"},
     {"models", "storage"},
@@ -44,7 +44,6 @@ LIGHT = [
     ".selection",
     ".sources",
     ".storage",
-    ".study",
     ".training.precomputed",
 ]
 

@@ -6,7 +6,6 @@ Killed anywhere, the same step goes on with the shards that have no part; comple
 """
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pipeline import __version__
 from pipeline.config import Replicas, Run, Storage
 from pipeline.errors import IntegrityError
 from pipeline.flows.deaths import Deaths
+from pipeline.progress import progress
 from pipeline.stages.guard import guarded
 from pipeline.stages.plan import Stage
 from pipeline.stages.rows import without_transient
@@ -32,10 +32,6 @@ from pipeline.termination import raise_if_terminated
 
 # Versions of one minor number give the same rows, so a step may be resumed with either.
 MINOR_VERSION: Final = ".".join(__version__.split(".")[:2])
-
-_PROGRESS_S: Final = 30.0
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +75,14 @@ def work_on(
         return
     specs = place.plan.part_specs(shard.index for shard in pending)
     commit = CommitTo(fs=place.fs, root=place.root, specs=specs)
-    total, num_done, said = len(place.plan.shards), len(place.plan.shards) - len(pending), time.monotonic()
+    num_rows = [shard.get("rows_in", shard.get("num_rows", 0)) for shard in place.plan.shards]
+    num_left = sum(num_rows[shard.index] for shard in pending)
     stages = [guarded(stage, run.stage_timeout_s) for stage in stages]
-    for work in _on_engine(reader, pending, stages, commit, run):
-        num_done += 1
-        if time.monotonic() - said > _PROGRESS_S:
-            said = time.monotonic()
-            _log.info("%d of %d shards committed", num_done, total)
-        yield work
-        raise_if_terminated()
+    with progress(place.plan.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
+        for work in _on_engine(reader, pending, stages, commit, run):
+            count(num_rows[work.shard])
+            yield work
+            raise_if_terminated()
 
 
 def _on_engine(

@@ -2,7 +2,7 @@
 
 Two margins in different units compete in M_AP, and w is the exchange rate. Each method is one idea of what a unit of
 one is worth in the other, computed from a sample of the rows that are ranked. None of them sees what training on a
-selection gives. w is in raw units: pairs rank by explicit - w * implicit.
+selection gives; jobs/study in the repository measures that. w is in raw units: pairs rank by explicit - w * implicit.
 
 Sums are exact, so that no method depends on the order of the rows or on the machine's way of adding.
 """

@@ -27,9 +27,9 @@ import psutil
 import pyarrow as pa
 import ray
 
+from jobs.demo_data.sample_pairs import load_prompts
 from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
-from pipeline.demo.sample_pairs import load_prompts
-from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.demo.models import ensure_smollm2
 from pipeline.flows.on_ray import ScoreJob, score_on_ray
 from pipeline.flows.session import ray_session
 from pipeline.generation.candidates import STAGE, PromptRenderer

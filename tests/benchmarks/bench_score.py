@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Tokens, TorchModel
-from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.demo.models import ensure_smollm2
 from pipeline.models.cpu import has_arithmetic
 from pipeline.models.loading import load_causal_lm
 from pipeline.models.logprobs import LogprobEngine, pair_groups, score_pairs

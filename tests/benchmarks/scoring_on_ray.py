@@ -16,8 +16,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.config import Config, parse_config
-from pipeline.demo.reward import build_reward_model
-from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.demo.models import build_reward_model, ensure_smollm2
 from pipeline.flows.on_ray import ScoreJob, score_on_ray
 from pipeline.flows.score import ScoreRun, prepare_score
 from pipeline.flows.session import ray_session

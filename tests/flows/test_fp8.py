@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.config import Config, parse_self_play
-from pipeline.demo.self_play import self_play_demo_config
+from pipeline.demo.run import self_play_demo_config
 from pipeline.errors import ConfigError, ModelError
 from pipeline.flows.score import prepare_score, score
 from pipeline.storage.manifest import load_manifest

@@ -18,7 +18,7 @@ import pytest
 from datasets import load_from_disk
 
 from pipeline.config import Config
-from pipeline.demo.reward import build_reward_model
+from pipeline.demo.models import build_reward_model
 from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import load_manifest
 from tests.fixtures_data import shared_folder
@@ -81,7 +81,8 @@ def put(s3: S3Server, url: str, path: Path) -> str:
 def trained_adapter(model: Path, data: Path, output: Path) -> Path:
     command = [
         sys.executable, "jobs/train_dpo.py", f"--model={model}", f"--data={data}", f"--output={output}",
-        f"--steps={STEPS}", "--batch-size=2", "--max-length=384", "--lr=1e-3",
+        f"--set=train.max_steps={STEPS}", "--set=train.batch_size=2", "--set=train.learning_rate=1e-3",
+        "--set=tokens.max_length=384",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from jobs.study.train import Training, _gradient, loss_of, scored_table, train
+from jobs.study.trials import OBJECTIVES
+from jobs.study.worlds import WorldSettings, draw_pairs, draw_prompts, draw_world, expected_true_reward
 from pipeline.metrics.margins import implicit_margin
-from pipeline.study.train import Training, _gradient, loss_of, scored_table, train
-from pipeline.study.trials import OBJECTIVES
-from pipeline.study.worlds import WorldSettings, draw_pairs, draw_prompts, draw_world, expected_true_reward
 
 OBJECTIVE_IDS = [objective.name for objective in OBJECTIVES]
 each_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=OBJECTIVE_IDS)

@@ -1,4 +1,4 @@
-"""How reward_head.safetensors was made, and how to make it again: `python -m pipeline.demo.fit_reward`.
+"""How reward_head.safetensors was made, and how to make it again: `python -m jobs.demo_data.fit_reward`.
 
 The body stays frozen: each side of a pair is the last hidden state (float32, 576 numbers, after the final norm) of
 SmolLM2-135M-Instruct at the last token of the templated dialogue, as a sequence classifier reads it. The head w is
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.demo.reward import HEAD_FILE, HEAD_KEY, set_padding
-from pipeline.demo.sample_pairs import PAIRS_FILE, read_pairs
-from pipeline.demo.smollm2 import ensure_smollm2
+from jobs.demo_data.sample_pairs import read_pairs
+from pipeline.demo.models import HEAD_FILE, HEAD_KEY, ensure_smollm2, set_padding
+from pipeline.demo.run import PAIRS_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from jobs import ratio_study
+from jobs.study import __main__ as job
 from pipeline.metrics.ratio import RATIO_METHODS
-from tests.study.test_scored import columns, dataset
+from tests.jobs.study.test_scored import columns, dataset
 
 
 def test_the_quick_study_prints_tables_and_writes_json(tmp_path, capsys):
     output = tmp_path / "study.json"
-    ratio_study.main(["--quick", "--output", str(output)])
+    job.main(["--quick", "--output", str(output)])
     out = capsys.readouterr().out
     results = json.loads(output.read_text())
     assert all(f"| {method} |" in out for method in RATIO_METHODS)
@@ -19,14 +19,14 @@ def test_the_quick_study_prints_tables_and_writes_json(tmp_path, capsys):
 
 def test_a_scored_dataset_is_studied_as_it_is(tmp_path, capsys):
     path, output = dataset(tmp_path, columns()), tmp_path / "study.json"
-    ratio_study.main(["--scored", path, "--fraction", "0.25", "--output", str(output)])
+    job.main(["--scored", path, "--fraction", "0.25", "--output", str(output)])
     assert "25% selected" in capsys.readouterr().out
     assert [effects["path"] for effects in json.loads(output.read_text())] == [path]
 
 
 def test_an_error_of_ours_is_one_line_and_its_exit_code(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        ratio_study.main(["--scored", str(tmp_path)])
+        job.main(["--scored", str(tmp_path)])
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("SourceError: ")
@@ -36,6 +36,6 @@ def test_an_error_of_ours_is_one_line_and_its_exit_code(tmp_path, capsys):
 @pytest.mark.parametrize("arguments", [["--seeds", "1"], ["--fraction", "0"], ["--objective", "none-such"]])
 def test_wrong_usage_ends_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
-        ratio_study.main(arguments)
+        job.main(arguments)
     assert ended.value.code == 2
     assert arguments[0] in capsys.readouterr().err

@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from jobs.study import table
+from jobs.study.compare import compare
+from jobs.study.trials import ALL, GRID, IMPLICIT, QUICK, RANDOM, RAW, TRUTH, Trial, grid_name, run_trials
 from pipeline.errors import DataError
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.study import table
-from pipeline.study.compare import compare
-from pipeline.study.trials import ALL, GRID, IMPLICIT, QUICK, RANDOM, RAW, TRUTH, Trial, grid_name, run_trials
 
 RULES = [*(grid_name(weight) for weight in GRID), *RATIO_METHODS, RAW, IMPLICIT, RANDOM, TRUTH, ALL]
 

@@ -1,13 +1,11 @@
-"""The comparison as Markdown and as JSON."""
+"""The comparison as Markdown."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
+from jobs.study.compare import Comparison, Standing
+from jobs.study.trials import ALL, FALLBACK_WEIGHT, IMPLICIT, RANDOM, RAW, TRUTH, StudySize, grid_name
 from pipeline.metrics.intervals import Interval
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.study.compare import Comparison, Standing
-from pipeline.study.trials import ALL, FALLBACK_WEIGHT, IMPLICIT, RANDOM, RAW, TRUTH, StudySize, grid_name
 
 _FIXED = tuple(grid_name(weight) for weight in (0.0, 0.5, 1.0, 2.5))
 _OTHERS = (RAW, IMPLICIT, RANDOM, ALL, TRUTH)
@@ -23,7 +21,7 @@ def summary_table(comparison: Comparison) -> str:
     """A row for each automatic method, some fixed weights and the baselines."""
     rules = [*RATIO_METHODS, *dict.fromkeys((comparison.best_fixed, *_FIXED)), *_OTHERS]
     rows = [_summary_row(comparison.standing(rule), comparison.best_fixed) for rule in rules]
-    return _markdown(("rule", "w", "utility", "minus the best fixed w", "lowest world", "refused"), rows)
+    return markdown(("rule", "w", "utility", "minus the best fixed w", "lowest world", "refused"), rows)
 
 
 def world_table(comparison: Comparison) -> str:
@@ -33,7 +31,7 @@ def world_table(comparison: Comparison) -> str:
         (world, best, *(_in_world(comparison.standing(rule), world) for rule in rules))
         for world, best in comparison.best_of_world.items()
     ]
-    return _markdown(("world", "best fixed", *rules), rows)
+    return markdown(("world", "best fixed", *rules), rows)
 
 
 def report(comparison: Comparison, size: StudySize) -> str:
@@ -49,11 +47,6 @@ def report(comparison: Comparison, size: StudySize) -> str:
             world_table(comparison),
         )
     )
-
-
-def to_json(comparison: Comparison, size: StudySize) -> dict[str, Any]:
-    """Everything, JSON-ready."""
-    return {"size": dataclasses.asdict(size), **dataclasses.asdict(comparison)}
 
 
 def _summary_row(standing: Standing, best_fixed: str) -> tuple[str, ...]:
@@ -78,6 +71,7 @@ def _interval(value: Interval, *, sign: str = "") -> str:
     return f"{value.mean:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

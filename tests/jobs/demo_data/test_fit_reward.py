@@ -1,17 +1,15 @@
-"""The demo's reward model: the fit on made-up features, the shipped head, and the classifier it becomes."""
+"""The fit of the demo's reward head: on made-up features, and as the classifier that it becomes."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from pipeline.demo.fit_reward import bradley_terry, choose_strength, fit, last_hidden_states, split
-from pipeline.demo.reward import HEAD_FILE, HEAD_KEY, build_reward_model
-from pipeline.demo.sample_pairs import read_pairs
-from pipeline.errors import ModelError
+from jobs.demo_data.fit_reward import bradley_terry, choose_strength, fit, last_hidden_states, split
+from jobs.demo_data.sample_pairs import read_pairs
+from pipeline.demo.models import HEAD_FILE, HEAD_KEY, build_reward_model
 
 
 def made_up(num_prompts: int) -> list[dict[str, Any]]:
@@ -82,15 +80,6 @@ def test_choose_strength_regularises_noise_hard() -> None:
     assert choose_strength(signal, prompts, 0) >= 0.003
 
 
-def test_shipped_head_states_what_it_is_worth() -> None:
-    with safe_open(HEAD_FILE, framework="pt") as file:
-        metadata = file.metadata()
-    assert float(metadata["held_out_accuracy"]) > 0.6
-    assert int(metadata["held_out_pairs"]) >= 50
-    assert load_file(HEAD_FILE)[HEAD_KEY].shape == (1, 576)
-    assert HEAD_FILE.stat().st_size < 10_000
-
-
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_reward_model_scores_as_the_head_was_fitted(smollm2_dir: Path, tmp_path: Path) -> None:
@@ -109,13 +98,3 @@ def test_reward_model_scores_as_the_head_was_fitted(smollm2_dir: Path, tmp_path:
         logits = model(**batch).logits[:, 0].numpy()
     expected = last_hidden_states(dialogues, smollm2_dir) @ load_file(HEAD_FILE)[HEAD_KEY][0]
     np.testing.assert_allclose(logits, expected, atol=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.smollm2
-def test_head_of_another_model_is_refused(smollm2_dir: Path, tmp_path: Path) -> None:
-    head = tmp_path / "head.safetensors"
-    save_file({HEAD_KEY: np.zeros((1, 8), np.float32)}, head)
-    with pytest.raises(ModelError, match=r"\(1, 8\).*\(1, 576\)"):
-        build_reward_model(smollm2_dir, tmp_path / "models", head)
-    assert list((tmp_path / "models").iterdir()) == []

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
+from jobs.study.train import Optimiser
+from jobs.study.trials import GRID, Trial, grid_name
+from jobs.study.worlds import FloatArray
 from pipeline.errors import DataError
-from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.intervals import Interval, interval
-from pipeline.study.train import Optimiser
-from pipeline.study.trials import GRID, Trial, grid_name
 
 Cell: TypeAlias = tuple[str, str, Optimiser, float]
 
@@ -124,7 +125,7 @@ def _utilities(trials: Sequence[Trial]) -> tuple[dict[str, FloatArray], list[Cel
     return {rule: np.stack(values) for rule, values in rows.items()}, list(by_cell)
 
 
-def _best(utilities: dict[str, FloatArray], rules: list[str], cells: BoolArray) -> str:
+def _best(utilities: dict[str, FloatArray], rules: list[str], cells: npt.NDArray[np.bool_]) -> str:
     return max(rules, key=lambda rule: float(utilities[rule][cells].mean()))
 
 

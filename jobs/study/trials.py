@@ -10,16 +10,14 @@ from typing import Final, get_args
 
 import numpy as np
 
+from jobs.study.train import Optimiser, Rows, Training, loss_of, scored_table, train
+from jobs.study.worlds import WORLDS, FloatArray, Pairs, draw_pairs, draw_prompts, draw_world, drawn_settings
+from jobs.study.worlds import expected_true_reward as expected_reward
 from pipeline.config import Objective
 from pipeline.errors import DataError
-from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.margins import explicit_margin, implicit_margin
-from pipeline.metrics.moments import moments_of
 from pipeline.metrics.potential import alignment_potential
 from pipeline.metrics.ratio import RATIO_METHODS, RatioSample, automatic_ratio
-from pipeline.study.train import Optimiser, Rows, Training, loss_of, scored_table, train
-from pipeline.study.worlds import WORLDS, Pairs, draw_pairs, draw_prompts, draw_world, drawn_settings
-from pipeline.study.worlds import expected_true_reward as expected_reward
 
 GRID: Final = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0)
 """Fixed weights on z-scores that the methods are compared with; 0 ranks by the explicit margin alone."""
@@ -121,8 +119,7 @@ def scores_of(
 ) -> tuple[dict[str, FloatArray], dict[str, float | None]]:
     """Score of every pair by every rule, and w on z-scores of the automatic methods."""
     table = scored_table(pool, policy, reference)
-    explicit, signed = explicit_margin(table), implicit_margin(table, objective)
-    sample = RatioSample(explicit=explicit, implicit=np.abs(signed), explicit_signed=explicit, implicit_signed=signed)
+    sample = sample_of(explicit_margin(table), implicit_margin(table, objective))
     weights = {method: weight_on_z_scores(method, sample) for method in RATIO_METHODS}
     rules = {grid_name(weight): weight for weight in GRID} | {
         method: FALLBACK_WEIGHT if weight is None else weight for method, weight in weights.items()
@@ -131,9 +128,14 @@ def scores_of(
     scores = {name: alignment_potential(z_explicit, z_implicit, weight) for name, weight in rules.items()}
     scores[RAW] = alignment_potential(sample.explicit, sample.implicit, 1.0)
     scores[IMPLICIT] = -sample.implicit
-    scores[RANDOM] = rng.random(len(explicit))
+    scores[RANDOM] = rng.random(len(sample.explicit))
     scores[TRUTH] = pool.margin_true
     return scores, {str(method): weight for method, weight in weights.items()}
+
+
+def sample_of(explicit: FloatArray, implicit: FloatArray) -> RatioSample:
+    """The sample of rows with these signed margins, as the potential takes them by default."""
+    return RatioSample(explicit=explicit, implicit=np.abs(implicit), explicit_signed=explicit, implicit_signed=implicit)
 
 
 def weight_on_z_scores(method: str, sample: RatioSample) -> float | None:
@@ -142,13 +144,13 @@ def weight_on_z_scores(method: str, sample: RatioSample) -> float | None:
         ratio = automatic_ratio(method, sample)
     except DataError:
         return None
-    return ratio * moments_of(sample.implicit).std() / moments_of(sample.explicit).std()
+    return ratio * float(sample.implicit.std() / sample.explicit.std())
 
 
 def zscore(values: FloatArray) -> FloatArray:
     """Values less their mean, over their standard deviation."""
-    moments = moments_of(values)
-    return (values - moments.mean()) / moments.std()
+    scaled: FloatArray = (values - values.mean()) / values.std()
+    return scaled
 
 
 def top(scores: FloatArray, fraction: float) -> Rows:

@@ -1,4 +1,4 @@
-"""How good are the ways to set the explicit/implicit ratio? A study, run by `python -m jobs.ratio_study`.
+"""How good are the ways to set the explicit/implicit ratio? A study, run by `python -m jobs.study`.
 
     worlds     simulated preference worlds, in which the true reward is known
     train      policies trained by the objective on selected pairs
@@ -7,5 +7,5 @@
     table      Markdown and JSON
     scored     what each way does to a real scored dataset
 
-No method sees what training on its selection gives. Scores, margins and the potential are those of `pipeline.metrics`.
+No method sees what training on its selection gives. Margins, potential and ratios are those of `pipeline.metrics`.
 """

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.study.worlds import (
+from jobs.study.worlds import (
     WORLDS,
     World,
     WorldSettings,

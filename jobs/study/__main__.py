@@ -1,4 +1,4 @@
-"""Compare the ways to set the explicit/implicit ratio: `python -m jobs.ratio_study [--output study.json]`.
+"""Compare the ways to set the explicit/implicit ratio: `python -m jobs.study [--output study.json]`.
 
 Simulates preference worlds, trains policies on what each way selects, and prints Markdown tables. With --scored PATH,
 a scored dataset that `alignpot score` wrote, it prints instead what each way does to that dataset.
@@ -8,14 +8,14 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.study import compare, scored, table, trials
 from pipeline.config import Objective
 from pipeline.errors import AlignpotError
 from pipeline.metrics import OBJECTIVES
-from pipeline.study import compare, scored, table, trials
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,14 +41,14 @@ def study(options: argparse.Namespace) -> tuple[str, Any]:
     size = trials.QUICK if options.quick else trials.StudySize()
     size = replace(size, first_seed=options.first_seed, num_seeds=options.seeds or size.num_seeds)
     comparison = compare.compare(list(trials.run_trials(size)))
-    return table.report(comparison, size), table.to_json(comparison, size)
+    return table.report(comparison, size), {"size": asdict(size), **asdict(comparison)}
 
 
 def study_scored(options: argparse.Namespace) -> tuple[str, Any]:
     """Markdown and JSON of the scored datasets."""
     objective = Objective(name=options.objective)
     effects = [scored.effects_of(path, objective, options.fraction) for path in options.scored]
-    return "\n\n".join(scored.report(effect) for effect in effects), [scored.to_json(effect) for effect in effects]
+    return "\n\n".join(map(scored.report, effects)), list(map(asdict, effects))
 
 
 def main(argv: list[str] | None = None) -> None:

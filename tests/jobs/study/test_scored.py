@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
+from jobs.study import scored
 from pipeline import schema
 from pipeline.config import Objective, Storage
 from pipeline.errors import DataError, SourceError
 from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.storage.filesystem import open_filesystem
-from pipeline.study import scored
 from tests.storage.tables import scored_table, write_dataset
 
 NUM_ROWS = 400

@@ -3,12 +3,14 @@
 No truth is known here, so nothing is said of which is better.
 """
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
+from jobs.study.table import markdown
+from jobs.study.trials import sample_of, top, weight_on_z_scores, zscore
 from pipeline import schema
 from pipeline.config import Objective, Storage
 from pipeline.errors import DataError
@@ -20,7 +22,6 @@ from pipeline.metrics.ratio import RATIO_METHODS, RatioSample
 from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import load_manifest
 from pipeline.storage.scored import ScoredDataset
-from pipeline.study.trials import top, weight_on_z_scores, zscore
 
 EXPLICIT_ONLY: Final = "w = 0, explicit only"
 NUM_RESAMPLES: Final = 200
@@ -30,7 +31,7 @@ _INTERVAL: Final = (2.5, 97.5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What one method does.
+    """What one method does; all but `weight` is empty where it refuses the data.
 
     weight: w on z-scores, and `weight_interval` its 95 % bootstrap interval over rows; None where it refuses the data.
     overlap: Jaccard index of its selection with that of each other method.
@@ -40,7 +41,7 @@ class Effect:
 
     weight: float | None
     weight_interval: tuple[float, float] | None = None
-    overlap: dict[str, float] = dataclasses.field(default_factory=dict)
+    overlap: Mapping[str, float] = field(default_factory=dict)
     rank_explicit: float | None = None
     rank_implicit: float | None = None
     contradicted: float | None = None
@@ -57,7 +58,7 @@ class Effects:
     num_left_out: int
     rank_margins: float
     contradicted: float
-    by_method: dict[str, Effect]
+    by_method: Mapping[str, Effect]
 
 
 def effects_of(path: str, objective: Objective, fraction: float) -> Effects:
@@ -76,17 +77,18 @@ def effects_of(path: str, objective: Objective, fraction: float) -> Effects:
     potentials = {name: alignment_potential(*terms, weight) for name, weight in weights.items() if weight is not None}
     selections = {name: set(top(potential, fraction).tolist()) for name, potential in potentials.items()}
     intervals = _intervals(sample)
-    by_method = {
-        name: Effect(
+    effects = {name: Effect(weight=None) for name in weights}
+    for name, potential in potentials.items():
+        rows = selections[name]
+        others = {other: found for other, found in selections.items() if other != name}
+        effects[name] = Effect(
             weight=weights[name],
             weight_interval=intervals.get(name),
-            overlap={other: _jaccard(selections[name], rows) for other, rows in selections.items() if other != name},
+            overlap={other: len(rows & found) / len(rows | found) for other, found in others.items()},
             rank_explicit=spearman(potential, sample.explicit),
             rank_implicit=spearman(potential, sample.implicit),
-            contradicted=float(np.mean(sample.explicit_signed[sorted(selections[name])] < 0)),
+            contradicted=float(np.mean(sample.explicit_signed[sorted(rows)] < 0)),
         )
-        for name, potential in potentials.items()
-    }
     return Effects(
         path=path,
         objective=objective.name,
@@ -95,7 +97,7 @@ def effects_of(path: str, objective: Objective, fraction: float) -> Effects:
         num_left_out=num_left_out,
         rank_margins=spearman(sample.explicit, sample.implicit),
         contradicted=float(np.mean(sample.explicit_signed < 0)),
-        by_method={name: by_method.get(name, Effect(weight=None)) for name in weights},
+        by_method=effects,
     )
 
 
@@ -103,68 +105,50 @@ def report(effects: Effects) -> str:
     """One dataset as Markdown."""
     methods = list(effects.by_method)
     header = ["method", "w", "contradicted", "rank corr. explicit", "rank corr. implicit", *methods]
-    lines = [header, ["---"] * len(header)]
+    rows = []
     for name, effect in effects.by_method.items():
         if effect.weight is None:
-            lines.append([name, "refused", *[""] * (len(header) - 2)])
+            rows.append([name, "refused", *[""] * (len(header) - 2)])
             continue
         low_high = "" if effect.weight_interval is None else " [{:.2f}, {:.2f}]".format(*effect.weight_interval)
         overlaps = [f"{effect.overlap[other]:.2f}" if other in effect.overlap else "" for other in methods]
         numbers = [f"{effect.contradicted:.1%}", f"{effect.rank_explicit:+.2f}", f"{effect.rank_implicit:+.2f}"]
-        lines.append([name, f"{effect.weight:.2f}{low_high}", *numbers, *overlaps])
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        rows.append([name, f"{effect.weight:.2f}{low_high}", *numbers, *overlaps])
     return (
         f"{effects.path}: {effects.num_rows} rows, {effects.num_left_out} left out, objective {effects.objective}, "
         f"{effects.fraction:.0%} selected. The reward contradicts {effects.contradicted:.1%} of all rows; rank "
         f"correlation of the margins {effects.rank_margins:+.2f}. w is on z-scores; the last columns are Jaccard "
-        f"indices of the selections.\n\n{table}"
+        f"indices of the selections.\n\n{markdown(header, rows)}"
     )
 
 
-def to_json(effects: Effects) -> dict[str, Any]:
-    """One dataset, JSON-ready."""
-    return dataclasses.asdict(effects)
-
-
 def _sample(path: str, objective: Objective) -> tuple[RatioSample, int]:
+    """The rows with both margins, and how many rows lack one."""
     fs, root = open_filesystem(path, Storage())
     dataset = ScoredDataset(fs, root, load_manifest(fs, root))
     columns = [schema.REWARD_CHOSEN, schema.REWARD_REJECTED, *objective_columns(objective)]
     parts = [(explicit_margin(t), implicit_margin(t, objective)) for t in dataset.tables(list(dict.fromkeys(columns)))]
     if not parts:
         raise DataError(f"{path} holds no scored rows.")
-    explicit, signed = (np.concatenate(column) for column in zip(*parts, strict=True))
-    keep = np.isfinite(explicit) & np.isfinite(signed)
-    if np.count_nonzero(keep) < 2:
-        raise DataError(f"{path} has {np.count_nonzero(keep)} of {len(keep)} rows with both margins; wanted 2 or more.")
-    explicit, signed = explicit[keep], signed[keep]
-    sample = RatioSample(explicit=explicit, implicit=np.abs(signed), explicit_signed=explicit, implicit_signed=signed)
-    return sample, int(np.count_nonzero(~keep))
+    explicit, implicit = (np.concatenate(column) for column in zip(*parts, strict=True))
+    keep = np.isfinite(explicit) & np.isfinite(implicit)
+    num_kept = int(np.count_nonzero(keep))
+    if num_kept < 2:
+        raise DataError(f"{path} has {num_kept} of {len(keep)} rows with both margins; wanted 2 or more.")
+    return sample_of(explicit[keep], implicit[keep]), len(keep) - num_kept
 
 
 def _intervals(sample: RatioSample) -> dict[str, tuple[float, float]]:
     """Percentiles of w over resampled rows, where a method gives one."""
     rng = np.random.default_rng(_SEED)
+    num_rows = len(sample.explicit)
     found: dict[str, list[float]] = {}
     for _ in range(NUM_RESAMPLES):
-        rows = rng.integers(0, len(sample.explicit), len(sample.explicit))
-        resampled = RatioSample(
-            explicit=sample.explicit[rows],
-            implicit=sample.implicit[rows],
-            explicit_signed=sample.explicit_signed[rows],
-            implicit_signed=sample.implicit_signed[rows],
-        )
+        rows = rng.integers(0, num_rows, num_rows)
+        resampled = sample_of(sample.explicit_signed[rows], sample.implicit_signed[rows])
         for method in RATIO_METHODS:
             weight = weight_on_z_scores(method, resampled)
             if weight is not None:
                 found.setdefault(method, []).append(weight)
-    return {name: _percentiles(values) for name, values in found.items()}
-
-
-def _percentiles(values: list[float]) -> tuple[float, float]:
-    low, high = np.percentile(values, _INTERVAL)
-    return float(low), float(high)
-
-
-def _jaccard(first: set[int], second: set[int]) -> float:
-    return len(first & second) / len(first | second)
+    bounds = {method: np.percentile(weights, _INTERVAL) for method, weights in found.items()}
+    return {method: (float(low), float(high)) for method, (low, high) in bounds.items()}

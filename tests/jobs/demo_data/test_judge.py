@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.demo.judge import Answer, judge
+from jobs.demo_data.judge import Answer, judge
 
 QUESTION = "Why does ice float on water?"
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.demo.judge import Answer
-from pipeline.demo.sample_pairs import (
-    PAIRS_FILE,
-    PROMPTS_FILE,
+from jobs.demo_data.judge import Answer
+from jobs.demo_data.sample_pairs import (
     Prompt,
     Sampling,
     load_prompts,
@@ -17,6 +15,7 @@ from pipeline.demo.sample_pairs import (
     read_pairs,
     sample_round,
 )
+from pipeline.demo.run import PAIRS_FILE, PROMPTS_FILE
 
 
 def test_prompts_are_distinct_and_end_with_the_user() -> None:

@@ -1,9 +1,9 @@
-"""How pairs.jsonl was made, and how to make it again: `python -m pipeline.demo.sample_pairs`.
+"""How pairs.jsonl was made, and how to make it again: `python -m jobs.demo_data.sample_pairs`.
 
 Dataset card
     content     single-turn English chat pairs over the prompts of prompts.jsonl: everyday questions, explanation,
                 facts, writing, arithmetic, code, planning, summaries, and a few with a system turn
-    model       both sides are answers of SmolLM2-135M-Instruct (Apache-2.0), as unpacked by smollm2.py, in float32
+    model       both sides are answers of SmolLM2-135M-Instruct (Apache-2.0), unpacked from its wheel, in float32
     sampling    per prompt four answers at temperature 0.8, top_p 0.95, and one at temperature 1.5, top_p 1;
                 96 new tokens at most; seeds in `Sampling`. Other hardware or library versions give other draws
     columns     id, prompt, chosen, rejected (message lists) and `label`, which says why chosen is preferred:
@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.demo.judge import Answer, judge
-from pipeline.demo.smollm2 import ensure_smollm2
+from jobs.demo_data.judge import Answer, judge
+from pipeline.demo.models import ensure_smollm2
+from pipeline.demo.run import PAIRS_FILE, PROMPTS_FILE
 
-PROMPTS_FILE: Final = Path(__file__).with_name("prompts.jsonl")
-PAIRS_FILE: Final = Path(__file__).with_name("pairs.jsonl")
 _MIN_GAP: Final = 0.15
 _NUM_COOL: Final = 4  # answers a prompt at temperature 0.8; one more is drawn at 1.5
 

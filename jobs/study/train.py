@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from jobs.study.worlds import FloatArray, Pairs, log_softmax
 from pipeline import schema
 from pipeline.config import Objective
-from pipeline.metrics.calibration import log_odds_weight
-from pipeline.metrics.columns import FloatArray
-from pipeline.study.worlds import Pairs, log_softmax
 
 Rows = npt.NDArray[np.int64]
 Optimiser = Literal["adam", "descent"]
@@ -111,7 +109,8 @@ def _gradient(policy: FloatArray, loss: Loss, batch: Rows) -> FloatArray:
     logps = log_softmax(prompts @ policy)
     margins = (weights * logps).sum(axis=-1) - loss.margin_reference[batch]
     by_logits = weights - weights.sum(axis=-1, keepdims=True) * np.exp(logps)
-    by_logits *= -log_odds_weight(margins - loss.target)[..., None] / batch.shape[1]
+    slope = 0.5 * np.tanh((margins - loss.target) / 2) - 0.5  # of -log(sigmoid), without overflow
+    by_logits *= slope[..., None] / batch.shape[1]
     gradient: FloatArray = prompts.swapaxes(-1, -2) @ by_logits
     return gradient
 

@@ -14,13 +14,12 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics.columns import FloatArray
-
 NUM_TOKENS: Final = 24
 NUM_FEATURES: Final = 8
 _LENGTHS: Final = (6, 80)
 
 Rng: TypeAlias = np.random.Generator
+FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
