@@ -37,8 +37,8 @@ class TorchModel(Replicas):
     """Directory or hub id of a LoRA adapter on top of the model."""
     adapter_revision: str = "main"
     trust_remote_code: bool = False
-    token_budget: int = Field(default=32768, ge=1)
-    """Most tokens in one forward; a single longer row runs alone."""
+    token_budget: int | None = Field(default=None, ge=1)
+    """Most tokens in one forward; a single longer row runs alone. Not given: 32768 on GPUs, 4096 on CPUs."""
     fp8: bool = False
     """Multiply in 8-bit floating point in the decoder's linear layers, at up to twice the rate on GPUs of compute
     capability 8.9 and newer. Scores move; the run stops if the first rows do not rank as without it."""
@@ -46,9 +46,8 @@ class TorchModel(Replicas):
     """Have torch fuse the small operations of the decoder's layers: 17 to 19% faster on an H200, after the seconds that
     a start takes to compile them. Scores move by a rounding. Needs a C or C++ compiler."""
     deterministic: bool = False
-    """Give every forward the same shape, so that GPUs and CPUs with tiles, too, compute a row the same way whatever is
-    scored with it, but for mixtures of experts. Costs the padding of every step to `token_budget` (to 4096 tokens on a
-    CPU, at most), of which a shard's last is the emptiest. A full memory is an error then."""
+    """Pad every forward to `token_budget` tokens. GPUs, and CPUs with tiles, then compute a row the same way whatever
+    is scored with it (mixtures of experts excepted). Slower; a full memory is then an error."""
 
 
 class VllmModel(TorchModel):

@@ -1,10 +1,9 @@
 """Models, tokenizers and adapters from their config sections, ready to score.
 
 Weights come from safetensors only, on a GPU where one may be used and else on the CPU, in evaluation mode and
-without gradients. `dtype` says what weights are rounded to, and what is computed in on a GPU; a CPU without arithmetic
-of that dtype computes in float32 with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays
-unmerged on top of its base. A weight that the checkpoint lacks is an error, not a random number. What does not fit
-raises a ModelError that says what to do.
+without gradients. `dtype` says what weights are rounded to, and what a GPU computes in. A CPU without arithmetic of
+that dtype computes in float32 with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays
+unmerged on top of its base. A weight that the checkpoint lacks is an error, not a random number.
 """
 
 import hashlib
@@ -15,19 +14,8 @@ from typing import Any, Final
 
 from pipeline.config import Tokens, TorchModel
 from pipeline.errors import ModelError, is_foreign
-from pipeline.models.fingerprints import check_files, is_local, model_fingerprint
+from pipeline.models.fingerprints import check_files, is_local
 from pipeline.models.templates import SAVE_TEMPLATE, check_template
-
-__all__ = [
-    "check_models",
-    "check_same_tokenizer",
-    "context_of",
-    "load_causal_lm",
-    "load_classifier",
-    "load_configuration",
-    "load_tokenizer",
-    "model_fingerprint",
-]
 
 _TEMPLATE: Final = "chat template"
 _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; }  🙂"
@@ -41,24 +29,20 @@ def load_tokenizer(model: TorchModel) -> Any:
     """
     from transformers import AutoTokenizer
 
-    check_files(model)
-    with _load_errors("The tokenizer", model):
-        return AutoTokenizer.from_pretrained(
-            model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+    return _load_part(AutoTokenizer, "Cannot load the tokenizer of", model)
 
 
 def load_configuration(model: TorchModel) -> Any:
-    """The configuration of a model, as transformers loads it.
-
-    Raises:
-        ModelError: there is none, or it cannot be read.
-    """
+    """The configuration of a model, as transformers loads it. Raises as `load_tokenizer`."""
     from transformers import AutoConfig
 
+    return _load_part(AutoConfig, "Cannot load the configuration of", model)
+
+
+def _load_part(auto_class: Any, failure: str, model: TorchModel) -> Any:
     check_files(model)
-    with _load_errors("The configuration", model):
-        return AutoConfig.from_pretrained(
+    with load_errors(failure, model):
+        return auto_class.from_pretrained(
             model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
 
@@ -147,10 +131,10 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
     from pipeline.models.cpu import in_own_arithmetic, keep_freed_memory
 
     check_files(model)
-    device = _device(model)
-    if device == "cpu":
+    on_cpu = model.num_gpus == 0 or not torch.cuda.is_available()
+    if on_cpu:
         torch.set_num_threads(model.num_threads)
-    with _load_errors("The model", model):
+    with load_errors("Cannot load the model", model):
         loaded, info = auto_class.from_pretrained(
             model.model,
             revision=model.revision,
@@ -158,7 +142,7 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            device_map=None if device == "cpu" else {"": device},
+            device_map=None if on_cpu else {"": "cuda"},
         )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -166,7 +150,7 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
             f"The checkpoint of {model.model} lacks {len(missing)} weights of a {type(loaded).__name__}, such as "
             f"{missing[:3]}; they would be random. Name a checkpoint that was trained for this use."
         )
-    if device == "cpu":
+    if on_cpu:
         loaded = in_own_arithmetic(loaded)
         keep_freed_memory()
     if model.adapter is not None:
@@ -177,37 +161,36 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
 def _with_adapter(base: Any, model: TorchModel) -> Any:
     from peft import PeftConfig, PeftModel
 
-    with _load_errors(f"Adapter {model.adapter}", model):
+    with load_errors(f"Cannot load adapter {model.adapter} of", model):
         if PeftConfig.from_pretrained(model.adapter, revision=model.adapter_revision).is_prompt_learning:
             raise ModelError(f"Adapter {model.adapter} adds prompt tokens; wanted one that changes weights, as LoRA.")
         return PeftModel.from_pretrained(base, model.adapter, revision=model.adapter_revision, is_trainable=False)
 
 
-def _device(model: TorchModel) -> str:
-    import torch
-
-    if model.num_gpus == 0 or not torch.cuda.is_available():
-        return "cpu"
-    return "cuda"
-
-
 @contextmanager
-def _load_errors(what: str, model: TorchModel) -> Iterator[None]:
-    """Raise whatever a hub client, a parser or a weight loader raises in the block as a ModelError."""
+def load_errors(failure: str, model: TorchModel, remedy: str | None = None) -> Iterator[None]:
+    """Turn whatever a hub client, a parser, a weight loader or an engine raises in the block into a ModelError.
+
+    Args:
+        failure: begins the message, before the model's name: "Cannot load the tokenizer of".
+        model: which one is being loaded.
+        remedy: ends the message; chosen by the error if None.
+    """
     try:
         yield
     except BaseException as error:
         if not is_foreign(error):
             raise
-        raise ModelError(_cannot_load(what, model, error)) from error
+        if remedy is None and "trust_remote_code" in str(error):
+            remedy = "Read the code it brings; if you trust it, set trust_remote_code: true."
+        elif remedy is None and is_local(model.model):
+            remedy = "Check that the directory was saved whole, by save_pretrained."
+        elif remedy is None:
+            remedy = "Download it where the hub can be reached, or give a local directory."
+        reason = first_line(error)
+        raise ModelError(f"{failure} {model.model} (revision {model.revision}): {reason} {remedy}") from error
 
 
-def _cannot_load(what: str, model: TorchModel, error: BaseException) -> str:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    if "trust_remote_code" in str(error):
-        remedy = "Read the code it brings; if you trust it, set trust_remote_code: true."
-    elif is_local(model.model):
-        remedy = "Check that the directory was saved whole, by save_pretrained."
-    else:
-        remedy = "Download it where the hub can be reached, or give a local directory."
-    return f"{what} of {model.model} (revision {model.revision}) cannot be loaded: {reason} {remedy}"
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class if there is none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

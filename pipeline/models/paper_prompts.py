@@ -1,15 +1,14 @@
 """The tokens that the authors' scripts score (arXiv 2503.01864, after the SimPO trainer), quirks included.
 
-Prompt and responses are rendered apart, the prompt without a generation prompt, so the assistant header and
-every end-of-turn token count as response. An empty system message goes first where the template knows the
-role. A token that merges over the seam moves to the response. BOS goes before the prompt and EOS behind the
-response unless they are there. With the longer response too long for `max_length`, the prompt keeps its last
-`max_prompt_length` tokens (BOS may go); if that is not enough, both responses keep only their first
-`max_length - max_prompt_length`, however short the prompt is. Truncation is always this one: keep_end.
+Prompt and responses are rendered apart, the prompt without a generation prompt, so the assistant header and every
+end-of-turn token count as response. An empty system message goes first where the template knows the role. A token that
+merges over the seam moves to the response. BOS goes before the prompt and EOS behind the response unless they are
+there. With the longer response too long for `max_length`, the prompt keeps its last `max_prompt_length` tokens (BOS may
+go); if that is not enough, both responses keep only their first `max_length - max_prompt_length`, however short the
+prompt is. Truncation is always this one: keep_end.
 
-Where the scripts would stop the run, a row gets a reason instead: boundary_mismatch where tokenising prompt
-and response together changes more than one token at the seam. A tokenizer without BOS or EOS gets none.
-Tools are not part of the rule and are left out.
+Where the scripts would stop the run, a row is dropped as boundary_mismatch: tokenising prompt and response together
+changes more than one token at the seam. A tokenizer without BOS or EOS gets none. Tools are left out.
 """
 
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import Tokens
-from pipeline.models.prompts import Side, TokenizedPair, finished_pair
-from pipeline.models.reasons import BOUNDARY_MISMATCH
+from pipeline.models.prompts import TokenizedDialogue, TokenizedPair, finished_pair
 from pipeline.models.templates import ChatTemplate, Messages
 
+BOUNDARY_MISMATCH: Final = "boundary_mismatch"
 _KNOWS_SYSTEM_ROLE: Final = ("system", "<|im_start|>")
 
 _Split = tuple[list[int], list[int]]
@@ -82,7 +81,7 @@ def _with_ends(tokenizer: Any, split: _Split) -> _Split:
     return prompt, response
 
 
-def _truncated(splits: Sequence[_Split], tokens: Tokens) -> list[Side]:
+def _truncated(splits: Sequence[_Split], tokens: Tokens) -> list[TokenizedDialogue]:
     longest = max(len(response) for _, response in splits)
     sides = []
     for prompt, response in splits:
@@ -92,5 +91,6 @@ def _truncated(splits: Sequence[_Split], tokens: Tokens) -> list[Side]:
         if len(kept) + longest > tokens.max_length:
             answer = answer[: tokens.max_length - tokens.max_prompt_length]
         truncated = len(kept) + len(answer) < len(prompt) + len(response)
-        sides.append(Side(ids=np.asarray(kept + answer, dtype=np.int32), start=len(kept), truncated=truncated))
+        ids = np.asarray(kept + answer, dtype=np.int32)
+        sides.append(TokenizedDialogue(ids=ids, start=len(kept), truncated=truncated))
     return sides

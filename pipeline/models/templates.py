@@ -14,13 +14,18 @@ from jinja2 import TemplateSyntaxError
 from pipeline.config import DEFAULT_DATE
 from pipeline.errors import ModelError, is_foreign
 from pipeline.models.packing import Int32Array
-from pipeline.models.reasons import TEMPLATE_ERROR, TEMPLATE_OUTPUT_TOO_LONG, TEMPLATE_TIMEOUT, TOKENIZER_ERROR
 from pipeline.models.time_limit import limited
 from pipeline.row_faults import tell_row_fault
 from pipeline.shown import shown
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, str]]
+
+# Why a row has no tokens.
+TEMPLATE_ERROR: Final = "template_error"  # the template refuses the turns or fails on them
+TEMPLATE_TIMEOUT: Final = "template_timeout"
+TEMPLATE_OUTPUT_TOO_LONG: Final = "template_output_too_long"
+TOKENIZER_ERROR: Final = "tokenizer_error"
 
 MAX_CHARACTERS: Final = 16 * 2**20
 """Most that a template may make of one dialogue."""

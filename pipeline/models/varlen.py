@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from pipeline.models.memory import to_device
 from pipeline.models.packing import Segment
-from pipeline.models.transfer import to_device
 
 _PADDING: Final = 64  # rows of padding that see each other
 

@@ -20,17 +20,6 @@ many `auto` came to."""
 _KV_CACHE_GIB: Final = "1"
 # The smallest block that vLLM's CPU attention takes: responses share their prompt's cache by whole blocks.
 _CPU_BLOCK: Final = 32
-START_ERRORS: Final = (
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    ImportError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-)
-"""All that an engine raises on a model, an argument or a machine that it cannot use."""
 
 
 def environment(num_threads: int, engine_args: Mapping[str, Any]) -> dict[str, str]:
@@ -102,8 +91,8 @@ def arguments_of(model: TorchModel, place: Replicas, engine_args: Mapping[str, A
         "use_tqdm_on_load": False,
     }
     if on_cpu():
-        # Compiling takes minutes on a CPU, and gains less than it costs. A prompt that is read in several steps draws
-        # and takes back a random number in each, which generators on a CPU cannot.
+        # Compiling takes minutes on a CPU and gains less than it costs. Chunked prefill rewinds the random generator
+        # after each chunk; CPU generators cannot do that.
         found |= {"enforce_eager": True, "block_size": _CPU_BLOCK, "enable_chunked_prefill": False}
     elif (share := gpu_share(place, engine_args)) < 1:
         found["gpu_memory_utilization"] = 0.9 * share

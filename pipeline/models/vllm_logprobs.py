@@ -19,12 +19,10 @@ import numpy as np
 from pipeline.config import VllmModel
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
-from pipeline.models.backbone import TOO_LONG
-from pipeline.models.loading import context_of, load_configuration
-from pipeline.models.logprobs import Scores
+from pipeline.models.loading import context_of, first_line, load_configuration, load_errors
+from pipeline.models.memory import TOO_LONG, Scores
 from pipeline.models.packing import Completion, Group, check_predicted
 from pipeline.models.vllm_engine import (
-    START_ERRORS,
     arguments_of,
     dtype_here,
     environment,
@@ -54,21 +52,16 @@ class VllmLogprobEngine:
         vllm = import_vllm(environment(model.num_threads, model.engine_args), key="backend: vllm", otherwise=_OTHERWISE)
         self._model = model
         arguments = _arguments(model, max_length)
-        try:
-            with starting(model.num_threads):
-                self._engine = vllm.LLM(**arguments)
-        except START_ERRORS as error:
-            raise ModelError(
-                f"vLLM cannot run {model.model} (revision {model.revision}): {_reason(error)} Try other engine_args, "
-                f"or {_OTHERWISE}."
-            ) from error
+        remedy = f"Try other engine_args, or {_OTHERWISE}."
+        with load_errors("vLLM cannot run", model, remedy), starting(model.num_threads):
+            self._engine = vllm.LLM(**arguments)
         self._limit: int = self._engine.llm_engine.model_config.max_model_len - 1
         self._parameters = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
 
     def score(self, groups: Sequence[Group]) -> Scores:
         """Sum the log-probabilities of every completion's tokens from its `start` on.
 
-        A completion without response tokens gets 0.0 and 0. Non-finite sums are returned as they are.
+        A completion without response tokens gets 0.0. Sums that are not finite are returned as they are.
 
         Raises:
             ModelError: a response without a token before it, an engine that died, or an answer of vLLM that lacks
@@ -82,7 +75,7 @@ class VllmLogprobEngine:
         sums[too_long] = np.nan
         asked = [i for i in range(len(sequences)) if num_tokens[i] and len(sequences[i].ids) <= self._limit]
         sums[asked] = self._sums([sequences[i] for i in asked])
-        return Scores(sum_logp=sums, num_tokens=num_tokens, left_out=dict.fromkeys(too_long, TOO_LONG))
+        return Scores(values=sums, left_out=dict.fromkeys(too_long, TOO_LONG))
 
     def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
         """None: the model's own forward is not at hand, and vLLM compared with itself would always agree."""
@@ -109,7 +102,7 @@ class VllmLogprobEngine:
         except (RuntimeError, MemoryError, EngineDeadError) as error:
             # vLLM does not live on after an error in a step, memory that is full included.
             raise ModelError(
-                f"vLLM died while it scored with {self._model.model}: {_reason(error)} If memory was full, lower "
+                f"vLLM died while it scored with {self._model.model}: {first_line(error)} If memory was full, lower "
                 "token_budget or engine_args.gpu_memory_utilization, and run again: finished shards stay."
             ) from error
         return [
@@ -148,7 +141,3 @@ def _arguments(model: VllmModel, max_length: int) -> dict[str, Any]:
         "enable_prefix_caching": False,
     }
     return ours | model.engine_args
-
-
-def _reason(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
