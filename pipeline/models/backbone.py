@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
-from pipeline.models.layers import LastNorm, compile_layers, only_rows, prepare_last_layer, uncompiled
+from pipeline.models.layers import LastNorm, only_rows, prepare_last_layer, uncompiled
 from pipeline.models.memory import to_device
 from pipeline.models.packing import Completion, Step
 
@@ -25,15 +25,11 @@ class Backbone:
     """A transformers model, or the one inside a peft model whose adapter is unmerged.
 
     Attributes:
-        model: the model, with its head.
-        config: its text configuration.
-        device: where its weights are.
-        dtype: of its weights.
+        model: the model with its head; `config` is its text configuration, `dtype` and `device` are its weights'.
         num_positions: longest sequence that its learned positions have room for; None where positions are computed.
         kernel: how packed steps are run, or naive where they cannot be.
         trims: whether the last feed-forward runs only on the rows that are read.
-        plain_attention: transformers' name of the attention that `forward_one` runs.
-        other_attention: of another one that is right too, if there is one.
+        plain_attention: the attention that `forward_one` runs; `other_attention` another one that is right, if any.
     """
 
     def __init__(self, model: Any) -> None:
@@ -48,11 +44,14 @@ class Backbone:
         softcapped = getattr(self.config, "attn_logit_softcapping", None) is not None
         self.plain_attention: str = "eager" if softcapped else self.model.config._attn_implementation  # noqa: SLF001
         self.other_attention = None if softcapped else "sdpa" if self.plain_attention == "eager" else "eager"
-        self._num_layers: int | None = getattr(self.config, "num_hidden_layers", None)
         self._window: int | None = getattr(self.config, "sliding_window", None)
         self._layer_types: list[str] | None = getattr(self.config, "layer_types", None)
         self._attention_calls = (0, 0)  # of the last step: all, and those with a sliding window
-        prepare_last_layer(self.model.base_model, self._num_layers)
+        num_layers = getattr(self.config, "num_hidden_layers", None)
+        lists = (m for m in self.model.base_model.modules() if isinstance(m, torch.nn.ModuleList))
+        self._layers = next((modules for modules in lists if len(modules) == num_layers), None)
+        if self._layers:
+            prepare_last_layer(self._layers[-1])
 
     @property
     def name(self) -> str:
@@ -92,12 +91,17 @@ class Backbone:
             return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def compile(self) -> None:
-        """Compile the decoder's layers (see layers).
+        """Have the decoder's layers and norms compiled when they are next called (see layers).
 
         Raises:
             ModelError: it has no list of layers.
         """
-        compile_layers(self.model.base_model, self._num_layers)
+        decoder = self.model.base_model
+        if self._layers is None:
+            raise ModelError(f"compile: {type(decoder).__name__} has no list of layers. Set compile: false.")
+        norms = [child for child in decoder.children() if "Norm" in type(child).__name__]
+        for module in (*self._layers, *norms):
+            module.compile(dynamic=True)
 
     def obstacle(self) -> str | None:
         """Why packed steps cannot be right for this configuration, or None."""

@@ -115,22 +115,22 @@ class Engine(ABC):
         chosen = worth_comparing(groups, backbone.window)
         compared = [groups[i] for i in chosen]
         packed, plain = self._numbers(compared), self._one_by_one(compared)
-        found = self._excess(compared, packed, plain)
-        worst = float(found.max(initial=0.0))
+        differences, multiples = self._compare(compared, packed, plain)
+        worst = float(multiples.max(initial=0.0))
         if worst <= 1.0:
             return None
         if backbone.dtype != torch.float32 and backbone.other_attention is not None:
             own, backbone.plain_attention = backbone.plain_attention, backbone.other_attention
             try:
-                noise = self._excess(compared, self._one_by_one(compared), plain)
+                _, noise = self._compare(compared, self._one_by_one(compared), plain)
             finally:
                 backbone.plain_attention = own
             if worst <= OWN_NOISE * float(noise.max()):
                 return None
-        difference = self._differences(compared, packed, plain)[np.argmax(found)]
         message = (
             f"{backbone.name}: packed steps ({backbone.kernel} kernel, {backbone.dtype}) and the model's own "
-            f"forward differ by {difference:.3g} in {self._quantity} on real rows, {worst:.3g} times what is allowed"
+            f"forward differ by {differences[np.argmax(multiples)]:.3g} in {self._quantity} on real rows, "
+            f"{worst:.3g} times what is allowed"
         )
         return Disagreement(groups=tuple(chosen), message=message)
 
@@ -223,23 +223,20 @@ class Engine(ABC):
             if self._deterministic and is_memory_error(error):
                 raise no_smaller_steps(self._budget) from error
             return f"{type(error).__name__}: {error} ({kernel} kernel)"
-        if not np.all(self._excess(groups, packed, plain) <= 1.0):
-            difference = self._differences(groups, packed, plain).max()
-            return f"packed and plain forwards differ by {difference:.3g} with the {kernel} kernel"
+        differences, multiples = self._compare(groups, packed, plain)
+        if not np.all(multiples <= 1.0):
+            return f"packed and plain forwards differ by {differences.max():.3g} with the {kernel} kernel"
         return missing
 
-    def _excess(self, groups: Sequence[Group], first: Scores, second: Scores) -> Float64Array:
-        """Differences as multiples of what is allowed; infinite where only one is a number."""
-        num_read = self._num_read(groups)
-        per = 1 if num_read is None else num_read
-        found = excess(first.values / per, second.values / per, num_read, self._backbone.dtype)
-        found[np.isnan(found)] = np.inf
-        both_none = ~np.isfinite(first.values) & ~np.isfinite(second.values)
-        found[[*first.left_out, *second.left_out, *np.flatnonzero(both_none)]] = 0.0
-        return found
+    def _compare(self, groups: Sequence[Group], first: Scores, second: Scores) -> tuple[Float64Array, Float64Array]:
+        """Differences of rewards or of means over the tokens read, and the same as multiples of what is allowed.
 
-    def _differences(self, groups: Sequence[Group], first: Scores, second: Scores) -> Float64Array:
-        """Differences of rewards, or of means over the tokens read."""
+        Multiples are infinite where only one is a number.
+        """
         num_read = self._num_read(groups)
-        found: Float64Array = np.abs(first.values - second.values) / (1 if num_read is None else num_read)
-        return found
+        got, expected = (scores.values / (1 if num_read is None else num_read) for scores in (first, second))
+        multiples = excess(got, expected, num_read, self._backbone.dtype)
+        multiples[np.isnan(multiples)] = np.inf
+        both_none = ~np.isfinite(got) & ~np.isfinite(expected)
+        multiples[[*first.left_out, *second.left_out, *np.flatnonzero(both_none)]] = 0.0
+        return np.abs(got - expected), multiples

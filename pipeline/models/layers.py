@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from pipeline.errors import ModelError
 from pipeline.models.memory import to_device
 from pipeline.models.packing import ROW_MULTIPLE, Int64Array
 
@@ -39,37 +38,15 @@ class _Rows:
 _ROWS: ContextVar[_Rows | None] = ContextVar("alignpot_rows", default=None)
 
 
-def layers_of(decoder: torch.nn.Module, num_layers: int | None) -> torch.nn.ModuleList | None:
-    """A decoder's layers in their order, or None if it has no list of `num_layers` modules."""
-    lists = (m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == num_layers)
-    return next(lists, None)
-
-
-def compile_layers(decoder: torch.nn.Module, num_layers: int | None) -> None:
-    """Have a decoder's layers and norms compiled when they are next called.
-
-    Raises:
-        ModelError: there is no list of as many layers.
-    """
-    layers = layers_of(decoder, num_layers)
-    if layers is None:
-        raise ModelError(f"compile: {type(decoder).__name__} has no list of layers. Set compile: false.")
-    norms = [child for child in decoder.children() if "Norm" in type(child).__name__]
-    for module in (*layers, *norms):
-        module.compile(dynamic=True)
-
-
 def uncompiled() -> AbstractContextManager[Any]:
     """Run compiled layers as they were written, for a while."""
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 
 
-def prepare_last_layer(decoder: torch.nn.Module, num_layers: int | None) -> None:
+def prepare_last_layer(layer: torch.nn.Module) -> None:
     """Let the last layer's feed-forward obey `only_rows`, if it is a module under a name known here."""
-    layers = layers_of(decoder, num_layers)
-    last = layers[-1] if layers else None
-    feed_forward = next((found for name in _FEED_FORWARDS if (found := getattr(last, name, None)) is not None), None)
+    feed_forward = next((found for name in _FEED_FORWARDS if (found := getattr(layer, name, None)) is not None), None)
     if feed_forward is not None and _select not in feed_forward._forward_pre_hooks.values():  # noqa: SLF001
         feed_forward.register_forward_pre_hook(_select)
         feed_forward.register_forward_hook(_spread)

@@ -6,8 +6,6 @@ that dtype computes in float32 with the rounded weights (see cpu), at four bytes
 unmerged on top of its base. A weight that the checkpoint lacks is an error, not a random number.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -17,7 +15,6 @@ from pipeline.errors import ModelError, is_foreign
 from pipeline.models.fingerprints import check_files, is_local
 from pipeline.models.templates import SAVE_TEMPLATE, check_template
 
-_TEMPLATE: Final = "chat template"
 _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; }  🙂"
 
 
@@ -56,8 +53,7 @@ def context_of(config: Any) -> int | None:
 def load_causal_lm(model: TorchModel) -> Any:
     """A causal language model, with its adapter unmerged where it has one.
 
-    Sets the number of torch threads of this process, and what it does with freed memory, where the model lives on the
-    CPU.
+    For a model on the CPU it sets this process's torch threads, and lets it keep freed memory.
 
     Raises:
         ModelError: it is missing, is no causal model, lacks weights, or its adapter does not fit.
@@ -87,42 +83,33 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
     tokenizers = {role: load_tokenizer(model) for role, model in models.items()}
     if "policy" in models and "reference" in models:
         check_same_tokenizer(tokenizers["policy"], tokenizers["reference"], own_templates=tokens.chat_template is None)
-    for role, tokenizer in tokenizers.items():
-        if role == "reward":
-            check_template(tokenizer, None, remedy=SAVE_TEMPLATE)
-        else:
-            check_template(tokenizer, tokens.chat_template)
+    if "reward" in models:
+        check_template(tokenizers.pop("reward"), None, remedy=SAVE_TEMPLATE)
+    for tokenizer in tokenizers.values():
+        check_template(tokenizer, tokens.chat_template)
 
 
 def check_same_tokenizer(policy: Any, reference: Any, *, own_templates: bool = True) -> None:
-    """Check that two tokenizers give the same ids, special tokens and templates.
-
-    Args:
-        policy: tokenizer of the policy.
-        reference: tokenizer of the reference.
-        own_templates: false if dialogues are rendered by a template that is given, whatever theirs are.
+    """Check that two tokenizers give the same ids and special tokens, and have the same template if they use their own.
 
     Raises:
         ModelError: naming what differs.
     """
-    first, second = _tokenizer_digests(policy), _tokenizer_digests(reference)
-    ignored = set() if own_templates else {_TEMPLATE}
-    differing = sorted(name for name in first.keys() - ignored if first[name] != second[name])
+    first, second = (
+        {
+            "vocabulary": tokenizer.get_vocab(),
+            "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "tokenisation": tokenizer(_PROBE, add_special_tokens=False)["input_ids"],
+            "chat template": tokenizer.chat_template if own_templates else None,
+        }
+        for tokenizer in (policy, reference)
+    )
+    differing = sorted(name for name in first if first[name] != second[name])
     if differing:
         raise ModelError(
             f"Policy and reference must share one tokenizer; theirs differ in {', '.join(differing)}. "
             "Use a reference of the policy's family, usually the model that the policy was trained from."
         )
-
-
-def _tokenizer_digests(tokenizer: Any) -> dict[str, str]:
-    parts = {
-        "vocabulary": sorted(tokenizer.get_vocab().items()),
-        "special tokens": sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),
-        _TEMPLATE: tokenizer.chat_template,
-        "tokenisation": tokenizer(_PROBE, add_special_tokens=False)["input_ids"],
-    }
-    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
 
 
 def _load(auto_class: Any, model: TorchModel) -> Any:

@@ -8,6 +8,7 @@ precision where the CPU has tiles (see cpu).
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -75,14 +76,14 @@ class _Head:
             weight = self._module.weight.detach()
             self._weight = weight.float() if self._device.type == "cpu" else weight
             self._bias = None if self._module.bias is None else self._module.bias.detach().float()
-        self._buffer: torch.Tensor | None = None
+        self._buffer: torch.Tensor | None = None  # of the logits of a chunk, on CPU
         # If every row must be computed the same way, the last chunk has as many rows as the others to its end.
         self._keeps_padding = deterministic
         self._row_multiple = self._chunk_rows() if deterministic else ROW_MULTIPLE
         self._logsumexp: Callable[[torch.Tensor], torch.Tensor] | None = None
         if compiled and self._device.type != "cpu":
             # For one shape, that of a whole chunk: compiled for any number of rows it takes four times as long.
-            self._logsumexp = torch.compile(_logsumexp, dynamic=False)
+            self._logsumexp = torch.compile(partial(torch.logsumexp, dim=1), dynamic=False)
 
     def logp(self, hidden: torch.Tensor, step: Step) -> Numbers:
         """Starts on the log-probability of each target of a step, shape (N,), from its hidden rows, shape (R, d)."""
@@ -108,8 +109,10 @@ class _Head:
         if self._weight is None:
             logits: torch.Tensor = self._module(hidden.to(self._dtype)).float()
         elif self._device.type == "cpu":
+            if self._buffer is None:
+                self._buffer = torch.empty(self._chunk_rows(), self._weight.shape[0])
             with _bfloat16_products(enabled=self._dtype == torch.bfloat16):
-                logits = torch.mm(hidden.float(), self._weight.t(), out=self._rows(len(hidden)))
+                logits = torch.mm(hidden.float(), self._weight.t(), out=self._buffer[: len(hidden)])
         elif hidden.dtype == torch.float32:
             logits = hidden @ self._weight.t()
         else:
@@ -131,12 +134,6 @@ class _Head:
             return logits[rows, targets].double() - self._logsumexp(logits)[rows].double()
         return logits.log_softmax(dim=1)[rows, targets].double()
 
-    def _rows(self, num_rows: int) -> torch.Tensor:
-        assert self._weight is not None  # noqa: S101
-        if self._buffer is None:
-            self._buffer = torch.empty(self._chunk_rows(), self._weight.shape[0])
-        return self._buffer[:num_rows]
-
 
 @contextmanager
 def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
@@ -153,13 +150,8 @@ def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
         settings.fp32_precision = before
 
 
-def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
-    """Log of the sum of exponentials of each row, shape (R,)."""
-    return torch.logsumexp(logits, dim=1)
-
-
 def _logsumexp_(logits: torch.Tensor) -> torch.Tensor:
-    """The same, a few rows at a time and in the memory of `logits`, which it overwrites."""
+    """Log of the sum of exponentials of each row, a few rows at a time, in the memory of `logits`."""
     found = []
     for begin in range(0, len(logits), _CACHE_ROWS):
         rows = logits[begin : begin + _CACHE_ROWS]

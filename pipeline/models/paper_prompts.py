@@ -38,22 +38,19 @@ def tokenize_as_paper(
         tokens: `max_length` and `max_prompt_length` (the paper: 2048 and 1800).
         turns: prompt, chosen and rejected messages.
     """
-    prompt, chosen, rejected = turns
-    text = template.text(_with_system(tokenizer, tokens.chat_template, prompt))
-    answers = [template.text(messages) for messages in (chosen, rejected)]
+    prompt, *answers = turns
+    knows_system = any(mark in (tokens.chat_template or tokenizer.get_chat_template()) for mark in _KNOWS_SYSTEM_ROLE)
+    if knows_system and prompt and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": ""}, *prompt]
+    text, *texts = [template.text(messages) for messages in (prompt, *answers)]
     bos = tokenizer.bos_token or ""
-    first, second = (_split_at_seam(template, text, answer.removeprefix(bos)) for answer in answers)
-    if first is None or second is None or _differ_before_seam(first, second):
+    first, second = (_split_at_seam(template, text, answer.removeprefix(bos)) for answer in texts)
+    if first is None or second is None:
+        return BOUNDARY_MISMATCH
+    num_different = sum(a != b for a, b in zip(first[0], second[0], strict=False))
+    if num_different > 1 or abs(len(first[0]) - len(second[0])) > 1:
         return BOUNDARY_MISMATCH
     return finished_pair(*_truncated([_with_ends(tokenizer, split) for split in (first, second)], tokens))
-
-
-def _with_system(tokenizer: Any, template: str | None, prompt: Messages) -> Messages:
-    if not prompt or prompt[0]["role"] == "system":
-        return prompt
-    text = template or tokenizer.get_chat_template()
-    knows = any(mark in text for mark in _KNOWS_SYSTEM_ROLE)
-    return [{"role": "system", "content": ""}, *prompt] if knows else prompt
 
 
 def _split_at_seam(template: ChatTemplate, prompt: str, answer: str) -> _Split | None:
@@ -63,12 +60,6 @@ def _split_at_seam(template: ChatTemplate, prompt: str, answer: str) -> _Split |
         return None
     seam = len(alone) - (alone != whole[: len(alone)])
     return whole[:seam], whole[seam:]
-
-
-def _differ_before_seam(chosen: _Split, rejected: _Split) -> bool:
-    """Whether the prompts of both sides differ by more than one token or one in length."""
-    num_different = sum(a != b for a, b in zip(chosen[0], rejected[0], strict=False))
-    return num_different > 1 or abs(len(chosen[0]) - len(rejected[0])) > 1
 
 
 def _with_ends(tokenizer: Any, split: _Split) -> _Split:

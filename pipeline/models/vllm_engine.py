@@ -1,7 +1,7 @@
 """vLLM's offline engine, as sampling and scoring open it in their own process: environment, arguments, start and end.
 
-Nothing outlives the process when it is killed; the workers of a model that is shared among several GPUs are its
-children. Imports vLLM in functions only.
+Nothing outlives the process when it is killed: workers of a model that several GPUs share are its children. Imports
+vLLM in functions only.
 """
 
 import os
@@ -23,9 +23,9 @@ _CPU_BLOCK: Final = 32
 
 
 def environment(num_threads: int, engine_args: Mapping[str, Any]) -> dict[str, str]:
-    """Environment variables that a process with an engine must have from its start; the user's own go first.
+    """Environment variables that a process with an engine must have from its start; the user's own take precedence.
 
-    Those of CPU engines say nothing to one on a GPU.
+    Those for CPU engines have no effect on a GPU.
     """
     wanted = {
         "OMP_NUM_THREADS": str(num_threads),
@@ -35,23 +35,23 @@ def environment(num_threads: int, engine_args: Mapping[str, Any]) -> dict[str, s
         "VLLM_NO_USAGE_STATS": "1",
     }
     if "kv_cache_memory_bytes" not in engine_args:
-        wanted["VLLM_CPU_KVCACHE_SPACE"] = _KV_CACHE_GIB  # GiB
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = _KV_CACHE_GIB
     users = {name: value for name, value in os.environ.items() if name in wanted and name.startswith("VLLM_")}
     return wanted | users
 
 
 def import_vllm(wanted: Mapping[str, str], *, key: str, otherwise: str) -> Any:
-    """The module, imported in the environment wanted, so far as the process has none from its start.
+    """The module, imported in the environment wanted, unless the process has another one from its start.
 
     Args:
         wanted: of `environment`.
-        key: what the config says that asks for vLLM, for messages.
+        key: which config key asks for vLLM, for messages.
         otherwise: what can be done without it.
 
     Raises:
         ModelError: it is not installed.
     """
-    # Number of threads apart: it is set on torch, lest processes started from here inherit it.
+    # The number of threads is set on torch instead: processes started from here would inherit the variable.
     for name, value in wanted.items():
         if name.startswith("VLLM_"):
             os.environ.setdefault(name, value)
@@ -71,7 +71,7 @@ def on_cpu() -> bool:
 
 
 def dtype_here(dtype: str) -> str:
-    """The dtype asked for, but float32 where the CPU has no arithmetic of it."""
+    """The dtype asked for; float32 on a CPU that has no arithmetic of it."""
     import torch
 
     from pipeline.models.cpu import has_arithmetic
@@ -119,23 +119,16 @@ def starting(num_threads: int) -> Iterator[None]:
 
     set_num_threads = torch.set_num_threads
     use_threads(num_threads)
-    _give_llvmlite_a_dict()
-    try:
-        yield
-    finally:
-        torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a function there that does nothing
-
-
-def _give_llvmlite_a_dict() -> None:
-    """Let vLLM walk a process that has loaded llvmlite, as numba does for the kernels of selection.
-
-    On a CPU vLLM looks into the `__dict__` of every object of every module for kernels to replace, and llvmlite's
-    library answers any name at all with a function.
-    """
+    # On a CPU vLLM looks into the `__dict__` of every object of every module for kernels to replace. The library of
+    # llvmlite, which numba loads, answers any name at all with a function.
     ffi = sys.modules.get("llvmlite.binding.ffi")
     functions = getattr(getattr(ffi, "lib", None), "_fntab", None)
     if isinstance(functions, dict):
         functions.setdefault("__dict__", {})
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a function there that does nothing
 
 
 def use_threads(num_threads: int) -> None:

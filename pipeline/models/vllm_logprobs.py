@@ -1,9 +1,8 @@
 """Summed log-probabilities of completions by vLLM, for models larger than one GPU.
 
 One `vllm.LLM` in one actor owns the processes of its tensor-parallel group, so a model on eight GPUs is one replica
-like any other. Transformers' `tp_plan` wants a process for each rank, that is, a gang of actors that live and die
-together, and its sharded modules keep packed steps from running, which are what our own engine is fast by. A model that
-fits one GPU is scored faster, and prompts only once, by `LogprobEngine`.
+like any other. (Transformers' `tp_plan` wants a process for each rank: actors that live and die together. Its sharded
+modules cannot run packed steps.) A model that fits one GPU is scored faster by `LogprobEngine`, and prompts only once.
 
 vLLM is given token ids and asked for the log-probability of each of them (`prompt_logprobs=0`). It never reads its
 prefix cache for that, so every number is computed. It samples one token after each sequence, which is thrown away: a
@@ -51,10 +50,19 @@ class VllmLogprobEngine:
     def __init__(self, model: VllmModel, max_length: int) -> None:
         vllm = import_vllm(environment(model.num_threads, model.engine_args), key="backend: vllm", otherwise=_OTHERWISE)
         self._model = model
-        arguments = _arguments(model, max_length)
+        context = context_of(load_configuration(model))
+        length = max_length + 1  # room for the token that is sampled
+        ours = arguments_of(model, model, model.engine_args) | {
+            "dtype": dtype_here(model.dtype),
+            "max_model_len": length if context is None else min(length, context),
+            "max_num_batched_tokens": model.token_budget,
+            "max_num_seqs": min(_MOST_SEQUENCES, model.token_budget),
+            "enable_chunked_prefill": True,
+            "enable_prefix_caching": False,
+        }
         remedy = f"Try other engine_args, or {_OTHERWISE}."
         with load_errors("vLLM cannot run", model, remedy), starting(model.num_threads):
-            self._engine = vllm.LLM(**arguments)
+            self._engine = vllm.LLM(**(ours | model.engine_args))
         self._limit: int = self._engine.llm_engine.model_config.max_model_len - 1
         self._parameters = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
 
@@ -69,13 +77,12 @@ class VllmLogprobEngine:
         """
         check_predicted(groups)
         sequences = [c for group in groups for c in group]
-        num_tokens = np.asarray([len(c.ids) - c.start for c in sequences], dtype=np.int64)
-        too_long = [i for i, c in enumerate(sequences) if len(c.ids) > self._limit]
-        sums = np.where(num_tokens == 0, 0.0, np.nan)
-        sums[too_long] = np.nan
-        asked = [i for i in range(len(sequences)) if num_tokens[i] and len(sequences[i].ids) <= self._limit]
+        num_read = np.asarray([len(c.ids) - c.start for c in sequences], dtype=np.int64)
+        long = np.asarray([len(c.ids) > self._limit for c in sequences], dtype=bool)
+        sums = np.where(long | (num_read > 0), np.nan, 0.0)
+        asked = np.flatnonzero(~long & (num_read > 0))
         sums[asked] = self._sums([sequences[i] for i in asked])
-        return Scores(values=sums, left_out=dict.fromkeys(too_long, TOO_LONG))
+        return Scores(values=sums, left_out=dict.fromkeys(np.flatnonzero(long).tolist(), TOO_LONG))
 
     def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
         """None: the model's own forward is not at hand, and vLLM compared with itself would always agree."""
@@ -127,17 +134,3 @@ def response_logp(prompt_logprobs: Sequence[Any] | None, completion: Completion)
     except (KeyError, TypeError):
         raise ModelError("vLLM left the log-prob of a token out. Use another version of vLLM.") from None
     return float(found.sum())
-
-
-def _arguments(model: VllmModel, max_length: int) -> dict[str, Any]:
-    context = context_of(load_configuration(model))
-    length = max_length + 1  # room for the token that is sampled
-    ours = arguments_of(model, model, model.engine_args) | {
-        "dtype": dtype_here(model.dtype),
-        "max_model_len": length if context is None else min(length, context),
-        "max_num_batched_tokens": model.token_budget,
-        "max_num_seqs": min(_MOST_SEQUENCES, model.token_budget),
-        "enable_chunked_prefill": True,
-        "enable_prefix_caching": False,
-    }
-    return ours | model.engine_args
