@@ -1,4 +1,4 @@
-"""What may run in another way inside a decoder: layers compiled, the last feed-forward and the last norm.
+"""What runs in another way inside a decoder: the last feed-forward, the last norm, and compiled layers.
 
 Nothing that follows attention in the last layer goes from one row to another. So rows that no head reads need no
 feed-forward there: those of prompts, and all but one of a dialogue that gets a reward.
@@ -94,7 +94,7 @@ def _spread(_: torch.nn.Module, __: tuple[Any, ...], given: Any) -> Any:
 
 
 class LastNorm:
-    """A decoder's last module, as a rule its final norm, computed again in float32 on the rows that a head reads.
+    """A decoder's last module, usually its final norm, computed again in float32 on the rows that a head reads.
 
     In half precision the model's own norm rounds away what a float32 head can use: a twentieth of the error of
     SmolLM2's margins. The rows are few, so the cost is small. Entered for the time of one forward.

@@ -119,8 +119,8 @@ def _smaller(step: list[Group], budget: Budget) -> list[Group]:
 def no_smaller_steps(budget: Budget) -> ModelError:
     """The error for steps of a fixed budget that do not fit memory."""
     return ModelError(
-        f"A step of {budget.tokens} tokens does not fit memory, and deterministic does without smaller ones. "
-        "Lower token_budget, and score all shards anew with it."
+        f"A step of {budget.tokens} tokens does not fit memory, and deterministic allows no smaller ones. "
+        "Lower token_budget and score all shards again."
     )
 
 

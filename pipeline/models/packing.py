@@ -46,10 +46,10 @@ Group = Sequence[Completion]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One attention call: query rows see the rows of `context`, which come before them, then themselves causally.
+    """One attention call: query rows see the rows of `context`, then themselves causally.
 
-    `query` is a range of the flat step; `context` ranges of it that lie before, in the order of their positions; none
-    for the first segment of a group. Positions run on from the context.
+    `query` is a range of the flat step. `context` are ranges before it, in the order of their positions; none for the
+    first segment of a group. Positions of the query continue those of the context.
     """
 
     context: tuple[Range, ...]
@@ -68,7 +68,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
-    """One flat forward of T tokens, of which the last ones may be padding that belongs to no segment.
+    """One flat forward of T tokens; the last ones may be padding that belongs to no segment.
 
     Attributes:
         ids: token ids, shape (T,).

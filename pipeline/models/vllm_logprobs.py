@@ -81,7 +81,7 @@ class VllmLogprobEngine:
         long = np.asarray([len(c.ids) > self._limit for c in sequences], dtype=bool)
         sums = np.where(long | (num_read > 0), np.nan, 0.0)
         asked = np.flatnonzero(~long & (num_read > 0))
-        sums[asked] = self._sums([sequences[i] for i in asked])
+        sums[asked] = self._sums([sequences[i] for i in asked]) if len(asked) else []
         return Scores(values=sums, left_out=dict.fromkeys(np.flatnonzero(long).tolist(), TOO_LONG))
 
     def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
@@ -98,24 +98,19 @@ class VllmLogprobEngine:
         gc.collect()
 
     def _sums(self, completions: Sequence[Completion]) -> list[float]:
-        if not completions:
-            return []
-        use_threads(self._model.num_threads)
-        prompts = [{"prompt_token_ids": completion.ids.tolist()} for completion in completions]
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        use_threads(self._model.num_threads)
+        prompts = [{"prompt_token_ids": completion.ids.tolist()} for completion in completions]
         try:
             outputs = self._engine.generate(prompts, self._parameters, use_tqdm=False)
         except (RuntimeError, MemoryError, EngineDeadError) as error:
-            # vLLM does not live on after an error in a step, memory that is full included.
+            # vLLM does not survive an error in a step, a full memory included.
             raise ModelError(
                 f"vLLM died while it scored with {self._model.model}: {first_line(error)} If memory was full, lower "
                 "token_budget or engine_args.gpu_memory_utilization, and run again: finished shards stay."
             ) from error
-        return [
-            response_logp(output.prompt_logprobs, completion)
-            for output, completion in zip(outputs, completions, strict=True)
-        ]
+        return [response_logp(output.prompt_logprobs, c) for output, c in zip(outputs, completions, strict=True)]
 
 
 def response_logp(prompt_logprobs: Sequence[Any] | None, completion: Completion) -> float:
