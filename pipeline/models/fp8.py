@@ -75,16 +75,12 @@ def _(rows: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor) -> torch.Tenso
     return rows.new_empty(rows.shape[0], weight.shape[0], dtype=dtype)
 
 
-def use_fp8(model: Any) -> float:
+def use_fp8(model: Any) -> None:
     """Replace the linear layers of the decoder of a transformers model, whose adapters are unmerged, in place.
 
-    Returns:
-        The share of the decoder's weights that are now in 8 bits, 0 to 1.
-
     Raises:
-        ModelError: this torch or GPU cannot, or the decoder has no layer of this kind.
+        ModelError: the decoder has no layer of this kind.
     """
-    require_fp8(next(model.parameters()).device)
     decoder = model.base_model
     num_all = sum(parameter.numel() for parameter in decoder.parameters())
     num_rounded = 0
@@ -97,9 +93,7 @@ def use_fp8(model: Any) -> float:
                 setattr(parent, name, Fp8Linear(child))
     if num_rounded == 0:
         raise ModelError(f"fp8: {type(model).__name__} has no linear layers of its own to round. Remove fp8.")
-    share = float(num_rounded / num_all)
-    logger.info("%s: %.0f%% of the decoder's weights are in fp8", type(model).__name__, 100 * share)
-    return share
+    logger.info("%s: %.0f%% of the decoder's weights are in fp8", type(model).__name__, 100 * num_rounded / num_all)
 
 
 def require_fp8(device: torch.device) -> None:

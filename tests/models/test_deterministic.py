@@ -113,8 +113,8 @@ def test_layers_rounded_to_8_bits_keep_the_shape(compiled, groups):
 
 def test_scores_of_one_shape_are_not_mixed_with_others(tiny_model_dir):
     model = TorchModel(model=str(tiny_model_dir("llama")))
-    fixed = [model.model_copy(update={"deterministic": True, "token_budget": budget}) for budget in (256, 512)]
+    fixed = [model.model_copy(update={"deterministic": True, "token_budget": budget}) for budget in (None, 256, 512)]
     prints = [str(model_fingerprint(each)) for each in (model, *fixed)]
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 4
     larger = model.model_copy(update={"token_budget": 512})
     assert model_fingerprint(larger) == model_fingerprint(model)

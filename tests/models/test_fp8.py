@@ -73,7 +73,7 @@ def test_a_token_is_rounded_alone_and_keeps_its_dtype(dtype):
 
 def test_linear_layers_of_the_decoder_are_rounded_and_nothing_else():
     model = tiny_model("mixtral")
-    assert 0 < use_fp8(model) < 1
+    use_fp8(model)
     names = rounded_layers(model)
     assert {name.rsplit(".", 1)[-1] for name in names} >= {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert not [name for name in names if "gate" in name.split(".") or "lm_head" in name]
