@@ -101,18 +101,13 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer over the running step.
+    """Attention of one layer over the running step, as transformers calls it.
 
-    Args:
-        module: the layer's attention module.
-        query: shape (1, H, T, D).
-        key: shape (1, KV, T, D), where KV divides H.
-        value: like key.
-        attention_mask: must be None; the step says who sees whom.
-        options: `scaling`, `sliding_window`, `softcap` and `s_aux` (sinks, shape (H,)) as transformers passes them.
+    `query` has shape (1, H, T, D); `key` and `value` (1, KV, T, D), where KV divides H. There is no mask: the step says
+    who sees whom. Known options are `scaling`, `sliding_window`, `softcap` and `s_aux` (sinks, shape (H,)).
 
     Returns:
-        Output of shape (1, T, H, D), of no meaning in the rows of padding, and None for the weights.
+        Output of shape (1, T, H, D), without meaning in the rows of padding, and None for the weights.
 
     Raises:
         UnsupportedAttentionError: a mask, or an option that is not known here.

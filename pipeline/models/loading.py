@@ -71,11 +71,7 @@ def load_classifier(model: TorchModel) -> Any:
 
 
 def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
-    """Check by their files and tokenizers, without loading weights, that models can be run together.
-
-    Args:
-        models: by role: policy, reference, reward.
-        tokens: says which template policy and reference use.
+    """Check models (by role: policy, reference, reward) by their files and tokenizers, without loading weights.
 
     Raises:
         ModelError: a model is missing, policy and reference differ in tokenizer, or one has no chat template.
@@ -156,12 +152,9 @@ def _with_adapter(base: Any, model: TorchModel) -> Any:
 
 @contextmanager
 def load_errors(failure: str, model: TorchModel, remedy: str | None = None) -> Iterator[None]:
-    """Turn whatever a hub client, a parser, a weight loader or an engine raises in the block into a ModelError.
+    """Turn any error of a hub client, a parser, a weight loader or an engine into a ModelError.
 
-    Args:
-        failure: begins the message, before the model's name: "Cannot load the tokenizer of".
-        model: which one is being loaded.
-        remedy: ends the message; chosen by the error if None.
+    Its message is `failure`, the model's name, the error's first line and `remedy`, which None chooses by the error.
     """
     try:
         yield

@@ -88,14 +88,14 @@ class PairTokenizer:
         """Token ids of a pair, or the reason why it cannot be used.
 
         Args:
-            prompt: the turns before the response; `chosen` and `rejected` hold the response turns only.
-            chosen: turns of the chosen response.
-            rejected: turns of the rejected response.
+            prompt: the turns before the response.
+            chosen: the turns of the chosen response alone; `rejected` likewise.
+            rejected: see `chosen`.
             tools: JSON text of the tool schemas that the template is given; the paper preset takes none.
             row: id of the row, for the log and for messages.
 
         Raises:
-            ModelError: the template takes too long, whatever the row.
+            ModelError: the template takes too long on row after row.
         """
         if self._tokens.preset == "paper":
             from pipeline.models.paper_prompts import tokenize_as_paper

@@ -41,15 +41,10 @@ def environment(num_threads: int, engine_args: Mapping[str, Any]) -> dict[str, s
 
 
 def import_vllm(wanted: Mapping[str, str], *, key: str, otherwise: str) -> Any:
-    """The module, imported in the environment wanted, unless the process has another one from its start.
-
-    Args:
-        wanted: of `environment`.
-        key: which config key asks for vLLM, for messages.
-        otherwise: what can be done without it.
+    """The module, imported in the `environment` wanted; variables that the process has already stay.
 
     Raises:
-        ModelError: it is not installed.
+        ModelError: it is not installed; `key` of the config asks for it, and `otherwise` can be done without it.
     """
     # The number of threads is set on torch instead: processes started from here would inherit the variable.
     for name, value in wanted.items():
