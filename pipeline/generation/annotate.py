@@ -79,7 +79,7 @@ class AnnotateResponses:
         scores = self._engine.score([group for row in found if (group := _group(row))])
         rewards: list[list[float | None]] = [[None] * len(row[RESPONSE_IDS]) for row in found]
         reasons: list[list[str | None]] = [list(row[RESPONSE_REASONS]) for row in found]
-        for index, ((i, k), reward) in enumerate(zip(places, scores.reward.tolist(), strict=True)):
+        for index, ((i, k), reward) in enumerate(zip(places, scores.values.tolist(), strict=True)):
             if np.isfinite(reward):
                 rewards[i][k] = reward
             else:

@@ -2,7 +2,7 @@
 
 The policy reads a prompt by its own chat template. Where generate.system_prompt is put before a prompt, it stands in
 the column of prompts from then on: what is scored and trained on is what the policy has answered. A prompt that cannot
-be used is dropped with one of the reasons of pipeline.models.reasons, with empty_prompt or with empty_responses.
+be used is dropped with a reason of pipeline.models.templates or prompts, with empty_prompt or with empty_responses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from pipeline.config import Generate, Tokens
 from pipeline.errors import ModelError
 from pipeline.generation.sampler import Request, Response, Sampler, Sampling, seed_of
 from pipeline.models.packing import Int32Array
-from pipeline.models.reasons import PROMPT_TOO_LONG
+from pipeline.models.prompts import PROMPT_TOO_LONG
 from pipeline.models.templates import ChatTemplate, Messages
 from pipeline.schema import (
     CANDIDATE_SCHEMA,

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template, rendered within bounds: neither a template nor a row ends or hangs a run.
+"""A tokenizer's chat template, rendered within bounds, so that neither a template nor a row ends or hangs a run.
 
 Templates write their own BOS and EOS, so tokenising adds none.
 """
@@ -6,6 +6,7 @@ Templates write their own BOS and EOS, so tokenising adds none.
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -14,13 +15,18 @@ from jinja2 import TemplateSyntaxError
 from pipeline.config import DEFAULT_DATE
 from pipeline.errors import ModelError, is_foreign
 from pipeline.models.packing import Int32Array
-from pipeline.models.reasons import TEMPLATE_ERROR, TEMPLATE_OUTPUT_TOO_LONG, TEMPLATE_TIMEOUT, TOKENIZER_ERROR
 from pipeline.models.time_limit import limited
 from pipeline.row_faults import tell_row_fault
 from pipeline.shown import shown
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, str]]
+
+# Why a row has no tokens.
+TEMPLATE_ERROR: Final = "template_error"  # the template refuses the turns or fails on them
+TEMPLATE_TIMEOUT: Final = "template_timeout"
+TEMPLATE_OUTPUT_TOO_LONG: Final = "template_output_too_long"
+TOKENIZER_ERROR: Final = "tokenizer_error"
 
 MAX_CHARACTERS: Final = 16 * 2**20
 """Most that a template may make of one dialogue."""
@@ -68,19 +74,15 @@ class ChatTemplate:
             UnfitRowError: it takes too long or becomes too long.
             Exception: whatever the template raises.
         """
-
-        def render() -> str:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tools=None if tools is None else json.loads(tools),
-                    add_generation_prompt=add_generation_prompt,
-                    **self._arguments,
-                )
-            )
-
+        render = partial(
+            self._tokenizer.apply_chat_template,
+            [dict(message) for message in messages],
+            tools=None if tools is None else json.loads(tools),
+            add_generation_prompt=add_generation_prompt,
+            **self._arguments,
+        )
         try:
-            text = limited(render, LIMIT_S)
+            text = str(limited(render, LIMIT_S))
         except TimeoutError:
             raise UnfitRowError(TEMPLATE_TIMEOUT) from None
         if len(text) > MAX_CHARACTERS:
@@ -107,10 +109,10 @@ class ChatTemplate:
         return np.asarray(self.ids_of(text), dtype=np.int32)
 
     def outcome(self, make: Callable[[], T], row: str) -> T | str:
-        """What `make` makes of a row by means of this template, or the reason why it fails. `row` is the row's id.
+        """What `make` makes of the row with id `row` by this template, or the reason why it fails.
 
         Raises:
-            ModelError: the template took too long over several rows, with none between that it got done.
+            ModelError: the template took too long over several rows and finished none between them.
         """
         cause: BaseException | None
         try:
@@ -129,8 +131,8 @@ class ChatTemplate:
         self._num_timeouts += reason == TEMPLATE_TIMEOUT
         if self._num_timeouts >= _MOST_TIMEOUTS:
             raise ModelError(
-                f"{self._owner} takes longer than {LIMIT_S:g} s over one dialogue: so it did on {_MOST_TIMEOUTS} rows, "
-                f"with none between that it got done, the last of them {shown(row)}. Look for a loop without an end."
+                f"{self._owner} takes longer than {LIMIT_S:g} s over one dialogue: on {_MOST_TIMEOUTS} rows, and "
+                f"it finished none between them. The last is {shown(row)}. Look for a loop without an end."
             )
         return reason
 

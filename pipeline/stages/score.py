@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
-from pipeline.models.logprobs import Scores, pair_groups
+from pipeline.models.memory import Scores
 from pipeline.models.packing import Group
-from pipeline.models.rewards import ClassifierEngine, dialogue_groups
+from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import (
     ID,
     POLICY_LOGP_CHOSEN,
@@ -24,7 +24,7 @@ from pipeline.schema import (
 )
 from pipeline.shown import listed, quoted
 from pipeline.stages.rows import drop_rows, scored_rows, set_column, spread
-from pipeline.stages.tokenise import DIALOGUE_COLUMNS, PAIR_COLUMNS, dialogues_of, pair_of
+from pipeline.stages.tokenise import dialogue_groups, pair_groups
 
 Role = Literal["policy", "reference"]
 
@@ -63,12 +63,12 @@ class ScoreLogprobs:
             ModelError: on the first rows, the engine's numbers are not those of the model's own forward.
         """
         rows = scored_rows(table)
-        groups = pair_groups([pair_of(row) for row in table.select(PAIR_COLUMNS).take(pa.array(rows)).to_pylist()])
+        groups = pair_groups(table, rows)
         if groups and not self._checked:
             check_engine(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), self._role)
             self._checked = True
         scores = self._engine.score(groups)
-        outcome = _Outcome(values=scores.sum_logp.reshape(-1, 2), left_out=scores.left_out, otherwise="non_finite_logp")
+        outcome = _Outcome(values=scores.values.reshape(-1, 2), left_out=scores.left_out, otherwise="non_finite_logp")
         return _with_sides(table, rows, outcome, names=LOGP_COLUMNS[self._role], stage=self._role)
 
     def close(self) -> None:
@@ -88,14 +88,13 @@ class ScoreRewards:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score the rows still to be scored; drop those without a finite reward. Raises as ScoreLogprobs."""
         rows = scored_rows(table)
-        dialogues = [dialogues_of(row) for row in table.select(DIALOGUE_COLUMNS).take(pa.array(rows)).to_pylist()]
-        groups = dialogue_groups(dialogues)
+        groups = dialogue_groups(table, rows)
         if groups and not self._checked:
             check_engine(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), "reward")
             self._checked = True
         rewards = self._engine.score(groups)
         outcome = _Outcome(
-            values=rewards.reward.reshape(-1, 2), left_out=rewards.left_out, otherwise="non_finite_reward"
+            values=rewards.values.reshape(-1, 2), left_out=rewards.left_out, otherwise="non_finite_reward"
         )
         return _with_sides(table, rows, outcome, names=(REWARD_CHOSEN, REWARD_REJECTED), stage="reward")
 

@@ -12,8 +12,9 @@ from pipeline.errors import ModelError
 from pipeline.generation.annotate import AnnotateResponses, TokeniseResponses
 from pipeline.generation.stages import annotate_stages
 from pipeline.models.loading import load_classifier
+from pipeline.models.memory import Scores
 from pipeline.models.prompts import DialogueTokenizer
-from pipeline.models.rewards import ClassifierEngine, Rewards
+from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import ANNOTATED_SCHEMA, CANDIDATE_SCHEMA, DROPPED, SCORED
 from tests.fixtures_models import CHATML, tiny_model, tiny_tokenizer
 from tests.generation.tables import messages
@@ -69,7 +70,7 @@ class Giving:
     """An engine whose rewards are given."""
 
     def __init__(self, rewards, left_out=None) -> None:
-        self._found = Rewards(reward=np.asarray(rewards, np.float64), left_out=left_out or {})
+        self._found = Scores(values=np.asarray(rewards, np.float64), left_out=left_out or {})
         self.groups = []
 
     def disagreement(self, groups):
@@ -149,8 +150,7 @@ def test_a_shard_without_rows_to_score_is_passed_on(engine):
 
 
 def test_an_engine_that_is_wrong_on_real_rows_ends_the_run(engine, monkeypatch):
-    monkeypatch.setattr(engine, "_plain_score", lambda dialogue: 1e3)
-    monkeypatch.setattr(engine, "_ways", type(engine._ways)(packed=engine._packed_rewards, plain=lambda dialogue: 1e3))
+    monkeypatch.setattr(engine, "_plain", lambda dialogue: 1e3)
     with pytest.raises(ModelError, match="reward model cannot be trusted"):
         AnnotateResponses(engine)(tokenised(candidate_table()))
 
