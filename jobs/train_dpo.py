@@ -68,16 +68,16 @@ def load_pairs(data: str, rows: int | None) -> "Dataset":
 def read_pairs(data: str) -> list[dict[str, Any]]:
     """Pairs of any format that alignpot reads; rows that its readers drop are left out."""
     from pipeline.config import Source, Storage
-    from pipeline.schema import SCORED, STATUS
+    from pipeline.data.place import Place
+    from pipeline.schema import KEPT, STATUS
     from pipeline.sources.reader import open_source
     from pipeline.sources.shards import plan_shards
-    from pipeline.storage.filesystem import open_filesystem
 
-    fs, root = open_filesystem(data, Storage())
-    reader, files = open_source(fs, root, Source(path=data), rewards=False, policy_logps=False, reference_logps=False)
+    place, source = Place.open(data, Storage()), Source(path=data)
+    reader, files = open_source(place.fs, place.root, source, rewards=False, policy_logps=False, reference_logps=False)
     tables = (reader.read(shard).select([*COLUMNS, STATUS]) for shard in plan_shards(files, shard_rows=4096))
     rows = (row for table in tables for row in table.to_pylist())
-    return [row for row in rows if row[STATUS] == SCORED]
+    return [row for row in rows if row[STATUS] == KEPT]
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from pipeline.config import (
     Replicas,
     Run,
     Select,
-    Source,
     Storage,
     Tokens,
     TorchModel,
@@ -163,9 +162,8 @@ class Estimate(Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """URLs of pairs, of their scores and of the subset that is selected."""
+    """URLs of scores and of the subset that is selected."""
 
-    pairs: str
     scored: str
     subset: str
 
@@ -238,21 +236,20 @@ class SelfPlayConfig(Section):
     def _pairs_can_be_scored(self) -> "SelfPlayConfig":
         """What scoring and selection would refuse is refused here, before anything is generated."""
         try:
-            self.scoring(self.policy, Places(pairs="/pairs", scored="/scored", subset="/subset"))
+            self.scoring(self.policy, Places(scored="/scored", subset="/subset"))
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
         return self
 
     def scoring(self, policy: TorchModel, places: "Places") -> Config:
-        """The config that scores and selects pairs of this run, as a user would write it.
+        """The config that scores and selects pairs of this run, which come as a dataset, not from a source.
 
         Raises:
             ValidationError: sections do not fit each other.
         """
         reference = self.reference or self.policy if self.needs_reference else None
         return Config(
-            source=Source(path=places.pairs, format="scored", id_column="id", passthrough=_GROUPS),
             storage=self.storage,
             policy=policy,
             reference=reference,
@@ -263,8 +260,7 @@ class SelfPlayConfig(Section):
             metric=self.metric,
             select=self.select,
             output=Output(path=places.subset),
-            # Prompts without a pair stand among the pairs as dropped rows; what models drop is checked by the round.
-            run=self.run.model_copy(update={"max_dropped": 1.0}),
+            run=self.run,
         )
 
     @property

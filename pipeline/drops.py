@@ -8,7 +8,7 @@ another stage or reason than those listed here is never committed. The names are
 import logging
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from pipeline.errors import IntegrityError
 from pipeline.schema import DROP_REASON, DROP_STAGE, DROPPED, STATUS
@@ -33,7 +33,7 @@ class Reason(StrEnum):
     stages: tuple[str, ...]
     meaning: str
 
-    def __new__(cls, value: str, stages: str, meaning: str) -> "Reason":
+    def __new__(cls, value: str, stages: str = "", meaning: str = "") -> Self:
         """Stages are given as one text, with spaces between."""
         reason = str.__new__(cls, value)
         reason._value_ = value
@@ -69,7 +69,7 @@ class Reason(StrEnum):
     NULL_SCORE = "null_score", "source pair", "a score is missing"
     NON_FINITE_SCORE = "non_finite_score", "source pair", "a score is NaN or infinite"
     POSITIVE_LOGP = "positive_logp", "source", "a sum of log-probabilities above 0; the sign is likely wrong"
-    INVALID_TOKEN_COUNT = "invalid_token_count", "source", "a number of tokens that is not a whole number above 0"  # noqa: S105
+    INVALID_TOKEN_COUNT = "invalid_token_count", "source", "a number of tokens that is not a whole number above 0"
     NULL_ID = "null_id", "source", "the id column is null"
     ID_TYPE = "id_type", "source", "an id that is neither text nor a whole number"
     PASSTHROUGH_TYPE = "passthrough_type", "source", "a passed-through value that does not fit the column's type"
@@ -85,7 +85,7 @@ class Reason(StrEnum):
         _TOKENS,
         "the chat template writes far more than it was given",
     )
-    TOKENIZER_ERROR = "tokenizer_error", _TOKENS, "the tokenizer fails on the text"  # noqa: S105
+    TOKENIZER_ERROR = "tokenizer_error", _TOKENS, "the tokenizer fails on the text"
     PROMPT_TOO_LONG = "prompt_too_long", "tokenise generate", "the prompt leaves no room for a response"
     EMPTY_AFTER_TRUNCATION = "empty_after_truncation", "tokenise annotate", "no token of a response is left to score"
     IDENTICAL_AFTER_TRUNCATION = "identical_after_truncation", "tokenise", "both responses are cut to the same tokens"

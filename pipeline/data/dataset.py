@@ -1,14 +1,14 @@
 """A complete dataset of ours, read in its order, as often as needed, in memory that does not grow.
 
 It is opened by its manifest. The files that the manifest names are read and no others: what was committed is what comes
-out, or an IntegrityError names the file. Parts are read by column and row group, with the footer checked against the
-manifest and every page against its checksum. Files written for others (subsets, exports) are copied to local disk and
-their digest is compared before a row is used.
+out, or an IntegrityError names the file. Parquet (all parts, and subsets that have it) is read by column and row group;
+the footer is checked against the manifest, every page against its checksum. Subsets in Arrow alone are copied to local
+disk and their digest is compared before a row is used.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import schema as names
-from pipeline.data.files import local_tables, rows_of_formats
+from pipeline.data.files import arrow_tables
 from pipeline.data.manifest import EXPORT, SCORED, SUBSET, File, Manifest, check_sizes, find_manifest
-from pipeline.data.parts import PARTS_FOLDER, digest, footer_of, read_footer
+from pipeline.data.parts import ROW_GROUP_ROWS, digest, footer_of, read_footer
 from pipeline.data.place import Place, in_order
 from pipeline.data.run import Run, find_plan
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import storage_errors, translated
+from pipeline.selection.source import sample_size
 
 _WHOLE_BYTES = 2**20  # a part up to this size is fetched by one request, whatever columns are wanted
 _REMEDIES = {
@@ -93,9 +94,10 @@ class Dataset:
             IntegrityError: a file is missing, damaged or not the one that was committed.
         """
         wanted = self._columns(columns)
-        if not self._has_parts:
-            return (table.select(wanted) for table in self._whole_files())
-        return self._part_tables(wanted, kept_only=kept_only)
+        files = self._files()
+        if not all(file.footer_digest for file in files):
+            return (table.select(wanted) for file in files for table in arrow_tables(self.place, file))
+        return self._part_tables(files, wanted, kept_only=kept_only)
 
     def take(self, positions: Positions, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The kept rows at ascending positions, of which only the row groups that hold some are read.
@@ -103,39 +105,65 @@ class Dataset:
         Raises as `tables`.
         """
         wanted = self._columns(columns)
-        if not self._has_parts:
-            return self._taken(positions, self.tables(wanted))
-        firsts = np.cumsum([0, *(file.num_kept for file in self.manifest.files)])
+        files = self._files()
+        if not all(file.footer_digest for file in files):
+            return _taken(positions, self.tables(wanted))
+        firsts = np.cumsum([0, *(file.num_kept for file in files)])
         cuts = np.searchsorted(positions, firsts)
         some = [
             (file, positions[start:stop] - first)
-            for file, first, start, stop in zip(self.manifest.files, firsts, cuts[:-1], cuts[1:], strict=False)
+            for file, first, start, stop in zip(files, firsts[:-1], cuts[:-1], cuts[1:], strict=True)
             if stop > start
         ]
         return itertools.chain.from_iterable(in_order(lambda each: self._take_from(*each, wanted), some))
 
-    def rows(self, first: int, num_rows: int) -> pa.Table:
+    def rows(self, first: int, num_rows: int, columns: Sequence[str] | None = None) -> pa.Table:
         """`num_rows` kept rows from `first` on. Raises as `tables`."""
-        tables = self.take(np.arange(first, first + num_rows, dtype=np.int64))
-        return pa.concat_tables([self.schema.empty_table(), *tables])
+        return self._whole(self.take(np.arange(first, first + num_rows, dtype=np.int64), columns), columns)
+
+    def table(self, columns: Sequence[str] | None = None, *, kept_only: bool = True) -> pa.Table:
+        """All rows in memory. Raises as `tables`."""
+        return self._whole(self.tables(columns, kept_only=kept_only), columns)
 
     def split(self, num_parts: int) -> list[tuple[int, "Dataset"]]:
         """About `num_parts` runs of consecutive files, each with the position of its first kept row."""
-        files = self.manifest.files if self._has_parts else rows_of_formats(self.manifest)
+        files = self._files()
         firsts = np.concatenate([[0], np.cumsum([file.num_kept for file in files], dtype=np.int64)])
         targets = firsts[-1] * np.arange(1, num_parts) / num_parts
         cuts = sorted({0, len(files), *np.searchsorted(firsts, targets).tolist()})
         runs = [(start, stop) for start, stop in itertools.pairwise(cuts) if stop > start] or [(0, 0)]
         return [(int(firsts[start]), self._of(files[start:stop])) for start, stop in runs]
 
+    def sample(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Evenly spaced row groups, a sample for first guesses; nothing from a dataset that is hardly larger."""
+        num_rows = sample_size(self.num_kept)
+        if self.num_kept < 8 * num_rows:
+            return
+        groups = [(file, i) for file in self.manifest.files for i in range(-(-file.num_rows // ROW_GROUP_ROWS))]
+        step = len(groups) * num_rows / self.num_kept
+        chosen = [groups[int(i * len(groups) / step)] for i in range(max(1, int(step)))]
+        read = list(dict.fromkeys([*columns, names.STATUS]))
+        for file, of_file in itertools.groupby(chosen, key=lambda group: group[0]):
+            part = self._open(file)
+            for _, index in of_file:
+                table = self._read(part, [min(index, part.metadata.num_row_groups - 1)], read)
+                yield table.filter(pc.equal(table[names.STATUS], names.KEPT)).select(list(columns))
+
     @property
     def content(self) -> str:
         """What identifies the rows: a digest of the digests of all files."""
-        return digest("".join(file.digest for file in self.manifest.files).encode())
+        return digest("".join(file.digest or file.footer_digest for file in self._files()).encode())
 
-    @property
-    def _has_parts(self) -> bool:
-        return all(file.path.startswith(f"{PARTS_FOLDER}/") for file in self.manifest.files)
+    def _files(self) -> Sequence[File]:
+        """The files to read the rows from: of formats that hold the same rows, Parquet before Arrow."""
+        parquet = [file for file in self.manifest.files if file.footer_digest]
+        files = parquet or [file for file in self.manifest.files if file.path.startswith("hf/")]
+        if sum(file.num_rows for file in files) != self.manifest.num_rows:
+            raise IntegrityError(f"{self.place}: the files do not hold the rows of the manifest. Use another path.")
+        return files
+
+    def _whole(self, tables: Iterable[pa.Table], columns: Sequence[str] | None) -> pa.Table:
+        return pa.concat_tables([self.schema.empty_table().select(self._columns(columns)), *tables])
 
     def _columns(self, columns: Sequence[str] | None) -> list[str]:
         wanted = list(self.schema.names if columns is None else columns)
@@ -146,24 +174,9 @@ class Dataset:
         sums = {name: sum(getattr(file, name) for file in files) for name in ("num_rows", "num_kept")}
         return Dataset(self.place, dataclasses.replace(self.manifest, files=tuple(files), **sums))
 
-    def _whole_files(self) -> Iterator[pa.Table]:
-        files = rows_of_formats(self.manifest)
-        if sum(file.num_rows for file in files) != self.manifest.num_rows:
-            raise IntegrityError(f"{self.place}: the files do not hold the rows of the manifest. Use another path.")
-        for file in files:
-            yield from local_tables(self.place, file)
-
-    def _taken(self, positions: Positions, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        first = 0
-        for table in tables:
-            start, stop = np.searchsorted(positions, [first, first + table.num_rows])
-            if stop > start:
-                yield table.take(positions[start:stop] - first)
-            first += table.num_rows
-
-    def _part_tables(self, wanted: list[str], *, kept_only: bool) -> Iterator[pa.Table]:
+    def _part_tables(self, files: Sequence[File], wanted: list[str], *, kept_only: bool) -> Iterator[pa.Table]:
         def groups() -> Iterator[tuple[_OpenPart, int]]:
-            for part in in_order(self._open, self.manifest.files):
+            for part in in_order(self._open, files):
                 yield from ((part, index) for index in range(part.metadata.num_row_groups))
 
         def read(group: tuple[_OpenPart, int]) -> tuple[_OpenPart, int, pa.Table]:
@@ -181,7 +194,7 @@ class Dataset:
     def _rows(self, part: _OpenPart, group: int, wanted: list[str], *, kept_only: bool) -> pa.Table:
         """Rows of a row group; their status is read where the manifest says that some were dropped."""
         some_dropped = kept_only and part.file.num_kept < part.file.num_rows
-        read = list(dict.fromkeys([*wanted, names.STATUS])) if some_dropped or not wanted else wanted
+        read = list(dict.fromkeys([*wanted, names.STATUS])) if some_dropped else wanted or self.schema.names[:1]
         table = self._read(part, [group], read)
         return table.filter(pc.equal(table[names.STATUS], names.KEPT)) if some_dropped else table
 
@@ -208,7 +221,7 @@ class Dataset:
         place = self.place / file.path
         data = place.read_range(0, file.size) if file.size <= _WHOLE_BYTES else None
         footer = footer_of(data) if data is not None else read_footer(place, file.size)
-        if digest(footer) != file.digest:
+        if digest(footer) != file.footer_digest:
             raise self._damaged(file, "its footer is not the one that was committed")
         return _OpenPart(file, pq.read_metadata(pa.BufferReader(footer)), data)
 
@@ -229,6 +242,15 @@ class Dataset:
         return IntegrityError(
             f"{self.place / file.path} is damaged: {problem}. Restore it, or make the dataset again under another path."
         )
+
+
+def _taken(positions: Positions, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    first = 0
+    for table in tables:
+        start, stop = np.searchsorted(positions, [first, first + table.num_rows])
+        if stop > start:
+            yield table.take(positions[start:stop] - first)
+        first += table.num_rows
 
 
 def _source(part: _OpenPart, place: Place) -> Any:

@@ -62,9 +62,9 @@ def find_repeats(rows: Rows, hashes: HashArray) -> Positions:
     if len(conflicts):
         first = pa.concat_tables(rows.take(conflicts[:_MOST_NAMED], [names.ID]))[names.ID].to_pylist()
         raise SourceError(
-            f"{len(conflicts)} ids stand for rows of different content, first [{listed(first, show=quoted)}]. Give each "
-            "row an id of its own, or leave out source.id_column to have the content name the row; then score under "
-            "another path."
+            f"{len(conflicts)} ids stand for rows of different content, first [{listed(first, show=quoted)}]. Give "
+            "each row an id of its own, or leave out source.id_column to have the content name the row; then score "
+            "under another path."
         )
     return left_out
 

@@ -12,16 +12,15 @@ it wrote.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.data.commit import create, create_from_file
-
 from pipeline.data.manifest import File, Manifest, schema_json
+from pipeline.data.parts import digest, footer_bytes
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
 from pipeline.data.writers import LocalFiles, hf_descriptions
@@ -36,7 +35,6 @@ _NAMES: Final = {
     "parquet": "parquet/train-{index:05d}-of-{num_files:05d}.parquet",
     "jsonl": "data/train-{index:05d}-of-{num_files:05d}.jsonl",
 }
-_READ_ROWS: Final = 1024
 _CHUNK_BYTES: Final = 16 * 2**20
 
 
@@ -98,14 +96,8 @@ def finish_files(run: Run, files: Iterable[File], beside: Mapping[str, bytes], e
     return run.publish(run.manifest(**facts))
 
 
-def rows_of_formats(manifest: Manifest) -> tuple[File, ...]:
-    """The files to read the rows from: Parquet where there is some, else Arrow; the rows are the same."""
-    parquet = tuple(file for file in manifest.files if file.path.startswith("parquet/"))
-    return parquet or tuple(file for file in manifest.files if file.path.startswith("hf/"))
-
-
-def local_tables(dataset: Place, file: File) -> Iterator[pa.Table]:
-    """The rows of a file, some at a time, from a copy on local disk whose digest has been compared.
+def arrow_tables(dataset: Place, file: File) -> Iterator[pa.Table]:
+    """The rows of an Arrow file, some at a time, from a copy on local disk whose digest has been compared.
 
     Raises:
         IntegrityError: it is not the file that was written.
@@ -122,14 +114,9 @@ def local_tables(dataset: Place, file: File) -> Iterator[pa.Table]:
             raise IntegrityError(
                 f"{place} is not the file that the manifest names: its digest differs. Restore it, or select again."
             )
-        if file.path.endswith(".parquet"):
-            with pq.ParquetFile(path) as parquet:
-                yield from (pa.Table.from_batches([batch]) for batch in parquet.iter_batches(_READ_ROWS))
-            return
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as stream:
             for batch in stream:
-                for start in range(0, batch.num_rows, _READ_ROWS):
-                    yield pa.Table.from_batches([batch.slice(start, _READ_ROWS)])
+                yield pa.Table.from_batches([batch])
 
 
 def check_file(dataset: Place, file: File) -> None:
@@ -208,13 +195,23 @@ def _write(run: Run, index: int, stream: _Stream) -> list[File]:
 
 
 def _published(run: Run, index: int, form: str, local: Path) -> File:
+    num_rows, size = run.plan.shards[index]["num_rows"], local.stat().st_size
     with local.open("rb") as stream:
-        content = hashlib.file_digest(stream, _blake2b).hexdigest()
-    num_rows = run.plan.shards[index]["num_rows"]
-    path = _NAMES[form].format(index=index, num_files=len(run.plan.shards))
-    file = File(path=path, num_rows=num_rows, num_kept=num_rows, size=local.stat().st_size, digest=content)
-    if not create_from_file(run.place / path, local) and not _is_same(run.place / path, file):
-        raise _other_content(run.place / path)
+        content, footer = hashlib.file_digest(stream, _blake2b).hexdigest(), b""
+        if form == "parquet":
+            stream.seek(size - 8)
+            stream.seek(size - footer_bytes(stream.read()))
+            footer = stream.read()
+    file = File(
+        path=_NAMES[form].format(index=index, num_files=len(run.plan.shards)),
+        num_rows=num_rows,
+        num_kept=num_rows,
+        size=size,
+        digest=content,
+        footer_digest=digest(footer) if footer else "",
+    )
+    if not create_from_file(run.place / file.path, local) and not _is_same(run.place / file.path, file):
+        raise _other_content(run.place / file.path)
     local.unlink()
     return file
 

@@ -28,8 +28,10 @@ class File:
     num_kept: int = 0
     size: int
     """Bytes."""
-    digest: str
-    """blake2b: of the footer for a part, which holds the place and size of every page, else of the whole file."""
+    digest: str = ""
+    """blake2b of the whole file; empty for parts."""
+    footer_digest: str = ""
+    """blake2b of the footer of a Parquet file, which holds the place and size of every page; pages have checksums."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,7 +163,7 @@ def read_footer(place: Place, size: int) -> bytes:
         IntegrityError: there is none.
     """
     tail = place.read_range(max(0, size - _TAIL_BYTES), size)
-    length = _footer_bytes(tail)
+    length = footer_bytes(tail)
     if tail[-4:] != b"PAR1" or not 8 < length <= size:
         raise IntegrityError(f"{place} is damaged: no Parquet footer. Restore it, or score again.")
     return tail[-length:] if length <= len(tail) else place.read_range(size - length, size)
@@ -171,7 +171,7 @@ def read_footer(place: Place, size: int) -> bytes:
 
 def footer_of(data: bytes) -> bytes:
     """The footer of a Parquet object that is held whole."""
-    return data[-_footer_bytes(data) :]
+    return data[-footer_bytes(data) :]
 
 
 def check_footer(footer: bytes, where: str) -> None:
@@ -195,7 +195,8 @@ def add_id_digests(digests: Iterable[str]) -> str:
     return f"{sum(int(each, 16) for each in digests) % 2**128:032x}"
 
 
-def _footer_bytes(data: bytes | bytearray) -> int:
+def footer_bytes(data: bytes | bytearray) -> int:
+    """Length of a Parquet footer, given the end of the object."""
     return int.from_bytes(data[-8:-4], "little") + 8
 
 
@@ -301,6 +302,6 @@ def _encoded(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
         writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
         writer.add_key_value_metadata({_SUMMARY_KEY.decode(): json.dumps(facts), "seal": _NO_SEAL.decode()})
     data = bytearray(sink.getvalue())
-    footer = slice(len(data) - _footer_bytes(data), len(data))
+    footer = slice(len(data) - footer_bytes(data), len(data))
     data[footer] = _SEAL.sub(_seal(bytes(data[footer])), data[footer])
     return bytes(data)

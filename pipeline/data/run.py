@@ -240,7 +240,7 @@ def _manifest_of_parts(run: Run, parts: Sequence[PartSummary], extra: Mapping[st
                 num_rows=part.num_rows,
                 num_kept=part.num_kept,
                 size=part.size,
-                digest=part.footer_digest,
+                footer_digest=part.footer_digest,
             )
             for part in parts
         ),

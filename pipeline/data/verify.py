@@ -46,7 +46,8 @@ def _checks(place: Place, kind: str) -> list[Callable[[], None]]:
         raise IntegrityError(f"{place}: {RUN_FILE} and {MANIFEST_FILE} are of different runs.")
     specs = plan.part_specs(range(len(manifest.files)))
     return [
-        partial(check_part, place, specs[index], file.size, file.digest) for index, file in enumerate(manifest.files)
+        partial(check_part, place, specs[index], file.size, file.footer_digest)
+        for index, file in enumerate(manifest.files)
     ]
 
 

@@ -12,6 +12,7 @@ from pipeline.config import Config, Metric, Objective, Select
 from pipeline.config_file import parse_config
 from pipeline.config_metric import MetricName
 from pipeline.config_text import yaml_value
+from pipeline.data.dataset import Dataset
 from pipeline.errors import ConfigError
 from pipeline.flows.select import find_positions, open_scored
 from pipeline.flows.select_engine import passes_for
@@ -20,7 +21,6 @@ from pipeline.selection.compare_table import render_comparison
 from pipeline.selection.source import parts_of
 from pipeline.selection.top_k import Query, select_many
 from pipeline.shown import shown
-from pipeline.storage.scored import ScoredDataset
 
 DEFAULT_FRACTIONS: Final = (0.1, 0.4)
 _DEFAULT_METRICS: Final[tuple[MetricName, ...]] = ("potential", "explicit", "implicit", "bees-add", "random")
@@ -76,7 +76,7 @@ def _rule(fraction: float) -> Select:
         raise ConfigError(f"--fraction must be above 0 and at most 1, got {fraction}.") from None
 
 
-def _objective(request: CompareRequest, dataset: ScoredDataset) -> Objective:
+def _objective(request: CompareRequest, dataset: Dataset) -> Objective:
     if request.objective:
         section = _section(request.objective, option="--objective")
     else:
@@ -85,7 +85,7 @@ def _objective(request: CompareRequest, dataset: ScoredDataset) -> Objective:
     return config.objective
 
 
-def _metrics(given: Sequence[str], objective: Objective, dataset: ScoredDataset) -> dict[str, Metric]:
+def _metrics(given: Sequence[str], objective: Objective, dataset: Dataset) -> dict[str, Metric]:
     if given:
         return {text: _metric(text, objective) for text in given}
     readable = {name: Metric(name=name) for name in _DEFAULT_METRICS}
@@ -120,7 +120,7 @@ def _columns(metric: Metric, objective: Objective) -> set[str]:
     return set(query.ranker.columns)
 
 
-def _empty_columns(dataset: ScoredDataset) -> set[str]:
+def _empty_columns(dataset: Dataset) -> set[str]:
     """Columns without a value in the first rows: of models that were not run."""
     table = next(iter(dataset.tables()), None)
     if table is None:

@@ -11,14 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import fsspec
+import numpy as np
 import pyarrow as pa
 
-from pipeline import __version__, schema
+from pipeline import schema
 from pipeline.config import Config, Output, Select, resolved
+from pipeline.data.commit import check_writable
+from pipeline.data.dataset import Dataset
+from pipeline.data.duplicates import find_repeats, id_hashes
+from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout
+from pipeline.data.manifest import SUBSET
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run, check_claim
+from pipeline.data.sealed import differences, fingerprint_digest, read_sealed, sealed
 from pipeline.errors import ConfigError, FingerprintError, SourceError
 from pipeline.flows.select_engine import passes_for
 from pipeline.flows.write_subset import FileTask, files_of
+from pipeline.metrics.ids import HashArray
 from pipeline.selection.former import apply_former, former_rule
 from pipeline.selection.passes import Passes
 from pipeline.selection.report import PartsReport, summarise_parts
@@ -26,13 +35,7 @@ from pipeline.selection.selection import Selection
 from pipeline.selection.source import Part, Positions, parts_of
 from pipeline.selection.streams import check_group_type
 from pipeline.selection.top_k import Query, num_selected, select_many
-from pipeline.shown import shown, shown_path
-from pipeline.storage.duplicates import COLUMNS, HashedRows, check_conflicts, find_duplicates, hashed_rows
-from pipeline.storage.filesystem import check_writable, display, open_filesystem
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.runs import RUN_FILE, RunPlan, differences, fingerprint_digest, read_sealed
-from pipeline.storage.scored import ScoredDataset
-from pipeline.storage.subset import REPORT_FILE, SubsetSpec, SubsetWriter, load_subset_manifest, open_subset
+from pipeline.shown import shown_path
 
 _PARTS_PER_FILE: Final = 4
 _SCORING: Final = ("policy", "reference", "reward", "tokens")
@@ -47,8 +50,7 @@ class SelectRun:
     config: Config
     output: Output
     select: Select
-    fs: fsspec.AbstractFileSystem
-    root: str
+    place: Place
     fingerprint: Mapping[str, Any]
     former: Mapping[str, Any] | None = None
 
@@ -68,7 +70,7 @@ class SelectRun:
         return "\n".join(lines)
 
 
-def prepare_select(config: Config, plan: RunPlan | None = None) -> list[SelectRun]:
+def prepare_select(config: Config, plan: Plan | None = None) -> list[SelectRun]:
     """Check the outputs and what may be there already; one run, or one for each variant of a sweep.
 
     plan: of the scored dataset, where it is not complete yet; left out, the scored dataset must be complete.
@@ -80,12 +82,12 @@ def prepare_select(config: Config, plan: RunPlan | None = None) -> list[SelectRu
     return [_prepare(variant, scored, plan) for variant in config.variants()]
 
 
-def _prepare(config: Config, scored: Mapping[str, Any], plan: RunPlan | None) -> SelectRun:
+def _prepare(config: Config, scored: Mapping[str, Any], plan: Plan | None) -> SelectRun:
     if config.select is None or config.output is None:
         raise ConfigError("select needs a select section (fraction or k) and an output section (path); add them.")
-    fs, root = open_filesystem(config.output.path, config.storage)
-    if open_subset(fs, root) is None:
-        check_writable(fs, root)
+    place = Place.open(config.output.path, config.storage)
+    if Dataset.find(place, SUBSET) is None:
+        check_writable(place)
     former = None if config.select.stats_from is None else _former(config, config.select.stats_from, scored)
     rule = config.select
     if former is not None:
@@ -105,9 +107,9 @@ def _prepare(config: Config, scored: Mapping[str, Any], plan: RunPlan | None) ->
         check_group_type(rule.group_by, plan.schema.field(rule.group_by).type)
     if plan is not None and former is None:
         num_selected(rule, sum(shard["num_rows"] for shard in plan.shards))
-    _check_output(fs, root, fingerprint)
+    check_claim(place, SUBSET, fingerprint)
     return SelectRun(
-        config=config, output=config.output, select=rule, fs=fs, root=root, fingerprint=fingerprint, former=former
+        config=config, output=config.output, select=rule, place=place, fingerprint=fingerprint, former=former
     )
 
 
@@ -117,7 +119,7 @@ def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
     Raises:
         AlignpotError: the scored dataset does not allow a selection, or is damaged.
     """
-    pending = [run for run in runs if open_subset(run.fs, run.root) is None]
+    pending = [run for run in runs if Dataset.find(run.place, SUBSET) is None]
     if pending:
         config = pending[0].config
         dataset = open_scored(config)
@@ -127,7 +129,7 @@ def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
             has_tools = any(passes.run(_ToolsTask(), parts_of(dataset, duplicates, "keep", passes.num_parts)))
             for run, selection in zip(pending, selections, strict=True):
                 _write(passes, dataset, run, selection, has_tools=has_tools)
-    return [_report(run.fs, run.root) for run in runs]
+    return [_report(run.place) for run in runs]
 
 
 def load_reports(config: Config) -> list[dict[str, Any]]:
@@ -141,37 +143,30 @@ def load_reports(config: Config) -> list[dict[str, Any]]:
     reports = []
     for variant in config.variants():
         path = variant.output.path if variant.output is not None else config.output.path
-        fs, root = open_filesystem(path, config.storage)
-        if load_subset_manifest(fs, root) is None:
-            raise SourceError(f"{display(fs, root)} holds no complete subset. Run `alignpot select` first.")
-        reports.append(_report(fs, root))
+        reports.append(_report(Dataset.open(Place.open(path, config.storage), SUBSET).place))
     return reports
 
 
 @dataclass(frozen=True, slots=True)
 class _HashTask:
-    """Hashes of the ids and contents of one part; picklable."""
+    """Hashes of the ids of one part; picklable."""
 
-    def __call__(self, part: Part) -> list[HashedRows]:
-        return list(hashed_rows(part.source.tables(COLUMNS), part.first_row))
+    def __call__(self, part: Part) -> HashArray:
+        hashes = [id_hashes(table) for table in part.source.tables([schema.ID])]
+        return np.concatenate([np.zeros(0, np.uint64), *hashes])
 
 
-def find_positions(passes: Passes, dataset: ScoredDataset) -> Positions:
+def find_positions(passes: Passes, dataset: Dataset) -> Positions:
     """Positions of the rows that repeat the id and content of another one.
 
     Raises:
         SourceError: rows share an id but not their content.
     """
     parts = [Part(source=piece, first_row=first) for first, piece in dataset.split(passes.num_parts)]
-    rows = (rows for of_part in passes.run(_HashTask(), parts) for rows in of_part)
-    found = find_duplicates(rows, dataset.manifest.num_scored)
-    check_conflicts(dataset, found)
-    return found.duplicate_positions
+    return find_repeats(dataset, np.concatenate([np.zeros(0, np.uint64), *passes.run(_HashTask(), parts)]))
 
 
-def _selections(
-    passes: Passes, dataset: ScoredDataset, runs: Sequence[SelectRun], duplicates: Positions
-) -> list[Selection]:
+def _selections(passes: Passes, dataset: Dataset, runs: Sequence[SelectRun], duplicates: Positions) -> list[Selection]:
     """The selections of all runs; those that are searched for share their passes."""
     searched = [run for run in runs if run.former is None]
     found = iter(select_many(dataset, [run.query for run in searched], duplicates, passes, verify=False))
@@ -183,7 +178,7 @@ def _selections(
     ]
 
 
-def _parts(dataset: ScoredDataset, duplicates: Positions, rule: Select, num_parts: int) -> list[Part]:
+def _parts(dataset: Dataset, duplicates: Positions, rule: Select, num_parts: int) -> list[Part]:
     return parts_of(dataset, duplicates, rule.labels, num_parts)
 
 
@@ -196,29 +191,27 @@ class _ToolsTask:
         return any(table.column(schema.TOOLS).null_count < table.num_rows for table in tables)
 
 
-def _write(passes: Passes, dataset: ScoredDataset, run: SelectRun, selection: Selection, *, has_tools: bool) -> None:
+def _write(passes: Passes, dataset: Dataset, run: SelectRun, selection: Selection, *, has_tools: bool) -> None:
     # A file reads each of its parts from the start: with few parts a file, most of that would be rows of others.
     num_files = -(-selection.k // run.output.rows_per_file)
     num_parts = max(passes.num_parts, _PARTS_PER_FILE * num_files)
     parts = _parts(dataset, selection.duplicates, run.select, num_parts)
     found: PartsReport = summarise_parts(passes, parts, selection)
     columns = _columns(dataset.schema, slim=run.output.slim, has_tools=has_tools)
-    spec = SubsetSpec(
-        num_rows=selection.k,
-        schema=_subset_schema(dataset.schema, columns, slim=run.output.slim),
-        formats=run.output.formats,
-        rows_per_file=run.output.rows_per_file,
+    plan = Plan(
+        kind=SUBSET,
         fingerprint=run.fingerprint,
         config=resolved(run.config),
-        version=__version__,
+        schema=_subset_schema(dataset.schema, columns, slim=run.output.slim),
+        shards=file_shards(selection.k, run.output.rows_per_file),
+        formats=run.output.formats,
     )
-    with SubsetWriter(run.fs, run.root, spec) as writer:
-        if writer.done is None:
-            task = FileTask(fs=run.fs, root=run.root, spec=writer.spec, selection=selection, columns=tuple(columns))
-            for records in passes.map(task, files_of(writer.spec, parts, found.num_kept)):
-                writer.add(records)
-            scored_by = _scored_by(dataset.manifest.fingerprint)
-            writer.finish(report=found.report, extra={"selection": found.report["selection"], "scored_by": scored_by})
+    writing = Run.claim(run.place, with_layout(plan))
+    task = FileTask(run=writing, selection=selection, columns=tuple(columns))
+    files = [file for files in passes.map(task, files_of(writing.plan, parts, found.num_kept)) for file in files]
+    scored_by = _scored_by(dataset.manifest.fingerprint)
+    extra = {"selection": found.report["selection"], "scored_by": scored_by}
+    finish_files(writing, files, {REPORT_FILE: sealed(found.report)}, extra)
 
 
 def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,9 +221,8 @@ def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _former(config: Config, path: str, scored: Mapping[str, Any]) -> Mapping[str, Any]:
     """The selection in a subset's manifest, which must be of scores like those of `scored`."""
-    fs, full = open_filesystem(path, config.storage)
+    manifest = read_sealed(Place.open(path, config.storage))
     path = shown_path(path)
-    manifest = read_sealed(fs, full)
     if manifest is None:
         raise SourceError(f"select.stats_from: {path} is not there. Give the _SUCCESS.json of a subset.")
     extra = manifest.get("extra")
@@ -246,38 +238,20 @@ def _former(config: Config, path: str, scored: Mapping[str, Any]) -> Mapping[str
     return selection
 
 
-def open_scored(config: Config) -> ScoredDataset:
+def open_scored(config: Config) -> Dataset:
     """The complete dataset at `scored`.
 
     Raises:
         SourceError: there is none.
     """
-    fs, root = open_filesystem(config.scored, config.storage)
-    return ScoredDataset(fs, root, load_manifest(fs, root))
+    return Dataset.open(Place.open(config.scored, config.storage))
 
 
-def _check_output(fs: fsspec.AbstractFileSystem, root: str, fingerprint: Mapping[str, Any]) -> None:
-    """Refuse an output of another selection now, rather than after hours of scoring."""
-    run = read_sealed(fs, f"{root}/{RUN_FILE}")
-    if run is None:
-        return
-    if run.get("kind") != "subset":
-        raise FingerprintError(f"{display(fs, root)} holds a scored dataset, no subset. Give another output.path.")
-    stored = run.get("fingerprint", {})
-    decisive = {name: value for name, value in stored.items() if name != "layout"}
-    found = list(differences(decisive, dict(fingerprint)))
-    if found:
-        fields = ", ".join(f"{shown(field)} ({shown(was)} there, {shown(wanted)} here)" for field, was, wanted in found)
-        raise FingerprintError(
-            f"{display(fs, root)} holds another subset; what differs: {fields}. Give another output.path."
-        )
-
-
-def _report(fs: fsspec.AbstractFileSystem, root: str) -> dict[str, Any]:
-    path = f"{root}/{REPORT_FILE}"
-    report = read_sealed(fs, path)
+def _report(place: Place) -> dict[str, Any]:
+    path = place / REPORT_FILE
+    report = read_sealed(path)
     if report is None:
-        raise SourceError(f"{display(fs, path)} is missing from a complete subset. Select again to another path.")
+        raise SourceError(f"{path} is missing from a complete subset. Select again to another path.")
     return report
 
 

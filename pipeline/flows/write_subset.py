@@ -3,14 +3,14 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import fsspec
 import pyarrow as pa
 
+from pipeline.data.files import write_file
+from pipeline.data.manifest import File
+from pipeline.data.run import Plan, Run
 from pipeline.selection.selection import Selection
 from pipeline.selection.source import Part
-from pipeline.storage.subset_parts import FileWriter, SubsetSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,21 +28,15 @@ class FileTask:
     columns: of the scored dataset, to be read for the subset.
     """
 
-    fs: fsspec.AbstractFileSystem
-    root: str
-    spec: SubsetSpec
+    run: Run
     selection: Selection
     columns: tuple[str, ...]
 
-    def __call__(self, file: tuple[int, Sequence[KeptPart]]) -> list[dict[str, Any]]:
-        """Publish the file of this index from the parts that it needs; what FileWriter gives."""
+    def __call__(self, file: tuple[int, Sequence[KeptPart]]) -> list[File]:
+        """Publish the file of this index from the parts that it needs."""
         index, parts = file
-        wanted = self.spec.rows_of_file(index)
-        with FileWriter(self.fs, self.root, self.spec, index) as writer:
-            for kept in parts:
-                for table in self._slices(kept, wanted):
-                    writer.write(table)
-            return writer.publish()
+        wanted = rows_of(self.run.plan, index)
+        return write_file(self.run, index, (table for kept in parts for table in self._slices(kept, wanted)))
 
     def _slices(self, kept: KeptPart, wanted: range) -> Iterator[pa.Table]:
         """The rows of a part that belong to the file."""
@@ -59,11 +53,11 @@ class FileTask:
         first_row = part.first_row
         for table in part.source.tables(list(dict.fromkeys([*self.columns, *self.selection.columns]))):
             kept = self.selection.apply(table, first_row=first_row)
-            yield kept.select(self.spec.schema.names).cast(self.spec.schema)
+            yield kept.select(self.run.plan.schema.names).cast(self.run.plan.schema)
             first_row += table.num_rows
 
 
-def files_of(spec: SubsetSpec, parts: Sequence[Part], num_kept: Sequence[int]) -> list[tuple[int, list[KeptPart]]]:
+def files_of(plan: Plan, parts: Sequence[Part], num_kept: Sequence[int]) -> list[tuple[int, list[KeptPart]]]:
     """The files of a subset with the parts that each reads, given how many rows of each part are kept."""
     ends = list(itertools.accumulate(num_kept))
     kept = [
@@ -72,7 +66,13 @@ def files_of(spec: SubsetSpec, parts: Sequence[Part], num_kept: Sequence[int]) -
         if num
     ]
     files: list[tuple[int, list[KeptPart]]] = []
-    for index in range(spec.num_files):
-        rows = spec.rows_of_file(index)
+    for index in range(len(plan.shards)):
+        rows = rows_of(plan, index)
         files.append((index, [k for k in kept if k.rows.start < rows.stop and rows.start < k.rows.stop]))
     return files
+
+
+def rows_of(plan: Plan, index: int) -> range:
+    """The rows that a file holds, counted over the subset."""
+    shard = plan.shards[index]
+    return range(shard["first_row"], shard["first_row"] + shard["num_rows"])

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_groups, worth_comparing
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
@@ -34,8 +35,6 @@ from pipeline.models.packing import (
     response_step,
 )
 from pipeline.models.transfer import to_device
-
-TOO_LONG: Final = "longer_than_model"
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +177,9 @@ class Backbone:
         kept = [i for i in range(len(sequences)) if i not in long]
         values = np.full(len(sequences), np.nan)
         values[kept] = found.values
-        left_out = {kept[i]: reason for i, reason in found.left_out.items()} | dict.fromkeys(long, TOO_LONG)
+        left_out = {kept[i]: reason for i, reason in found.left_out.items()} | dict.fromkeys(
+            long, Reason.LONGER_THAN_MODEL
+        )
         return Found(values=values, left_out=left_out)
 
     def disagreement(self, groups: Sequence[Group], ways: Ways) -> Disagreement | None:

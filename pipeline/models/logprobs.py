@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from pipeline.drops import Reason
 from pipeline.models.agreement import Disagreement
 from pipeline.models.backbone import Backbone, Ways
 from pipeline.models.memory import Numbers
@@ -40,7 +41,7 @@ class Scores:
 
     sum_logp: Float64Array
     num_tokens: Int64Array
-    left_out: Mapping[int, str]
+    left_out: Mapping[int, Reason]
 
 
 class LogprobEngine:

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.packing import Float64Array, Group, num_packed_tokens, step_end
 
@@ -25,7 +26,6 @@ Numbers = Callable[[], Float64Array]
 Run = Callable[[Sequence[Group]], Numbers]
 """Starts one forward over some groups."""
 
-DOES_NOT_FIT: Final = "does_not_fit_memory"
 
 # What allocators other than CUDA's own say in a RuntimeError.
 _FULL: Final = ("DefaultCPUAllocator", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
@@ -51,7 +51,7 @@ class Found:
     """
 
     values: Float64Array
-    left_out: Mapping[int, str]
+    left_out: Mapping[int, Reason]
 
 
 def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
@@ -61,7 +61,7 @@ def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
         ModelError: the budget is fixed, and a step within it does not fit memory.
     """
     values: list[Float64Array] = []
-    left_out: dict[int, str] = {}
+    left_out: dict[int, Reason] = {}
     begin = num_started = 0
     last: Numbers | None = None
     while begin < len(groups):
@@ -73,7 +73,7 @@ def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
             values.append(last())
         if started is None:
             found, unfit = _in_halves(groups[begin], run, budget)
-            left_out |= {num_started + index: DOES_NOT_FIT for index in unfit}
+            left_out |= {num_started + index: Reason.DOES_NOT_FIT_MEMORY for index in unfit}
             started = partial(np.asarray, found)
         num_started += sum(map(len, groups[begin:end]))
         last, begin = started, end

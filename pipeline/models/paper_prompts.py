@@ -18,8 +18,8 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import Tokens
+from pipeline.drops import Reason
 from pipeline.models.prompts import Side, TokenizedPair, finished_pair
-from pipeline.models.reasons import BOUNDARY_MISMATCH
 from pipeline.models.templates import ChatTemplate, Messages
 
 _KNOWS_SYSTEM_ROLE: Final = ("system", "<|im_start|>")
@@ -30,7 +30,7 @@ _Split = tuple[list[int], list[int]]
 
 def tokenize_as_paper(
     tokenizer: Any, template: ChatTemplate, tokens: Tokens, turns: tuple[Messages, Messages, Messages]
-) -> TokenizedPair | str:
+) -> TokenizedPair | Reason:
     """Token ids of a pair by the authors' rules, or the reason why it cannot be used.
 
     Args:
@@ -45,7 +45,7 @@ def tokenize_as_paper(
     bos = tokenizer.bos_token or ""
     first, second = (_split_at_seam(template, text, answer.removeprefix(bos)) for answer in answers)
     if first is None or second is None or _differ_before_seam(first, second):
-        return BOUNDARY_MISMATCH
+        return Reason.BOUNDARY_MISMATCH
     return finished_pair(*_truncated([_with_ends(tokenizer, split) for split in (first, second)], tokens))
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DEFAULT_DATE, Tokens
+from pipeline.drops import Reason
 from pipeline.models.packing import Int32Array, common_prefix
-from pipeline.models.reasons import EMPTY, IDENTICAL, PROMPT_TOO_LONG
 from pipeline.models.templates import SAVE_TEMPLATE, ChatTemplate, Messages
 
 
@@ -80,7 +80,7 @@ class PairTokenizer:
 
     def tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
-    ) -> TokenizedPair | str:
+    ) -> TokenizedPair | Reason:
         """Token ids of a pair, or the reason why it cannot be used.
 
         Args:
@@ -97,7 +97,7 @@ class PairTokenizer:
 
     def _tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
-    ) -> TokenizedPair | str:
+    ) -> TokenizedPair | Reason:
         if self._tokens.preset == "paper":
             from pipeline.models.paper_prompts import tokenize_as_paper
 
@@ -107,7 +107,7 @@ class PairTokenizer:
         rejected_ids = self._template.ids([*prompt, *rejected], tools)
         start = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
         if self._tokens.truncation == "keep_start" and start >= self._tokens.max_length:
-            return PROMPT_TOO_LONG
+            return Reason.PROMPT_TOO_LONG
         return finished_pair(*(self._truncate(ids, start) for ids in (chosen_ids, rejected_ids)))
 
     def _truncate(self, ids: Int32Array, start: int) -> "Side":
@@ -136,33 +136,33 @@ class DialogueTokenizer:
 
     def tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
-    ) -> TokenizedDialogues | str:
+    ) -> TokenizedDialogues | Reason:
         """Token ids of both dialogues, or the reason why they cannot be used. As in PairTokenizer."""
         return self._template.outcome(lambda: self._both(prompt, chosen, rejected, tools), row)
 
     def tokenize_one(
         self, prompt: Messages, answer: Messages, tools: str | None = None, *, row: str = ""
-    ) -> TokenizedDialogue | str:
+    ) -> TokenizedDialogue | Reason:
         """Token ids of one dialogue, or the reason why it cannot be used. As in PairTokenizer."""
         return self._template.outcome(lambda: self._one([*prompt, *answer], tools), row)
 
     def _both(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
-    ) -> TokenizedDialogues | str:
+    ) -> TokenizedDialogues | Reason:
         first, second = (self._one([*prompt, *answer], tools) for answer in (chosen, rejected))
-        if isinstance(first, str) or isinstance(second, str):
-            return EMPTY
+        if isinstance(first, Reason) or isinstance(second, Reason):
+            return Reason.EMPTY_AFTER_TRUNCATION
         if np.array_equal(first.ids, second.ids):
-            return IDENTICAL
+            return Reason.IDENTICAL_AFTER_TRUNCATION
         return TokenizedDialogues(
             chosen_ids=first.ids, rejected_ids=second.ids, truncated=first.truncated or second.truncated
         )
 
-    def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | str:
+    def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | Reason:
         ids = self._template.ids(dialogue, tools)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
         if not len(cut):
-            return EMPTY
+            return Reason.EMPTY_AFTER_TRUNCATION
         return TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length)
 
 
@@ -175,15 +175,15 @@ class Side:
     truncated: bool
 
 
-def finished_pair(chosen: Side, rejected: Side) -> TokenizedPair | str:
+def finished_pair(chosen: Side, rejected: Side) -> TokenizedPair | Reason:
     """Put two sides together, or say why they make no pair."""
     # Nothing predicts a sequence's first token, so it is never scored, even where it is part of the response.
     chosen_start, rejected_start = max(1, chosen.start), max(1, rejected.start)
     num_chosen, num_rejected = len(chosen.ids) - chosen_start, len(rejected.ids) - rejected_start
     if num_chosen < 1 or num_rejected < 1:
-        return EMPTY
+        return Reason.EMPTY_AFTER_TRUNCATION
     if chosen_start == rejected_start and np.array_equal(chosen.ids, rejected.ids):
-        return IDENTICAL
+        return Reason.IDENTICAL_AFTER_TRUNCATION
     return TokenizedPair(
         chosen_ids=chosen.ids,
         rejected_ids=rejected.ids,

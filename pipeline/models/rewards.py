@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
 from pipeline.models.backbone import Backbone, Ways
@@ -35,7 +36,7 @@ class Rewards:
     """
 
     reward: Float64Array
-    left_out: Mapping[int, str]
+    left_out: Mapping[int, Reason]
 
 
 class ClassifierEngine:

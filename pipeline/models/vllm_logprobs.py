@@ -17,9 +17,9 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import VllmModel
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
-from pipeline.models.backbone import TOO_LONG
 from pipeline.models.loading import context_of, load_configuration
 from pipeline.models.logprobs import Scores
 from pipeline.models.packing import Completion, Group, check_predicted
@@ -82,7 +82,7 @@ class VllmLogprobEngine:
         sums[too_long] = np.nan
         asked = [i for i in range(len(sequences)) if num_tokens[i] and len(sequences[i].ids) <= self._limit]
         sums[asked] = self._sums([sequences[i] for i in asked])
-        return Scores(sum_logp=sums, num_tokens=num_tokens, left_out=dict.fromkeys(too_long, TOO_LONG))
+        return Scores(sum_logp=sums, num_tokens=num_tokens, left_out=dict.fromkeys(too_long, Reason.LONGER_THAN_MODEL))
 
     def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
         """None: the model's own forward is not at hand, and vLLM compared with itself would always agree."""

@@ -11,15 +11,14 @@ import numpy as np
 
 from pipeline import schema
 from pipeline.config import Objective, Storage
+from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
 from pipeline.errors import DataError
 from pipeline.metrics.margins import explicit_margin, implicit_margin
 from pipeline.metrics.objectives import objective_columns
 from pipeline.metrics.potential import alignment_potential
 from pipeline.metrics.ranks import spearman
 from pipeline.metrics.ratio import RATIO_METHODS, RatioSample
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.scored import ScoredDataset
 from pipeline.study.trials import top, weight_on_z_scores, zscore
 
 EXPLICIT_ONLY: Final = "w = 0, explicit only"
@@ -127,8 +126,7 @@ def to_json(effects: Effects) -> dict[str, Any]:
 
 
 def _sample(path: str, objective: Objective) -> tuple[RatioSample, int]:
-    fs, root = open_filesystem(path, Storage())
-    dataset = ScoredDataset(fs, root, load_manifest(fs, root))
+    dataset = Dataset.open(Place.open(path, Storage()))
     columns = [schema.REWARD_CHOSEN, schema.REWARD_REJECTED, *objective_columns(objective)]
     parts = [(explicit_margin(t), implicit_margin(t, objective)) for t in dataset.tables(list(dict.fromkeys(columns)))]
     if not parts:

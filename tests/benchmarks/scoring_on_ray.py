@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.config_file import parse_config
 from pipeline.demo.reward import build_reward_model
 from pipeline.demo.smollm2 import ensure_smollm2
-from pipeline.flows.on_ray import ScoreJob, score_on_ray
+from pipeline.flows.on_ray import RayJob, run_on_ray
 from pipeline.flows.score import ScoreRun, prepare_score
 from pipeline.flows.session import ray_session
 from pipeline.flows.step import CommitTo
@@ -217,8 +217,8 @@ def run_pipeline(run: ScoreRun, shards: Sequence[Shard], cores: Cores) -> Ran:
     cpu: dict[str, float] = {}
     models = [stage.model for stage in stages if stage.model is not None]
     with _this_process_on(cores.rest), ray_session(run.config.run, models):
-        job = ScoreJob(reader=run.reader, stages=tuple(stages), commit=commit, run=run.config.run)
-        results = score_on_ray(job, shards)
+        job = RayJob(reader=run.reader, stages=tuple(stages), commit=commit, run=run.config.run)
+        results = run_on_ray(job, shards)
         works = [next(results)]
         meter = CpuMeter()
         first_s = last_s = time.time()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray.data
 
 from pipeline.config import Run, Source, Storage, TorchModel
-from pipeline.flows.on_ray import ScoreJob, score_on_ray
+from pipeline.flows.on_ray import RayJob, run_on_ray
 from pipeline.flows.session import ray_session
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
@@ -49,8 +49,8 @@ def ours(folder: Path, row_s: float, num_shards: int) -> list[float]:
     stages = tuple(Stage(name=name, build=partial(_build_sleep, row_s), model=model) for name in NAMES)
     run = Run(shard_rows=ROWS)
     with ray_session(run, [model] * len(stages)):
-        job = ScoreJob(reader=reader, stages=stages, commit=_summary, run=run)
-        works = list(score_on_ray(job, plan_shards(files, ROWS)))
+        job = RayJob(reader=reader, stages=stages, commit=_summary, run=run)
+        works = list(run_on_ray(job, plan_shards(files, ROWS)))
     spans = [[(t.started_s, t.ended_s) for work in works for t in work.timings if t.stage == name] for name in NAMES]
     return [_busy(of) for of in spans]
 

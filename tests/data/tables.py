@@ -38,7 +38,7 @@ def scored_table(
         names.NUM_TOKENS_PROMPT: [3] * count,
         names.NUM_TOKENS_CHOSEN: [5] * count,
         names.NUM_TOKENS_REJECTED: [7] * count,
-        names.STATUS: [names.DROPPED if i in dropped else names.SCORED for i in range(count)],
+        names.STATUS: [names.DROPPED if i in dropped else names.KEPT for i in range(count)],
         names.DROP_STAGE: ["tokens" if i in dropped else None for i in range(count)],
         names.DROP_REASON: ["too_long" if i in dropped else None for i in range(count)],
         "origin": [f"here {each}" for each in ids],

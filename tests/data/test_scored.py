@@ -28,7 +28,7 @@ def test_dataset_returns_the_scored_rows_in_order_and_again(place):
         got = pa.concat_tables(dataset.tables([names.REWARD_CHOSEN, names.ID]))
         assert got.column_names == [names.REWARD_CHOSEN, names.ID]
         assert got[names.ID].to_pylist() == expected
-    everything = pa.concat_tables(dataset.tables(scored_only=False))
+    everything = pa.concat_tables(dataset.tables(kept_only=False))
     assert everything.equals(pa.concat_tables([scored_table(ids(0, 9), dropped={2, 5}), scored_table(ids(9, 4))]))
 
 
@@ -40,7 +40,7 @@ def test_dataset_reads_large_parts_by_row_group_and_column(place, monkeypatch):
     dataset = write_dataset(fs, root, [table, scored_table(ids(35, 3))])
     got = list(dataset.tables([names.ID]))
     assert [each.num_rows for each in got] == [10, 9, 10, 4, 3]
-    assert pa.concat_tables(dataset.tables(scored_only=False)).slice(0, 35).equals(table)
+    assert pa.concat_tables(dataset.tables(kept_only=False)).slice(0, 35).equals(table)
 
 
 def test_empty_shard_is_a_part_like_any_other(local_place):
@@ -58,7 +58,7 @@ def test_dataset_refuses_unknown_columns(local_place):
 def test_manifest_counts_every_row_and_survives_reading(place):
     fs, root = place
     written = write_dataset(fs, root, [scored_table(ids(0, 9), dropped={2, 5}), scored_table(ids(9, 4))]).manifest
-    assert (written.num_rows, written.num_scored, written.num_dropped) == (13, 11, 2)
+    assert (written.num_rows, written.num_kept, written.num_dropped) == (13, 11, 2)
     assert written.drops == {"tokens": {"too_long": 2}}
     assert written.num_tokens == {"num_tokens_chosen": 55, "num_tokens_prompt": 33, "num_tokens_rejected": 77}
     assert manifest.load_manifest(fs, root) == written
@@ -194,7 +194,7 @@ def test_finish_refuses_parts_changed_after_the_manifest(local_place):
     with pytest.raises(IntegrityError, match="is gone"):
         list(dataset.tables())
     parts.commit_part(fs, root, plan.part_spec(0), scored_table(ids(0, 5), dropped={0}))
-    with pytest.raises(IntegrityError, match="differ in num_scored"):
+    with pytest.raises(IntegrityError, match="differ in num_kept"):
         manifest.finish_run(fs, root, plan, {})
     with pytest.raises(IntegrityError, match="00000000"):
         list(dataset.tables())
@@ -218,7 +218,7 @@ def test_no_flipped_bit_ever_changes_a_row(local_place, monkeypatch, whole):
     dataset = write_dataset(fs, root, [scored_table(ids(0, 60), dropped={7})])
     path = f"{root}/{parts.part_path(0)}"
     sound = fs.cat_file(path)
-    rows = pa.concat_tables(dataset.tables(scored_only=False))
+    rows = pa.concat_tables(dataset.tables(kept_only=False))
     found = []
     chance = random.Random(11)
     for _ in range(150):
@@ -226,7 +226,7 @@ def test_no_flipped_bit_ever_changes_a_row(local_place, monkeypatch, whole):
         damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
         fs.pipe_file(path, bytes(damaged))
         try:
-            assert pa.concat_tables(dataset.tables(scored_only=False)).equals(rows)
+            assert pa.concat_tables(dataset.tables(kept_only=False)).equals(rows)
         except IntegrityError as error:
             found.append(str(error))
     assert all(path in message for message in found)

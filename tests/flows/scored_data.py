@@ -74,7 +74,7 @@ def _row(id_: str, number: int, chance: np.random.Generator, shift: float, copie
         names.NUM_TOKENS_CHOSEN: int(chance.integers(5, 60)),
         names.NUM_TOKENS_REJECTED: int(chance.integers(5, 60)),
         names.TRUNCATED: False,
-        names.STATUS: names.SCORED,
+        names.STATUS: names.KEPT,
         names.SOURCE_FILE: "made.jsonl",
         names.SOURCE_ROW: number,
         TOPIC: TOPICS[int(chance.choice(4, p=[0.5, 0.25, 0.15, 0.1]))],
@@ -171,7 +171,7 @@ def rows_of(url: str | Path) -> list[dict[str, Any]]:
 
 def candidates(table: pa.Table) -> list[dict[str, Any]]:
     """Scored rows, each id once."""
-    rows = {row[names.ID]: row for row in table.to_pylist() if row[names.STATUS] == names.SCORED}
+    rows = {row[names.ID]: row for row in table.to_pylist() if row[names.STATUS] == names.KEPT}
     return list(rows.values())
 
 

@@ -211,7 +211,7 @@ def everything(folder: Path, config: Config) -> dict[str, object]:
     subset = open_filesystem(str(folder / "subset"), Storage())
     acts: dict[str, Callable[[], object]] = {
         "run": lambda: run_all(config).partition("metric ")[2],
-        "scored": lambda: rows_of(open_scored(config).tables(scored_only=False)),
+        "scored": lambda: rows_of(open_scored(config).tables(kept_only=False)),
         "report": lambda: [*report_only(config)],
         "subset": lambda: rows_of(SubsetRows(*subset).tables()),
         "verify": lambda: verify(*subset) and verify(*open_filesystem(config.scored, Storage())) and None,
@@ -285,4 +285,4 @@ def test_no_flipped_bit_in_a_source_gives_a_wrong_row_or_a_crash(name: str, tmp_
             assert rows_of(open_scored(config).tables(table.column_names)) == table.to_pylist()
     assert num_read < NUM_FLIPS // 3 or name != "pairs.parquet"
     source.write_bytes(whole)
-    assert score(planned)[0].num_scored == len(pairs)
+    assert score(planned)[0].num_kept == len(pairs)

@@ -93,8 +93,8 @@ def trained_adapter(model: Path, data: Path, output: Path) -> Path:
 def assert_all_rows_accounted_for(config: Config, num_rows: int) -> None:
     fs, root = open_filesystem(config.scored, config.storage)
     manifest = load_manifest(fs, root)
-    assert manifest.num_rows == num_rows == manifest.num_scored + manifest.num_dropped
-    assert manifest.num_scored >= 0.9 * num_rows
+    assert manifest.num_rows == num_rows == manifest.num_kept + manifest.num_dropped
+    assert manifest.num_kept >= 0.9 * num_rows
 
 
 def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> None:

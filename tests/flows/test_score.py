@@ -180,7 +180,7 @@ def test_every_row_is_scored_or_dropped_with_a_reason(tmp_path: Path, pairs: lis
     source = write_jsonl(tmp_path / "pairs.jsonl", [*pairs[:20], *bad])
     config = make_config(tmp_path, source, **models, tokens={"max_length": 300}, run={"max_dropped": 0.1})
     summary, manifest = score(prepare_score(config))
-    assert summary.num_rows == 24 == summary.num_scored + summary.num_dropped
+    assert summary.num_rows == 24 == summary.num_kept + summary.num_dropped
     assert summary.drops["source: identical_responses"] == 1
     assert summary.drops["source: empty_response"] == 1
     assert summary.drops["source: null_field"] == 1

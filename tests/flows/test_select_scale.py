@@ -68,7 +68,7 @@ def part_of(first: int, num_rows: int) -> tuple[pa.Table, np.ndarray]:
         names.NUM_TOKENS_PROMPT: pa.array(np.full(num_rows, 1)),
         names.NUM_TOKENS_CHOSEN: pa.array(np.full(num_rows, 1)),
         names.NUM_TOKENS_REJECTED: pa.array(np.full(num_rows, 1)),
-        names.STATUS: pa.array(np.full(num_rows, names.SCORED)),
+        names.STATUS: pa.array(np.full(num_rows, names.KEPT)),
         data.TOPIC: pa.array(np.array(["math", "code", "chat"])[group]),
     }
     own = [columns.get(field.name, pa.nulls(num_rows, field.type)) for field in data.SCHEMA]
@@ -116,7 +116,7 @@ def select(engine: str, scored: str, s3: S3Server, folder: Path) -> str:
     return output
 
 
-def kept_rows(url: str, s3: S3Server) -> np.ndarray:
+def scored_rows(url: str, s3: S3Server) -> np.ndarray:
     """Row numbers of a slim subset, in the order they were written."""
     fs, root = open_filesystem(url, s3.storage)
     numbers = []
@@ -136,8 +136,8 @@ def test_threads_ray_and_numpy_keep_the_same_rows(big: tuple[str, np.ndarray], s
     digests = set()
     for engine in ("plain", "ray"):
         output = select(engine, scored, s3, tmp_path)
-        assert np.array_equal(kept_rows(f"{output}/best", s3), best)
-        assert np.array_equal(kept_rows(f"{output}/quotas", s3), quotas)
+        assert np.array_equal(scored_rows(f"{output}/best", s3), best)
+        assert np.array_equal(scored_rows(f"{output}/quotas", s3), quotas)
         reports = [data.read_json(f"{output}/{name}", "report.json", s3.storage) for name in ("best", "quotas")]
         digests.add(tuple(report["selection"]["id_digest"] for report in reports))
     assert len(digests) == 1

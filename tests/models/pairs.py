@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.config import Tokens
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
-from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, MESSAGES, PROMPT, REJECTED, SCORED, STATUS, TOOLS
+from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, MESSAGES, PROMPT, REJECTED, KEPT, STATUS, TOOLS
 from pipeline.stages.tokenise import TokeniseDialogues, TokenisePairs
 from tests.fixtures_models import tiny_tokenizer
 
@@ -57,7 +57,7 @@ def tokenized_pairs(rows: list[Row]) -> pa.Table:
             ID: [f"row-{index}" for index in range(len(rows))],
             **{name: pa.array([row[name] for row in rows], MESSAGES) for name in (PROMPT, CHOSEN, REJECTED)},
             TOOLS: pa.nulls(len(rows), pa.string()),
-            STATUS: [SCORED] * len(rows),
+            STATUS: [KEPT] * len(rows),
             DROP_STAGE: pa.nulls(len(rows), pa.string()),
             DROP_REASON: pa.nulls(len(rows), pa.string()),
         }
