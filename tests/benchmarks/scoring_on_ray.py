@@ -27,8 +27,8 @@ from pipeline.sources.shards import Shard
 from pipeline.stages.plan import Apply, score_stages
 from pipeline.stages.rows import without_transient
 from pipeline.stages.work import ShardWork, read_shard
-from pipeline.storage.manifest import finish_run
-from pipeline.storage.scored import ScoredDataset
+from pipeline.data.manifest import finish_run
+from pipeline.data.scored import ScoredDataset
 from tests.benchmarks.scoring_data import read_rows
 from tests.benchmarks.scoring_processes import CpuMeter
 from tests.fixtures_models import tiny_model, tiny_tokenizer
@@ -212,7 +212,7 @@ def run_pipeline(run: ScoreRun, shards: Sequence[Shard], cores: Cores) -> Ran:
         stage if stage.model is None else replace(stage, build=partial(_build_on, cores.models, stage.build))
         for stage in score_stages(run.config)
     ]
-    specs = {shard.index: run.plan.part_spec(shard.index) for shard in shards}
+    specs = {shard.index: run.run.plan.part_spec(shard.index) for shard in shards}
     commit = CommitTo(fs=run.fs, root=run.root, specs=specs)
     cpu: dict[str, float] = {}
     models = [stage.model for stage in stages if stage.model is not None]

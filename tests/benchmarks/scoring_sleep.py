@@ -17,7 +17,7 @@ from pipeline.flows.session import ray_session
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
 from pipeline.stages.plan import Apply, Stage, StageName
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.data.place import Place
 
 ROWS: Final = 64
 NAMES: tuple[StageName, ...] = ("reward", "policy", "reference")
@@ -41,7 +41,7 @@ def ours(folder: Path, row_s: float, num_shards: int) -> list[float]:
         {"prompt": f"{i} {text}", "chosen": f"yes {text}", "rejected": f"no {text}"} for i in range(ROWS * num_shards)
     )
     (path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fs, root = open_filesystem(str(path), Storage())
+    place = Place.open(str(path), Storage())
     reader, files = open_source(
         fs, root, Source(path=str(path)), rewards=False, policy_logps=False, reference_logps=False
     )

@@ -37,7 +37,7 @@ def scan_dataset(paths: list[Path], batch_rows: int) -> None:
 def select(paths: list[Path]) -> None:
     """Our exact threshold."""
     from pipeline.selection import select_many
-    from pipeline.storage.parquet_scores import open_parquet_scores
+    from pipeline.data.parquet_scores import open_parquet_scores
     from tests.benchmarks.select_data import query
 
     [selection] = select_many(open_parquet_scores(paths), [query(FRACTION)], verify=False)

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config_file import load_config, load_self_play, parse_self_play
 from pipeline.demo.self_play import self_play_demo_config
-from pipeline.storage.runs import differences
+from pipeline.data.runs import differences
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
 

@@ -11,8 +11,8 @@ import pytest
 from pipeline import config
 from pipeline import schema as names
 from pipeline.exports.export import ExportRequest, export_subset
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.subset import SubsetSpec, SubsetWriter
+from pipeline.data.place import Place
+from pipeline.data.subset import SubsetSpec, SubsetWriter
 
 PAIRS = Path(__file__).parents[2] / "pipeline" / "demo" / "pairs.jsonl"
 SYSTEM = {"role": "system", "content": "Answer like a pirate."}
@@ -52,7 +52,7 @@ def odd_rows() -> list[dict[str, Any]]:
 
 
 def write_subset(url: str, rows: list[dict[str, Any]], storage: config.Storage | None = None, **changes: Any) -> str:
-    fs, root = open_filesystem(url, storage or config.Storage())
+    place = Place.open(url, storage or config.Storage())
     table = pa.Table.from_pylist(rows, schema=changes.pop("schema", SCHEMA))
     values = {"num_rows": len(rows), "schema": table.schema, "formats": ("hf", "parquet"), "rows_per_file": 5,
               "fingerprint": {"scored": "abc", "select": {"seed": 0}}, "config": {}, "version": "0.1.0"}  # fmt: skip

@@ -11,7 +11,7 @@ from datasets import load_from_disk
 from pipeline.errors import ConfigError, DataError, FingerprintError, IntegrityError, SourceError
 from pipeline.exports import writer
 from pipeline.exports.formats import FORMATS
-from pipeline.storage.filesystem import list_sizes, open_filesystem
+from pipeline.data.filesystem import list_sizes, open_filesystem
 from tests.exports.conftest import contents, export, good_rows, json_rows, write_subset
 
 
@@ -76,8 +76,8 @@ def test_export_from_s3_to_s3_is_that_of_the_local_disk(to: str, subset: str, s3
     export(url, to, output, storage=s3.storage)
     export(url, to, output, storage=s3.storage)
     export(subset, to, tmp_path / "out")
-    fs, root = open_filesystem(output, s3.storage)
-    assert {name: fs.cat_file(f"{root}/{name}") for name in list_sizes(fs, root)} == contents(tmp_path / "out")
+    place = Place.open(output, s3.storage)
+    assert {name: place.fs.cat_file(f"{place.root}/{name}") for name in place.sizes()} == contents(tmp_path / "out")
 
 
 def test_pairs_that_do_not_fit_are_refused_with_ids_and_no_text(odd_subset: str, tmp_path: Path):

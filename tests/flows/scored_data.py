@@ -17,8 +17,8 @@ import yaml
 from pipeline import schema as names
 from pipeline.config import Config, Storage
 from pipeline.config_file import parse_config
-from pipeline.storage import manifest, parts, runs
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.data import manifest, parts, runs
+from pipeline.data.place import Place
 
 TOPIC = "topic"
 TOPICS = ("math", "code", "chat", None)
@@ -94,9 +94,9 @@ def _dropped(row: dict[str, Any]) -> dict[str, Any]:
 
 def write_scored(url: str | Path, storage: Storage, table: pa.Table, shard_rows: int) -> str:
     """A complete scored dataset of this table in shards; the fingerprint is the same for every layout."""
-    fs, root = open_filesystem(str(url), storage)
+    place = Place.open(str(url), storage)
     starts = range(0, table.num_rows, shard_rows)
-    plan = runs.begin_run(fs, root, runs.RunPlan(
+    run = Run.claim(place, runs.RunPlan(
         fingerprint=FINGERPRINT,
         shards=tuple({"file": "made", "start": s, "num_rows": min(shard_rows, table.num_rows - s)} for s in starts),
         schema=table.schema,
@@ -105,8 +105,8 @@ def write_scored(url: str | Path, storage: Storage, table: pa.Table, shard_rows:
         source_format="messages",
     ))  # fmt: skip
     for index, start in enumerate(starts):
-        parts.commit_part(fs, root, plan.part_spec(index), table.slice(start, shard_rows))
-    manifest.finish_run(fs, root, plan, {})
+        commit_part(place, run.plan.part_spec(index), table.slice(start, shard_rows))
+    run.finish({})
     return str(url)
 
 
@@ -144,10 +144,10 @@ def objects(url: str | Path, storage: Storage | None = None) -> dict[str, bytes]
     run.json and _SUCCESS.json hold the config, in which paths and the engine may differ, and a seal of the whole: they
     are taken without these.
     """
-    fs, root = open_filesystem(str(url), storage or Storage())
+    place = Place.open(str(url), storage or Storage())
     found = {}
-    for path in fs.find(root):
-        name, data = path.removeprefix(root).strip("/"), fs.cat_file(path)
+    for path in place.fs.find(root):
+        name, data = path.removeprefix(root).strip("/"), place.fs.cat_file(path)
         if name in ("run.json", "_SUCCESS.json"):
             data = json.dumps(
                 {k: v for k, v in json.loads(data).items() if k not in ("config", "seal")}, sort_keys=True
@@ -158,8 +158,8 @@ def objects(url: str | Path, storage: Storage | None = None) -> dict[str, bytes]
 
 def read_json(url: str | Path, name: str, storage: Storage | None = None) -> dict[str, Any]:
     """A JSON object below `url`."""
-    fs, root = open_filesystem(str(url), storage or Storage())
-    return json.loads(fs.cat_file(f"{root}/{name}"))
+    place = Place.open(str(url), storage or Storage())
+    return json.loads(place.fs.cat_file(f"{place.root}/{name}"))
 
 
 def rows_of(url: str | Path) -> list[dict[str, Any]]:

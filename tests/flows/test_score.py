@@ -19,13 +19,13 @@ from pipeline.config import Config, resolved
 from pipeline.errors import FingerprintError, TooManyDroppedError
 from pipeline.flows.score import check_dropped, prepare_score, score
 from pipeline.stages.plan import Stage
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.scored import ScoredDataset
+from pipeline.data.place import Place
+from pipeline.data.manifest import load_manifest
+from pipeline.data.scored import ScoredDataset
 from tests.fixtures_storage import S3Server
 from tests.flows.conftest import Ended, make_config, run_all, shuffled, write_jsonl
 from tests.flows.scored_data import objects
-from tests.storage.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
+from tests.data.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
 
 SCORES = [
     "id",
@@ -55,7 +55,7 @@ def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
 def scores_of(config: Config) -> pa.Table:
     """Raw scores of every scored row, sorted by id."""
     run = prepare_score(config)
-    dataset = ScoredDataset(run.fs, run.root, load_manifest(run.fs, run.root))
+    dataset = Dataset.open(run.run.place)
     return pa.concat_tables(dataset.tables(SCORES)).sort_by("id").combine_chunks()
 
 
@@ -251,12 +251,12 @@ def test_faults_of_an_object_store_move_no_row(tmp_path: Path, pairs: list[dict]
         met.append(chance.choice(kinds))
         return met[-1]
 
-    fs, root = open_filesystem(s3.url("source"), s3.storage)
-    fs.pipe_file(f"{root}/pairs.jsonl", source.read_bytes())
+    place = Place.open(s3.url("source"), s3.storage)
+    place.fs.pipe_file(f"{place.root}/pairs.jsonl", source.read_bytes())
     with faulty(s3.endpoint_url, fault) as endpoint_url:
         places = {"scored": s3.url("scored"), "output": {"path": s3.url("subset")}}
         storage = {"endpoint_url": endpoint_url, "region": "us-east-1"}
-        config = make_config(tmp_path, f"s3://{root}", **explicit, **places, storage=storage)
+        config = make_config(tmp_path, f"s3://{place.root}", **explicit, **places, storage=storage)
         run_all(config)
         assert "(none now)" in run_all(config)
     assert {*met} == {BUSY, BROKEN, RESET, LOSE_ANSWER, TRUNCATED}

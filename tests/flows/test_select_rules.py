@@ -14,8 +14,8 @@ import pytest
 from pipeline import schema as names
 from pipeline.config import Config, Storage
 from pipeline.flows.select import prepare_select, select_subsets
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.manifest import load_manifest
+from pipeline.data.place import Place
+from pipeline.data.manifest import load_manifest
 from tests.flows import scored_data as data
 from tests.flows.conftest import Ended
 
@@ -169,7 +169,7 @@ def test_counts_of_the_report_add_up(rule: dict[str, Any], scored: str, scored_r
     excluded = selection["excluded"]
     before_ranking = {name: count for name, count in excluded.items() if name in (
         "duplicate", "contradicted_by_reward") or "margin" in name}  # fmt: skip
-    assert selection["num_rows"] == num_kept == load_manifest(*open_filesystem(scored, Storage())).num_kept
+    assert selection["num_rows"] == num_kept == Dataset.open(Place.open(scored, Storage())).manifest.num_kept
     assert excluded["duplicate"] == num_kept - len(data.candidates(scored_rows)) > 0
     assert selection["num_rows"] == selection["num_ranked"] + sum(before_ranking.values())
     after = {name: count for name, count in excluded.items() if name not in before_ranking}

@@ -14,9 +14,9 @@ import pytest
 from pipeline.config import Storage
 from pipeline.config_file import parse_config
 from pipeline.selection import TableSource, select, source
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.scored import ScoredDataset
+from pipeline.data.place import Place
+from pipeline.data.manifest import load_manifest
+from pipeline.data.scored import ScoredDataset
 from tests.metrics.tables import on_policy_table, scored_table
 from tests.selection.sources import CountedSource, kept_ids
 
@@ -151,8 +151,8 @@ def stand_in() -> TableSource:
 
 
 def dataset_at(path: str) -> ScoredDataset:
-    fs, root = open_filesystem(path, Storage())
-    return ScoredDataset(fs, root, load_manifest(fs, root))
+    place = Place.open(path, Storage())
+    return Dataset.open(place)
 
 
 @pytest.mark.parametrize("path", ["stand-in", *GIVEN])

@@ -14,7 +14,7 @@ from pipeline.flows.deaths import Deaths
 from pipeline.stages.guard import guarded
 from pipeline.stages.plan import Apply, Stage
 from pipeline.stages.rows import kept_rows
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.data.place import Place
 
 
 def rows(numbers: range) -> pa.Table:
@@ -113,7 +113,7 @@ class Death(BaseException):
 
 
 def test_worker_that_was_started_again_finds_the_row_in_two_more_deaths(tmp_path: Path):
-    fs, root = open_filesystem(str(tmp_path), Storage())
+    place = Place.open(str(tmp_path), Storage())
     deaths, num_deaths = Deaths(fs=fs, root=root), 0
     apply = double(lambda numbers: Death() if 5 in numbers else None)
     while True:
@@ -128,7 +128,7 @@ def test_worker_that_was_started_again_finds_the_row_in_two_more_deaths(tmp_path
 
 
 def test_death_by_chance_drops_nothing(tmp_path: Path):
-    fs, root = open_filesystem(str(tmp_path), Storage())
+    place = Place.open(str(tmp_path), Storage())
     deaths, chance = Deaths(fs=fs, root=root), iter([Death()])
     apply = double(lambda numbers: next(chance, None))
     with pytest.raises(Death):
