@@ -25,8 +25,8 @@ import yaml
 from pipeline.data.place import Place
 from tests.benchmarks.bench_memory import ROOT, write_source
 from tests.benchmarks.scoring_data import machine
-from tests.fixtures_storage import S3Server, s3_server
 from tests.data.fault_proxy import BROKEN, BUSY, RESET, TRUNCATED, faulty
+from tests.fixtures_storage import S3Server, s3_server
 
 NUM_ROWS, SHARD_ROWS = 2000, 50
 DEADLINE_S = 1200
@@ -73,7 +73,11 @@ def config_of(s3: S3Server, endpoint_url: str, source: str) -> dict:
 def subset_digest(s3: S3Server, url: str) -> str:
     """Of all rows files of a subset."""
     place = Place.open(url, s3.storage)
-    found = {path.removeprefix(root): place.fs.cat_file(path) for path in place.fs.find(root) if not path.endswith(".json")}
+    found = {
+        path.removeprefix(place.root): place.fs.cat_file(path)
+        for path in place.fs.find(place.root)
+        if not path.endswith(".json")
+    }
     return hashlib.sha256(b"".join(name.encode() + found[name] for name in sorted(found))).hexdigest()
 
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import ray.data
 
 from pipeline.config import Run, Source, Storage, TorchModel
+from pipeline.data.place import Place
 from pipeline.flows.on_ray import RayJob, run_on_ray
 from pipeline.flows.session import ray_session
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
 from pipeline.stages.plan import Apply, Stage, StageName
-from pipeline.data.place import Place
 
 ROWS: Final = 64
 NAMES: tuple[StageName, ...] = ("reward", "policy", "reference")
@@ -43,7 +43,7 @@ def ours(folder: Path, row_s: float, num_shards: int) -> list[float]:
     (path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     place = Place.open(str(path), Storage())
     reader, files = open_source(
-        fs, root, Source(path=str(path)), rewards=False, policy_logps=False, reference_logps=False
+        place.fs, place.root, Source(path=str(path)), rewards=False, policy_logps=False, reference_logps=False
     )
     model = TorchModel(model="none", num_gpus=0)
     stages = tuple(Stage(name=name, build=partial(_build_sleep, row_s), model=model) for name in NAMES)

@@ -36,8 +36,9 @@ def scan_dataset(paths: list[Path], batch_rows: int) -> None:
 
 def select(paths: list[Path]) -> None:
     """Our exact threshold."""
-    from pipeline.selection import select_many
     from pipeline.data.parquet_scores import open_parquet_scores
+
+    from pipeline.selection import select_many
     from tests.benchmarks.select_data import query
 
     [selection] = select_many(open_parquet_scores(paths), [query(FRACTION)], verify=False)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config_file import load_config, load_self_play, parse_self_play
+from pipeline.data.sealed import differences
 from pipeline.demo.self_play import self_play_demo_config
-from pipeline.data.runs import differences
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
 

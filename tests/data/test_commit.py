@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
-from pipeline.errors import StorageError, TemporaryError
-from pipeline.scratch import scratch_folder
 from pipeline.data.commit import clear_leftovers, create, create_from_file
 from pipeline.data.place import Place
+from pipeline.errors import StorageError, TemporaryError
+from pipeline.scratch import scratch_folder
 from tests.data.fault_proxy import BROKEN, BUSY, CONFLICT, EXPIRED, LOSE_ANSWER, RESET, TRUNCATED, faulty
 
 

@@ -10,15 +10,15 @@ import pytest
 
 from pipeline import config
 from pipeline import schema as names
-from pipeline.errors import FingerprintError, IntegrityError, SchemaError, SourceError
 from pipeline.data import dataset as reading
 from pipeline.data import parts
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import SCORED, SUBSET
+from pipeline.data.manifest import SUBSET
 from pipeline.data.parts import commit_part
 from pipeline.data.place import Place
-from pipeline.data.run import Plan, Run, check_claim
+from pipeline.data.run import Plan, Run
 from pipeline.data.sealed import differences, fingerprint_digest, sealed
+from pipeline.errors import FingerprintError, IntegrityError, SchemaError, SourceError
 from tests.data.tables import FINGERPRINT, SCHEMA, plan_for, scored_table, write_dataset
 
 
@@ -167,7 +167,7 @@ def test_finish_names_missing_parts(place):
     with pytest.raises(IntegrityError, match=r"missing: parts/00000000.parquet, parts/00000002.parquet"):
         run.finish({})
     with pytest.raises(SourceError, match=r"unfinished dataset of kind scored \(1 of 3 parts\)"):
-        Dataset.open(place).manifest
+        Dataset.open(place)
 
 
 def test_finish_refuses_short_and_foreign_parts(local_place, tmp_path):
@@ -201,11 +201,11 @@ def test_finish_refuses_parts_changed_after_the_manifest(local_place):
 
 def test_missing_dataset_is_told_from_an_unfinished_one(place):
     with pytest.raises(SourceError, match="holds no dataset of kind scored"):
-        Dataset.open(place).manifest
+        Dataset.open(place)
     run = Run.claim(place, plan_for([4, 4]))
     assert len(run.pending()) == len(run.plan.shards)
     with pytest.raises(SourceError, match=r"0 of 2 parts.*alignpot score"):
-        Dataset.open(place).manifest
+        Dataset.open(place)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -247,7 +247,7 @@ def test_damaged_run_and_manifest_are_named(local_place):
     for bad in (b"{", b"[" * 100_000, json.dumps({**good, "num_rows": 4}).encode(), sealed({"files": 3})):
         place.fs.pipe_file(f"{place.root}/_SUCCESS.json", bad)
         with pytest.raises(IntegrityError, match=r"_SUCCESS.json is damaged"):
-            Dataset.open(place).manifest
+            Dataset.open(place)
     place.fs.pipe_file(f"{place.root}/run.json", json.dumps({"format": 1}).encode())
     with pytest.raises(FingerprintError, match="layout 1"):
         Run.claim(place, plan_for([3]))

@@ -17,8 +17,10 @@ import yaml
 from pipeline import schema as names
 from pipeline.config import Config, Storage
 from pipeline.config_file import parse_config
-from pipeline.data import manifest, parts, runs
+from pipeline.data.manifest import SCORED
+from pipeline.data.parts import commit_part
 from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run
 
 TOPIC = "topic"
 TOPICS = ("math", "code", "chat", None)
@@ -88,7 +90,7 @@ def _turn(role: str, content: str) -> list[dict[str, str]]:
 def _dropped(row: dict[str, Any]) -> dict[str, Any]:
     for field in names.SCORE_FIELDS:
         row[field.name] = None
-    row.update({names.STATUS: names.DROPPED, names.DROP_STAGE: "tokens", names.DROP_REASON: "too_long"})
+    row.update({names.STATUS: names.DROPPED, names.DROP_STAGE: "tokenise", names.DROP_REASON: "prompt_too_long"})
     return row
 
 
@@ -96,7 +98,8 @@ def write_scored(url: str | Path, storage: Storage, table: pa.Table, shard_rows:
     """A complete scored dataset of this table in shards; the fingerprint is the same for every layout."""
     place = Place.open(str(url), storage)
     starts = range(0, table.num_rows, shard_rows)
-    run = Run.claim(place, runs.RunPlan(
+    run = Run.claim(place, Plan(
+        kind=SCORED,
         fingerprint=FINGERPRINT,
         shards=tuple({"file": "made", "start": s, "num_rows": min(shard_rows, table.num_rows - s)} for s in starts),
         schema=table.schema,
@@ -146,8 +149,8 @@ def objects(url: str | Path, storage: Storage | None = None) -> dict[str, bytes]
     """
     place = Place.open(str(url), storage or Storage())
     found = {}
-    for path in place.fs.find(root):
-        name, data = path.removeprefix(root).strip("/"), place.fs.cat_file(path)
+    for path in place.fs.find(place.root):
+        name, data = path.removeprefix(place.root).strip("/"), place.fs.cat_file(path)
         if name in ("run.json", "_SUCCESS.json"):
             data = json.dumps(
                 {k: v for k, v in json.loads(data).items() if k not in ("config", "seal")}, sort_keys=True

@@ -12,11 +12,10 @@ import torch
 
 from pipeline.config import Config
 from pipeline.config_file import parse_self_play
+from pipeline.data.dataset import Dataset
 from pipeline.demo.self_play import self_play_demo_config
 from pipeline.errors import ConfigError, ModelError
 from pipeline.flows.score import prepare_score, score
-from pipeline.data.manifest import load_manifest
-from pipeline.data.scored import ScoredDataset
 from tests.fixtures_models import tiny_model, tiny_tokenizer
 from tests.flows.conftest import make_config, write_jsonl
 

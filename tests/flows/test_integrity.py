@@ -13,14 +13,15 @@ import pytest
 import yaml
 
 from pipeline.config import Config, Storage, resolved
+from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import SUBSET
+from pipeline.data.place import Place
+from pipeline.data.verify import verify
 from pipeline.errors import AlignpotError, IntegrityError, SourceError
-from pipeline.exports.subset_rows import SubsetRows
 from pipeline.flows.run import report_only, score_only
 from pipeline.flows.score import prepare_score, score
 from pipeline.flows.select import open_scored
 from pipeline.stages.plan import Apply, Stage
-from pipeline.data.place import Place
-from pipeline.data.verify import verify
 from tests.fixtures_storage import READER_KEY, READER_SECRET_KEY, S3Server
 from tests.flows.conftest import Ended, make_config, run_all, write_jsonl
 
@@ -91,12 +92,12 @@ def test_object_replaced_in_mid_run_is_refused_on_s3(
     url = s3.url("replaced")
     place = Place.open(f"{url}/pairs.jsonl", s3.storage)
     texts = [json.dumps({**pair, "id": f"{pair['id']}-{i}"}) for i in range(200) for pair in pairs]
-    place.fs.pipe_file(root, "\n".join(texts).encode())  # more than one request of a reader fetches
+    place.fs.pipe_file(place.root, "\n".join(texts).encode())  # more than one request of a reader fetches
     config = config_of(
         tmp_path, f"{url}/pairs.jsonl", storage=s3.storage.model_dump(), run={"engine": "plain", "shard_rows": 1000}
     )
     run = prepare_score(config)
-    during(monkeypatch, 2, lambda: place.fs.pipe_file(root, "\n".join(texts[::-1]).encode()))
+    during(monkeypatch, 2, lambda: place.fs.pipe_file(place.root, "\n".join(texts[::-1]).encode()))
     with pytest.raises(IntegrityError, match=r"pairs\.jsonl was replaced"):
         score(run)
     assert len(list((tmp_path / "scored" / "parts").glob("*.parquet"))) == 2
@@ -213,8 +214,8 @@ def everything(folder: Path, config: Config) -> dict[str, object]:
         "run": lambda: run_all(config).partition("metric ")[2],
         "scored": lambda: rows_of(open_scored(config).tables(kept_only=False)),
         "report": lambda: [*report_only(config)],
-        "subset": lambda: rows_of(SubsetRows(*subset).tables()),
-        "verify": lambda: verify(*subset) and verify(Place.open(config.scored, Storage())) and None,
+        "subset": lambda: rows_of(Dataset.open(subset, SUBSET).tables()),
+        "verify": lambda: verify(subset) and verify(Place.open(config.scored, Storage())) and None,
     }
     found: dict[str, object] = {}
     for name, act in acts.items():

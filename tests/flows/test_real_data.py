@@ -18,9 +18,9 @@ import pytest
 from datasets import load_from_disk
 
 from pipeline.config import Config
-from pipeline.demo.reward import build_reward_model
+from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.data.manifest import load_manifest
+from pipeline.demo.reward import build_reward_model
 from tests.fixtures_data import shared_folder
 from tests.fixtures_storage import S3Server
 from tests.flows.conftest import make_config, run_all, write_jsonl
@@ -105,7 +105,7 @@ def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> Non
 
     place = Place.open(f"{config.output.path}/hf", config.storage)
     local = tmp_path / "downloaded"
-    place.fs.get(root, str(local), recursive=True)
+    place.fs.get(place.root, str(local), recursive=True)
     train = load_from_disk(str(local))["train"]
     assert train.num_rows > 0
     trainer = DPOTrainer(

@@ -16,16 +16,15 @@ import ray.data
 import yaml
 
 from pipeline.config import Config, resolved
+from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
 from pipeline.errors import FingerprintError, TooManyDroppedError
 from pipeline.flows.score import check_dropped, prepare_score, score
 from pipeline.stages.plan import Stage
-from pipeline.data.place import Place
-from pipeline.data.manifest import load_manifest
-from pipeline.data.scored import ScoredDataset
+from tests.data.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
 from tests.fixtures_storage import S3Server
 from tests.flows.conftest import Ended, make_config, run_all, shuffled, write_jsonl
 from tests.flows.scored_data import objects
-from tests.data.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
 
 SCORES = [
     "id",

@@ -8,10 +8,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Config
+from pipeline.data.dataset import Dataset
 from pipeline.errors import FingerprintError
 from pipeline.flows.score import prepare_score, score
-from pipeline.data.manifest import load_manifest
-from pipeline.data.scored import ScoredDataset
 from tests.flows.conftest import make_config, write_jsonl
 
 # vLLM's modules warn of each other's deprecations.

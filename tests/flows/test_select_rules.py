@@ -13,9 +13,9 @@ import pytest
 
 from pipeline import schema as names
 from pipeline.config import Config, Storage
-from pipeline.flows.select import prepare_select, select_subsets
+from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.data.manifest import load_manifest
+from pipeline.flows.select import prepare_select, select_subsets
 from tests.flows import scored_data as data
 from tests.flows.conftest import Ended
 

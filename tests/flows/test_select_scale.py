@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import schema as names
-from pipeline.data import manifest, parts, runs
+from pipeline.data.manifest import SCORED
+from pipeline.data.parts import commit_part
 from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run
 from tests.fixtures_storage import S3Server
 from tests.flows import scored_data as data
 
@@ -83,7 +85,8 @@ def big(s3: S3Server) -> tuple[str, np.ndarray]:
     place = Place.open(url, s3.storage)
     cuts = np.linspace(0, ROWS, NUM_PARTS + 1).astype(int).tolist()
     sizes = np.diff(cuts).tolist()
-    run = Run.claim(place, runs.RunPlan(
+    run = Run.claim(place, Plan(
+        kind=SCORED,
         fingerprint=data.FINGERPRINT,
         shards=tuple({"file": "made", "start": start, "num_rows": n} for start, n in zip(cuts, sizes, strict=False)),
         schema=data.SCHEMA,
@@ -116,7 +119,7 @@ def select(engine: str, scored: str, s3: S3Server, folder: Path) -> str:
     return output
 
 
-def scored_rows(url: str, s3: S3Server) -> np.ndarray:
+def kept_rows(url: str, s3: S3Server) -> np.ndarray:
     """Row numbers of a slim subset, in the order they were written."""
     place = Place.open(url, s3.storage)
     numbers = []
@@ -136,8 +139,8 @@ def test_threads_ray_and_numpy_keep_the_same_rows(big: tuple[str, np.ndarray], s
     digests = set()
     for engine in ("plain", "ray"):
         output = select(engine, scored, s3, tmp_path)
-        assert np.array_equal(scored_rows(f"{output}/best", s3), best)
-        assert np.array_equal(scored_rows(f"{output}/quotas", s3), quotas)
+        assert np.array_equal(kept_rows(f"{output}/best", s3), best)
+        assert np.array_equal(kept_rows(f"{output}/quotas", s3), quotas)
         reports = [data.read_json(f"{output}/{name}", "report.json", s3.storage) for name in ("best", "quotas")]
         digests.add(tuple(report["selection"]["id_digest"] for report in reports))
     assert len(digests) == 1

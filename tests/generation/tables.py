@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.schema import PROMPT_SCHEMA, KEPT
+from pipeline.schema import KEPT, PROMPT_SCHEMA
 
 PROMPTS = [
     "What is the answer?",

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.config import Tokens
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
-from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, MESSAGES, PROMPT, REJECTED, KEPT, STATUS, TOOLS
+from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, KEPT, MESSAGES, PROMPT, REJECTED, STATUS, TOOLS
 from pipeline.stages.tokenise import TokeniseDialogues, TokenisePairs
 from tests.fixtures_models import tiny_tokenizer
 

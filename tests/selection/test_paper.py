@@ -13,10 +13,9 @@ import pytest
 
 from pipeline.config import Storage
 from pipeline.config_file import parse_config
-from pipeline.selection import TableSource, select, source
+from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.data.manifest import load_manifest
-from pipeline.data.scored import ScoredDataset
+from pipeline.selection import TableSource, select, source
 from tests.metrics.tables import on_policy_table, scored_table
 from tests.selection.sources import CountedSource, kept_ids
 
@@ -150,7 +149,7 @@ def stand_in() -> TableSource:
     return TableSource(table=on_policy_table(3000))
 
 
-def dataset_at(path: str) -> ScoredDataset:
+def dataset_at(path: str) -> Dataset:
     place = Place.open(path, Storage())
     return Dataset.open(place)
 

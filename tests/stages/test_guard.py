@@ -9,19 +9,17 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Storage
+from pipeline.data.place import Place
 from pipeline.errors import AlignpotError, ModelError
 from pipeline.flows.deaths import Deaths
 from pipeline.stages.guard import guarded
 from pipeline.stages.plan import Apply, Stage
 from pipeline.stages.rows import kept_rows
-from pipeline.data.place import Place
 
 
 def rows(numbers: range) -> pa.Table:
     count = len(numbers)
-    texts = {
-        name: pa.array([value] * count, pa.string()) for name, value in (("status", "kept"), ("drop_stage", None))
-    }
+    texts = {name: pa.array([value] * count, pa.string()) for name, value in (("status", "kept"), ("drop_stage", None))}
     return pa.table(
         {"id": [f"row-{n}" for n in numbers], "number": [*numbers], **texts, "drop_reason": texts["drop_stage"]}
     )
@@ -114,7 +112,7 @@ class Death(BaseException):
 
 def test_worker_that_was_started_again_finds_the_row_in_two_more_deaths(tmp_path: Path):
     place = Place.open(str(tmp_path), Storage())
-    deaths, num_deaths = Deaths(fs=fs, root=root), 0
+    deaths, num_deaths = Deaths(dataset=place), 0
     apply = double(lambda numbers: Death() if 5 in numbers else None)
     while True:
         try:
@@ -129,7 +127,7 @@ def test_worker_that_was_started_again_finds_the_row_in_two_more_deaths(tmp_path
 
 def test_death_by_chance_drops_nothing(tmp_path: Path):
     place = Place.open(str(tmp_path), Storage())
-    deaths, chance = Deaths(fs=fs, root=root), iter([Death()])
+    deaths, chance = Deaths(dataset=place), iter([Death()])
     apply = double(lambda numbers: next(chance, None))
     with pytest.raises(Death):
         deaths.apply(3, "policy", apply, rows(range(8)))

@@ -3,9 +3,9 @@ import pytest
 
 from pipeline import schema
 from pipeline.config import Objective, Storage
+from pipeline.data.place import Place
 from pipeline.errors import DataError, SourceError
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.data.place import Place
 from pipeline.study import scored
 from tests.data.tables import scored_table, write_dataset
 
