@@ -19,7 +19,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"demo", "study"},
     {"exports", "generation", "training"},
     {"stages"},
-    {"models", "storage"},
+    {"data", "models"},
     {"selection"},
     {"metrics", "sources"},
     {"config_file"},
@@ -29,7 +29,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"config_metric", "config_model", "config_objective", "config_preset", "config_select", "config_sweep"},
     {"config_section", "config_text"},
     {"scratch"},
-    {"faults", "progress", "row_faults", "schema", "termination"},
+    {"faults", "drops", "progress", "schema", "termination"},
     {"errors"},
     {"shown"},
 ]
@@ -58,7 +58,7 @@ LIGHT = [
     ".metrics",
     ".selection",
     ".sources",
-    ".storage",
+    ".data",
     ".study",
     ".training.precomputed",
 ]

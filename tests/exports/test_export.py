@@ -114,7 +114,7 @@ def test_damaged_subset_is_refused_by_its_digest(tmp_path: Path):
     write_subset(str(tmp_path / "subset"), good_rows(), formats=("parquet",))
     path = tmp_path / "subset" / "parquet" / "train-00001-of-00003.parquet"
     data = bytearray(path.read_bytes())
-    data[100] ^= 1
+    data[-100] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match="train-00001-of-00003"):
         export(tmp_path / "subset", "openrlhf", tmp_path / "out")

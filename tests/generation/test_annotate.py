@@ -115,7 +115,7 @@ def test_a_row_without_any_reward_is_dropped_with_its_reason():
     found = AnnotateResponses(given)(tokenised(candidate_table())).to_pylist()
     assert [row["all_rm_scores"] for row in found] == [[None, 2.0, None], [None, None, None], [5.0, 6.0, 7.0]]
     assert [row["status"] for row in found] == [KEPT, DROPPED, KEPT]
-    assert (found[1]["drop_stage"], found[1]["drop_reason"]) == ("reward", "does_not_fit_memory")
+    assert (found[1]["drop_stage"], found[1]["drop_reason"]) == ("annotate", "does_not_fit_memory")
 
 
 def test_rewards_that_are_not_finite_say_so():
