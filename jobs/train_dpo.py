@@ -16,7 +16,6 @@ import yaml
 
 from pipeline.config import Storage
 from pipeline.errors import AlignpotError, ConfigError, SourceError
-from pipeline.schema import CHOSEN, ID, PROMPT, REJECTED, SCORED, STATUS, TOOLS
 from pipeline.scratch import scratch_folder
 from pipeline.training import run
 from pipeline.training.job import TrainJob
@@ -69,23 +68,15 @@ def saved(data: str, storage: Storage, scratch: Path) -> str:
     """
     if any((Path(data) / name).exists() for name in ("state.json", "dataset_dict.json")):
         return data
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from datasets import Dataset, disable_progress_bars
+    from datasets import disable_progress_bars
 
-    from pipeline.config import Source
-    from pipeline.sources.reader import open_source
-    from pipeline.sources.shards import plan_shards
-    from pipeline.storage.filesystem import open_filesystem
+    from pipeline.api import read_pairs
 
-    fs, root = open_filesystem(data, storage)
-    reader, files = open_source(fs, root, Source(path=data), rewards=False, policy_logps=False, reference_logps=False)
-    table = pa.concat_tables(reader.read(shard) for shard in plan_shards(files, shard_rows=4096))
-    pairs = table.filter(pc.equal(table[STATUS], SCORED)).select([ID, PROMPT, CHOSEN, REJECTED, TOOLS])
-    if not pairs.num_rows:
+    pairs = read_pairs(data, storage=storage.model_dump())
+    if not len(pairs):
         raise SourceError(f"--data {data} has 0 usable rows. Give preference pairs.")
     disable_progress_bars()
-    Dataset(pairs).save_to_disk(scratch / "pairs")
+    pairs.to_datasets().save_to_disk(scratch / "pairs")
     return str(scratch / "pairs")
 
 

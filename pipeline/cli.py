@@ -160,12 +160,12 @@ def inspect(
 
     Ends with exit code 2 if no format fits.
     """
+    from pipeline.data.place import Place
     from pipeline.sources.inspect import inspect_source, render
-    from pipeline.storage.filesystem import check_readable, open_filesystem
 
-    fs, root = open_filesystem(path, _storage(endpoint_url, region=region, anonymous=anonymous))
-    check_readable(fs, root)
-    found = inspect_source(fs, root, source_format)
+    place = Place.open(path, _storage(endpoint_url, region=region, anonymous=anonymous))
+    place.check_readable()
+    found = inspect_source(place.fs, place.root, source_format)
     _say(render(found))
     if not found.readable:
         raise typer.Exit(2)
@@ -182,12 +182,12 @@ def verify(
 
     Ends with exit code 1 if a file is damaged or gone.
     """
-    from pipeline.storage.filesystem import check_readable, open_filesystem
-    from pipeline.storage.verify import verify as verified
+    from pipeline.data import verify as verification
+    from pipeline.data.place import Place
 
-    fs, root = open_filesystem(path, _storage(endpoint_url))
-    check_readable(fs, root)
-    _say(verified(fs, root))
+    place = Place.open(path, _storage(endpoint_url))
+    place.check_readable()
+    _say(verification.verify(place))
 
 
 @app.command()

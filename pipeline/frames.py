@@ -48,8 +48,8 @@ def _converted(convert: Any) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         # Arrow's own message may quote a row.
         raise ConfigError(
-            f"the rows do not fit one table ({type(error).__name__}): a column holds values of several types. Give each "
-            "column one type."
+            f"the rows do not fit one table ({type(error).__name__}): a column holds values of several types. Give "
+            "each column one type."
         ) from None
 
 

@@ -19,13 +19,13 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"flows"},
     {"exports", "generation", "training"},
     {"stages"},
-    {"models", "storage"},
+    {"data", "models"},
     {"selection"},
     {"sources"},
     {"config"},
     {"metrics"},
     {"scratch"},
-    {"faults", "progress", "row_faults", "schema", "termination"},
+    {"faults", "drops", "progress", "schema", "termination"},
     {"errors"},
     {"shown"},
 ]
@@ -43,7 +43,8 @@ LIGHT = [
     ".metrics",
     ".selection",
     ".sources",
-    ".storage",
+    ".data",
+    ".study",
     ".training.precomputed",
 ]
 

@@ -13,15 +13,14 @@ from jobs.study.table import markdown
 from jobs.study.trials import sample_of, top, weight_on_z_scores, zscore
 from pipeline import schema
 from pipeline.config import Objective, Storage
+from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
 from pipeline.errors import DataError
 from pipeline.metrics.margins import explicit_margin, implicit_margin
 from pipeline.metrics.objectives import objective_columns
 from pipeline.metrics.potential import alignment_potential
 from pipeline.metrics.ranks import spearman
 from pipeline.metrics.ratio import RATIO_METHODS, RatioSample
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.scored import ScoredDataset
 
 EXPLICIT_ONLY: Final = "w = 0, explicit only"
 NUM_RESAMPLES: Final = 200
@@ -123,9 +122,7 @@ def report(effects: Effects) -> str:
 
 
 def _sample(path: str, objective: Objective) -> tuple[RatioSample, int]:
-    """The rows with both margins, and how many rows lack one."""
-    fs, root = open_filesystem(path, Storage())
-    dataset = ScoredDataset(fs, root, load_manifest(fs, root))
+    dataset = Dataset.open(Place.open(path, Storage()))
     columns = [schema.REWARD_CHOSEN, schema.REWARD_REJECTED, *objective_columns(objective)]
     parts = [(explicit_margin(t), implicit_margin(t, objective)) for t in dataset.tables(list(dict.fromkeys(columns)))]
     if not parts:

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from pipeline.config import TorchModel
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_groups, worth_comparing
 from pipeline.models.backbone import Backbone
 from pipeline.models.fp8 import require_fp8, use_fp8
 from pipeline.models.layers import uncompiled
-from pipeline.models.memory import TOO_LONG, Budget, Numbers, Scores, is_memory_error, no_smaller_steps, run_in_steps
+from pipeline.models.memory import Budget, Numbers, Scores, is_memory_error, no_smaller_steps, run_in_steps
 from pipeline.models.packing import ROW_MULTIPLE, Completion, Float64Array, Group, Int64Array
 
 _TOKENS_GPU: Final = 32768
@@ -168,7 +169,9 @@ class Engine(ABC):
         values[fits] = found.values
         places = np.flatnonzero(fits).tolist()
         left_out = {places[index]: reason for index, reason in found.left_out.items()}
-        return Scores(values=values, left_out=left_out | dict.fromkeys(np.flatnonzero(~fits).tolist(), TOO_LONG))
+        return Scores(
+            values=values, left_out=left_out | dict.fromkeys(np.flatnonzero(~fits).tolist(), Reason.LONGER_THAN_MODEL)
+        )
 
     def _one_by_one(self, groups: Sequence[Group]) -> Scores:
         def start(some: Sequence[Group]) -> Numbers:

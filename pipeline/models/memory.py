@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.packing import Float64Array, Group, num_packed_tokens, step_end
 
 Numbers = Callable[[], Float64Array]
 """Waits for a step that was started and gives its numbers."""
 
-DOES_NOT_FIT: Final = "does_not_fit_memory"
-TOO_LONG: Final = "longer_than_model"
 
 # What allocators other than CUDA's own say in a RuntimeError.
 _FULL: Final = ("DefaultCPUAllocator", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
@@ -39,11 +38,11 @@ class Scores:
 
     Attributes:
         values: float64; NaN where a sequence was left out.
-        left_out: DOES_NOT_FIT or TOO_LONG, by the index of the sequence.
+        left_out: why, by the index of the sequence.
     """
 
     values: Float64Array
-    left_out: Mapping[int, str]
+    left_out: Mapping[int, Reason]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,7 +61,7 @@ def run_in_steps(groups: Sequence[Group], start: Callable[[Sequence[Group]], Num
     """
     queue = list(groups)
     values: list[Float64Array] = []
-    left_out: dict[int, str] = {}
+    left_out: dict[int, Reason] = {}
     begin = num_sequences = 0
     num_halves = 0  # groups from `begin` on that are halves of one that did not fit; each of them runs alone
     last: Numbers | None = None
@@ -83,7 +82,7 @@ def run_in_steps(groups: Sequence[Group], start: Callable[[Sequence[Group]], Num
                 if len(step) == 1:
                     num_halves += 1 if num_halves else 2
                 continue
-            left_out[num_sequences] = DOES_NOT_FIT
+            left_out[num_sequences] = Reason.DOES_NOT_FIT_MEMORY
             numbers = partial(np.full, 1, np.nan)
         if last is not None:
             values.append(last())

@@ -17,10 +17,10 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import Tokens
+from pipeline.drops import Reason
 from pipeline.models.prompts import TokenizedDialogue, TokenizedPair, finished_pair
 from pipeline.models.templates import ChatTemplate, Messages
 
-BOUNDARY_MISMATCH: Final = "boundary_mismatch"
 _KNOWS_SYSTEM_ROLE: Final = ("system", "<|im_start|>")
 
 _Split = tuple[list[int], list[int]]
@@ -29,7 +29,7 @@ _Split = tuple[list[int], list[int]]
 
 def tokenize_as_paper(
     tokenizer: Any, template: ChatTemplate, tokens: Tokens, turns: tuple[Messages, Messages, Messages]
-) -> TokenizedPair | str:
+) -> TokenizedPair | Reason:
     """Token ids of a pair by the authors' rules, or the reason why it cannot be used.
 
     Args:
@@ -46,10 +46,10 @@ def tokenize_as_paper(
     bos = tokenizer.bos_token or ""
     first, second = (_split_at_seam(template, text, answer.removeprefix(bos)) for answer in texts)
     if first is None or second is None:
-        return BOUNDARY_MISMATCH
+        return Reason.BOUNDARY_MISMATCH
     num_different = sum(a != b for a, b in zip(first[0], second[0], strict=False))
     if num_different > 1 or abs(len(first[0]) - len(second[0])) > 1:
-        return BOUNDARY_MISMATCH
+        return Reason.BOUNDARY_MISMATCH
     return finished_pair(*_truncated([_with_ends(tokenizer, split) for split in (first, second)], tokens))
 
 

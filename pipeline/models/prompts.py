@@ -10,17 +10,14 @@ A row that cannot be used gives the reason in place of tokens: one of those belo
 
 import datetime
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from pipeline.config import DEFAULT_DATE, Tokens
+from pipeline.drops import Reason
 from pipeline.models.packing import Int32Array, common_prefix
 from pipeline.models.templates import SAVE_TEMPLATE, ChatTemplate, Messages
-
-PROMPT_TOO_LONG: Final = "prompt_too_long"
-EMPTY: Final = "empty_after_truncation"
-IDENTICAL: Final = "identical_after_truncation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,7 +81,7 @@ class PairTokenizer:
 
     def tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
-    ) -> TokenizedPair | str:
+    ) -> TokenizedPair | Reason:
         """Token ids of a pair, or the reason why it cannot be used.
 
         Args:
@@ -106,14 +103,16 @@ class PairTokenizer:
             )
         return self._template.outcome(lambda: self._as_trl(prompt, chosen, rejected, tools), row)
 
-    def _as_trl(self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None) -> TokenizedPair | str:
+    def _as_trl(
+        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
+    ) -> TokenizedPair | Reason:
         prompt_ids = self._template.ids(prompt, tools, add_generation_prompt=True)
         chosen_ids = self._template.ids([*prompt, *chosen], tools)
         rejected_ids = self._template.ids([*prompt, *rejected], tools)
         start = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
         max_length, keep_start = self._tokens.max_length, self._tokens.truncation == "keep_start"
         if keep_start and start >= max_length:
-            return PROMPT_TOO_LONG
+            return Reason.PROMPT_TOO_LONG
         sides = []
         for ids in (chosen_ids, rejected_ids):
             cut = 0 if keep_start else max(0, len(ids) - max_length)
@@ -141,15 +140,15 @@ class DialogueTokenizer:
 
     def tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
-    ) -> TokenizedDialogues | str:
+    ) -> TokenizedDialogues | Reason:
         """Token ids of both dialogues, or the reason why they cannot be used. As in PairTokenizer."""
 
-        def both() -> TokenizedDialogues | str:
+        def both() -> TokenizedDialogues | Reason:
             first, second = (self._one([*prompt, *answer], tools) for answer in (chosen, rejected))
-            if isinstance(first, str) or isinstance(second, str):
-                return EMPTY
+            if isinstance(first, Reason) or isinstance(second, Reason):
+                return Reason.EMPTY_AFTER_TRUNCATION
             if np.array_equal(first.ids, second.ids):
-                return IDENTICAL
+                return Reason.IDENTICAL_AFTER_TRUNCATION
             truncated = first.truncated or second.truncated
             return TokenizedDialogues(chosen_ids=first.ids, rejected_ids=second.ids, truncated=truncated)
 
@@ -157,25 +156,29 @@ class DialogueTokenizer:
 
     def tokenize_one(
         self, prompt: Messages, answer: Messages, tools: str | None = None, *, row: str = ""
-    ) -> TokenizedDialogue | str:
+    ) -> TokenizedDialogue | Reason:
         """Token ids of one dialogue, or the reason why it cannot be used. As in PairTokenizer."""
         return self._template.outcome(lambda: self._one([*prompt, *answer], tools), row)
 
-    def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | str:
+    def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | Reason:
         ids = self._template.ids(dialogue, tools)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
-        return TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length) if len(cut) else EMPTY
+        return (
+            TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length)
+            if len(cut)
+            else Reason.EMPTY_AFTER_TRUNCATION
+        )
 
 
-def finished_pair(chosen: TokenizedDialogue, rejected: TokenizedDialogue) -> TokenizedPair | str:
+def finished_pair(chosen: TokenizedDialogue, rejected: TokenizedDialogue) -> TokenizedPair | Reason:
     """Both sides as a pair, or why they make none."""
     # Nothing predicts a sequence's first token, so it is never scored, even where it is part of the response.
     chosen_start, rejected_start = max(1, chosen.start), max(1, rejected.start)
     num_chosen, num_rejected = len(chosen.ids) - chosen_start, len(rejected.ids) - rejected_start
     if num_chosen < 1 or num_rejected < 1:
-        return EMPTY
+        return Reason.EMPTY_AFTER_TRUNCATION
     if chosen_start == rejected_start and np.array_equal(chosen.ids, rejected.ids):
-        return IDENTICAL
+        return Reason.IDENTICAL_AFTER_TRUNCATION
     return TokenizedPair(
         chosen_ids=chosen.ids,
         rejected_ids=rejected.ids,

@@ -13,10 +13,10 @@ import numpy as np
 from jinja2 import TemplateSyntaxError
 
 from pipeline.config import DEFAULT_DATE
+from pipeline.drops import DropRow, Reason, tell_row_fault
 from pipeline.errors import ModelError, is_foreign
 from pipeline.models.packing import Int32Array
 from pipeline.models.time_limit import limited
-from pipeline.row_faults import tell_row_fault
 from pipeline.shown import shown
 
 T = TypeVar("T")
@@ -25,7 +25,6 @@ Messages = Sequence[Mapping[str, str]]
 # Why a row has no tokens.
 TEMPLATE_ERROR: Final = "template_error"  # the template refuses the turns or fails on them
 TEMPLATE_TIMEOUT: Final = "template_timeout"
-TEMPLATE_OUTPUT_TOO_LONG: Final = "template_output_too_long"
 TOKENIZER_ERROR: Final = "tokenizer_error"
 
 MAX_CHARACTERS: Final = 16 * 2**20
@@ -35,14 +34,6 @@ LIMIT_S: Final = 10.0
 SAVE_TEMPLATE: Final = "Save one with the reward model's tokenizer."
 _SET_TEMPLATE: Final = "Set tokens.chat_template to a Jinja file."
 _MOST_TIMEOUTS: Final = 3
-
-
-class UnfitRowError(Exception):
-    """A row that gives no tokens; `reason` says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class ChatTemplate:
@@ -71,7 +62,7 @@ class ChatTemplate:
         """The messages as one text. `tools` is the JSON text of the tool schemas that the template is given.
 
         Raises:
-            UnfitRowError: it takes too long or becomes too long.
+            DropRow: it takes too long or becomes too long.
             Exception: whatever the template raises.
         """
         render = partial(
@@ -84,23 +75,23 @@ class ChatTemplate:
         try:
             text = str(limited(render, LIMIT_S))
         except TimeoutError:
-            raise UnfitRowError(TEMPLATE_TIMEOUT) from None
+            raise DropRow(Reason.TEMPLATE_TIMEOUT) from None
         if len(text) > MAX_CHARACTERS:
-            raise UnfitRowError(TEMPLATE_OUTPUT_TOO_LONG)
+            raise DropRow(Reason.TEMPLATE_OUTPUT_TOO_LONG)
         return text
 
     def ids_of(self, text: str) -> list[int]:
         """Token ids of a text, with no special tokens but its own.
 
         Raises:
-            UnfitRowError: the tokenizer fails on it.
+            DropRow: the tokenizer fails on it.
         """
         try:
             ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         except BaseException as error:
             if not is_foreign(error):
                 raise
-            raise UnfitRowError(TOKENIZER_ERROR) from error
+            raise DropRow(Reason.TOKENIZER_ERROR) from error
         return ids
 
     def ids(self, messages: Messages, tools: str | None = None, *, add_generation_prompt: bool = False) -> Int32Array:
@@ -108,8 +99,8 @@ class ChatTemplate:
         text = self.text(messages, tools, add_generation_prompt=add_generation_prompt)
         return np.asarray(self.ids_of(text), dtype=np.int32)
 
-    def outcome(self, make: Callable[[], T], row: str) -> T | str:
-        """What `make` makes of the row with id `row` by this template, or the reason why it fails.
+    def outcome(self, make: Callable[[], T], row: str) -> T | Reason:
+        """What `make` makes of a row by means of this template, or the reason why it fails. `row` is the row's id.
 
         Raises:
             ModelError: the template took too long over several rows and finished none between them.
@@ -117,18 +108,18 @@ class ChatTemplate:
         cause: BaseException | None
         try:
             made = make()
-        except UnfitRowError as error:
+        except DropRow as error:
             reason, cause = error.reason, error.__cause__
         except BaseException as error:
             if not is_foreign(error):
                 raise
-            reason, cause = TEMPLATE_ERROR, error
+            reason, cause = Reason.TEMPLATE_ERROR, error
         else:
             self._num_timeouts = 0
             return made
         if cause is not None:
             tell_row_fault(cause, where=self._owner, row=row)
-        self._num_timeouts += reason == TEMPLATE_TIMEOUT
+        self._num_timeouts += reason == Reason.TEMPLATE_TIMEOUT
         if self._num_timeouts >= _MOST_TIMEOUTS:
             raise ModelError(
                 f"{self._owner} takes longer than {LIMIT_S:g} s over one dialogue: on {_MOST_TIMEOUTS} rows, and "

@@ -16,10 +16,11 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import VllmModel
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
 from pipeline.models.loading import context_of, first_line, load_configuration, load_errors
-from pipeline.models.memory import TOO_LONG, Scores
+from pipeline.models.memory import Scores
 from pipeline.models.packing import Completion, Group, check_predicted
 from pipeline.models.vllm_engine import (
     arguments_of,
@@ -82,7 +83,7 @@ class VllmLogprobEngine:
         sums = np.where(long | (num_read > 0), np.nan, 0.0)
         asked = np.flatnonzero(~long & (num_read > 0))
         sums[asked] = self._sums([sequences[i] for i in asked]) if len(asked) else []
-        return Scores(values=sums, left_out=dict.fromkeys(np.flatnonzero(long).tolist(), TOO_LONG))
+        return Scores(values=sums, left_out=dict.fromkeys(np.flatnonzero(long).tolist(), Reason.LONGER_THAN_MODEL))
 
     def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
         """None: the model's own forward is not at hand, and vLLM compared with itself would always agree."""

@@ -30,6 +30,10 @@ class Source(Protocol):
         """The rows at these ascending positions with the named columns."""
         ...
 
+    def has_values(self, column: str) -> bool:
+        """Whether any row has a value in this column."""
+        ...
+
     def split(self, num_parts: int) -> Sequence[tuple[int, "Source"]]:
         """About `num_parts` consecutive pieces, each with the position of its first row; they can be pickled."""
         ...
@@ -60,11 +64,20 @@ class TableSource:
         check_columns(self.table.schema, columns)
         yield self.table.select(list(columns)).take(pa.array(positions))
 
+    def has_values(self, column: str) -> bool:
+        """Whether any row has a value in this column."""
+        return bool(self.table.column(column).null_count < self.table.num_rows)
+
     def split(self, num_parts: int) -> Sequence[tuple[int, Source]]:
         """Slices of the table, without a copy."""
         size = max(2**16, -(-self.table.num_rows // num_parts))
         starts = range(0, max(1, self.table.num_rows), size)
         return [(start, TableSource(table=self.table.slice(start, size))) for start in starts]
+
+
+def no_positions() -> Positions:
+    """An empty array of positions."""
+    return np.zeros(0, dtype=np.int64)
 
 
 def take_all(source: Source, positions: Positions, columns: Sequence[str]) -> pa.Table:

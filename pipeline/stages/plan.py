@@ -13,9 +13,9 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.config import ClassifierReward, Config, Replicas, TorchModel, VllmModel
+from pipeline.drops import StageName
 
 Apply = Callable[[pa.Table], pa.Table]
-StageName = Literal["tokenise", "reward", "policy", "reference", "generate", "annotate", "pair", "evolve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.drops import Reason
 from pipeline.models.packing import Completion, Group, Int32Array
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedDialogues, TokenizedPair
 from pipeline.schema import (
@@ -20,7 +21,7 @@ from pipeline.schema import (
     TOOLS,
     TRUNCATED,
 )
-from pipeline.stages.rows import TRANSIENT_PREFIX, drop_rows, scored_rows, set_column, spread
+from pipeline.stages.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
 
 CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}chosen_ids"
 REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}rejected_ids"
@@ -104,15 +105,15 @@ def _token_ids(table: pa.Table, rows: npt.NDArray[np.int64], name: str) -> list[
 
 
 def _tokenise(table: pa.Table, tokenizer: PairTokenizer | DialogueTokenizer) -> tuple[dict[int, Any], pa.Table]:
-    rows = scored_rows(table)
+    rows = kept_rows(table)
     pairs = table.select([ID, PROMPT, CHOSEN, REJECTED, TOOLS]).take(pa.array(rows)).to_pylist()
     outcomes = {
         int(row): tokenizer.tokenize(pair[PROMPT], pair[CHOSEN], pair[REJECTED], pair[TOOLS], row=pair[ID])
         for row, pair in zip(rows, pairs, strict=True)
     }
-    dropped = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, str)}
+    dropped = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, Reason)}
     kept = {row: outcome for row, outcome in outcomes.items() if row not in dropped}
-    return kept, drop_rows(table, dropped, stage="tokens")
+    return kept, drop_rows(table, dropped, stage="tokenise")
 
 
 def _with_columns(table: pa.Table, rows: list[int], columns: Columns) -> pa.Table:

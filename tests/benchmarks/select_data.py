@@ -47,7 +47,7 @@ def _table(num_rows: int) -> pa.Table:
         schema.NUM_TOKENS_CHOSEN: chance.integers(10, 500, num_rows),
         schema.NUM_TOKENS_REJECTED: chance.integers(10, 500, num_rows),
         schema.TRUNCATED: np.zeros(num_rows, dtype=np.bool_),
-        schema.STATUS: ["scored"] * num_rows,
+        schema.STATUS: ["kept"] * num_rows,
     }
     fields = schema.scored_schema()
     empty = {field.name: pa.nulls(num_rows, field.type) for field in fields}

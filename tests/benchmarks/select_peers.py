@@ -26,7 +26,7 @@ def polars_script(scored: Path, output: Path) -> None:
     """Polars, lazily, in all threads."""
     import polars as pl
 
-    rows = pl.scan_parquet(str(scored / "parts" / "*.parquet")).filter(pl.col("status") == "scored")
+    rows = pl.scan_parquet(str(scored / "parts" / "*.parquet")).filter(pl.col("status") == "kept")
     chosen = pl.col("policy_logp_chosen") - pl.col("reference_logp_chosen")
     rejected = pl.col("policy_logp_rejected") - pl.col("reference_logp_rejected")
     explicit, implicit = pl.col("reward_chosen") - pl.col("reward_rejected"), (BETA * (chosen - rejected)).abs()
@@ -50,7 +50,7 @@ def duckdb_script(scored: Path, output: Path) -> None:
     connection.execute(
         f"CREATE VIEW s AS SELECT *, reward_chosen - reward_rejected AS e, abs({BETA} * ((policy_logp_chosen -"
         " reference_logp_chosen) - (policy_logp_rejected - reference_logp_rejected))) AS i"
-        f" FROM read_parquet('{scored}/parts/*.parquet') WHERE status = 'scored'"
+        f" FROM read_parquet('{scored}/parts/*.parquet') WHERE status = 'kept'"
     )
     stats = "SELECT avg(e), stddev_pop(e), avg(i), stddev_pop(i), count(*) FROM s"
     me, se, mi, si, num_rows = connection.execute(stats).fetchone()

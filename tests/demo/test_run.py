@@ -35,7 +35,7 @@ def test_the_source_reader_takes_every_shipped_pair() -> None:
     (shard,) = plan_shards(files, 10_000)
     table = reader.read(shard)
     pairs = read_pairs()
-    assert table.column("status").unique().to_pylist() == ["scored"]
+    assert table.column("status").unique().to_pylist() == ["kept"]
     for name in ("id", "prompt", "chosen", "rejected", "label"):
         assert table.column(name).to_pylist() == [pair[name] for pair in pairs]
 

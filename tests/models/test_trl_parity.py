@@ -36,12 +36,12 @@ def assert_same_tokens(directory: Path, rows: list[Row], output: Path, max_lengt
     theirs = trainer.train_dataset
     assert len(theirs) == len(kept)
     collated = trainer.data_collator([theirs[i] for i in range(len(theirs))])
-    num_scored = collated["completion_mask"][:, 1:].sum(1).tolist()
+    num_kept = collated["completion_mask"][:, 1:].sum(1).tolist()
     for index, (row, pair) in enumerate(zip(theirs, kept, strict=True)):
         assert pair.chosen_ids.tolist() == (row["prompt_ids"] + row["chosen_ids"])[:max_length]
         assert pair.rejected_ids.tolist() == (row["prompt_ids"] + row["rejected_ids"])[:max_length]
         assert pair.chosen_start == pair.rejected_start == pair.num_tokens_prompt == len(row["prompt_ids"])
-        assert [pair.num_tokens_chosen, pair.num_tokens_rejected] == [num_scored[index], num_scored[len(kept) + index]]
+        assert [pair.num_tokens_chosen, pair.num_tokens_rejected] == [num_kept[index], num_kept[len(kept) + index]]
     return ours
 
 

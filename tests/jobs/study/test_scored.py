@@ -4,10 +4,10 @@ import pytest
 from jobs.study import scored
 from pipeline import schema
 from pipeline.config import Objective, Storage
+from pipeline.data.place import Place
 from pipeline.errors import DataError, SourceError
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.storage.filesystem import open_filesystem
-from tests.storage.tables import scored_table, write_dataset
+from tests.data.tables import scored_table, write_dataset
 
 NUM_ROWS = 400
 
@@ -28,9 +28,9 @@ def columns(*, seed=0, sign=1.0):
 
 
 def dataset(tmp_path, data):
-    fs, root = open_filesystem(str(tmp_path / "scored"), Storage())
+    place = Place.open(str(tmp_path / "scored"), Storage())
     table = scored_table([f"{row:04d}" for row in range(NUM_ROWS)], columns=data)
-    write_dataset(fs, root, [table.slice(0, 150), table.slice(150)])
+    write_dataset(place, [table.slice(0, 150), table.slice(150)])
     return str(tmp_path / "scored")
 
 

@@ -1,6 +1,6 @@
-"""The files of a subset while they grow on local disk, and the descriptions that `datasets` wants beside them.
+"""Files in the formats that others read, as they are written on local disk, and what `datasets` wants beside them.
 
-Knows the layouts of the formats, not where they are published.
+Knows the formats, not where the files are published.
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.runs import fingerprint_digest
+from pipeline.data.manifest import File
+from pipeline.data.sealed import fingerprint_digest
 
 
 class JsonLinesWriter:
@@ -41,11 +42,10 @@ def finite(value: Any) -> Any:
     return [finite(each) for each in value] if isinstance(value, list) else value
 
 
-class SubsetFile:
+class LocalFiles:
     """One file per format, growing batch by batch in `folder`."""
 
     def __init__(self, folder: Path, schema: pa.Schema, formats: Sequence[str]) -> None:
-        self.num_rows = 0
         self.paths = {form: folder / f"current.{form}" for form in formats}
         self._writers: list[Any] = []
         if "hf" in formats:
@@ -59,7 +59,6 @@ class SubsetFile:
 
     def write(self, table: pa.Table) -> None:
         """Append one batch: a record batch in Arrow, a row group in Parquet, lines in JSON Lines."""
-        self.num_rows += table.num_rows
         for writer in self._writers:
             writer.write_table(table)
 
@@ -77,22 +76,22 @@ class SubsetFile:
                 continue
 
 
-def hf_descriptions(schema: pa.Schema, files: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> dict[str, bytes]:
-    """The JSON files of a `load_from_disk` folder, by path, for data files with these records.
+def hf_descriptions(schema: pa.Schema, files: Sequence[File], run: Mapping[str, Any]) -> dict[str, bytes]:
+    """The JSON files of a `load_from_disk` folder, by path, for these data files.
 
     run: the fingerprint of the run, which keys the caches of its users together with the content.
     """
-    arrow = sorted((file for file in files if file["path"].startswith("hf/")), key=lambda file: str(file["path"]))
-    names = [file["path"].rpartition("/")[2] for file in arrow]
-    key = fingerprint_digest({"files": [file["blake2b"] for file in arrow], "run": run})[:16]
+    arrow = sorted((file for file in files if file.path.startswith("hf/")), key=lambda file: file.path)
+    names = [file.path.rpartition("/")[2] for file in arrow]
+    key = fingerprint_digest({"files": [file.digest for file in arrow], "run": run})[:16]
     return {
-        "hf/train/dataset_info.json": dataset_info_json(schema),
-        "hf/train/state.json": state_json(names, key),
+        "hf/train/dataset_info.json": _dataset_info(schema),
+        "hf/train/state.json": _state(names, key),
         "hf/dataset_dict.json": b'{"splits": ["train"]}',
     }
 
 
-def dataset_info_json(schema: pa.Schema) -> bytes:
+def _dataset_info(schema: pa.Schema) -> bytes:
     """dataset_info.json as `datasets` writes it."""
     from datasets import Features
 
@@ -106,7 +105,7 @@ def dataset_info_json(schema: pa.Schema) -> bytes:
     return json.dumps(info, indent=2).encode()
 
 
-def state_json(file_names: Sequence[str], fingerprint: str) -> bytes:
+def _state(file_names: Sequence[str], fingerprint: str) -> bytes:
     """state.json as `datasets` writes it; `fingerprint` keys the caches of its users, so it must follow the content."""
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in file_names],

@@ -13,18 +13,18 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema as names
+from pipeline.data.commit import create
+from pipeline.data.place import Place
+from pipeline.data.sealed import FORMAT
+from pipeline.drops import check_drop
 from pipeline.errors import IntegrityError, SchemaError
 from pipeline.faults import translated
 from pipeline.shown import listed, quoted
-from pipeline.storage.commit import create
-from pipeline.storage.filesystem import display, list_sizes, object_size, read_range
-from pipeline.storage.runs import FORMAT, PartSpec, RunPlan
 
 PARTS_FOLDER: Final = "parts"
 ROW_GROUP_ROWS: Final = 4096  # text of some 16 MB; a group is the unit of reading
@@ -38,19 +38,32 @@ _FEW_VALUES: Final = (names.STATUS, names.DROP_STAGE, names.DROP_REASON, names.S
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PartSpec:
+    """What one part must look like: the small share of a plan that a worker needs."""
+
+    index: int
+    num_rows: int | None
+    """Null where only the work itself tells how many rows come out."""
+    schema: pa.Schema
+    fingerprint_digest: str
+    source_digest: str | None = None
+    """Of the file that the rows must be read from; null where they come from no file."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PartSummary:
     """What the footer of a part says about it."""
 
     index: int
     num_rows: int
-    num_scored: int
+    num_kept: int
     num_dropped: int
     drops: Mapping[str, Mapping[str, int]]
     """Dropped rows by stage, then reason."""
     num_tokens: Mapping[str, int]
-    """Sums over scored rows, by column."""
+    """Sums over kept rows, by column."""
     id_digest: str
-    """Sum of the 128-bit hashes of the ids of scored rows modulo 2^128, as 32 hex digits: independent of order."""
+    """Sum of the 128-bit hashes of the ids of kept rows modulo 2^128, as 32 hex digits: independent of order."""
     fingerprint_digest: str
     source_digest: str | None
     """Of the file that the rows were read from; null where they come from no file."""
@@ -65,18 +78,13 @@ def part_path(index: int) -> str:
     return f"{PARTS_FOLDER}/{index:08d}.parquet"
 
 
-def committed_parts(fs: fsspec.AbstractFileSystem, root: str, plan: RunPlan) -> set[int]:
-    """Indices of the shards that need no more work; other objects in the folder are left out of account."""
-    return {index for index in part_sizes(fs, root) if index < len(plan.shards)}
-
-
-def part_sizes(fs: fsspec.AbstractFileSystem, root: str) -> dict[int, int]:
+def part_sizes(dataset: Place) -> dict[int, int]:
     """Bytes of every part that has been committed, by index."""
-    found = list_sizes(fs, f"{root}/{PARTS_FOLDER}").items()
+    found = (dataset / PARTS_FOLDER).sizes().items()
     return {int(match[1]): size for name, size in found if (match := _PART_NAME.match(name))}
 
 
-def commit_part(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, table: pa.Table) -> PartSummary:
+def commit_part(dataset: Place, spec: PartSpec, table: pa.Table) -> PartSummary:
     """Commit `table`, all rows of one shard, as the part that `spec` describes; the first writer of a part wins.
 
     The metadata of its schema says what the rows were read from, see `schema.READ_FROM`.
@@ -89,55 +97,54 @@ def commit_part(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, table:
         IntegrityError: it has not every row of the shard once, or rows of another file; an outcome or an id is
             missing, or a score is NaN or infinite; or the part there is of another run.
     """
-    path = f"{root}/{part_path(spec.index)}"
-    where = display(fs, path)
+    place = dataset / part_path(spec.index)
+    where = str(place)
     if not table.schema.equals(spec.schema):
         raise SchemaError(f"{where}: {_schema_difference(table.schema, spec.schema)}")
     if spec.num_rows is not None and table.num_rows != spec.num_rows:
         raise IntegrityError(f"{where}: {table.num_rows} rows for a shard of {spec.num_rows}; wanted each row once.")
     data = _encoded(table, _facts(spec, table, where))
-    if create(fs, path, data):
-        return _summary(data[-_footer_bytes(data) :], len(data), where)
-    return read_part_summary(fs, root, spec)
+    if create(place, data):
+        return _summary(footer_of(data), len(data), where)
+    return read_part_summary(dataset, spec)
 
 
-def read_part_summary(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, size: int | None = None) -> PartSummary:
+def read_part_summary(dataset: Place, spec: PartSpec, size: int | None = None) -> PartSummary:
     """The summary of a committed part, from its footer alone; `size` in bytes saves a request where it is known.
 
     Raises:
         IntegrityError: the part is missing or damaged, bears another fingerprint or index, or is of another source.
     """
-    path = f"{root}/{part_path(spec.index)}"
-    where = display(fs, path)
+    place = dataset / part_path(spec.index)
+    where = str(place)
+    size = place.size() if size is None else size
     if size is None:
-        size = object_size(fs, path)
-    if size is None:
-        raise IntegrityError(f"{where} is missing. Run `alignpot score` again.")
-    summary = _summary(read_footer(fs, path, size), size, where)
+        raise IntegrityError(f"{where} is missing. Run the same command again.")
+    summary = _summary(read_footer(place, size), size, where)
     if summary.fingerprint_digest != spec.fingerprint_digest:
         raise IntegrityError(
             f"{where} bears fingerprint {summary.fingerprint_digest}, the run {spec.fingerprint_digest}. "
-            "Someone put a part of another run there; use another `scored` path."
+            "Someone put a part of another run there; use another path."
         )
     _check_source(summary.source_digest, spec, where)
     if summary.index != spec.index:
-        raise IntegrityError(f"{where} is part {summary.index} under another name. Use another `scored` path.")
+        raise IntegrityError(f"{where} is part {summary.index} under another name. Use another path.")
     return summary
 
 
-def check_part(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, size: int, footer_digest: str) -> None:
+def check_part(dataset: Place, spec: PartSpec, size: int, footer_digest: str) -> None:
     """Read a committed part whole, and compare its rows with what its footer says of them.
 
     Raises:
         IntegrityError: it is missing or damaged, or not the part of this size and footer.
     """
-    path = f"{root}/{part_path(spec.index)}"
-    where = display(fs, path)
-    summary = read_part_summary(fs, root, spec, size)
+    place = dataset / part_path(spec.index)
+    where = str(place)
+    summary = read_part_summary(dataset, spec, size)
     if summary.footer_digest != footer_digest:
         raise IntegrityError(f"{where} is another part than the one that the manifest names. Restore it.")
     try:
-        data = pa.BufferReader(read_range(fs, path, 0, size))
+        data = pa.BufferReader(place.read_range(0, size))
         table = pq.ParquetFile(data, page_checksum_verification=True).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         fault = translated(error, where)
@@ -149,17 +156,22 @@ def check_part(fs: fsspec.AbstractFileSystem, root: str, spec: PartSpec, size: i
         raise IntegrityError(f"{where} is damaged: its rows are not those that its footer counts. Restore it.")
 
 
-def read_footer(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
+def read_footer(place: Place, size: int) -> bytes:
     """The footer of a Parquet object of `size` bytes: metadata, its length and the magic.
 
     Raises:
         IntegrityError: there is none.
     """
-    tail = read_range(fs, path, max(0, size - _TAIL_BYTES), size)
-    length = _footer_bytes(tail)
+    tail = place.read_range(max(0, size - _TAIL_BYTES), size)
+    length = footer_bytes(tail)
     if tail[-4:] != b"PAR1" or not 8 < length <= size:
-        raise IntegrityError(f"{display(fs, path)} is damaged: no Parquet footer. Restore it, or score again.")
-    return tail[-length:] if length <= len(tail) else read_range(fs, path, size - length, size)
+        raise IntegrityError(f"{place} is damaged: no Parquet footer. Restore it, or score again.")
+    return tail[-length:] if length <= len(tail) else place.read_range(size - length, size)
+
+
+def footer_of(data: bytes) -> bytes:
+    """The footer of a Parquet object that is held whole."""
+    return data[-footer_bytes(data) :]
 
 
 def check_footer(footer: bytes, where: str) -> None:
@@ -183,7 +195,8 @@ def add_id_digests(digests: Iterable[str]) -> str:
     return f"{sum(int(each, 16) for each in digests) % 2**128:032x}"
 
 
-def _footer_bytes(data: bytes | bytearray) -> int:
+def footer_bytes(data: bytes | bytearray) -> int:
+    """Length of a Parquet footer, given the end of the object."""
     return int.from_bytes(data[-8:-4], "little") + 8
 
 
@@ -204,7 +217,7 @@ def _summary(footer: bytes, size: int, where: str) -> PartSummary:
     try:
         facts = json.loads(pq.read_metadata(pa.BufferReader(footer)).metadata[_SUMMARY_KEY])
         if facts.pop("format") != FORMAT:
-            raise IntegrityError(f"{where} was written by another version. Use another `scored` path.")
+            raise IntegrityError(f"{where} was written by another version. Use another path.")
         return PartSummary(**facts, size=size, footer_digest=digest(footer))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
@@ -213,54 +226,53 @@ def _summary(footer: bytes, size: int, where: str) -> PartSummary:
 
 
 def _facts(spec: PartSpec, table: pa.Table, where: str) -> dict[str, Any]:
-    scored = table.filter(pc.equal(table[names.STATUS], names.SCORED))
+    kept = table.filter(pc.equal(table[names.STATUS], names.KEPT))
     dropped = table.filter(pc.equal(table[names.STATUS], names.DROPPED))
-    if scored.num_rows + dropped.num_rows != table.num_rows:
-        raise IntegrityError(f"{where}: {table.num_rows} rows, {scored.num_rows} scored, {dropped.num_rows} dropped.")
-    _check_scored(scored, where)
+    if kept.num_rows + dropped.num_rows != table.num_rows:
+        raise IntegrityError(f"{where}: {table.num_rows} rows, {kept.num_rows} kept, {dropped.num_rows} dropped.")
+    _check_kept(kept, where)
     read_from = (table.schema.metadata or {}).get(names.READ_FROM)
     source_digest = None if read_from is None else read_from.decode()
     _check_source(source_digest, spec, where)
-    drops: dict[str, collections.Counter[str]] = {}
-    stages, reasons = (dropped[name].to_pylist() for name in (names.DROP_STAGE, names.DROP_REASON))
-    for stage, reason in zip(stages, reasons, strict=True):
-        if not stage or not reason:
-            raise IntegrityError(f"{where}: a dropped row bears no stage or no reason.")
-        drops.setdefault(stage, collections.Counter())[reason] += 1
+    outcomes = (dropped[name].to_pylist() for name in (names.DROP_STAGE, names.DROP_REASON))
+    drops: dict[str, dict[str, int]] = {}
+    for (stage, reason), count in sorted(collections.Counter(zip(*outcomes, strict=True)).items(), key=str):
+        check_drop(stage, reason, where)
+        drops.setdefault(stage, {})[reason] = count
     return {
         "format": FORMAT,
         "index": spec.index,
         "num_rows": table.num_rows,
-        "num_scored": scored.num_rows,
+        "num_kept": kept.num_rows,
         "num_dropped": dropped.num_rows,
-        "drops": {stage: dict(sorted(counts.items())) for stage, counts in sorted(drops.items())},
-        "num_tokens": _sums(scored),
-        "id_digest": add_id_digests(digest(each.encode()) for each in scored[names.ID].to_pylist()),
+        "drops": drops,
+        "num_tokens": _sums(kept),
+        "id_digest": add_id_digests(digest(each.encode()) for each in kept[names.ID].to_pylist()),
         "fingerprint_digest": spec.fingerprint_digest,
         "source_digest": source_digest,
     }
 
 
-def _sums(scored: pa.Table) -> dict[str, int]:
-    found = {name: scored[name] for name in _TOKEN_COLUMNS if name in scored.column_names}
-    if names.RESPONSE_TOKENS in scored.column_names:
-        found[names.RESPONSE_TOKENS] = pc.list_flatten(scored[names.RESPONSE_TOKENS])
+def _sums(kept: pa.Table) -> dict[str, int]:
+    found = {name: kept[name] for name in _TOKEN_COLUMNS if name in kept.column_names}
+    if names.RESPONSE_TOKENS in kept.column_names:
+        found[names.RESPONSE_TOKENS] = pc.list_flatten(kept[names.RESPONSE_TOKENS])
     return {name: pc.sum(values, min_count=0).as_py() for name, values in found.items()}
 
 
-def _check_scored(scored: pa.Table, where: str) -> None:
-    for name in {names.ID, names.CONTENT_DIGEST} & set(scored.column_names):
-        if scored[name].null_count:
-            raise IntegrityError(f"{where}: {scored[name].null_count} scored rows have no {name}.")
+def _check_kept(kept: pa.Table, where: str) -> None:
+    for name in {names.ID, names.CONTENT_DIGEST} & set(kept.column_names):
+        if kept[name].null_count:
+            raise IntegrityError(f"{where}: {kept[name].null_count} kept rows have no {name}.")
     for field in names.SCORE_FIELDS:
-        if not pa.types.is_floating(field.type) or field.name not in scored.column_names:
+        if not pa.types.is_floating(field.type) or field.name not in kept.column_names:
             continue
-        wrong = pc.invert(pc.is_finite(scored[field.name]).fill_null(fill_value=True))
+        wrong = pc.invert(pc.is_finite(kept[field.name]).fill_null(fill_value=True))
         if pc.any(wrong, min_count=0).as_py():
-            ids = scored[names.ID].filter(wrong).to_pylist()
+            ids = kept[names.ID].filter(wrong).to_pylist()
             first = listed(ids[:10], show=quoted)
             raise IntegrityError(
-                f"{where}: {field.name} is NaN or infinite in {len(ids)} scored rows, first ids [{first}]. "
+                f"{where}: {field.name} is NaN or infinite in {len(ids)} kept rows, first ids [{first}]. "
                 "Such rows must be dropped with a reason."
             )
 
@@ -290,6 +302,6 @@ def _encoded(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
         writer.write_table(table.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
         writer.add_key_value_metadata({_SUMMARY_KEY.decode(): json.dumps(facts), "seal": _NO_SEAL.decode()})
     data = bytearray(sink.getvalue())
-    footer = slice(len(data) - _footer_bytes(data), len(data))
+    footer = slice(len(data) - footer_bytes(data), len(data))
     data[footer] = _SEAL.sub(_seal(bytes(data[footer])), data[footer])
     return bytes(data)

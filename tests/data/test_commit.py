@@ -13,42 +13,40 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
+from pipeline.data.commit import clear_leftovers, create, create_from_file
+from pipeline.data.place import Place
 from pipeline.errors import StorageError, TemporaryError
 from pipeline.scratch import scratch_folder
-from pipeline.storage.commit import clear_leftovers, create, create_from_file
-from pipeline.storage.filesystem import list_sizes, open_filesystem, read_bytes, read_range
-from tests.storage.fault_proxy import BROKEN, BUSY, CONFLICT, EXPIRED, LOSE_ANSWER, RESET, TRUNCATED, faulty
+from tests.data.fault_proxy import BROKEN, BUSY, CONFLICT, EXPIRED, LOSE_ANSWER, RESET, TRUNCATED, faulty
 
 
 def test_second_create_changes_nothing(place):
-    fs, root = place
-    assert create(fs, f"{root}/deep/a.bin", b"first")
-    assert not create(fs, f"{root}/deep/a.bin", b"second")
-    assert read_bytes(fs, f"{root}/deep/a.bin") == b"first"
-    assert read_bytes(fs, f"{root}/deep/b.bin") is None
+    assert create(place / "deep/a.bin", b"first")
+    assert not create(place / "deep/a.bin", b"second")
+    assert (place / "deep/a.bin").read() == b"first"
+    assert (place / "deep/b.bin").read() is None
 
 
 def test_one_of_many_racing_threads_wins(place):
-    fs, root = place
     for round_number in range(3):
-        path = f"{root}/race-{round_number}"
+        path = place / f"race-{round_number}"
         with ThreadPoolExecutor(12) as pool:
-            won = list(pool.map(lambda i, path=path: create(fs, path, b"%03d" % i * 5000), range(12)))
+            won = list(pool.map(lambda i, path=path: create(path, b"%03d" % i * 5000), range(12)))
         assert won.count(True) == 1
-        assert read_bytes(fs, path) == b"%03d" % won.index(True) * 5000
+        assert path.read() == b"%03d" % won.index(True) * 5000
 
 
 _WRITER = """
 import os, sys
 from pipeline import config
-from pipeline.storage.commit import create
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.data.commit import create
+from pipeline.data.place import Place
 url, endpoint, me = sys.argv[1:]
-fs, root = open_filesystem(url, config.Storage(endpoint_url=endpoint or None, region="us-east-1"))
+place = Place.open(url, config.Storage(endpoint_url=endpoint or None, region="us-east-1"))
 print("ready", flush=True)
 for number in range(100_000):
     data = bytes([int(me)]) * 3_000_000
-    won = create(fs, f"{root}/{number:06d}", data)
+    won = create(place / f"{number:06d}", data)
     print(number, int(won), flush=True)
     if number + 1 == int(os.environ.get("ROUNDS", 100_000)):
         break
@@ -88,10 +86,10 @@ def test_killed_writer_leaves_only_whole_objects(request, tmp_path, kind):
         time.sleep(0.004 * kill)
         writer.send_signal(signal.SIGKILL)
         acknowledged += writer.communicate()[0].count(b" 1\n")
-        fs, root = open_filesystem(f"{url}/{kill}", storage)
-        seen = [name for name in fs.find(root) if not name.rpartition("/")[2].startswith(".")]
+        place = Place.open(f"{url}/{kill}", storage)
+        seen = [name for name in place.fs.find(place.root) if not name.rpartition("/")[2].startswith(".")]
         assert len(seen) >= acknowledged
-        assert all(read_bytes(fs, name) == bytes([kill]) * 3_000_000 for name in seen)
+        assert all(Place(place.fs, name).read() == bytes([kill]) * 3_000_000 for name in seen)
 
 
 _OWNER = """
@@ -99,20 +97,20 @@ import os, sys, time
 from pathlib import Path
 from pipeline import config
 from pipeline.scratch import scratch_folder
-from pipeline.storage.commit import create
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.data.commit import create
+from pipeline.data.place import Place
 def wait(_):
     print("ready", flush=True)
     time.sleep(600)
 os.fsync = wait
 with scratch_folder("rows", Path(sys.argv[1])) as folder:
     (folder / "some").write_bytes(b"text of rows")
-    create(*open_filesystem(f"{sys.argv[1]}/out/parts/a", config.Storage()), b"text of rows")
+    create(Place.open(f"{sys.argv[1]}/out/parts/a", config.Storage()), b"text of rows")
 """
 
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(local_place, tmp_path):
-    fs, root = local_place
+    place = local_place
     (tmp_path / "alignpot-of-mine").mkdir()
     (tmp_path / "out" / "parts").mkdir(parents=True)
     (tmp_path / "out" / "parts" / ".a.part.tmp").touch()
@@ -123,28 +121,28 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(local_place, tmp_
         assert owner.stdout.readline() == b"ready\n"
         living = {*tmp_path.rglob("*")} - before
         assert {path.suffix for path in living if path.is_file()} == {"", ".lock", ".tmp"}
-        clear_leftovers(fs, root)
+        clear_leftovers(place)
         with scratch_folder("other", tmp_path):
             assert living <= {*tmp_path.rglob("*")}
     finally:
         owner.kill()
         owner.communicate()
-    clear_leftovers(fs, root)
+    clear_leftovers(place)
     with scratch_folder("other", tmp_path):
         assert {path.suffix for path in {*tmp_path.rglob("*")} - before if path.is_file()} == {".lock"}
     assert {*tmp_path.rglob("*")} == before
 
 
 def test_clearing_takes_nothing_from_those_who_begin_meanwhile(local_place, tmp_path):
-    fs, root = local_place
+    place = local_place
     ended = threading.Event()
 
     def clear() -> None:
         while not ended.is_set():
-            clear_leftovers(fs, root)
+            clear_leftovers(place)
 
     def work(thread: int) -> bool:
-        won = [create(fs, f"{root}/parts/{thread}-{number}", b"x") for number in range(40)]
+        won = [create(place / f"parts/{thread}-{number}", b"x") for number in range(40)]
         for _ in range(40):
             with scratch_folder("rows", tmp_path) as folder:
                 (folder / "some").write_bytes(b"x")
@@ -161,30 +159,29 @@ def test_clearing_takes_nothing_from_those_who_begin_meanwhile(local_place, tmp_
 
 
 def test_exception_while_writing_leaves_nothing(local_place):
-    fs, root = local_place
+    place = local_place
     with pytest.raises(TypeError):
-        create(fs, f"{root}/a.bin", object())
-    assert list(Path(root).iterdir()) == []
+        create(place / "a.bin", object())
+    assert list(Path(place.root).iterdir()) == []
 
 
 def test_file_is_created_like_bytes(place, tmp_path):
-    fs, root = place
     source = tmp_path / "source"
     source.write_bytes(os.urandom(300_000))
-    assert create_from_file(fs, f"{root}/small", source)
-    assert not create_from_file(fs, f"{root}/small", source)
-    assert read_bytes(fs, f"{root}/small") == source.read_bytes()
+    assert create_from_file(place / "small", source)
+    assert not create_from_file(place / "small", source)
+    assert (place / "small").read() == source.read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.s3
 def test_large_file_goes_up_in_parts_and_is_created_once(s3_place, tmp_path):
-    fs, root = s3_place
+    place = s3_place
     source = tmp_path / "source"
     source.write_bytes(os.urandom(2**20) * 101)
-    assert create_from_file(fs, f"{root}/large", source)
-    assert not create_from_file(fs, f"{root}/large", source)
-    assert fs.size(f"{root}/large") == 101 * 2**20
+    assert create_from_file(place / "large", source)
+    assert not create_from_file(place / "large", source)
+    assert place.fs.size(f"{place.root}/large") == 101 * 2**20
 
 
 @pytest.mark.s3
@@ -198,25 +195,25 @@ def test_lost_answer_counts_as_committed(s3):
         return None
 
     with faulty(s3.endpoint_url, once) as endpoint_url:
-        fs, root = open_filesystem(s3.url("lost"), s3.storage.model_copy(update={"endpoint_url": endpoint_url}))
-        assert create(fs, f"{root}/a", b"mine") is False
+        place = Place.open(s3.url("lost"), s3.storage.model_copy(update={"endpoint_url": endpoint_url}))
+        assert create(place / "a", b"mine") is False
         assert lost
-        assert read_bytes(fs, f"{root}/a") == b"mine"
+        assert (place / "a").read() == b"mine"
 
 
 @pytest.mark.s3
 @pytest.mark.parametrize("num_conflicts", [1, 100])
 def test_conflict_with_a_create_under_way_is_tried_again(s3, monkeypatch, num_conflicts):
-    monkeypatch.setattr("pipeline.storage.commit._NUM_CONFLICT_RETRIES", 3)
+    monkeypatch.setattr("pipeline.data.commit._NUM_CONFLICT_RETRIES", 3)
     faults = iter([CONFLICT] * num_conflicts)
     with faulty(s3.endpoint_url, lambda *_: next(faults, None)) as endpoint_url:
-        fs, root = open_filesystem(s3.url("conflict"), s3.storage.model_copy(update={"endpoint_url": endpoint_url}))
+        place = Place.open(s3.url("conflict"), s3.storage.model_copy(update={"endpoint_url": endpoint_url}))
         if num_conflicts == 1:
-            assert create(fs, f"{root}/a", b"mine")
-            assert not create(fs, f"{root}/a", b"mine")
+            assert create(place / "a", b"mine")
+            assert not create(place / "a", b"mine")
         else:
             with pytest.raises(TemporaryError, match="ConditionalRequestConflict"):
-                create(fs, f"{root}/a", b"mine")
+                create(place / "a", b"mine")
 
 
 @pytest.mark.s3
@@ -224,9 +221,9 @@ def test_passing_faults_are_waited_out(s3):
     faults = iter([BUSY, RESET, CONFLICT])
     with faulty(s3.endpoint_url, lambda *_: next(faults, None)) as endpoint_url:
         storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 5})
-        fs, root = open_filesystem(s3.url("flaky"), storage)
-        assert create(fs, f"{root}/a", b"mine")
-        assert read_bytes(fs, f"{root}/a") == b"mine"
+        place = Place.open(s3.url("flaky"), storage)
+        assert create(place / "a", b"mine")
+        assert (place / "a").read() == b"mine"
 
 
 @pytest.mark.s3
@@ -243,11 +240,11 @@ def test_lasting_faults_end_after_as_many_attempts_and_are_never_absence(s3, fau
     asked = []
     with faulty(s3.endpoint_url, lambda *request: asked.append(request) or fault) as endpoint_url:
         storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 2})
-        fs, root = pickle.loads(pickle.dumps(open_filesystem(s3.url("down"), storage)))
-        for act in (lambda *place: create(*place, b"x"), lambda *place: read_range(*place, 0, 1), list_sizes):
+        place = pickle.loads(pickle.dumps(Place.open(s3.url("down"), storage)))
+        for act in (lambda place: create(place, b"x"), lambda place: place.read_range(0, 1), Place.sizes):
             asked.clear()
             with pytest.raises(kind, match="Renew" if fault == EXPIRED else "Run the same command again"):
-                act(fs, f"{root}/a")
+                act(place / "a")
             assert len(asked) == num_requests
 
 
@@ -255,15 +252,15 @@ def test_lasting_faults_end_after_as_many_attempts_and_are_never_absence(s3, fau
 @pytest.mark.parametrize("num_faults", [2, 3])
 def test_answer_cut_short_is_asked_for_again_and_is_no_damage(s3, num_faults):
     url, faults = s3.url("cut"), iter([TRUNCATED] * num_faults)
-    fs, root = open_filesystem(url, s3.storage)
-    create(fs, f"{root}/a", b"mine" * 100)
+    place = Place.open(url, s3.storage)
+    create(place / "a", b"mine" * 100)
     with faulty(s3.endpoint_url, lambda *_: next(faults, None)) as endpoint_url:
-        fs, _ = open_filesystem(url, s3.storage.model_copy(update={"endpoint_url": endpoint_url}))
+        place = Place.open(url, s3.storage.model_copy(update={"endpoint_url": endpoint_url}))
         if num_faults < s3.storage.max_attempts:
-            assert read_range(fs, f"{root}/a", 0, 400) == b"mine" * 100
+            assert (place / "a").read_range(0, 400) == b"mine" * 100
         else:
             with pytest.raises(TemporaryError):
-                read_range(fs, f"{root}/a", 0, 400)
+                (place / "a").read_range(0, 400)
 
 
 def test_disk_without_hard_links_is_refused(local_place, monkeypatch):
@@ -273,6 +270,6 @@ def test_disk_without_hard_links_is_refused(local_place, monkeypatch):
         raise OSError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    fs, root = local_place
+    place = local_place
     with pytest.raises(StorageError, match="no hard links"):
-        create(fs, f"{root}/a", b"x")
+        create(place / "a", b"x")

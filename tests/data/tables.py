@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from pipeline import schema as names
-from pipeline.storage import manifest, parts, runs, scored
+from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import SCORED
+from pipeline.data.parts import commit_part
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run
 
 FINGERPRINT = {"policy": {"model": "tiny", "revision": "abc"}, "tokens": {"max_length": 2048}}
 SCHEMA = names.scored_schema([pa.field("origin", pa.string())])
@@ -38,18 +41,19 @@ def scored_table(
         names.NUM_TOKENS_PROMPT: [3] * count,
         names.NUM_TOKENS_CHOSEN: [5] * count,
         names.NUM_TOKENS_REJECTED: [7] * count,
-        names.STATUS: [names.DROPPED if i in dropped else names.SCORED for i in range(count)],
-        names.DROP_STAGE: ["tokens" if i in dropped else None for i in range(count)],
-        names.DROP_REASON: ["too_long" if i in dropped else None for i in range(count)],
+        names.STATUS: [names.DROPPED if i in dropped else names.KEPT for i in range(count)],
+        names.DROP_STAGE: ["tokenise" if i in dropped else None for i in range(count)],
+        names.DROP_REASON: ["prompt_too_long" if i in dropped else None for i in range(count)],
         "origin": [f"here {each}" for each in ids],
         **(columns or {}),
     }
     return pa.table({field.name: own.get(field.name, [None] * count) for field in SCHEMA}, schema=SCHEMA)
 
 
-def plan_for(sizes: Sequence[int], **changes: Any) -> runs.RunPlan:
+def plan_for(sizes: Sequence[int], **changes: Any) -> Plan:
     """A plan with shards of these sizes."""
-    plan = runs.RunPlan(
+    plan = Plan(
+        kind=SCORED,
         fingerprint=FINGERPRINT,
         shards=tuple({"file": "a.parquet", "start": i, "num_rows": size} for i, size in enumerate(sizes)),
         schema=SCHEMA,
@@ -60,9 +64,9 @@ def plan_for(sizes: Sequence[int], **changes: Any) -> runs.RunPlan:
     return dataclasses.replace(plan, **changes)
 
 
-def write_dataset(fs: fsspec.AbstractFileSystem, root: str, tables: Sequence[pa.Table]) -> scored.ScoredDataset:
+def write_dataset(place: Place, tables: Sequence[pa.Table]) -> Dataset:
     """A complete scored dataset with these tables as parts."""
-    plan = runs.begin_run(fs, root, plan_for([table.num_rows for table in tables]))
+    run = Run.claim(place, plan_for([table.num_rows for table in tables]))
     for index, table in enumerate(tables):
-        parts.commit_part(fs, root, plan.part_spec(index), table)
-    return scored.ScoredDataset(fs, root, manifest.finish_run(fs, root, plan, {}))
+        commit_part(place, run.plan.part_spec(index), table)
+    return Dataset(place, run.finish({}))

@@ -8,9 +8,14 @@ import pyarrow as pa
 import pytest
 
 from pipeline import config
-from pipeline.storage import manifest, parts, runs, scored, subset, subset_parts
-from pipeline.storage.filesystem import open_filesystem
-from tests.storage.tables import FINGERPRINT, plan_for, scored_table
+from pipeline.data import files, parts
+from pipeline.data import run as runs
+from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import SUBSET
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run
+from pipeline.data.sealed import sealed
+from tests.data.tables import FINGERPRINT, plan_for, scored_table
 
 SHARDS = [scored_table([f"row-{i}-{j}" for j in range(6)], dropped={i}) for i in range(4)]
 
@@ -20,27 +25,24 @@ class Death(BaseException):
 
 
 def score_and_select(folder: Path) -> None:
-    fs, root = open_filesystem(str(folder / "scored"), config.Storage())
-    plan = runs.begin_run(fs, root, plan_for([6, 6, 6, 6]))
-    for index in sorted({*range(4)} - parts.committed_parts(fs, root, plan)):
-        parts.commit_part(fs, root, plan.part_spec(index), SHARDS[index])
-    dataset = scored.ScoredDataset(fs, root, manifest.finish_run(fs, root, plan, {}))
-    rows = pa.concat_tables(dataset.tables(["id", "prompt", "chosen", "rejected"]))
-    spec = subset.SubsetSpec(
-        num_rows=rows.num_rows,
-        schema=rows.schema,
-        formats=("hf", "parquet"),
-        rows_per_file=8,
-        fingerprint=FINGERPRINT,
-        config={},
-        version="0",
-    )
-    fs, root = open_filesystem(str(folder / "subset"), config.Storage())
-    with subset.SubsetWriter(fs, root, spec) as writer:
-        if writer.done is None:
-            for table in dataset.tables(rows.column_names):
-                writer.write(table)
-            writer.finish(report={}, extra={})
+    run = Run.claim(Place.open(str(folder / "scored"), config.Storage()), plan_for([6, 6, 6, 6]))
+    for index in run.pending():
+        parts.commit_part(run.place, run.plan.part_spec(index), SHARDS[index])
+    dataset = Dataset(run.place, run.finish({}))
+    place = Place.open(str(folder / "subset"), config.Storage())
+    if Dataset.find(place, SUBSET) is None:
+        columns = ["id", "prompt", "chosen", "rejected"]
+        plan = Plan(
+            kind=SUBSET,
+            fingerprint=FINGERPRINT,
+            config={},
+            schema=pa.schema([dataset.schema.field(name) for name in columns]),
+            shards=files.file_shards(dataset.num_kept, 8),
+            formats=("hf", "parquet"),
+        )
+        subset = Run.claim(place, plan)
+        written = files.write_files(subset, dataset.tables(columns))
+        files.finish_files(subset, written, {"report.json": sealed({})}, {})
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -74,9 +76,9 @@ def test_death_at_any_commit_is_made_good_by_running_again(tmp_path, after):
         folder = tmp_path / f"dying-{number}"
         wrap = dying_at(number, after=after, counter=[0])
         with pytest.MonkeyPatch.context() as patch:
-            for module in (runs, parts, manifest, subset, subset_parts):
+            for module in (runs, parts, files):
                 patch.setattr(module, "create", wrap(module.create))
-            patch.setattr(subset_parts, "create_from_file", wrap(subset_parts.create_from_file))
+            patch.setattr(files, "create_from_file", wrap(files.create_from_file))
             try:
                 score_and_select(folder)
                 died = False
