@@ -134,8 +134,9 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
     fingerprint = {
         "alignpot": MINOR_VERSION,
         **config.fingerprint(),
+        "prompts": config.prompts.fingerprint()
+        | {"files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files}},
         **fingerprints,
-        "files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files},
         "benchmarks": None if benchmarks is None else digest(benchmarks.grams.tobytes()),
     }
     claim(fs, root, kind=KIND, fingerprint=fingerprint, body={"config": config.model_dump(mode="json")})
