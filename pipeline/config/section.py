@@ -41,7 +41,7 @@ NO_CREDENTIALS: Final = "must not carry credentials; use environment variables o
 class Section(BaseModel):
     """A part of the config: frozen, closed to unknown keys, and without credentials in any value."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
     @field_validator("*")
     @classmethod
