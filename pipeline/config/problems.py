@@ -43,13 +43,13 @@ class _Place:
     """Where a problem lies.
 
     path: the keys. kinds: the kinds of section that stand there, or that an unknown key stands in. backend: that of the
-    section. field: the last known key.
+    section. key: the last known one.
     """
 
     kinds: list[type[Section]]
     path: list[str] = field(default_factory=list)
     backend: str = ""
-    field: FieldInfo | None = None
+    key: FieldInfo | None = None
 
     def enter(self, part: str) -> None:
         """Take the next part of the location: a key, a backend, or a place inside the value of a key."""
@@ -57,10 +57,10 @@ class _Place:
         known = next((kind.model_fields[part] for kind in own if part in kind.model_fields), None)
         if known is not None:
             self.path.append(part)
-            self.field, self.kinds = known, sections_of(known.annotation)
+            self.key, self.kinds = known, sections_of(known.annotation)
         elif not self.backend and any(part in _backends(kind) for kind in self.kinds):
             self.backend = part
-        elif self.field is None or self.kinds:
+        elif self.key is None or self.kinds:
             self.path.append(part)
 
 
@@ -98,8 +98,8 @@ def _text(problem: Any, place: _Place) -> str:
         text = f"wanted a section such as {{{example}: ...}}{got_text(value)}"
     elif kind == "tuple_type":
         text = "wanted a list" + (f", such as [{shown(value)}]" if _is_plain(value) else "")
-    elif kind not in ("value_error", "string_pattern_mismatch") and place.field is not None:
-        text = f"wanted {takes(place.field)}{got_text(value)}"
+    elif kind not in ("value_error", "string_pattern_mismatch") and place.key is not None:
+        text = f"wanted {takes(place.key)}{got_text(value)}"
     else:
         text = str(problem["msg"]).removeprefix("Value error, ")
         text += "" if value is None or "credentials" in text else got_text(value)

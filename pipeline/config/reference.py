@@ -1,6 +1,8 @@
 """The reference of the config as Markdown, and its JSON schema for editors, both generated from the fields."""
 
+import ast
 import inspect
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -34,7 +36,13 @@ _ROOTS: Final[Mapping[str, type[Section]]] = {"run, score, select, report": Conf
 
 def json_schema(*, self_play: bool = False) -> str:
     """The JSON schema of a config file."""
-    return json.dumps((SelfPlayConfig if self_play else Config).model_json_schema(), indent=1)
+    root = SelfPlayConfig if self_play else Config
+    schema = root.model_json_schema()
+    for kind in _sections_below(root):
+        properties = (schema if kind is root else schema["$defs"][kind.__name__])["properties"]
+        for key, text in docstrings(kind).items():
+            properties[key]["description"] = text
+    return json.dumps(schema, indent=1)
 
 
 def reference() -> Iterator[str]:
@@ -57,6 +65,23 @@ def reference() -> Iterator[str]:
                 yield _section(kind, names)
 
 
+def docstrings(kind: type[Section]) -> dict[str, str]:
+    """The docstring of each key, on one line. Reading the source takes too long to be done at every import."""
+    found: dict[str, str] = {}
+    for part in [base for base in reversed(kind.__mro__) if issubclass(base, Section)]:
+        [tree] = ast.parse(inspect.getsource(part)).body
+        assert isinstance(tree, ast.ClassDef)  # noqa: S101
+        for node, after in itertools.pairwise(tree.body):
+            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
+                found[ast.unparse(node.target)] = " ".join(str(ast.literal_eval(after.value)).split())
+    return found
+
+
+def _sections_below(kind: type[Section]) -> set[type[Section]]:
+    fields = kind.model_fields.values()
+    return {kind}.union(*(_sections_below(below) for field in fields for below in sections_of(field.annotation)))
+
+
 def _section(kind: type[Section], names: Mapping[type[Section], str]) -> str:
     base = kind.__mro__[1]
     if base not in names:
@@ -71,16 +96,19 @@ def _docstring(kind: type[Section]) -> str:
 
 
 def _table(kind: type[Section], keys: list[str]) -> str:
-    return "\n".join([_HEAD, *(_row(kind, key, kind.model_fields[key]) for key in keys)])
+    meanings = docstrings(kind)
+    return "\n".join([_HEAD, *(_row(kind, key, meanings.get(key, "")) for key in keys)])
 
 
-def _row(kind: type[Section], key: str, field: FieldInfo) -> str:
+def _row(kind: type[Section], key: str, meaning: str) -> str:
+    field = kind.model_fields[key]
     sections = sections_of(field.annotation)
-    meaning = field.description or (_docstring(sections[0]).split("\n\n")[0] if sections else "")
+    if sections and not meaning:
+        meaning = _docstring(sections[0]).split("\n\n")[0]
     part = mark_of(field) or mark_of(kind) or "yes"
     if sections and mark_of(field) != PER_OUTPUT["fingerprint"]:
         part = mark_of(sections[0]) or "see its keys"
-    cells = [f"`{key}`", takes(field, "`"), _default(field), part, " ".join(meaning.split())]
+    cells = [f"`{key}`", takes(field, "`"), _default(field), part, meaning]
     return f"| {' | '.join(cells)} |"
 
 

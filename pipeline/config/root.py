@@ -27,7 +27,8 @@ class Config(Section):
 
     preset: PresetName | None = Field(default=None, json_schema_extra=LAYOUT)
     """Settings of the paper's authors as defaults of tokens, objective, metric and select. `paper`: SimPO, z-scores,
-    w = 1, 40%. `paper-selfplay`, that of their self-play: w = 2.5, 25%."""
+    w = 1, 40%. `paper-selfplay`, that of their self-play: w = 2.5, 25%. The authors break ties by an unstable sort and
+    order rows by score; here ties go by id, and rows keep the order of the scored dataset."""
     source: Source | None = None
     storage: Storage = Storage()
     policy: Model | None = None

@@ -41,7 +41,7 @@ NO_CREDENTIALS: Final = "must not carry credentials; use environment variables o
 class Section(BaseModel):
     """A part of the config: frozen, closed to unknown keys, and without credentials in any value."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
     @field_validator("*")
     @classmethod
@@ -58,13 +58,11 @@ class Section(BaseModel):
         found = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if mark_of(type(self)) or mark_of(field):
+            if mark_of(field) or mark_of(type(self)) or (isinstance(value, Section) and mark_of(type(value))):
                 found.pop(name, None)
             elif isinstance(value, Section):
                 found[name] = value.fingerprint()
-        return {
-            name: value for name, value in found.items() if value != {} or not isinstance(getattr(self, name), Section)
-        }
+        return found
 
 
 def mark_of(holder: FieldInfo | type[Section]) -> str | None:

@@ -13,7 +13,7 @@ class Source(Section):
     path: Url = Field(json_schema_extra=BY_CONTENT)
     """File, folder or URL of an object store."""
     format: str = "auto"
-    """Format of the rows; `auto` detects it. `alignpot inspect PATH` shows what is found."""
+    """Format of the rows; `auto` detects it. `alignpot inspect PATH` shows which one a source has."""
     id_column: str | None = None
     """Column with a unique id. Default: the id is a hash of the row's content."""
     pairs: Literal["best-worst", "sweet-spot"] = "best-worst"

@@ -131,8 +131,9 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
     fingerprint = {
         "alignpot": MINOR_VERSION,
         **config.fingerprint(),
+        "prompts": config.prompts.fingerprint()
+        | {"files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files}},
         **fingerprints,
-        "files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files},
         "benchmarks": None if benchmarks is None else digest(benchmarks.grams.tobytes()),
     }
     Run.claim(place, Plan(kind=KIND, fingerprint=fingerprint, config=config.model_dump(mode="json")))

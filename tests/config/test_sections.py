@@ -1,6 +1,8 @@
 """Everything else: source, objective, tokens, paths, and rules across sections."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,14 @@ def test_chat_template_is_a_file_of_a_template_s_size(tmp_path: Path):
     (tmp_path / "long").write_text("x" * (1 << 20) + "x")
     for name, said in (("pipe", "no regular file"), ("long", "longer than 1,048,576 bytes")):
         assert_refused(changed(tokens={"chat_template": str(tmp_path / name)}), ["tokens.chat_template", said])
+
+
+def test_an_objective_and_a_metric_are_one_entry_in_one_file():
+    script = (
+        "from pipeline.metrics.objectives import OBJECTIVES\nfrom pipeline.metrics.potential import METRICS\n"
+        "OBJECTIVES['new'], METRICS['new'] = OBJECTIVES['simpo'], METRICS['explicit']\n"
+        "from pipeline.config import Metric, Objective\n"
+        "print(Objective(name='new').parameters, Metric(name='new').reads_implicit)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'beta': 2.0} False\n"

@@ -150,12 +150,12 @@ def test_the_stage_closes_its_engine():
 
 def test_the_fingerprint_tells_the_engine_and_what_it_computes_but_not_the_layout(policy):
     plain = model_fingerprint(TorchModel(model=str(policy), dtype="float32"))
-    assert "backend" not in plain
-    assert model_fingerprint(section(policy)) == {**plain, "backend": "vllm"}
+    found = model_fingerprint(section(policy))
+    assert found == {**plain, "backend": "vllm", "engine_args": {}}
     split = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.8}
-    assert model_fingerprint(section(policy, num_gpus=2, engine_args=split)) == {**plain, "backend": "vllm"}
+    assert model_fingerprint(section(policy, num_gpus=2, engine_args=split)) == found
     eight_bits = {"engine_args": {"quantization": "fp8"}}
-    assert model_fingerprint(section(policy, **eight_bits)) == {**plain, "backend": "vllm", **eight_bits}
+    assert model_fingerprint(section(policy, **eight_bits)) == {**found, **eight_bits}
 
 
 def test_the_environment_takes_threads_and_cache_of_the_section(policy, monkeypatch):
