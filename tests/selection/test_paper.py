@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import Storage
 from pipeline.config_file import parse_config
-from pipeline.selection import TableSource, select, source
+from pipeline.selection import TableSource, select
 from pipeline.storage.filesystem import open_filesystem
 from pipeline.storage.manifest import load_manifest
 from pipeline.storage.scored import ScoredDataset
@@ -29,11 +29,6 @@ METRICS = {
     "rm-xlogp": {"weight": 2.5},
 }
 GIVEN = [path for path in os.environ.get("ALIGNPOT_SCORED", "").split(":") if path]
-
-
-@pytest.fixture(autouse=True)
-def larger_blocks(monkeypatch):
-    monkeypatch.setattr(source, "BLOCK_ROWS", 500)
 
 
 def authors_scores(table: pa.Table, metric: str, reward: np.ndarray | None = None) -> np.ndarray:
@@ -89,8 +84,7 @@ def test_the_preset_keeps_the_authors_pairs(metric, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_the_preset_keeps_the_authors_pairs_of_a_hundred_thousand(seed, monkeypatch):
-    monkeypatch.setattr(source, "BLOCK_ROWS", 2**15)
+def test_the_preset_keeps_the_authors_pairs_of_a_hundred_thousand(seed):
     table = scored_table(100_000, seed=seed)
     ids = np.array(table.column("id").to_pylist())
     for metric in METRICS:
