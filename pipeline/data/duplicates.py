@@ -31,6 +31,11 @@ _MOST_NAMED: Final = 10
 class Rows(Protocol):
     """Rows that can be read by position, such as a Dataset."""
 
+    @property
+    def schema(self) -> pa.Schema:
+        """All columns."""
+        ...
+
     def take(self, positions: Positions, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The rows at ascending positions, in tables."""
         ...
@@ -44,15 +49,11 @@ def find_repeats(rows: Rows, hashes: HashArray) -> Positions:
     Raises:
         SourceError: rows share an id and differ in content; up to ten such ids are named.
     """
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    same = ordered[1:] == ordered[:-1]
-    is_repeated = np.zeros(len(hashes), dtype=np.bool_)
-    is_repeated[1:] |= same
-    is_repeated[:-1] |= same
-    positions = np.sort(order[is_repeated])
-    if not len(positions):
-        return positions
+    ordered = np.sort(hashes)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not repeated.size:
+        return np.zeros(0, dtype=np.int64)
+    positions = np.flatnonzero(np.isin(hashes, repeated))
     left_out, conflicts = _compare(_details(rows, positions))
     if len(conflicts):
         first = pa.concat_tables(rows.take(conflicts[:_MOST_NAMED], [names.ID]))[names.ID].to_pylist()
@@ -68,12 +69,15 @@ def _details(rows: Rows, positions: Positions) -> NDArray[np.void]:
     """High and low half of the id's hash, the content's, the scores' and the position of each of these rows."""
     found = np.empty(len(positions), dtype=_ROW)
     start = 0
-    for table in rows.take(positions, _COLUMNS):
+    columns = [name for name in _COLUMNS if name in rows.schema.names]
+    for table in rows.take(positions, columns):
         part = found[start : start + table.num_rows]
         ids = single_array(table, names.ID)
         for half, seed in _SEEDS.items():
             part[half] = hash_ids(ids, seed)
-        part["content"] = hash_ids(single_array(table, names.CONTENT_DIGEST), _CONTENT_SEED)
+        part["content"] = 0
+        if names.CONTENT_DIGEST in columns:
+            part["content"] = hash_ids(single_array(table, names.CONTENT_DIGEST), _CONTENT_SEED)
         part["scores"] = _score_hashes(table)
         start += table.num_rows
     found["position"] = positions
@@ -82,7 +86,7 @@ def _details(rows: Rows, positions: Positions) -> NDArray[np.void]:
 
 def _score_hashes(table: pa.Table) -> HashArray:
     mixed = np.zeros(table.num_rows, dtype=np.uint64)
-    for name in _SCORES:
+    for name in (name for name in _SCORES if name in table.schema.names):
         column = table[name]
         present = column.is_valid().to_numpy().astype(np.uint64)
         mixed = (mixed ^ (_bits_of(column) * present) ^ (present << np.uint64(1))) * _MULTIPLIER

@@ -113,10 +113,10 @@ def _exact_sum(values: FloatArray) -> int:
     while rest.any():
         shift = min(shift, _UNIT)
         digits = _times_power(rest, shift)
-        np.rint(digits, out=digits)
+        np.trunc(digits, out=digits)
         total += int(digits.sum()) << (_UNIT - shift)
         rest -= _times_power(digits, -shift)
-        shift += _DIGIT_BITS + 1  # what is left is at most half of the last digit's unit
+        shift += _DIGIT_BITS  # what is left is less than the last digit's unit
     return total
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from pipeline.errors import ModelError
 from pipeline.models.engine import Engine
+from pipeline.models.loading import load_classifier
 from pipeline.models.memory import Numbers, from_device
 from pipeline.models.packing import ROW_MULTIPLE, Completion, Group, last_token_step
 
@@ -26,6 +27,9 @@ class ClassifierEngine(Engine):
 
     Arguments as in Engine. A classifier that has more than one logit is a ModelError.
     """
+
+    _load_model = staticmethod(load_classifier)
+    _quantity = "reward"
 
     def _attach_head(self) -> bool:
         head = getattr(self._backbone.model, "score", None)

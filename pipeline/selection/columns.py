@@ -148,6 +148,7 @@ def _coded(values: pa.Array, column: str) -> tuple[Codes, list[str]]:
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     encoded = values.cast(pa.string()).dictionary_encode()
+    _check_num_groups(len(encoded.dictionary), column)
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
     return codes, encoded.dictionary.to_pylist()
 
@@ -158,12 +159,16 @@ def _joined_groups(parts: Sequence[tuple[Codes, list[str]]], column: str) -> tup
     for codes, names in parts:
         known = np.array([places.setdefault(name, len(places)) for name in names] + [-1], dtype=np.int32)
         joined.append(known[codes])
-        if len(places) > MOST_GROUPS:
-            raise DataError(
-                f"select.group_by {shown(column)} has more than {MOST_GROUPS} values; wanted a column that names a few "
-                "groups, such as a domain or a source."
-            )
+        _check_num_groups(len(places), column)
     return np.concatenate(joined), list(places)
+
+
+def _check_num_groups(num_groups: int, column: str) -> None:
+    if num_groups > MOST_GROUPS:
+        raise DataError(
+            f"select.group_by {shown(column)} has more than {MOST_GROUPS} values; wanted a column that names a few "
+            "groups, such as a domain or a source."
+        )
 
 
 def _no_keys(num_rows: int) -> KeyArray:

@@ -76,6 +76,8 @@ def _examples_of(
     source: Source, scores: FloatArray, margins: Mapping[str, FloatArray], num: int, *, sign: int
 ) -> list[dict[str, Any]]:
     """The rows of highest sign * score, ties by id: id, margins and score."""
+    if num == 0:
+        return []
     merits = sign * scores
     num_ranked = int(np.count_nonzero(~np.isnan(merits)))
     last = kth_largest(merits, min(num, num_ranked))

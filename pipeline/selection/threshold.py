@@ -1,6 +1,7 @@
 """The best k of some scores: the exact threshold, ties by id (UTF-8 bytes, ascending)."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -55,9 +56,9 @@ def kth_largest(scores: FloatArray, k: int) -> float:
     A sample says roughly where it lies. One pass counts what is above and gathers the few scores around it, so that the
     array is neither copied nor sorted.
     """
-    if scores.size > 4 * _SAMPLE:
-        sample = scores[:: scores.size // _SAMPLE]
-        sample = np.sort(sample[~np.isnan(sample)])
+    sample = scores[:: scores.size // _SAMPLE] if scores.size > 4 * _SAMPLE else scores[:0]
+    sample = np.sort(sample[~np.isnan(sample)])
+    if sample.size:
         num_candidates = scores.size - _count(scores, np.isnan)
         place = sample.size * (1.0 - k / num_candidates)
         margin = 4.0 * math.sqrt(sample.size) + 1.0
@@ -116,9 +117,10 @@ def first_by_id(places: Positions, ids: pa.Array, num: int) -> tuple[Positions, 
         IntegrityError: an id repeats.
     """
     if pc.count_distinct(ids).as_py() < len(ids):
+        repeated = next(id_ for id_, count in Counter(ids.to_pylist()).items() if count > 1)
         raise IntegrityError(
-            f"an id stands in several of {len(ids)} rows of equal score, first {quoted(ids[0])}. Remove repeated rows "
-            "from the scored dataset, or give each row an id of its own."
+            f"id {quoted(repeated)} stands in several of {len(ids)} rows of equal score. Remove repeated rows from the "
+            "scored dataset, or give each row an id of its own."
         )
     order = pc.sort_indices(ids).to_numpy().astype(np.int64)[:num]
     return places[order], ids[int(order[-1])].as_py()

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline import api
 from pipeline import schema as names
 from pipeline.config import Storage
 from pipeline.errors import ConfigError
-from pipeline.flows.compare import CompareRequest, compare_scored
 from pipeline.flows.select import prepare_select, select_subsets
+from pipeline.selection.compare import Comparison
 from tests.fixtures_storage import S3Server
 from tests.flows import scored_data as data
 from tests.flows.conftest import Ended
@@ -31,8 +32,8 @@ FRACTIONS = (0.1, 0.35)
 
 @pytest.fixture(scope="module")
 def compared(scored: str) -> dict:
-    request = CompareRequest(scored=scored, metrics=list(METRICS), fractions=FRACTIONS, storage={})
-    return compare_scored(request).to_dict()
+    found = api.compare(scored, metrics=list(METRICS), fractions=FRACTIONS)
+    return found.to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +119,8 @@ def test_contradiction_is_what_another_metric_ranks_last(
 def test_layout_and_place_move_no_number(compared: dict, scored_rows: pa.Table, tmp_path: Path):
     other = data.write_scored(tmp_path / "scored", Storage(), scored_rows.take(pa.array(
         np.random.default_rng(2).permutation(scored_rows.num_rows))), 7)  # fmt: skip
-    request = CompareRequest(scored=other, metrics=list(METRICS), fractions=FRACTIONS, storage={})
-    assert compare_scored(request).to_dict() == compared
+    found = api.compare(other, metrics=list(METRICS), fractions=FRACTIONS)
+    assert found.to_dict() == compared
 
 
 def numbers_after(text: str, heading: str, num_columns: int) -> list[list[float]]:
@@ -172,12 +173,12 @@ def test_metrics_whose_columns_are_null_are_left_out(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--metric", "potentail"], ["--metric potentail", "potential"]),
+        (["--metric", "potentail"], ["metric potentail", "potential"]),
         (["--metric", "potential:wieght=2"], ["wieght", "weight"]),
         (["--metric", "potential:weight"], ["name:key=value"]),
         (["--metric", "potential:weight=-1"], ["metric.weight", "-1"]),
-        (["--fraction", "2"], ["--fraction", "2"]),
-        (["--fraction", "0"], ["--fraction", "0"]),
+        (["--fraction", "2"], ["fraction", "2"]),
+        (["--fraction", "0"], ["fraction", "0"]),
         (["--fraction", "0.0001"], ["no row at all"]),
         (["--objective", "simpoo"], ["simpo"]),
         (["--objective", "simpo:bta=2"], ["bta"]),
@@ -212,22 +213,22 @@ def test_comparing_writes_nothing(command: Callable[..., Ended], scored_rows: pa
 
 
 def test_difficulty_goes_with_dpo_alone(scored: str):
-    def request(objective: str) -> CompareRequest:
-        return CompareRequest(scored=scored, metrics=["difficulty", "random"], objective=objective, storage={})
+    def found(objective: str) -> Comparison:
+        return api.compare(scored, metrics=["difficulty", "random"], objective=objective)
 
-    assert "difficulty 0.1" in compare_scored(request("dpo")).labels
+    assert "difficulty 0.1" in found("dpo").labels
     with pytest.raises(ConfigError, match="difficulty"):
-        compare_scored(request("simpo"))
+        found("simpo")
 
 
 def test_metrics_of_the_same_margins_by_other_names_go_together(scored: str):
     metrics = ["potential:normalise=none,implicit=signed", "bees-add"]
-    together = compare_scored(CompareRequest(scored=scored, metrics=metrics, storage={}))
+    together = api.compare(scored, metrics=metrics)
     assert together.labels == tuple(f"{name} {fraction}" for name in metrics for fraction in (0.1, 0.4))
 
 
 def test_no_contradiction_is_told_where_best_and_last_rows_overlap(scored: str):
-    found = compare_scored(CompareRequest(scored=scored, metrics=["explicit"], fractions=[0.9], storage={}))
+    found = api.compare(scored, metrics=["explicit"], fractions=[0.9])
     assert found.to_dict()["contradiction"] == {"explicit 0.9": {"explicit": None}}
 
 

@@ -86,7 +86,6 @@ def test_rows_are_kept_whatever_other_rows_come_with_them(new_rows: pa.Table, ne
     [
         {},
         {"metric": {"normalise": "robust"}},
-        {"metric": {"normalise": "rank"}},
         {"metric": {"weight": "auto"}},
         {"metric": {"name": "sigma-gap"}},
         {"metric": {"name": "bees-mul"}},
@@ -214,11 +213,18 @@ def test_other_settings_are_refused(given: dict[str, Any], says: list[str], new:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("rule", [{"per_prompt": 1}, {"deduplicate": "exact"}], ids=str)
-def test_former_selection_that_compared_rows_is_refused(rule: dict[str, Any], scored: str, new: str, tmp_path: Path):
-    select_subsets(prepare_select(data.select_config(scored, tmp_path / "former", select=rule)))
-    with pytest.raises(ConfigError, match="cannot be applied row by row"):
-        applied(new, tmp_path / "out", tmp_path / "former" / "_SUCCESS.json")
+@pytest.mark.parametrize(
+    "given",
+    [{"select": {"per_prompt": 1}}, {"select": {"deduplicate": "exact"}}, {"metric": {"normalise": "rank"}}],
+    ids=str,
+)
+def test_former_selection_that_compared_rows_is_refused(given: dict[str, Any], scored: str, new: str, tmp_path: Path):
+    select_subsets(prepare_select(data.select_config(scored, tmp_path / "former", **given)))
+    metric = {"metric": given["metric"]} if "metric" in given else {}
+    with pytest.raises(
+        ConfigError, match=r"per_prompt, deduplicate or normalise: rank\..*cannot be applied row by row"
+    ):
+        applied(new, tmp_path / "out", tmp_path / "former" / "_SUCCESS.json", **metric)
 
 
 def without(section: str, key: str) -> Callable[[dict[str, Any]], bytes]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.metrics.moments import Moments, moments_of
+from pipeline.metrics.moments import _BLOCK, Moments, exact_mean, moments_of
 from pipeline.metrics.normalise import Scale
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -53,9 +53,9 @@ def test_any_split_and_order_merges_to_the_same_bits(values, random, num_parts):
     assert reduce(add, parts, Moments()) == whole
 
 
-@pytest.mark.parametrize("num_values", [1, 8191, 8192, 8193, 50_000])
+@pytest.mark.parametrize("num_values", [1, _BLOCK - 1, _BLOCK, _BLOCK + 1, 50_000])
 @pytest.mark.parametrize("spread", [0.0, 1.0, 30.0, 300.0])
-def test_chunks_of_any_width_of_exponents_sum_exactly(num_values, spread):
+def test_blocks_of_any_width_of_exponents_sum_exactly(num_values, spread):
     rng = np.random.default_rng(num_values)
     values = np.ldexp(rng.normal(size=num_values), np.clip(rng.normal(0, spread, num_values), -1100, 1000).astype(int))
     moments = moments_of(values)
@@ -73,11 +73,29 @@ def test_random_bit_patterns_sum_exactly():
     )
 
 
-def test_products_of_full_slices_do_not_round():
-    # Every slice at its largest: 2**13 values of all ones in binary, the worst case of the sum of products.
-    values = np.full(2**13, math.nextafter(1.0, 0.0))
-    number = int(Fraction(values[0]) * 2**1074)
-    assert moments_of(values).total_squares == 2**13 * number * number
+@pytest.mark.parametrize("outlier", [0.0, 1e-300, 1e-30, 1e-5, 1e5, 1e30, 1e300])
+@pytest.mark.parametrize("num_outliers", [1, 40, 5_000])
+def test_outliers_of_any_size_leave_sums_exact(outlier, num_outliers):
+    values = np.random.default_rng(0).normal(0, 1, 10_000)
+    values[:num_outliers] *= outlier
+    values = np.random.default_rng(1).permutation(values)
+    numbers = [int(Fraction(value) * 2**1074) for value in values.tolist()]
+    expected = Moments(count=10_000, total=sum(numbers), total_squares=sum(number**2 for number in numbers))
+    assert moments_of(values) == expected
+
+
+@pytest.mark.parametrize("value", [math.nextafter(1.0, 0.0), -math.nextafter(2.0, 0.0), LARGEST, SMALLEST])
+def test_a_block_of_values_of_all_ones_does_not_round(value):
+    # The worst case of the sums: every digit at its largest.
+    number = int(Fraction(value) * 2**1074)
+    moments = moments_of(np.full(_BLOCK, value))
+    assert (moments.total, moments.total_squares) == (_BLOCK * number, _BLOCK * number * number)
+
+
+@given(VALUES)
+def test_the_exact_mean_is_that_of_the_moments(values):
+    assert exact_mean(np.array(values)) == moments_of(np.array(values)).mean()
+    assert math.isnan(exact_mean(np.array([])))
 
 
 @settings(max_examples=30)
@@ -113,8 +131,9 @@ def test_slices_and_strides_of_arrays_are_read_right():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_refused_with_a_count(bad):
-    with pytest.raises(DataError, match="2 of 5"):
-        moments_of(np.array([1.0, bad, 2.0, bad, 0.0]))
+    for refuse in (moments_of, exact_mean):
+        with pytest.raises(DataError, match="2 of 5"):
+            refuse(np.array([1.0, bad, 2.0, bad, 0.0]))
 
 
 def test_no_values_have_no_mean_or_spread():

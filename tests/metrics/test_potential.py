@@ -1,76 +1,76 @@
+"""Scores of every metric, against their formulas in plain numpy."""
+
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.metrics.fitted import Fitted
 
 from pipeline.config import Metric, Objective
 from pipeline.metrics import METRICS, Ranker, explicit_margin, implicit_margin
+from pipeline.metrics import ranker as ranker_module
 from pipeline.metrics.listing import describe_metrics
-from pipeline.metrics.normalise import Ranks, Scale, rank_buckets
+from pipeline.metrics.normalise import Fitted, Ranks, Scale
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.selection import TableSource, Threads
-from pipeline.selection.fit import fit
-from pipeline.selection.source import no_positions, parts_of
 from tests.metrics.tables import agreeing_table, scored_table, swapped
+from tests.selection.sources import found_in
 
 RAW = Metric(normalise="none", weight=2.5)
 NOTHING = Fitted()
+SIMPO = Objective()
 
 
-def fitted_over(table, ranker):
-    parts = parts_of(TableSource(table=table), no_positions(), "keep", 1)
-    return fit(Threads(num_threads=1), parts, [ranker])[0].fitted
+def fitted_over(table, metric, objective=SIMPO):
+    return found_in(table, metric, objective).selection.fitted
 
 
 def margins_of(table):
-    return explicit_margin(table), implicit_margin(table, Objective())
+    return explicit_margin(table), implicit_margin(table, SIMPO)
 
 
-def score(table, metric, fitted=NOTHING, **ranker):
-    return Ranker(objective=Objective(), metric=metric, **ranker).score(table, fitted)
+def score(table, metric, fitted=NOTHING, *, objective=SIMPO, seed=0):
+    ranker = Ranker(objective=objective, metric=metric, seed=seed)
+    return ranker.score(ranker.read(table), fitted)
 
 
 def test_raw_potential_is_target_minus_weighted_present_margin():
     table = scored_table(100)
-    scores = Ranker(objective=Objective(), metric=RAW).score(table, NOTHING)
-    expected = explicit_margin(table) - 2.5 * np.abs(implicit_margin(table, Objective()))
+    scores = score(table, RAW)
+    expected = explicit_margin(table) - 2.5 * np.abs(implicit_margin(table, SIMPO))
     assert (scores == expected).all()
 
 
 def test_z_scored_potential_subtracts_standard_scores():
     table = scored_table(1000)
-    ranker = Ranker(objective=Objective(), metric=Metric(weight=2.5))
-    explicit, implicit = explicit_margin(table), np.abs(implicit_margin(table, Objective()))
+    metric = Metric(weight=2.5)
+    explicit, implicit = explicit_margin(table), np.abs(implicit_margin(table, SIMPO))
     z = [(x - x.mean()) / x.std() for x in (explicit, implicit)]
-    assert np.allclose(ranker.score(table, fitted_over(table, ranker)), z[0] - 2.5 * z[1], rtol=1e-12, atol=1e-12)
+    assert np.allclose(score(table, metric, fitted_over(table, metric)), z[0] - 2.5 * z[1], rtol=1e-12, atol=1e-12)
 
 
 def test_signed_implicit_margin_is_an_option():
     table = scored_table(100)
-    scores = Ranker(objective=Objective(), metric=RAW.model_copy(update={"implicit": "signed"})).score(table, NOTHING)
-    assert (scores == explicit_margin(table) - 2.5 * implicit_margin(table, Objective())).all()
+    scores = score(table, RAW.model_copy(update={"implicit": "signed"}))
+    assert (scores == explicit_margin(table) - 2.5 * implicit_margin(table, SIMPO)).all()
 
 
 def test_a_pair_the_reward_contradicts_ranks_below_its_swap():
     table = scored_table(200)
-    ranker = Ranker(objective=Objective(), metric=RAW)
     contradicted = explicit_margin(table) < 0
-    assert (ranker.score(table, NOTHING) < ranker.score(swapped(table), NOTHING))[contradicted].all()
+    assert (score(table, RAW) < score(swapped(table), RAW))[contradicted].all()
 
 
 def test_weight_zero_reads_no_implicit_column():
-    ranker = Ranker(objective=Objective(), metric=Metric(weight=0.0, normalise="none"))
-    assert ranker.columns == ("reward_chosen", "reward_rejected")
-    assert (ranker.score(scored_table(9), NOTHING) == explicit_margin(scored_table(9))).all()
+    metric = Metric(weight=0.0, normalise="none")
+    assert Ranker(objective=SIMPO, metric=metric).columns == ("reward_chosen", "reward_rejected")
+    assert (score(scored_table(9), metric) == explicit_margin(scored_table(9))).all()
 
 
 def test_implicit_metric_puts_the_least_separated_pair_first():
     table = scored_table(300)
-    scores = Ranker(objective=Objective(), metric=Metric(name="implicit")).score(table, NOTHING)
-    assert np.argmax(scores) == np.argmin(np.abs(implicit_margin(table, Objective())))
+    scores = score(table, Metric(name="implicit"))
+    assert np.argmax(scores) == np.argmin(np.abs(implicit_margin(table, SIMPO)))
 
 
 @pytest.mark.parametrize("normalise", ["robust", "rank"])
@@ -84,8 +84,7 @@ def test_other_normalisers_take_the_place_of_z_scores(normalise):
                        "margin_implicit_abs": Scale(center=-3.0, spread=0.25)}  # fmt: skip
         expected = (terms["margin_explicit"] - 1.0) / 2.0 - 2.5 * ((terms["margin_implicit_abs"] + 3.0) / 0.25)
     else:
-        counted = {name: np.unique(rank_buckets(v), return_counts=True) for name, v in terms.items()}
-        normalisers = {name: Ranks(buckets=b, counts=c) for name, (b, c) in counted.items()}
+        normalisers = {name: Ranks(ordered=np.sort(values)) for name, values in terms.items()}
         ranks = {name: normalisers[name].apply(values) for name, values in terms.items()}
         expected = ranks["margin_explicit"] - 2.5 * ranks["margin_implicit_abs"]
     assert (score(table, metric, Fitted(normalisers=normalisers)) == expected + 0.0).all()
@@ -108,32 +107,32 @@ def test_an_automatic_weight_of_zero_leaves_the_explicit_margin():
 @pytest.mark.parametrize("objective", ["simpo", "dpo"])
 def test_declared_columns_are_all_that_a_score_needs(name, explicit, objective):
     table = agreeing_table(64)
-    ranker = Ranker(objective=Objective(name=objective), metric=Metric(name=name, explicit=explicit))
-    fitted = fitted_over(table, ranker)
-    assert (ranker.score(table.select(ranker.columns), fitted) == ranker.score(table, fitted)).all()
+    metric, objective = Metric(name=name, explicit=explicit), Objective(name=objective)
+    fitted = fitted_over(table, metric, objective)
+    narrow = table.select(Ranker(objective=objective, metric=metric).columns)
+    assert (
+        score(narrow, metric, fitted, objective=objective) == score(table, metric, fitted, objective=objective)
+    ).all()
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_scores_do_not_depend_on_blocks_or_order(name):
-    table = agreeing_table(500)
-    ranker = Ranker(objective=Objective(), metric=Metric(name=name))
-    fitted = fitted_over(table, ranker)
-    whole = ranker.score(table, fitted)
-    parts = [ranker.score(table.slice(i, 77), fitted) for i in range(0, 500, 77)]
+def test_scores_do_not_depend_on_blocks_or_order(name, monkeypatch):
+    table, metric = agreeing_table(500), Metric(name=name)
+    fitted = fitted_over(table, metric)
+    whole = score(table, metric, fitted)
+    parts = [score(table.slice(i, 77), metric, fitted) for i in range(0, 500, 77)]
     assert (np.concatenate(parts) == whole).all()
     order = np.random.default_rng(1).permutation(500)
-    assert (ranker.score(table.take(order), fitted) == whole[order]).all()
+    assert (score(table.take(order), metric, fitted) == whole[order]).all()
+    monkeypatch.setattr(ranker_module, "_BLOCK", 7)
+    assert (score(table, metric, fitted) == whole).all()
 
 
 def test_random_scores_depend_on_id_and_seed_alone():
     table = scored_table(2000)
-    first, second = (
-        Ranker(objective=Objective(), metric=Metric(name="random"), seed=s).score(table, NOTHING) for s in (1, 2)
-    )
+    first, second = (score(table, Metric(name="random"), seed=seed) for seed in (1, 2))
     other_rewards = scored_table(2000, id=table.column("id"), seed=5)
-    assert (
-        Ranker(objective=Objective(), metric=Metric(name="random"), seed=1).score(other_rewards, NOTHING) == first
-    ).all()
+    assert (score(other_rewards, Metric(name="random"), seed=1) == first).all()
     assert (first != second).all()
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.1
     assert 0 <= first.min() < 0.01 < 0.99 < first.max() < 1
@@ -141,22 +140,38 @@ def test_random_scores_depend_on_id_and_seed_alone():
 
 def test_negative_zero_is_not_told_from_zero():
     table = scored_table(reward_chosen=[0.0, -0.0], reward_rejected=[0.0, 0.0])
-    scores = Ranker(objective=Objective(), metric=Metric(name="explicit")).score(table, NOTHING)
-    assert not np.signbit(scores).any()
+    assert not np.signbit(score(table, Metric(name="explicit"))).any()
 
 
-def test_an_infinite_term_gives_no_score():
-    table = scored_table(reward_chosen=[np.inf, 1e308, 1.0], reward_rejected=[0.0, -1e308, 0.0])
-    scores = Ranker(objective=Objective(), metric=Metric(name="explicit")).score(table, NOTHING)
-    assert np.array_equal(scores, [np.nan, np.nan, 1.0], equal_nan=True)
+def test_a_term_that_is_not_finite_gives_no_score():
+    table = scored_table(reward_chosen=[np.inf, 1e308, 1.0, np.nan], reward_rejected=[0.0, -1e308, 0.0, 0.0])
+    assert np.array_equal(score(table, Metric(name="explicit")), [np.nan, np.nan, 1.0, np.nan], equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+@pytest.mark.parametrize("column", ["reward_chosen", "policy_logp_chosen"])
+@pytest.mark.parametrize("name", ["potential", "bees-add", "bees-mul", "sigma-gap"])
+def test_a_row_of_two_terms_has_no_score_where_one_is_not_finite(name, column, bad, monkeypatch):
+    monkeypatch.setattr(ranker_module, "_BLOCK", 8)
+    table = agreeing_table(40)
+    fitted = fitted_over(table, Metric(name=name))
+    values = table.column(column).to_pylist()
+    values[3] = values[20] = bad
+    scores = score(agreeing_table(40, **{column: values}), Metric(name=name), fitted)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [3, 20]
+
+
+def test_finite_terms_whose_sum_overflows_have_scores():
+    table = scored_table(reward_chosen=[1.7e308] * 5 + [1.0], reward_rejected=[0.0] * 6)
+    assert score(table, Metric(name="explicit")).tolist() == [1.7e308] * 5 + [1.0]
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_config_and_formulas_agree_on_which_margins_a_metric_reads(name):
-    ranker = Ranker(objective=Objective(), metric=Metric(name=name))
+    ranker = Ranker(objective=SIMPO, metric=Metric(name=name))
     assert ranker.metric.reads_explicit == ("reward_chosen" in ranker.columns)
     assert ranker.metric.reads_implicit == ("policy_logp_chosen" in ranker.columns)
-    candidates = Ranker(objective=Objective(), metric=Metric(name=name, explicit="candidates"))
+    candidates = Ranker(objective=SIMPO, metric=Metric(name=name, explicit="candidates"))
     assert candidates.metric.reads_candidates == ("rewards_all" in candidates.columns)
 
 
@@ -166,7 +181,7 @@ def test_order_largest_turns_the_implicit_ranking_round(implicit):
     smallest, largest = (
         score(table, Metric(name="implicit", implicit=implicit, order=order)) for order in ("smallest", "largest")
     )
-    margin = implicit_margin(table, Objective())
+    margin = implicit_margin(table, SIMPO)
     assert (largest == (np.abs(margin) if implicit == "absolute" else margin)).all()
     assert (smallest == -largest).all()
 
@@ -174,7 +189,7 @@ def test_order_largest_turns_the_implicit_ranking_round(implicit):
 def test_difficulty_puts_the_lowest_signed_gap_of_dpo_first():
     table = scored_table(300)
     dpo = Objective(name="dpo", beta=0.1)
-    scores = Ranker(objective=dpo, metric=Metric(name="difficulty", implicit="absolute")).score(table, NOTHING)
+    scores = score(table, Metric(name="difficulty", implicit="absolute"), objective=dpo)
     ratios = [
         table.column(f"policy_logp_{side}").to_numpy() - table.column(f"reference_logp_{side}").to_numpy()
         for side in ("chosen", "rejected")
@@ -202,8 +217,8 @@ def bees_mul(explicit, implicit):
 
 def test_bees_mul_is_the_formula_of_the_paper():
     table = scored_table(400, rewards_all=None)
-    ranker = Ranker(objective=Objective(), metric=Metric(name="bees-mul"))
-    scores = ranker.score(table, fitted_over(table, ranker))
+    metric = Metric(name="bees-mul")
+    scores = score(table, metric, fitted_over(table, metric))
     assert scores == pytest.approx(bees_mul(*(m.tolist() for m in margins_of(table))), rel=1e-12)
     assert np.unique(scores).size > 200
 
@@ -233,18 +248,6 @@ def test_swapping_a_pair_negates_its_sigma_gap_and_bees_add(explicit, implicit, 
     for name in ("sigma-gap", "bees-add"):
         there, back = (score(pair, Metric(name=name), fitted)[0] for pair in (table, swapped(table)))
         assert back == pytest.approx(-there, abs=1e-15)
-
-
-def test_margins_can_stand_in_columns_of_their_own():
-    table = scored_table(100)
-    explicit, implicit = margins_of(table)
-    own = table.append_column("margin_explicit", [explicit]).append_column("margin_implicit", [implicit])
-    ranker = Ranker(objective=None, metric=RAW)
-    assert ranker.columns == ("margin_explicit", "margin_implicit")
-    narrow = own.select(["margin_explicit", "margin_implicit"])
-    assert (ranker.score(narrow, NOTHING) == score(table, RAW)).all()
-    absolute = Ranker(objective=None, metric=RAW.model_copy(update={"explicit": "absolute"}))
-    assert (absolute.score(narrow, NOTHING) == np.abs(explicit) - 2.5 * np.abs(implicit)).all()
 
 
 def test_every_metric_and_ratio_is_listed_with_its_source():

@@ -1,17 +1,16 @@
-"""Settings of the selection tests: blocks and samples small enough that few rows fill many."""
+"""Settings of the selection tests: blocks and samples so small that few rows fill many."""
 
 import pytest
 
-from pipeline.selection import one_pass, samples, source
+from pipeline.metrics import ranker
+from pipeline.selection import fit, threshold
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_blocks(request):
-    if request.module.__name__.endswith("test_memory"):
-        yield
-        return
+def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "BLOCK_ROWS", 16)
-        patch.setattr(samples, "STRIDED_ROWS", 100)
-        patch.setattr(one_pass, "LEAST_ROWS", 8)
+        patch.setattr(ranker, "_BLOCK", 16)
+        patch.setattr(fit, "_BLOCK", 16)
+        patch.setattr(threshold, "_SAMPLE", 20)
+        patch.setattr(threshold, "_CHUNK", 16)
         yield

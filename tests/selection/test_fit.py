@@ -3,28 +3,27 @@
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Metric, Objective, Select
+from pipeline.config import Metric, Select
 from pipeline.errors import DataError, SchemaError
-from pipeline.metrics import Ranker, explicit_margin, implicit_margin
-from pipeline.metrics.normalise import rank_buckets
+from pipeline.metrics import explicit_margin, implicit_margin
+from pipeline.metrics.ids import id_hashes
+from pipeline.metrics.ranks import average_ranks
 from pipeline.metrics.ratio import RATIO_METHODS, RatioSample, automatic_ratio
-from pipeline.selection import Threads, samples, select, source
-from pipeline.selection.fit import LABEL_SMOOTHING, fit
-from pipeline.selection.source import no_positions, parts_of
+from pipeline.selection import fit, select
+from pipeline.selection.fit import _LABEL_SMOOTHING, drawn
 from tests.metrics.tables import agreeing_table, on_policy_table, scored_table
-from tests.selection.sources import CountedSource, ElsewherePasses, kept_ids, source_of
+from tests.selection.sources import SIMPO, found_in, kept_ids, margins, source_of, without
 
-SIMPO = Objective()
 ROBUST = Metric(normalise="robust")
 
 
-def fitted_to(table, metric, passes=None):
-    parts = parts_of(CountedSource(table), no_positions(), "keep", 3)
-    return fit(passes or Threads(num_threads=1), parts, [Ranker(objective=SIMPO, metric=metric)])[0].fitted
+def fitted_to(table, metric):
+    return found_in(table, metric).selection.fitted
 
 
 def margins_of(table):
@@ -32,7 +31,7 @@ def margins_of(table):
 
 
 def scores_of(table, metric):
-    return Ranker(objective=SIMPO, metric=metric).score(table, fitted_to(table, metric))
+    return found_in(table, metric).ranking.scores
 
 
 def test_z_scores_take_mean_and_population_deviation():
@@ -72,30 +71,18 @@ def test_robust_scales_of_tied_rows_are_median_and_mad(rewards):
     assert scale.spread == pytest.approx(1.482602218505602 * np.median(np.abs(np.array(rewards) - median)), rel=1e-15)
 
 
-def test_medians_are_exact_where_rows_do_not_fit_and_guesses_mislead(monkeypatch):
-    monkeypatch.setattr("pipeline.selection.threshold._BUFFER", 5)
-    table = scored_table(
-        reward_chosen=np.sort(np.random.default_rng(0).normal(size=501)), reward_rejected=np.zeros(501)
-    )
-    scale = fitted_to(table, ROBUST).normalisers["margin_explicit"]
-    assert scale.center == np.median(explicit_margin(table))
+def test_the_median_of_the_largest_doubles_does_not_overflow():
+    scale = fitted_to(margins([1.7e308, 1.6e308, 1.5e308, 1.4e308]), Metric(normalise="robust", weight=0)).normalisers
+    assert scale["margin_explicit"].center == pytest.approx(1.55e308)
 
 
-def test_ranks_count_the_rows_of_each_bucket():
-    table = scored_table(1000)
-    ranks = fitted_to(table, Metric(normalise="rank")).normalisers["margin_explicit"]
-    buckets, counts = np.unique(rank_buckets(explicit_margin(table)), return_counts=True)
-    assert ranks.buckets.tolist() == buckets.tolist()
-    assert ranks.counts.tolist() == counts.tolist()
-
-
-def test_rank_potential_is_that_of_average_ranks_to_a_few_thousandths(monkeypatch):
-    monkeypatch.setattr(source, "BLOCK_ROWS", 2000)
-    table = scored_table(20_000)
+@pytest.mark.parametrize("make", [scored_table, on_policy_table])
+def test_ranks_are_exact_average_ranks(make):
+    table = make(1000)
     explicit, implicit = margins_of(table)
-    ranks = [np.argsort(np.argsort(values)) / 20_000 for values in (explicit, np.abs(implicit))]
+    ranks = [(average_ranks(values) + 0.5) / 1000 for values in (explicit, np.abs(implicit))]
     scores = scores_of(table, Metric(normalise="rank", weight=2.0))
-    assert np.abs(scores - (ranks[0] - 2.0 * ranks[1])).max() < 3e-3
+    assert scores == pytest.approx(ranks[0] - 2.0 * ranks[1], abs=1e-15)
 
 
 def test_bees_ranges_end_at_the_thirtieth_largest_margin():
@@ -124,7 +111,7 @@ def test_sigma_gap_scales_are_the_likeliest_of_a_fine_grid():
     for name, margin in zip(("margin_explicit_signed", "margin_implicit"), margins_of(table), strict=True):
         grid = np.geomspace(0.01, 100, 4000)
         right, wrong = (np.array([-np.logaddexp(0, -sign * a * margin).mean() for a in grid]) for sign in (1.0, -1.0))
-        best = grid[np.argmax((1 - LABEL_SMOOTHING) * right + LABEL_SMOOTHING * wrong)]
+        best = grid[np.argmax((1 - _LABEL_SMOOTHING) * right + _LABEL_SMOOTHING * wrong)]
         assert scales[name] == pytest.approx(best, rel=3e-3)
 
 
@@ -195,8 +182,7 @@ def test_decorrelation_leaves_the_potential_uncorrelated_with_the_implicit_term(
 
 
 def test_a_weight_from_a_drawn_sample_is_near_that_of_all_rows(monkeypatch):
-    monkeypatch.setattr(samples, "DRAWN_ROWS", 2000)
-    monkeypatch.setattr(source, "BLOCK_ROWS", 1000)
+    monkeypatch.setattr(fit, "DRAWN_ROWS", 5000)
     table = agreeing_table(10_000)
     for ratio in RATIO_METHODS:
         weight = fitted_to(table, Metric(weight="auto", ratio=ratio, normalise="none", implicit="signed")).weight
@@ -222,10 +208,13 @@ def test_rows_that_cannot_be_ranked_move_no_statistic():
     logps = good.column("policy_logp_rejected").to_pylist()
     rewards[5], logps[40] = math.nan, None
     bad = agreeing_table(60, reward_chosen=rewards, policy_logp_rejected=logps)
-    left = bad.filter(np.isin(np.arange(60), [5, 40], invert=True))
+    left = without(bad, [5, 40])
     for metric in (Metric(), ROBUST, Metric(normalise="rank"), Metric(name="bees-mul"), Metric(name="sigma-gap"),
                    Metric(weight="auto"), Metric(weight="auto", ratio="std", normalise="robust")):  # fmt: skip
         assert fitted_to(bad, metric).to_dict() == fitted_to(left, metric).to_dict()
+    kept = ~np.isin(np.arange(60), [5, 40])
+    ranks = [scores_of(table, Metric(normalise="rank")) for table in (bad, left)]
+    assert (ranks[0][kept] == ranks[1]).all()
 
 
 @pytest.mark.parametrize("metric", [Metric(explicit="candidates", weight="auto"), Metric(explicit="candidates")])
@@ -235,21 +224,26 @@ def test_a_model_that_was_not_run_is_named_where_the_fit_needs_it(metric):
         fitted_to(table, metric)
 
 
-def test_one_survey_serves_all_rankers_and_fits_each_as_if_alone():
-    table = agreeing_table(200)
-    metrics = [Metric(), Metric(weight=2.0), ROBUST, Metric(normalise="rank"), Metric(normalise="none"),
-               Metric(name="bees-mul"), Metric(name="sigma-gap"), Metric(name="random"), Metric(weight=0.0),
-               *(Metric(weight="auto", ratio=ratio) for ratio in RATIO_METHODS)]  # fmt: skip
-    scored = CountedSource(table)
-    parts = parts_of(scored, no_positions(), "keep", 3)
-    fits = fit(Threads(num_threads=1), parts, [Ranker(objective=SIMPO, metric=metric) for metric in metrics])
-    num_readings = len(scored.readings)
-    for metric, found in zip(metrics, fits, strict=True):
-        assert found.fitted.to_dict() == fitted_to(table, metric).to_dict()
-    assert num_readings <= 1 + 2 * 4  # one survey; medians of two kinds, each a few passes at most
+@given(
+    st.lists(st.integers(0, 200), min_size=1, max_size=80), st.integers(1, 90), st.randoms(use_true_random=False)
+)  # ids may repeat
+def test_drawn_rows_are_the_same_for_any_order_and_as_many_as_there_is_room_for(ids, room, random):
+    def drawn_of(names):
+        rows = drawn(id_hashes(pa.array(map(str, names), pa.string())), np.array([name % 5 > 0 for name in names]))
+        return sorted(name for name, taken in zip(names, rows, strict=True) if taken)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "DRAWN_ROWS", room)
+        found = drawn_of(ids)
+        assert drawn_of(random.sample(ids, len(ids))) == found
+    possible = [id_ for id_ in ids if id_ % 5]
+    assert {id_: found.count(id_) for id_ in found} == {id_: possible.count(id_) for id_ in found}
+    assert min(room, len(possible)) <= len(found) < room + max(map(ids.count, ids))
 
 
-def test_fits_of_parts_elsewhere_are_the_same():
-    table = agreeing_table(200)
-    for metric in (Metric(), ROBUST, Metric(normalise="rank"), Metric(weight="auto"), Metric(name="bees-mul")):
-        assert fitted_to(table, metric, ElsewherePasses()).to_dict() == fitted_to(table, metric).to_dict()
+def test_every_row_is_as_likely_to_be_drawn(monkeypatch):
+    monkeypatch.setattr(fit, "DRAWN_ROWS", 4000)
+    rows = drawn(id_hashes(pa.array(map(str, range(20_000)))), np.ones(20_000, dtype=np.bool_))
+    counts = rows.reshape(10, -1).sum(axis=1)
+    assert counts.sum() == 4000
+    assert np.abs(counts - 400).max() < 5 * np.sqrt(400 * 0.8)

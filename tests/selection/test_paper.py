@@ -14,7 +14,7 @@ import pytest
 from pipeline.config import Storage, parse_config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.selection import TableSource, select, source
+from pipeline.selection import TableSource, select
 from tests.metrics.tables import on_policy_table, scored_table
 from tests.selection.sources import CountedSource, kept_ids
 
@@ -27,11 +27,6 @@ METRICS = {
     "rm-xlogp": {"weight": 2.5},
 }
 GIVEN = [path for path in os.environ.get("ALIGNPOT_SCORED", "").split(":") if path]
-
-
-@pytest.fixture(autouse=True)
-def larger_blocks(monkeypatch):
-    monkeypatch.setattr(source, "BLOCK_ROWS", 500)
 
 
 def authors_scores(table: pa.Table, metric: str, reward: np.ndarray | None = None) -> np.ndarray:
@@ -87,8 +82,7 @@ def test_the_preset_keeps_the_authors_pairs(metric, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_the_preset_keeps_the_authors_pairs_of_a_hundred_thousand(seed, monkeypatch):
-    monkeypatch.setattr(source, "BLOCK_ROWS", 2**15)
+def test_the_preset_keeps_the_authors_pairs_of_a_hundred_thousand(seed):
     table = scored_table(100_000, seed=seed)
     ids = np.array(table.column("id").to_pylist())
     for metric in METRICS:

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Metric, Objective, Select
+from pipeline import schema
+from pipeline.config import Metric, Select
 from pipeline.errors import DataError
 from pipeline.metrics import METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.selection import Query, Threads, samples, select_many, source, threshold
-from pipeline.selection.source import Part
-from tests.metrics.tables import agreeing_table, scored_table
-from tests.selection.sources import CountedSource, ElsewherePasses, source_of
+from pipeline.selection import Query, Threads, fit, select_many, summarise
+from tests.metrics.tables import agreeing_table
+from tests.selection.sources import SIMPO, CountedSource, ElsewherePasses, margins, source_of, with_columns, with_texts
 
 RATIOS = list(RATIO_METHODS)
 SETTINGS = [
@@ -37,6 +37,8 @@ RULES = [
     Select(fraction=0.4, labels="drop"),
     Select(min_score=-1.0, max_score=5.0, labels="swap"),
     Select(fraction=0.5, min_score=-2.0),
+    Select(fraction=0.6, per_prompt=2),
+    Select(fraction=0.6, deduplicate="exact"),
 ]
 KEEPING_LABELS = [rule for rule in RULES if rule.labels == "keep"]
 """For metrics that are fitted to labels: the reward contradicts none of those that are treated."""
@@ -47,7 +49,7 @@ def named(metric: Metric) -> str:
 
 
 def rows(seed: int, num_rows: int = 70) -> pa.Table:
-    """Scored rows, many of which tie, some without a reward, of three origins and none."""
+    """Scored rows, many of which tie, some without a reward, of three origins and none; a few come again at the end."""
     table = agreeing_table(num_rows, seed=seed)
     rng = np.random.default_rng(seed)
     rewards = np.round(table.column("reward_chosen").to_numpy(), 1)
@@ -58,19 +60,27 @@ def rows(seed: int, num_rows: int = 70) -> pa.Table:
         tokens = table.column(f"num_tokens_{side}").to_numpy()
         logps = table.column(f"policy_logp_{side}").to_numpy()
         replaced[f"policy_logp_{side}"] = np.where(repeated, mean * tokens, logps)
-    return agreeing_table(num_rows, seed=seed, **replaced).append_column(
-        "origin", pa.array(rng.choice(["code", "chat", "math", None], num_rows, p=[0.4, 0.4, 0.15, 0.05]), pa.string())
+    origins = rng.choice(["code", "chat", "math", None], num_rows, p=[0.4, 0.4, 0.15, 0.05])
+    table = with_columns(
+        with_texts(
+            agreeing_table(num_rows, seed=seed, **replaced),
+            [f"p{i}" for i in rng.integers(0, num_rows // 3, num_rows)],
+            [f"text {i}" for i in rng.integers(0, num_rows, num_rows)],
+        ),
+        {"origin": pa.array(origins, pa.string()), schema.CONTENT_DIGEST: [f"content {i}" for i in range(num_rows)]},
     )
+    return pa.concat_tables([table, table.slice(num_rows // 2, 4)])
 
 
-def found(scored, metric, rules=RULES, passes=None):
-    queries = [Query(objective=Objective(), metric=metric, rule=rule) for rule in rules]
-    return [selection.to_dict() for selection in select_many(scored, queries, passes=passes)]
+def reports(scored, metric, rules=RULES, passes=None):
+    """What selections keep and everything that is reported of them."""
+    queries = [Query(objective=SIMPO, metric=metric, rule=rule) for rule in rules]
+    return [summarise(each, scored, num_examples=3) for each in select_many(scored, queries, passes)]
 
 
 @pytest.mark.parametrize("metric", SETTINGS, ids=named)
 def test_order_parts_blocks_and_threads_do_not_move_a_bit(metric, monkeypatch):
-    monkeypatch.setattr(samples, "DRAWN_ROWS", 40)
+    monkeypatch.setattr(fit, "DRAWN_ROWS", 40)
     usual = {}
     some = RULES[1 + SETTINGS.index(metric) % 3 :: 3]  # each rule with a third of the metrics
     rules = [RULES[0], *(KEEPING_LABELS[1:3] if metric.ratio == "bradley-terry" else some)]
@@ -81,97 +91,53 @@ def test_order_parts_blocks_and_threads_do_not_move_a_bit(metric, monkeypatch):
         st.randoms(use_true_random=False),
         st.lists(st.floats(0, 1), max_size=5),
         st.sampled_from([Threads(num_threads=1), Threads(num_threads=2), ElsewherePasses()]),
-        st.sampled_from([7, 16, 1000]),
-        st.sampled_from([0, 40, 2**18]),
     )
-    def check(seed, random, cuts, passes, block_rows, held):
+    def check(seed, random, cuts, passes):
         table = rows(seed)
         if seed not in usual:
-            usual[seed] = found(source_of(table), metric, rules)
-        order = list(range(table.num_rows))
-        random.shuffle(order)
+            usual[seed] = reports(source_of(table), metric, rules)
+        order = random.sample(range(table.num_rows), table.num_rows)
         sizes = tuple(random.randint(1, 40) for _ in range(5))
-        shuffled = table.take(order)
-        with monkeypatch.context() as patch:
-            patch.setattr(source, "BLOCK_ROWS", block_rows)
-            patch.setattr(threshold, "_BUFFER", held)
-            scored = CountedSource(shuffled, sizes, tuple(cuts), sampled=shuffled.slice(0, random.randint(0, 60)))
-            assert found(scored, metric, rules, passes) == usual[seed]
+        scored = CountedSource(table.take(order), sizes, tuple(cuts))
+        assert reports(scored, metric, rules, passes) == usual[seed]
 
     check()
 
 
-def test_a_threshold_of_a_single_reading_is_that_of_the_general_search(monkeypatch):
-    monkeypatch.setattr(source, "BLOCK_ROWS", 500)
-    table = agreeing_table(3000)
-    rules = [Select(fraction=fraction) for fraction in (0.01, 0.3, 0.9)]
-    for metric in (Metric(), Metric(weight=2.5, implicit="signed"), Metric(weight="auto", ratio="std")):
-        guessed, general = CountedSource(table, (999,), sampled=table.slice(0, 2000)), CountedSource(table, (999,))
-        assert found(guessed, metric, rules) == found(general, metric, rules)
-        assert len(guessed.readings) == 2  # the survey settles it; the other reading is of the kept ids
-        assert len(general.readings) > 2
-
-
-def test_a_sample_that_misleads_costs_readings_and_nothing_else():
-    table = rows(0, 400)
-    expected = found(source_of(table), Metric(weight=2.5))
-    order = np.argsort(table.column("reward_chosen").to_numpy())
-    for sampled in (table.take(order[:50]), table.take(order[-80:]), table.take(order[[0, 1] * 50])):
-        misled = CountedSource(table, (300,), sampled=sampled)
-        assert found(misled, Metric(weight=2.5)) == expected
-
-
-def test_a_sample_without_spread_costs_readings_and_nothing_else():
-    table = agreeing_table(300)
-    for sampled in (table.take([7] * 50), pa.concat_tables([table.take([7] * 7), table.slice(0, 60)])):
-        misled = CountedSource(table, (1, 7, 300), sampled=sampled)
-        assert found(misled, Metric(), [Select(fraction=0.4)]) == found(
-            source_of(table), Metric(), [Select(fraction=0.4)]
-        )
-
-
-def test_margins_without_spread_are_refused_by_name_whatever_a_sample_says():
-    table = scored_table(reward_chosen=[1.0] * 100, reward_rejected=[0.0] * 100)
+def test_margins_without_spread_are_refused_by_name():
     with pytest.raises(DataError, match="margin_explicit has no spread"):
-        found(CountedSource(table, sampled=table), Metric(), [Select(fraction=0.4)])
+        reports(CountedSource(margins([1.0] * 100)), Metric(), [Select(fraction=0.4)])
 
 
-def parts_with(values):
-    return [Part(source=source_of(pa.table({"id": [value]}))) for value in values]
-
-
-def id_of(part):
-    return next(part.blocks(["id"])).rows.column("id")[0].as_py()
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_threads_give_results_in_the_order_of_the_parts(num_threads):
-    names = [f"{i}" for i in range(50)]
-    assert list(Threads(num_threads=num_threads).run(id_of, parts_with(names))) == names
+def test_threads_give_results_in_the_order_of_the_items(num_threads):
+    assert "".join(Threads(num_threads=num_threads).map(str.upper, LETTERS)) == LETTERS.upper()
 
 
-def test_threads_work_on_several_parts_at_a_time():
+def test_threads_work_on_several_items_at_a_time():
     both = threading.Barrier(2, timeout=30)
 
-    def meet(part):
+    def meet(item):
         both.wait()
-        return id_of(part)
+        return item
 
-    assert list(Threads(num_threads=2).run(meet, parts_with("abcd"))) == ["a", "b", "c", "d"]
+    assert [*Threads(num_threads=2).map(meet, "abcd")] == [*"abcd"]
 
 
-def test_threads_raise_the_first_error_and_start_few_parts_after_it():
+def test_threads_raise_the_first_error_and_start_few_items_after_it():
     started = []
 
-    def fail_at_c(part):
-        started.append(id_of(part))
-        if started[-1] == "c":
+    def fail_at_c(item):
+        started.append(item)
+        if item == "c":
             raise ValueError("c is bad")
-        return started[-1]
+        return item
 
-    results = Threads(num_threads=2).run(fail_at_c, parts_with("abcdefghijklmnopqrstuvwxyz"))
-    assert next(results) == "a"
-    assert next(results) == "b"
+    results = Threads(num_threads=2).map(fail_at_c, LETTERS)
+    assert (next(results), next(results)) == ("a", "b")
     with pytest.raises(ValueError, match="c is bad"):
         list(results)
     assert len(started) < 12
@@ -179,23 +145,11 @@ def test_threads_raise_the_first_error_and_start_few_parts_after_it():
 
 def test_threads_hold_few_results_at_a_time():
     done = []
-
-    def note(part):
-        done.append(id_of(part))
-        return done[-1]
-
-    results = Threads(num_threads=2).run(note, parts_with("abcdefghijklmnopqrstuvwxyz"))
+    results = Threads(num_threads=2).map(done.append, LETTERS)
     next(results)
     results.close()
     assert len(done) <= 5
 
 
-def test_a_table_of_one_part_needs_no_thread():
-    threads = set()
-
-    def note(part):
-        threads.add(threading.get_ident())
-        return id_of(part)
-
-    assert list(Threads(num_threads=4).run(note, parts_with("a"))) == ["a"]
-    assert threads == {threading.get_ident()}
+def test_one_item_needs_no_thread():
+    assert [*Threads(num_threads=4).map(lambda _: threading.get_ident(), "a")] == [threading.get_ident()]

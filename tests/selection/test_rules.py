@@ -9,15 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import schema
-from pipeline.config import Metric, Select
+from pipeline.config import Metric
 from pipeline.errors import DataError, SchemaError
 from pipeline.metrics import explicit_margin, implicit_margin
-from pipeline.selection import select
 from pipeline.selection.labels import contradicted, swap_sides
 from tests.metrics.tables import agreeing_table, scored_table
-from tests.selection.margin_rows import EXPLICIT, SIMPO, margins, rows_kept, run, with_columns
-from tests.selection.sources import CountedSource, kept_ids
+from tests.selection.sources import (
+    EXPLICIT,
+    SIMPO,
+    best_first,
+    kept_ids,
+    margins,
+    run,
+    subset,
+    with_columns,
+    with_texts,
+)
 
 METRICS = [Metric(), EXPLICIT, Metric(normalise="rank"), Metric(weight="auto"), Metric(name="sigma-gap")]
 
@@ -38,7 +45,7 @@ METRICS = [Metric(), EXPLICIT, Metric(normalise="rank"), Metric(weight="auto"), 
 def test_a_score_band_keeps_what_lies_in_it_bounds_included(low, high, kept):
     table = margins([-1.0, 0.0, 1.0, 2.0, 3.0])
     selection = run(table, min_score=low, max_score=high)
-    assert rows_kept(table, selection) == kept
+    assert {*selection.positions} == kept
     assert selection.k == len(kept)
     assert selection.excluded["outside_score_band"] == 5 - len(kept)
 
@@ -47,9 +54,7 @@ def test_a_score_band_keeps_what_lies_in_it_bounds_included(low, high, kept):
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=40), st.integers(-4, 4), st.integers(0, 5), st.data())
 def test_a_fraction_of_a_band_is_the_best_of_what_lies_in_it(values, low, width, data):
     table = margins([float(v) for v in values])
-    inside = [
-        (-v, id_) for v, id_ in zip(values, table.column("id").to_pylist(), strict=True) if low <= v <= low + width
-    ]
+    inside = [i for i in best_first(table, values) if low <= values[i] <= low + width]
     fraction = data.draw(st.sampled_from([0.25, 0.5, 1.0]))
     k = math.floor(fraction * len(inside))
     rule = {"min_score": float(low), "max_score": float(low + width), "fraction": fraction}
@@ -57,14 +62,7 @@ def test_a_fraction_of_a_band_is_the_best_of_what_lies_in_it(values, low, width,
         with pytest.raises(DataError, match="no row at all"):
             run(table, **rule)
         return
-    selection = run(table, **rule)
-    assert kept_ids(selection, table) == {id_ for _, id_ in sorted(inside)[:k]}
-
-
-def test_the_band_of_a_selection_applies_to_rows_that_come_later():
-    table = margins([0.0, 1.0, 2.0])
-    selection = run(table, min_score=0.5, max_score=2.0)
-    assert rows_kept(margins([0.4, 0.6, 5.0]), selection) == {1}
+    assert {*run(table, **rule).positions} == {*inside[:k]}
 
 
 def test_an_empty_band_is_an_error_that_names_its_bounds():
@@ -86,7 +84,7 @@ def test_swapping_labels_equals_selecting_from_a_table_swapped_beforehand(metric
     table = agreeing_table(150)
     swapped = swap_sides(table, contradicted(table))
     selection, expected = run(table, metric, labels="swap", **rule), run(swapped, metric, **rule)
-    assert selection.apply(table).equals(expected.apply(swapped))
+    assert subset(selection, table).equals(subset(expected, swapped))
     assert selection.fitted.to_dict() == expected.fitted.to_dict()
     assert selection.id_digest == expected.id_digest
 
@@ -97,7 +95,7 @@ def test_dropping_labels_equals_selecting_from_the_other_rows(metric, rule):
     table = agreeing_table(150)
     left = table.filter(pa.array(~contradicted(table)))
     selection, expected = run(table, metric, labels="drop", **rule), run(left, metric, **rule)
-    assert selection.apply(table).equals(expected.apply(left))
+    assert subset(selection, table).equals(subset(expected, left))
     assert selection.fitted.to_dict() == expected.fitted.to_dict()
     assert selection.excluded["contradicted_by_reward"] == 150 - left.num_rows
     assert (selection.num_rows, selection.num_ranked) == (150, left.num_rows)
@@ -106,15 +104,15 @@ def test_dropping_labels_equals_selecting_from_the_other_rows(metric, rule):
 def test_swapped_rows_come_out_with_their_sides_exchanged_and_a_positive_margin():
     table = agreeing_table(60)
     selection = run(table, Metric(normalise="none"), labels="swap", fraction=1.0)
-    subset = selection.apply(table)
+    kept = subset(selection, table)
     against = contradicted(table)
     assert selection.num_contradicted == against.sum() > 0
-    assert min(subset.column("margin_explicit").to_pylist()) >= 0
+    assert min(kept.column("margin_explicit").to_pylist()) >= 0
     for name, other in (("policy_logp_chosen", "policy_logp_rejected"), ("num_tokens_rejected", "num_tokens_chosen")):
         expected = np.where(against, table.column(other).to_numpy(), table.column(name).to_numpy())
-        assert subset.column(name).to_numpy().tolist() == expected.tolist()
+        assert kept.column(name).to_numpy().tolist() == expected.tolist()
     implicit = np.where(against, -1, 1) * implicit_margin(table, SIMPO)
-    assert np.allclose(subset.column("margin_implicit").to_numpy(), implicit, rtol=1e-12)
+    assert np.allclose(kept.column("margin_implicit").to_numpy(), implicit, rtol=1e-12)
 
 
 @pytest.mark.parametrize("labels", ["drop", "swap"])
@@ -122,8 +120,8 @@ def test_labels_are_treated_by_the_reward_although_the_metric_takes_candidates(l
     table = agreeing_table(150)
     selection = run(table, Metric(explicit="candidates"), labels=labels, fraction=0.5)
     assert selection.num_contradicted == (explicit_margin(table) < 0).sum()
-    subset = selection.apply(table)
-    assert (subset.column("reward_chosen").to_numpy() >= subset.column("reward_rejected").to_numpy()).all()
+    kept = subset(selection, table)
+    assert (kept.column("reward_chosen").to_numpy() >= kept.column("reward_rejected").to_numpy()).all()
 
 
 def test_nothing_is_left_where_every_label_is_contradicted_and_dropped():
@@ -138,32 +136,7 @@ def test_labels_cannot_be_treated_without_rewards(labels):
         run(table, Metric(name="implicit"), labels=labels, k=5)
 
 
-@pytest.mark.parametrize("labels", ["drop", "swap"])
-def test_duplicates_and_contradicted_rows_are_left_out_side_by_side(labels):
-    table = agreeing_table(80)
-    positions = np.array([0, 7, 8, 79])
-    left = table.filter(np.isin(np.arange(80), positions, invert=True))
-    rule = Select(fraction=0.5, labels=labels)
-    selection = select(CountedSource(table), SIMPO, Metric(), rule, positions)
-    expected = select(CountedSource(left), SIMPO, Metric(), rule)
-    assert selection.apply(table).equals(expected.apply(left))
-    assert selection.excluded == expected.excluded | {"duplicate": 4}
-    assert selection.num_rows == 80
-
-
 # Rows of one prompt, and repeated texts.
-
-
-def talk(*contents):
-    return [{"role": "user", "content": content} for content in contents]
-
-
-def with_texts(table, prompts, texts):
-    return with_columns(table, {
-        schema.PROMPT: pa.array([talk(p) for p in prompts], schema.MESSAGES),
-        schema.CHOSEN: pa.array([talk(t) for t in texts], schema.MESSAGES),
-        schema.REJECTED: pa.array([talk("no " + t) for t in texts], schema.MESSAGES),
-    })  # fmt: skip
 
 
 @settings(max_examples=15)
@@ -172,14 +145,13 @@ def test_a_prompt_gives_its_best_rows_and_no_more(seed, cap, rule):
     rng = np.random.default_rng(seed)
     values, prompts = np.round(rng.normal(size=40), 1) + 0.0, [f"p{i}" for i in rng.integers(0, 9, 40)]
     table = with_texts(margins(values.tolist()), prompts, [f"text {i}" for i in range(40)])
-    ids = table.column("id").to_pylist()
-    ranked = sorted(range(40), key=lambda i: (-values[i], ids[i]))
+    ranked = best_first(table, values)
     if "min_score" in rule:
         ranked = [i for i in ranked if values[i] >= rule["min_score"]]
     left = [i for n, i in enumerate(ranked) if [prompts[j] for j in ranked[:n]].count(prompts[i]) < cap]
     k = {"fraction": len(left) // 2, "k": 5, "min_score": len(left)}[next(iter(rule))]
     selection = run(table, per_prompt=cap, **rule)
-    assert rows_kept(table, selection) == set(left[:k])
+    assert {*selection.positions} == {*left[:k]}
     assert selection.excluded["beyond_per_prompt"] == len(ranked) - len(left)
 
 
@@ -194,10 +166,9 @@ def test_repeated_texts_give_way_to_the_next_best_rows(seed, group_by):
     )
     table = with_columns(table, {"origin": origins})
     selection = run(table, deduplicate="exact", fraction=0.3, group_by=group_by)
-    kept = rows_kept(table, selection)
+    kept = {*selection.positions}
     assert len({texts[i] for i in kept}) == len(kept) == selection.k
-    ids = table.column("id").to_pylist()
-    ranked = sorted(range(40), key=lambda i: (-values[i], ids[i]))
+    ranked = best_first(table, values)
     if group_by is None:
         left = [i for n, i in enumerate(ranked) if texts[i] not in {texts[j] for j in ranked[:n]}]
         assert kept == set(left[:12])
@@ -208,12 +179,12 @@ def test_rules_apply_one_after_the_other():
     table = with_columns(table, {"origin": ["a", "b"] * 40})
     rule = {"labels": "drop", "max_score": 1.0, "per_prompt": 2, "deduplicate": "exact", "group_by": "origin"}
     selection = run(table, Metric(), fraction=0.5, **rule)
-    subset = selection.apply(table)
-    assert subset.num_rows == selection.k
-    assert max(subset.column("potential").to_pylist()) <= 1.0
-    assert min(subset.column("margin_explicit").to_pylist()) >= 0
-    assert max(Counter(p[0]["content"] for p in subset.column("prompt").to_pylist()).values()) <= 2
-    assert max(Counter(p[0]["content"] for p in subset.column("chosen").to_pylist()).values()) == 1
+    kept = subset(selection, table)
+    assert kept.num_rows == selection.k
+    assert max(kept.column("potential").to_pylist()) <= 1.0
+    assert min(kept.column("margin_explicit").to_pylist()) >= 0
+    assert max(Counter(p[0]["content"] for p in kept.column("prompt").to_pylist()).values()) <= 2
+    assert max(Counter(p[0]["content"] for p in kept.column("chosen").to_pylist()).values()) == 1
     assert selection.num_rows == 80
 
 
@@ -240,7 +211,7 @@ def test_rows_that_all_tie_are_ranked_by_id_where_nothing_is_divided_by():
 @pytest.mark.parametrize("metric", [EXPLICIT, Metric(normalise="none"), Metric(normalise="rank")])
 def test_one_row_is_kept_where_no_spread_is_needed(metric):
     table = margins([1.0])
-    assert rows_kept(table, run(table, metric, fraction=1.0)) == {0}
+    assert run(table, metric, fraction=1.0).positions.tolist() == [0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -251,5 +222,23 @@ def test_a_column_that_is_finite_nowhere_is_refused_with_a_count(bad):
 
 
 def test_a_negative_score_of_minus_zero_is_inside_a_band_from_zero():
-    table = scored_table(reward_chosen=[0.0, 1.0], reward_rejected=[0.0, 1.0]).append_column("row", pa.array([0, 1]))
-    assert rows_kept(table, run(table, min_score=0.0, max_score=0.0)) == {0, 1}
+    table = scored_table(reward_chosen=[0.0, 1.0], reward_rejected=[0.0, 1.0])
+    assert run(table, min_score=0.0, max_score=0.0).k == 2
+
+
+def test_a_prompt_that_loses_a_row_to_the_band_gives_its_next_one():
+    table = with_texts(margins([3.0, 2.0, 1.0, 0.5]), ["p", "p", "p", "q"], "abcd")
+    assert run(table, per_prompt=1, max_score=2.5, fraction=1.0).positions.tolist() == [1, 3]
+    assert run(table, per_prompt=1, max_score=2.5, fraction=1.0).excluded["beyond_per_prompt"] == 1
+
+
+def test_a_group_that_repeats_leave_short_gives_what_it_has_unless_a_number_is_asked_for():
+    table = with_texts(margins([5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), ["p"] * 6, ["a", "a", "a", "b", "c", "d"])
+    table = with_columns(table, {"origin": ["x"] * 3 + ["y"] * 3})
+    selection = run(table, deduplicate="exact", group_by="origin", fraction=0.7)
+    assert selection.positions.tolist() == [0, 3, 4]
+    assert {name: (cut.k, cut.num_candidates) for name, cut in selection.cuts.items()} == {"x": (1, 1), "y": (2, 3)}
+    with pytest.raises(DataError, match=r"2 rows of group x are wanted, but without repeated texts only 1 are left"):
+        run(table, deduplicate="exact", group_by="origin", k=4)
+    with pytest.raises(DataError, match="5 rows are wanted, but without repeated texts only 4 are left"):
+        run(table, deduplicate="exact", k=5)

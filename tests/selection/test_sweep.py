@@ -1,18 +1,18 @@
-"""Many selections found together are those found one by one, and cost hardly more readings."""
+"""Many selections found together are those found one by one; columns are read once, texts of chosen rows alone."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
+from pipeline import schema
 from pipeline.config import Metric, Objective, Select
 from pipeline.metrics import METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.selection import Query, Threads, select, select_many
+from pipeline.selection import Query, Threads, select_many, summarise
 from tests.metrics.tables import agreeing_table
-from tests.selection.sources import CountedSource, kept_ids
+from tests.selection.sources import EXPLICIT, SIMPO, CountedSource, with_texts
 from tests.selection.test_passes import rows
 
-SIMPO = Objective()
+TEXTS = {schema.PROMPT, schema.CHOSEN, schema.REJECTED}
 
 
 def query(metric=None, objective=SIMPO, **rule) -> Query:
@@ -48,73 +48,72 @@ SWEEPS = {
 }
 
 
-def alone(each: Query, table, sampled=None):
-    """The selection by itself, and how often it read its source."""
-    source = CountedSource(table, sampled=sampled)
-    selection = select_many(source, [each], passes=Threads(num_threads=1))[0]
-    return selection.to_dict(), len(source.readings)
+def swept(source, queries):
+    return [found.selection.to_dict() for found in select_many(source, queries, Threads(num_threads=1))]
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_sweep_finds_what_single_runs_find(name):
+def test_a_sweep_finds_what_single_runs_find_and_reads_once(name):
     table = rows(1, 120)
-    swept = select_many(CountedSource(table), SWEEPS[name], passes=Threads(num_threads=1))
-    for found, each in zip(swept, SWEEPS[name], strict=True):
-        assert found.to_dict() == alone(each, table)[0]
+    source = CountedSource(table)
+    found = swept(source, SWEEPS[name])
+    assert len(source.readings) == 1
+    assert not TEXTS & {*source.readings[0]}
+    for each, of_sweep in zip(SWEEPS[name], found, strict=True):
+        assert [of_sweep] == swept(CountedSource(table), [each])
 
 
-def untied():
-    origin = pa.array(np.random.default_rng(0).choice(["code", "chat", "math"], 300), pa.string())
-    return agreeing_table(300).append_column("origin", origin)
-
-
-@pytest.mark.parametrize("name", [name for name in SWEEPS if name != "all"])
-@pytest.mark.parametrize("sampled", [True, False])
-def test_a_sweep_reads_no_more_often_than_its_longest_run_and_once_more(name, sampled):
-    table = untied()
-    sample = table.slice(0, 200) if sampled else None
-    together = CountedSource(table, sampled=sample)
-    swept = select_many(together, SWEEPS[name], passes=Threads(num_threads=1))
-    assert sum(found.num_tied_kept < found.num_tied for found in swept) <= 1  # bees-mul gives many rows a score of 1
-    assert len(together.readings) <= max(alone(each, table, sample)[1] for each in SWEEPS[name]) + 1
-
-
-def test_a_sweep_of_unlike_selections_reads_for_each_of_their_steps_once():
-    source = CountedSource(untied())
-    select_many(source, SWEEPS["all"], passes=Threads(num_threads=1))
-    # Survey, medians, deviations, groups, thresholds (two), ties of bees-mul, ids.
-    assert len(source.readings) <= 8 < len(SWEEPS["all"]) / 4
-
-
-def test_treatments_of_labels_are_found_side_by_side():
+def test_treatments_of_labels_are_found_side_by_side_and_each_reads_once():
     table = rows(2)
-    queries = [query(fraction=0.4, labels=labels) for labels in ("swap", "keep", "drop", "swap")]
-    swept = select_many(CountedSource(table), queries)
-    for found, each in zip(swept, queries, strict=True):
-        assert found.to_dict() == select(CountedSource(table), SIMPO, each.metric, each.rule).to_dict()
-    assert kept_ids(swept[0], table) == kept_ids(swept[3], table)
-
-
-def test_duplicates_are_left_out_of_every_selection_of_a_sweep():
-    table = rows(3)
-    positions = np.array([4, 50, 51], dtype=np.int64)
-    left = table.filter(np.isin(np.arange(table.num_rows), positions, invert=True))
-    for found, other in zip(
-        select_many(CountedSource(table), RULES, positions), select_many(CountedSource(left), RULES), strict=True
-    ):
-        assert kept_ids(found, table) == kept_ids(other, left)
-        assert found.id_digest == other.id_digest
-
-
-def test_what_is_not_verified_has_no_digest_and_reads_no_id():
-    source = CountedSource(agreeing_table(90))
-    selection = select_many(source, [query(fraction=0.5)], verify=False)[0]
-    assert selection.id_digest == ""
-    assert source.readings
-    assert all("id" not in columns for columns in source.readings)
+    queries = [query(fraction=f, labels=labels) for labels in ("swap", "keep", "drop") for f in (0.4, 0.2)]
+    source = CountedSource(table)
+    found = swept(source, queries)
+    assert len(source.readings) == 3
+    for each, of_sweep in zip(queries, found, strict=True):
+        assert [of_sweep] == swept(CountedSource(table), [each])
+    assert swept(source, [queries[0], queries[2], queries[0]]) == [found[0], found[2], found[0]]
 
 
 def test_no_query_reads_nothing():
     source = CountedSource(rows(0))
-    assert select_many(source, []) == []
+    assert swept(source, []) == []
     assert source.readings == []
+
+
+def talking(num_rows=90):
+    """Rows with texts; the first third says all the same."""
+    texts = ["same" if i < num_rows // 3 else f"text {i}" for i in range(num_rows)]
+    return with_texts(agreeing_table(num_rows), texts, texts)
+
+
+def test_only_the_columns_of_metric_and_report_are_read_and_ids_where_a_tie_is_cut():
+    source = CountedSource(talking())
+    [found] = select_many(source, [query(EXPLICIT, k=10)])
+    implicit = {f"{name}_{side}" for name in ("policy_logp", "num_tokens") for side in ("chosen", "rejected")}
+    assert [set(columns) for columns in source.readings] == [{"id", "reward_chosen", "reward_rejected", *implicit}]
+    assert source.taken == []
+    summarise(found, source, num_examples=5)
+    assert source.taken == [(5, ("id",)), (5, ("id",))]
+
+
+def test_the_columns_that_the_report_alone_wants_may_be_missing():
+    table = agreeing_table(40).drop_columns(["policy_logp_chosen", "rewards_all"])
+    source = CountedSource(table)
+    [found] = select_many(source, [query(EXPLICIT, k=10)])
+    assert np.isnan(found.selection.implicit).all()
+    assert summarise(found, source)["margins"]["all"]["margin_implicit"]["count"] == 0
+
+
+def test_texts_are_read_for_chosen_rows_alone():
+    source = CountedSource(talking())
+    [found] = select_many(source, [query(EXPLICIT, fraction=0.3, deduplicate="exact")])
+    assert not TEXTS & {*source.readings[0]}
+    num_read = sum(num_rows for num_rows, columns in source.taken if {*columns} >= TEXTS)
+    assert num_read == 27 + found.selection.excluded["text_of_a_better_row"]
+    assert found.selection.excluded["text_of_a_better_row"] > 0
+
+
+def test_prompts_are_read_where_they_are_counted():
+    source = CountedSource(talking())
+    next(select_many(source, [query(EXPLICIT, fraction=0.3, per_prompt=2), query(k=3)]))
+    assert [TEXTS & {*columns} for columns in source.readings] == [{schema.PROMPT}]

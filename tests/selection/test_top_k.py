@@ -1,3 +1,5 @@
+"""Which rows are kept: the first of a full sort, whatever the order, the parts and the units of the rows."""
+
 import math
 
 import numpy as np
@@ -7,27 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Metric, Objective, Select
-from pipeline.errors import DataError, IntegrityError, SchemaError
+from pipeline.errors import DataError, SchemaError
 from pipeline.metrics import METRICS
-from pipeline.selection import num_selected, select
+from pipeline.selection import Query, select, select_many
+from pipeline.selection.rules import num_selected
 from tests.metrics.tables import scored_table, swapped
-from tests.selection.sources import CountedSource, kept_ids, source_of
+from tests.selection.sources import (
+    EXPLICIT,
+    SIMPO,
+    CountedSource,
+    best_first,
+    kept_ids,
+    margins,
+    run,
+    source_of,
+    subset,
+    without,
+)
 
-SIMPO = Objective()
-EXPLICIT = Metric(name="explicit")
 RAW = Metric(normalise="none")
 
 
-def chosen(table, metric, *, objective=SIMPO, duplicates=None, **rule):
-    selection = select(source_of(table), objective, metric, Select(**rule), duplicates)
-    return kept_ids(selection, table)
-
-
-def ranked(table, selection) -> list[str]:
-    """Ids by (score desc, id asc), by Python's sort."""
-    scores = selection.ranker.score(table, selection.fitted).tolist()
-    pairs = zip(scores, table.column("id").to_pylist(), strict=True)
-    return [id_ for score, id_ in sorted(pairs, key=lambda row: (-row[0], row[1])) if not math.isnan(score)]
+def chosen(table, metric, *, objective=SIMPO, **rule):
+    return kept_ids(select(source_of(table), objective, metric, Select(**rule)), table)
 
 
 # Rewards of few values, so that scores tie.
@@ -45,8 +49,11 @@ TIED = st.integers(1, 60).flatmap(
 def test_kept_rows_are_the_first_k_of_a_full_sort(case, name):
     rewards, logps, k = case
     table = scored_table(reward_chosen=rewards, reward_rejected=[0.0] * len(rewards), policy_logp_chosen=logps)
-    selection = select(source_of(table), SIMPO, Metric(name=name, normalise="none"), Select(k=k))
-    assert kept_ids(selection, table) == set(ranked(table, selection)[:k])
+    query = Query(objective=SIMPO, metric=Metric(name=name, normalise="none"), rule=Select(k=k))
+    [found] = select_many(source_of(table), [query])
+    first = sorted(best_first(table, found.ranking.scores)[:k])
+    assert found.selection.positions.tolist() == first
+    assert found.selection.scores.tolist() == found.ranking.scores[first].tolist()
 
 
 def outcome(source, metric, k):
@@ -67,7 +74,7 @@ def test_order_and_partition_do_not_move_a_bit(case, random, name):
     random.shuffle(order)
     sizes = tuple(random.randint(1, 9) for _ in range(5))
     cuts = tuple(random.random() for _ in range(3))
-    shuffled = CountedSource(table.take(order), sizes, cuts, sampled=table.take(order[:20]))
+    shuffled = CountedSource(table.take(order), sizes, cuts)
     assert outcome(shuffled, metric, k) == outcome(source_of(table), metric, k)
 
 
@@ -75,12 +82,12 @@ def test_order_and_partition_do_not_move_a_bit(case, random, name):
 @given(TIED, st.integers(0, 60))
 def test_best_of_all_is_best_of_the_best_of_parts(case, cut):
     rewards, _, k = case
-    table = scored_table(reward_chosen=rewards, reward_rejected=[0.0] * len(rewards))
+    table = margins(rewards)
     parts = [part for part in (table.slice(0, cut), table.slice(cut)) if part.num_rows]
     best = []
     for part in parts:
         selection = select(source_of(part), SIMPO, EXPLICIT, Select(k=min(k, part.num_rows)))
-        best.append(selection.apply(part).select(table.column_names))
+        best.append(subset(selection, part).select(table.column_names))
     assert chosen(pa.concat_tables(best), EXPLICIT, k=k) == chosen(table, EXPLICIT, k=k)
 
 
@@ -109,18 +116,29 @@ def test_swapping_every_pair_turns_the_explicit_ranking_round():
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_rows_that_all_tie_are_kept_by_id(k):
     table = scored_table(id=["d", "b", "e", "a", "c"], reward_chosen=[1.0] * 5, reward_rejected=[0.0] * 5)
-    selection = select(source_of(table), SIMPO, EXPLICIT, Select(k=k))
+    selection = run(table, k=k)
     assert kept_ids(selection, table) == set("abcde"[:k])
-    assert (selection.num_tied, selection.num_tied_kept) == (5, k)
+    assert (selection.cuts[None].num_tied, selection.cuts[None].num_tied_kept) == (5, k)
 
 
 def test_kept_rows_stay_in_source_order_with_their_margins():
-    table = scored_table(reward_chosen=[3.0, 0.0, 5.0, 4.0], reward_rejected=[0.0] * 4)
-    selection = select(source_of(table), SIMPO, EXPLICIT, Select(k=3))
-    subset = selection.apply(table)
-    assert subset.column("margin_explicit").to_pylist() == [3.0, 5.0, 4.0]
-    assert subset.column("potential").to_pylist() == [3.0, 5.0, 4.0]
-    assert subset.column_names == [*table.column_names, "margin_explicit", "margin_implicit", "potential"]
+    table = margins([3.0, 0.0, 5.0, 4.0])
+    kept = subset(run(table, k=3), table)
+    assert kept.column("margin_explicit").to_pylist() == [3.0, 5.0, 4.0]
+    assert kept.column("potential").to_pylist() == [3.0, 5.0, 4.0]
+    assert kept.column_names == [*table.column_names, "margin_explicit", "margin_implicit", "potential"]
+
+
+@pytest.mark.parametrize("labels", ["keep", "swap"])
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_parts_of_the_kept_rows_are_slices_of_all_of_them(size, labels):
+    table = scored_table(40)
+    columns = ["id", "reward_chosen", "reward_rejected"]
+    selection = run(table, Metric(), k=25, labels=labels)
+    whole = subset(selection, table).select([*columns, "margin_explicit", "margin_implicit", "potential"])
+    for start, stop in ((0, 25), (0, 9), (9, 10), (10, 25), (20, 99), (7, 7)):
+        found = pa.concat_tables(selection.rows(CountedSource(table, (size,)), columns, slice(start, stop)))
+        assert found.equals(whole.slice(start, stop - start))
 
 
 def test_one_row_is_selected_without_moments_and_refused_with_them():
@@ -142,19 +160,19 @@ def test_rows_without_a_finite_margin_are_counted_and_never_kept(bad, column):
     values = good.column(column).to_pylist()
     values[3] = values[11] = bad
     table = scored_table(20, **{column: values})
-    selection = select(source_of(table), SIMPO, Metric(), Select(fraction=1.0))
-    left = table.filter(np.isin(np.arange(20), [3, 11], invert=True))
+    selection = run(table, Metric(), fraction=1.0)
+    left = without(table, [3, 11])
     assert kept_ids(selection, table) == set(left.column("id").to_pylist())
     assert sum(selection.excluded.values()) == 2
     assert selection.num_ranked == selection.k == 18
     # The others are ranked as if the bad rows were not there.
-    alone = select(source_of(left), SIMPO, Metric(), Select(k=1))
+    alone = run(left, Metric(), k=1)
     assert selection.fitted.to_dict() == alone.fitted.to_dict()
 
 
 def test_zero_tokens_is_a_counted_drop():
     table = scored_table(10, num_tokens_chosen=[0, *[5] * 9])
-    selection = select(source_of(table), SIMPO, Metric(), Select(fraction=1.0))
+    selection = run(table, Metric(), fraction=1.0)
     assert selection.excluded == {"margin_explicit_not_finite": 0, "margin_implicit_abs_not_finite": 1, "duplicate": 0}
 
 
@@ -162,8 +180,7 @@ def test_a_metric_without_the_implicit_margin_needs_no_policy():
     nothing = dict.fromkeys(["policy_logp_chosen", "policy_logp_rejected", "num_tokens_chosen", "num_tokens_rejected"])
     table = scored_table(20, **nothing)
     for metric in (EXPLICIT, Metric(name="random"), Metric(weight=0.0)):
-        selection = select(source_of(table), SIMPO, metric, Select(k=5))
-        assert selection.apply(table).column("margin_implicit").null_count == 5
+        assert subset(run(table, metric, k=5), table).column("margin_implicit").null_count == 5
 
 
 def test_zero_spread_is_refused_only_where_the_term_counts():
@@ -190,6 +207,9 @@ def test_a_model_that_was_not_run_is_one_clear_error():
 def test_a_missing_column_and_a_column_of_text_are_named():
     with pytest.raises(SchemaError, match="num_tokens_rejected"):
         chosen(scored_table(5).drop_columns(["num_tokens_rejected"]), Metric(), k=1)
+    table = scored_table(5)
+    with pytest.raises(SchemaError, match="reward_chosen has type string"):
+        chosen(table.set_column(1, "reward_chosen", table.column("id")), EXPLICIT, k=1)
 
 
 def test_no_rows_and_no_finite_rows_are_errors():
@@ -202,33 +222,6 @@ def test_no_rows_and_no_finite_rows_are_errors():
 def test_a_weight_that_overflows_is_an_error():
     with pytest.raises(DataError, match="overflows"):
         chosen(scored_table(50), Metric(normalise="none", weight=1e308), k=5)
-
-
-def test_duplicates_are_kept_once_and_counted():
-    once = scored_table(50)
-    twice = pa.concat_tables([once, once.slice(10, 5), once.slice(0, 3)])
-    positions = np.arange(50, 58)
-    selection = select(CountedSource(twice), SIMPO, Metric(), Select(k=20), positions)
-    alone = select(source_of(once), SIMPO, Metric(), Select(k=20))
-    assert selection.excluded["duplicate"] == 8
-    assert selection.num_rows == 58
-    assert selection.fitted.to_dict() == alone.fitted.to_dict()
-    assert selection.id_digest == alone.id_digest
-    parts = [twice.slice(first, 20) for first in range(0, len(twice), 20)]
-    subset = pa.concat_tables([selection.apply(part, first_row=20 * n) for n, part in enumerate(parts)])
-    assert subset.column("id").to_pylist() == alone.apply(once).column("id").to_pylist()
-
-
-@pytest.mark.parametrize("positions", [[3, 3], [4, 2], [-1], [50]])
-def test_positions_of_duplicates_that_cannot_be_are_refused(positions):
-    with pytest.raises(IntegrityError, match="positions of duplicates"):
-        chosen(scored_table(50), Metric(), k=5, duplicates=np.array(positions))
-
-
-def test_an_id_that_repeats_at_the_threshold_is_noticed():
-    table = scored_table(id=["a", "b", "b", "c"], reward_chosen=[1.0] * 4, reward_rejected=[0.0] * 4)
-    with pytest.raises(IntegrityError, match="'b'"):
-        chosen(table, EXPLICIT, k=2)
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 10, 99, 100, 1000, 59_876])
@@ -258,22 +251,15 @@ def test_random_selection_repeats_by_seed_and_differs_between_seeds():
     assert 100 < len(first & chosen(table, metric, k=400, seed=2)) < 220  # 160 expected
 
 
-def test_only_the_columns_of_the_metric_are_read_until_ids_are_needed():
-    source = CountedSource(scored_table(3000), (1000,))
-    select(source, SIMPO, EXPLICIT, Select(k=100))
-    narrow = ("reward_chosen", "reward_rejected")
-    assert source.readings == [narrow, narrow, ("id", *narrow)]
-
-
 def test_the_digest_names_the_set_of_kept_ids():
     table = scored_table(100)
-    digests = {select(source_of(table), SIMPO, EXPLICIT, Select(k=k)).id_digest for k in (10, 11, 12)}
+    digests = {run(table, k=k).id_digest for k in (10, 11, 12)}
     assert len(digests) == 3
     assert all(len(digest) == 16 for digest in digests)
 
 
 def test_a_subset_is_not_selected_from_again_by_mistake():
     table = scored_table(10)
-    selection = select(source_of(table), SIMPO, EXPLICIT, Select(k=5))
-    with pytest.raises(SchemaError, match="so it is a subset"):
-        selection.apply(selection.apply(table))
+    kept = subset(run(table, k=5), table)
+    with pytest.raises(SchemaError, match="it is a subset"):
+        subset(run(kept, k=3), kept)
