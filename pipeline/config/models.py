@@ -77,9 +77,9 @@ class TorchModel(Replicas):
     """Branch, tag or commit of a hub adapter."""
     trust_remote_code: bool = False
     """Run Python code that the model brings along. Only for models that you trust."""
-    token_budget: int = Field(default=32768, ge=1, json_schema_extra=LAYOUT)
-    """Most tokens of one forward; a longer row runs alone. On GPUs another value may move a score by a rounding. In the
-    fingerprint only with `deterministic`. A CPU takes 4096 tokens at most."""
+    token_budget: int | None = Field(default=None, ge=1, json_schema_extra=LAYOUT)
+    """Most tokens of one forward; a longer row runs alone. Default: 32768 on GPUs, 4096 on CPUs. On GPUs another value
+    may move a score by a rounding. In the fingerprint only with `deterministic`."""
     fp8: bool = False
     """Multiply in 8-bit floating point in the decoder's linear layers: up to twice the rate on GPUs of compute
     capability 8.9 or newer. Scores move. A run scores its first 64 rows with and without it, and stops if the rank

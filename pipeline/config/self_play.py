@@ -15,7 +15,7 @@ from pipeline.config.root import Config
 from pipeline.config.run import Run
 from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Section, Url
 from pipeline.config.select import Output, Select
-from pipeline.config.source import Source, Storage
+from pipeline.config.source import Storage
 from pipeline.config.tokens import Tokens
 from pipeline.config.training import Train
 
@@ -127,21 +127,22 @@ class SelfPlayConfig(Section):
     def _pairs_can_be_scored(self) -> "SelfPlayConfig":
         """Refuse now, before anything is generated, what scoring and selection would refuse later."""
         try:
-            self.scoring(self.policy, pairs="/pairs", scored="/scored", subset="/subset")
+            self.scoring(self.policy, scored="/scored", subset="/subset")
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
         return self
 
-    def scoring(self, policy: TorchModel, *, pairs: str, scored: str, subset: str) -> Config:
-        """The config that scores and selects pairs of this run, as a user would write it. The places are URLs.
+    def scoring(self, policy: TorchModel, *, scored: str, subset: str) -> Config:
+        """The config that scores and selects pairs of this run, which come as a dataset, not from a source.
+
+        scored, subset: URLs.
 
         Raises:
             ValidationError: sections do not fit each other.
         """
         reference = self.reference or self.policy if self.needs_reference else None
         return Config(
-            source=Source(path=pairs, format="scored", id_column="id", passthrough=_CARRIED),
             storage=self.storage,
             policy=policy,
             reference=reference,
@@ -152,8 +153,7 @@ class SelfPlayConfig(Section):
             metric=self.metric,
             select=self.select,
             output=Output(path=subset),
-            # Prompts without a pair stand among the pairs as dropped rows; what models drop is checked by the round.
-            run=self.run.model_copy(update={"max_dropped": 1.0}),
+            run=self.run,
         )
 
     @property

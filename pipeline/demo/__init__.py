@@ -1,10 +1,11 @@
 """A demo that is real throughout: a small instruct model, preference pairs sampled from it, and a fitted reward model.
 
     prompts.jsonl              113 prompts written for this project, with facts that a right answer states
-    pairs.jsonl                preference pairs sampled from SmolLM2-135M-Instruct (sample_pairs.py says how)
-    reward_head.safetensors    a score head fitted on those pairs (reward.py says what it is worth)
-    smollm2.py                 the policy, out of a wheel
-    run.py                     puts all of it and a config into one folder
+    pairs.jsonl                307 preference pairs sampled from SmolLM2-135M-Instruct
+    reward_head.safetensors    a score head fitted on those pairs; its metadata says how well it orders held-out ones
+    models.py                  both models, out of a wheel and this head
+    run.py                     lays out data, models and a config in one folder, and runs that config
 
-Nothing is imported here, so that naming the package loads neither torch nor transformers.
+The scripts that made the data are in the repository, under jobs/demo_data. Nothing is imported here, so naming the
+package loads neither torch nor transformers.
 """

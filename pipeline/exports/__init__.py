@@ -3,10 +3,8 @@
     formats.py       the formats by name
     layout.py        what a format is, and what it may rely on
     turns.py         checks of dialogues that several formats share
-    subset_rows.py   reads a subset through its manifest
     survey.py        what the rows have, and which of them a format cannot hold
-    writer.py        files and manifest, committed as everything else is
-    export.py        the command
+    export.py        the command; files and manifest are written as those of a subset
 
 A row that a format cannot hold is never bent into shape: it is counted, named by id, and refused or left out. Knows
 nothing of Ray, torch or the trainers.

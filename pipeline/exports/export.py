@@ -6,26 +6,25 @@ The subset is read twice, some rows at a time: once to see what every row has, o
 command finds its export and does nothing.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import fsspec
 import pyarrow as pa
 
-from pipeline import __version__
 from pipeline.config import Storage
+from pipeline.data.commit import check_writable
+from pipeline.data.dataset import Dataset
+from pipeline.data.files import file_shards, finish_files, write_files
+from pipeline.data.manifest import EXPORT, SUBSET, Manifest
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run, check_claim
+from pipeline.data.sealed import fingerprint_digest
 from pipeline.errors import ConfigError, DataError
 from pipeline.exports.formats import FORMATS
 from pipeline.exports.layout import PAIR, ExportFormat, Facts, Row
-from pipeline.exports.subset_rows import SubsetRows
 from pipeline.exports.survey import Survey, describe_unfit, fit_blocks, survey
-from pipeline.exports.writer import claim_export, finish, open_export, write_files
 from pipeline.shown import listed, shown, shown_path
-from pipeline.storage.filesystem import check_writable, open_filesystem
-from pipeline.storage.runs import fingerprint_digest
-from pipeline.storage.subset_parts import SubsetSpec
 
 ROWS_PER_FILE: Final = 100_000
 _INSIDE_LISTS: Final = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -62,60 +61,51 @@ def export_subset(request: ExportRequest) -> Iterator[str]:
     form = FORMATS.get(request.to)
     if form is None:
         raise ConfigError(f"--to {shown(request.to)} is no format; wanted one of {', '.join(FORMATS)}.")
-    rows = SubsetRows(*open_filesystem(request.subset, request.storage))
-    fs, root = open_filesystem(request.output, request.storage)
-    if open_export(fs, root) is None:
-        check_writable(fs, root)
-    manifest = _export(rows, request, form, fs, root)
+    subset = Dataset.open(Place.open(request.subset, request.storage), SUBSET)
+    manifest = _export(subset, Place.open(request.output, request.storage), request, form)
     yield _told(manifest, request, form)
 
 
-def _export(
-    rows: SubsetRows, request: ExportRequest, form: ExportFormat, fs: fsspec.AbstractFileSystem, root: str
-) -> dict[str, Any]:
-    spec = SubsetSpec(
-        num_rows=0,
-        schema=pa.schema([]),
-        formats=(form.container,),
-        rows_per_file=request.rows_per_file,
-        fingerprint=_fingerprint(rows, request),
-        config={},
-        version=__version__,
-    )
-    done = open_export(fs, root)
+def _export(subset: Dataset, output: Place, request: ExportRequest, form: ExportFormat) -> Manifest:
+    fingerprint = _fingerprint(subset.manifest, request)
+    done = Dataset.find(output, EXPORT)
     if done is not None:
-        claim_export(fs, root, spec)
-        _check_fit(done["num_unfit"], done["unfit_ids"], done["num_pairs"], request)
-        return done
-    found = survey(rows, form)
+        check_claim(output, EXPORT, fingerprint)
+        about = done.manifest.extra
+        _check_fit(about["num_unfit"], about["unfit_ids"], about["num_pairs"], request)
+        return done.manifest
+    check_writable(output)
+    found = survey(subset, form)
     _check_fit(dict(found.num_unfit), found.ids, found.num_pairs, request)
     if not found.num_fit:
         where = shown_path(request.subset)
         raise DataError(f"{where} has no pair to export: {found.num_pairs:,} pairs, none fits {request.to}.")
     kept, left_out = _extra_columns(found, form, slim=request.slim)
-    own = form.columns(found.facts)
-    spec = dataclasses.replace(
-        claim_export(fs, root, spec),
-        num_rows=found.num_fit * form.rows_per_pair,
-        schema=pa.schema([*own, *kept]),
+    plan = Plan(
+        kind=EXPORT,
+        fingerprint=fingerprint,
+        config={},
+        schema=pa.schema([*form.columns(found.facts), *kept]),
+        shards=file_shards(found.num_fit * form.rows_per_pair, request.rows_per_file),
+        formats=(form.container,),
     )
-    tables = _tables(rows, form, found.facts, spec.schema)
+    run = Run.claim(output, plan)
+    files = write_files(run, _tables(subset, form, found.facts, plan.schema))
     about = {
         "num_pairs": found.num_pairs,
         "num_unfit": dict(sorted(found.num_unfit.items())),
         "unfit_ids": dict(sorted(found.ids.items())),
         "columns_left_out": left_out,
     }
-    return finish(fs, root, spec, write_files(fs, root, spec, tables), about, form.descriptions(found.facts))
+    return finish_files(run, files, form.descriptions(found.facts), about)
 
 
-def _fingerprint(rows: SubsetRows, request: ExportRequest) -> dict[str, Any]:
+def _fingerprint(subset: Manifest, request: ExportRequest) -> dict[str, Any]:
     """What decides the bytes: the subset (its rows, not the files or the place they lie in), the format and `slim`."""
-    manifest = rows.manifest
-    decisive = {name: value for name, value in manifest.fingerprint.items() if name not in ("formats", "layout")}
+    decisive = {name: value for name, value in subset.fingerprint.items() if name not in ("formats", "layout")}
     return {
         "subset": fingerprint_digest(decisive),
-        "subset_rows": manifest.num_rows,
+        "subset_rows": subset.num_rows,
         "export": request.to,
         "slim": request.slim,
         "drop_unfit": request.drop_unfit,
@@ -159,10 +149,10 @@ def _is_json(kind: pa.DataType) -> bool:
     return any(check(kind) for check in _JSON_TYPES)
 
 
-def _tables(rows: SubsetRows, form: ExportFormat, facts: Facts, schema: pa.Schema) -> Iterator[pa.Table]:
+def _tables(subset: Dataset, form: ExportFormat, facts: Facts, schema: pa.Schema) -> Iterator[pa.Table]:
     own = {field.name for field in form.columns(facts)}
     extra = [name for name in schema.names if name not in own]
-    for block in fit_blocks(rows, form):
+    for block in fit_blocks(subset, form):
         values = [_with_extra(row, block, extra) for row in form.convert(block, facts)]
         yield pa.Table.from_pylist(values, schema=schema)
 
@@ -172,17 +162,17 @@ def _with_extra(row: dict[str, Any], block: Sequence[Row], extra: Sequence[str])
     return {**row, **{name: pair[name] for name in extra}}
 
 
-def _told(manifest: dict[str, Any], request: ExportRequest, form: ExportFormat) -> str:
-    path = shown_path(request.output.rstrip("/"))
-    num_unfit = sum(manifest["num_unfit"].values())
+def _told(manifest: Manifest, request: ExportRequest, form: ExportFormat) -> str:
+    path, about = shown_path(request.output.rstrip("/")), manifest.extra
+    num_unfit = sum(about["num_unfit"].values())
     lines = [
-        f"export: {manifest['num_rows']:,} rows from {manifest['num_pairs'] - num_unfit:,} pairs, for {form.reads}",
+        f"export: {manifest.num_rows:,} rows from {about['num_pairs'] - num_unfit:,} pairs, for {form.reads}",
         f"  {path}",
         f"  {form.usage.format(path=path)}",
     ]
     if num_unfit:
-        lines.append(f"left out, {num_unfit:,} pairs:\n{describe_unfit(manifest['num_unfit'], manifest['unfit_ids'])}")
-    if manifest["columns_left_out"]:
+        lines.append(f"left out, {num_unfit:,} pairs:\n{describe_unfit(about['num_unfit'], about['unfit_ids'])}")
+    if about["columns_left_out"]:
         why = "" if form.container == "hf" else ", or without a value in every pair"
-        lines.append(f"columns that {request.to} has no place for{why}: {listed(manifest['columns_left_out'], 100)}")
+        lines.append(f"columns that {request.to} has no place for{why}: {listed(about['columns_left_out'], 100)}")
     return "\n".join(lines)

@@ -8,9 +8,9 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.errors import DataError, SchemaError
+from pipeline.data.dataset import Dataset
+from pipeline.errors import SchemaError
 from pipeline.exports.layout import BLOCK_PAIRS, ExportFormat, Facts, Row
-from pipeline.exports.subset_rows import SubsetRows
 from pipeline.shown import listed
 from pipeline.sources.columns import plain_type
 
@@ -45,21 +45,19 @@ class Survey:
         return self.num_pairs - self.num_unfit.total()
 
 
-def survey(rows: SubsetRows, form: ExportFormat) -> Survey:
+def survey(subset: Dataset, form: ExportFormat) -> Survey:
     """Look at every pair.
 
     Raises:
         SchemaError: the subset lacks prompt, chosen or rejected as message lists.
     """
-    table_schema: pa.Schema | None = None
+    table_schema = pa.schema([pa.field(each.name, plain_type(each.type)) for each in subset.schema])
+    _check(table_schema)
     absent: Counter[str] = Counter()
     unfit: Counter[str] = Counter()
     ids: dict[str, list[str]] = {}
     num_pairs = num_tools = 0
-    for table in rows.tables():
-        if table_schema is None:
-            table_schema = pa.schema([pa.field(each.name, plain_type(each.type)) for each in table.schema])
-            _check(table_schema)
+    for table in subset.tables():
         for row in table.to_pylist():
             reason = form.unfit(row)
             if reason is not None:
@@ -70,8 +68,6 @@ def survey(rows: SubsetRows, form: ExportFormat) -> Survey:
                 num_tools += row.get(schema.TOOLS) is not None
                 absent.update(name for name in table_schema.names if row[name] is None)
             num_pairs += 1
-    if table_schema is None:
-        raise DataError("the subset names no files. Select again.")
     whole = {
         fact: all(name in table_schema.names and not absent[name] for name in columns)
         for fact, columns in _WHOLE.items()
@@ -81,10 +77,10 @@ def survey(rows: SubsetRows, form: ExportFormat) -> Survey:
     return Survey(schema=table_schema, facts=facts, num_pairs=num_pairs, gaps=gaps, num_unfit=unfit, ids=ids)
 
 
-def fit_blocks(rows: SubsetRows, form: ExportFormat) -> Iterator[list[Row]]:
+def fit_blocks(subset: Dataset, form: ExportFormat) -> Iterator[list[Row]]:
     """The pairs that fit, in order, in blocks that do not depend on how the files are cut."""
     block: list[Row] = []
-    for table in rows.tables():
+    for table in subset.tables():
         for row in table.to_pylist():
             if form.unfit(row) is None:
                 block.append(row)

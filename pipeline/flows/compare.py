@@ -9,15 +9,13 @@ import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from pipeline.config import Config, Metric, Objective, Select, parse_config, yaml_value
+from pipeline.data.dataset import Dataset
 from pipeline.errors import ConfigError
-from pipeline.flows.select import find_positions, open_scored
+from pipeline.flows.select import open_scored
 from pipeline.flows.select_engine import passes_for
-from pipeline.selection.compare import Comparison, compare
-from pipeline.selection.compare_table import render_comparison
-from pipeline.selection.source import parts_of
-from pipeline.selection.top_k import Query, select_many
+from pipeline.selection.compare import Comparison, compare, render_comparison
+from pipeline.selection.ranking import Query
 from pipeline.shown import shown
-from pipeline.storage.scored import ScoredDataset
 
 DEFAULT_FRACTIONS: Final = (0.1, 0.4)
 _DEFAULT_METRICS: Final[tuple[str, ...]] = ("potential", "explicit", "implicit", "bees-add", "random")
@@ -59,11 +57,7 @@ def compare_scored(request: CompareRequest) -> Comparison:
         for fraction in request.fractions
     }
     with passes_for(config, None) as passes:
-        duplicates = find_positions(passes, dataset)
-        selections = select_many(dataset, list(queries.values()), duplicates, passes, verify=False)
-        parts = parts_of(dataset, duplicates, "keep", passes.num_parts)
-        named = {label: (name, selection) for (label, name), selection in zip(queries, selections, strict=True)}
-        return compare(passes, parts, named)
+        return compare(dataset, {label: (name, query) for (label, name), query in queries.items()}, passes)
 
 
 def _rule(fraction: float) -> Select:
@@ -73,7 +67,7 @@ def _rule(fraction: float) -> Select:
         raise ConfigError(f"--fraction must be above 0 and at most 1, got {fraction}.") from None
 
 
-def _objective(request: CompareRequest, dataset: ScoredDataset) -> Objective:
+def _objective(request: CompareRequest, dataset: Dataset) -> Objective:
     if request.objective:
         section = _section(request.objective, option="--objective")
     else:
@@ -82,7 +76,7 @@ def _objective(request: CompareRequest, dataset: ScoredDataset) -> Objective:
     return config.objective
 
 
-def _metrics(given: Sequence[str], objective: Objective, dataset: ScoredDataset) -> dict[str, Metric]:
+def _metrics(given: Sequence[str], objective: Objective, dataset: Dataset) -> dict[str, Metric]:
     if given:
         return {text: _metric(text, objective) for text in given}
     readable = {name: Metric(name=name) for name in _DEFAULT_METRICS}
@@ -117,7 +111,7 @@ def _columns(metric: Metric, objective: Objective) -> set[str]:
     return set(query.ranker.columns)
 
 
-def _empty_columns(dataset: ScoredDataset) -> set[str]:
+def _empty_columns(dataset: Dataset) -> set[str]:
     """Columns without a value in the first rows: of models that were not run."""
     table = next(iter(dataset.tables()), None)
     if table is None:

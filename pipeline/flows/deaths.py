@@ -11,17 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import fsspec
 import pyarrow as pa
 
+from pipeline.data.commit import create
+from pipeline.data.place import Place
+from pipeline.drops import Reason, StageName
 from pipeline.errors import AlignpotError
 from pipeline.stages.guard import by_row
 from pipeline.stages.plan import Apply
-from pipeline.storage.commit import create
-from pipeline.storage.filesystem import object_size
-
-KILLED_WORKER: Final = "killed_worker"
-"""Reason of a row on which three workers in a row died."""
 
 _FOLDER: Final = "_deaths"
 
@@ -34,8 +31,7 @@ _log = logging.getLogger(__name__)
 class Deaths:
     """The marks of one dataset; picklable."""
 
-    fs: fsspec.AbstractFileSystem
-    root: str
+    dataset: Place
 
     def build(self, worker: str, build: Callable[[], Result]) -> Result:
         """Build what a worker holds, which died before.
@@ -43,7 +39,7 @@ class Deaths:
         Raises:
             AlignpotError: it died while it built the same thing.
         """
-        place = f"{self.root}/{_FOLDER}/{worker}"
+        place = f"{_FOLDER}/{worker}"
         if self._killed(place):
             raise AlignpotError(
                 f"{worker} died each time it was built. The cause is often a model that does not fit into memory: give "
@@ -51,26 +47,26 @@ class Deaths:
             )
         return self._marked(place, build)
 
-    def apply(self, shard: int, stage: str, apply: Apply, table: pa.Table) -> pa.Table:
+    def apply(self, shard: int, stage: StageName, apply: Apply, table: pa.Table) -> pa.Table:
         """Apply a stage to the rows of a shard, and drop those that killed workers before."""
-        place = f"{self.root}/{_FOLDER}/{shard:08d}-{stage}"
+        place = f"{_FOLDER}/{shard:08d}-{stage}"
         if not self._killed(place):
             return self._marked(place, lambda: apply(table))
         _log.warning("stage %s: shard %d has killed workers; its rows are tried one by one", stage, shard)
         rows = iter(range(table.num_rows))
 
-        def attempt(piece: pa.Table) -> pa.Table | str:
+        def attempt(piece: pa.Table) -> pa.Table | Reason:
             row = f"{place}-{next(rows):08d}"
-            return KILLED_WORKER if self._killed(row) else self._marked(row, lambda: apply(piece))
+            return Reason.KILLED_WORKER if self._killed(row) else self._marked(row, lambda: apply(piece))
 
         return by_row(table, apply, attempt, stage)
 
     def _killed(self, place: str) -> bool:
-        begun, ended = (object_size(self.fs, f"{place}.{what}") is not None for what in ("begun", "ended"))
+        begun, ended = ((self.dataset / f"{place}.{what}").size() is not None for what in ("begun", "ended"))
         return begun and not ended
 
     def _marked(self, place: str, act: Callable[[], Result]) -> Result:
-        create(self.fs, f"{place}.begun", b"")
+        create(self.dataset / f"{place}.begun", b"")
         found = act()
-        create(self.fs, f"{place}.ended", b"")
+        create(self.dataset / f"{place}.ended", b"")
         return found

@@ -3,20 +3,20 @@
 from collections.abc import Iterator
 
 from pipeline.config import SelfPlayConfig
+from pipeline.data.place import Place
 from pipeline.errors import AlignpotError
 from pipeline.faults import storage_errors
 from pipeline.generation.estimate import estimate, render_estimate
 from pipeline.sources.prompts import read_prompts
-from pipeline.storage.filesystem import check_readable, open_filesystem
 
 
 def dry_run(config: SelfPlayConfig) -> Iterator[str]:
     """The estimate as text: of the prompts that are there, or of `estimate.num_prompts` where they cannot be read."""
     try:
-        fs, root = open_filesystem(config.prompts.path, config.storage)
-        check_readable(fs, root)
+        place = Place.open(config.prompts.path, config.storage)
+        place.check_readable()
         with storage_errors(config.prompts.path):
-            num_prompts = read_prompts(fs, root, config.prompts).num_usable
+            num_prompts = read_prompts(place.fs, place.root, config.prompts).num_usable
     except AlignpotError as error:
         reason = str(error).splitlines()[0]
         yield f"prompts.path cannot be read, so estimate.num_prompts is taken: {reason}\n"

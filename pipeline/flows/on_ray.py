@@ -24,6 +24,7 @@ from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.config import Run
+from pipeline.drops import StageName
 from pipeline.errors import AlignpotError
 from pipeline.flows.deaths import Deaths
 from pipeline.flows.envelope import from_block, to_block
@@ -46,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreJob:
+class RayJob:
     """What the shards of a run have in common: how to read, what to do, where to commit."""
 
     reader: ShardReader
@@ -112,7 +113,7 @@ class StageActor:
     def __init__(self, stages: Sequence[Stage], deaths: Deaths | None = None) -> None:
         no_bars()
         self._one_at_a_time = Lock()
-        self._stages: list[tuple[str, Apply]] = []
+        self._stages: list[tuple[StageName, Apply]] = []
         self._unbuilt: AlignpotError | None = None
         self._deaths = deaths if deaths is not None and _was_restarted() else None
         # What fails here fails again: Ray would build the actor again and again, and not say why.
@@ -151,7 +152,7 @@ def _was_restarted() -> bool:
         return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
-def _built(stages: Sequence[Stage]) -> list[tuple[str, Apply]]:
+def _built(stages: Sequence[Stage]) -> list[tuple[StageName, Apply]]:
     return [(stage.name, stage.build()) for stage in stages]
 
 
@@ -209,7 +210,7 @@ _ACTORS: Final[dict[str, type[StageActor]]] = {
 }
 
 
-def score_on_ray(job: ScoreJob, shards: Sequence[AnyShard]) -> Iterator[ShardWork]:
+def run_on_ray(job: RayJob, shards: Sequence[AnyShard]) -> Iterator[ShardWork]:
     """Run every stage over the shards and commit their parts.
 
     Yields the work on each committed shard in the order of completion, its table replaced by the part's summary.

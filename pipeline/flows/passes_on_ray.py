@@ -1,4 +1,4 @@
-"""Passes of a selection as Ray tasks: each reads its part of the dataset by itself and returns a few numbers.
+"""Tasks of a selection on Ray: each reads its part of the dataset by itself.
 
 Tasks are the same as those that threads run on one machine, and their results are merged in the same order. An error
 of ours travels to the driver as data, as in scoring.
@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 import ray
 
 from pipeline.errors import AlignpotError
-from pipeline.selection.source import Part
 from pipeline.stages.work import Failure
 
 T = TypeVar("T")
@@ -30,12 +29,8 @@ class RayTasks:
         """A few parts a CPU of the cluster, so that none waits long for the last."""
         return _PARTS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def run(self, task: Callable[[Part], T], parts: Sequence[Part]) -> Iterator[T]:
-        """The results in the order of the parts."""
-        yield from self.map(task, parts)
-
     def map(self, task: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
-        """The results in the order of the items, whatever these are."""
+        """The results in the order of the items."""
         shared = ray.put(task)
         most_pending = 2 * self.num_parts
         pending: deque[Any] = deque()

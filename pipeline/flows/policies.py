@@ -10,26 +10,25 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.config import Config, SelfPlayConfig, TorchModel
+from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import find_manifest
+from pipeline.data.place import Place
+from pipeline.data.run import MINOR_VERSION, Plan, Run
+from pipeline.data.sealed import fingerprint_digest
+from pipeline.data.verify import verify
 from pipeline.errors import IntegrityError, StorageError
-from pipeline.flows.evolution import read_subset, subset_digest
-from pipeline.flows.expansion import ANNOTATED, CANDIDATES, Actors, Counts, generate_answers
+from pipeline.flows.evolution import open_subset
+from pipeline.flows.expansion import CANDIDATES, Counts, Models, generate_answers
 from pipeline.flows.score import prepare_score, score
 from pipeline.flows.session import cluster_address
-from pipeline.flows.step import MINOR_VERSION, open_step
 from pipeline.generation.stages import evaluation
 from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin
 from pipeline.metrics.objectives import objective_columns
 from pipeline.models.fingerprints import model_fingerprint
-from pipeline.storage.commit import create
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.manifest import MANIFEST_FILE, Manifest, load_manifest
-from pipeline.storage.runs import claim, fingerprint_digest, read_sealed, sealed
-from pipeline.storage.scored import ScoredDataset
-from pipeline.storage.verify import verify
 from pipeline.training.hook import train
 from pipeline.training.job import TrainJob
 
-TRAINING_KIND = "training"
+TRAINING = "training"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,29 +42,29 @@ class Trained:
     seconds: float
 
 
-def train_policy(actors: Actors, start: TorchModel, subsets: Sequence[str], place: str, number: int) -> Trained:
+def train_policy(models: Models, start: TorchModel, subsets: Sequence[str], place: str, number: int) -> Trained:
     """Train on the subsets, or find what was trained with these settings; other settings are another training.
 
     Raises:
         IntegrityError: the model that was trained is not the one that is there.
         AlignpotError: the training failed.
     """
-    config = actors.config
+    config = models.config
     job = training_job(config, start, subsets)
     fingerprint = _fingerprint(config, job, subsets)
     name = fingerprint_digest(fingerprint)[:12]
     url, output = f"{place}/training-{name}", config.policies / f"round-{number}-{name}"
-    fs, root = open_filesystem(url, config.storage)
-    claim(fs, root, kind=TRAINING_KIND, fingerprint=fingerprint, body={"config": config.model_dump(mode="json")})
-    done = read_sealed(fs, f"{root}/{MANIFEST_FILE}")
+    plan = Plan(kind=TRAINING, fingerprint=fingerprint, config=config.model_dump(mode="json"))
+    run = Run.claim(Place.open(url, config.storage), plan)
+    done = find_manifest(run.place, TRAINING)
     if done is not None:
-        return _found(config, done, url, output)
+        return _found(config, done.extra, url, output)
     for subset in subsets:
-        verify(*open_filesystem(subset, config.storage))
+        verify(Place.open(subset, config.storage))
     result = _run(replace(job, output=output), config)
     seconds = float(result.summary["seconds_in_all"])
     facts = {"digest": result.digest, "policy": str(result.policy), "summary": result.summary, "seconds": seconds}
-    create(fs, f"{root}/{MANIFEST_FILE}", sealed({"fingerprint": fingerprint, **facts}))
+    run.publish(run.manifest(extra=facts))
     policy = _trained_model(config, output)
     return Trained(url=url, policy=policy, digest=result.digest, summary=result.summary, seconds=seconds)
 
@@ -99,7 +98,7 @@ def _fingerprint(config: SelfPlayConfig, job: TrainJob, subsets: Sequence[str]) 
         "alignpot": MINOR_VERSION,
         "start": model_fingerprint(job.policy),
         "reference": None if job.reference is None else model_fingerprint(job.reference),
-        "subsets": [subset_digest(subset, config.storage) for subset in subsets],
+        "subsets": [open_subset(subset, config.storage).content for subset in subsets],
         "train": job.settings.fingerprint(),
         "objective": config.objective.fingerprint(),
         "tokens": config.tokens.fingerprint(),
@@ -125,26 +124,22 @@ def _trained_model(config: SelfPlayConfig, output: Path) -> TorchModel:
     )
 
 
-def measure(actors: Actors, held_out: Manifest, held_out_url: str, url: str) -> tuple[pa.Table, Counts]:
+def measure(models: Models, held_out: Dataset, url: str) -> tuple[pa.Table, Counts]:
     """The policy's answers to the held-out prompts with their rewards, and what it took to get them."""
-    config = actors.config
+    config = models.config
     measuring = config.model_copy(update={"generate": evaluation(config)})
     counts = Counts()
-    generate_answers(replace(actors, config=measuring), held_out, held_out_url, url, counts)
-    return _every_prompt(url, config), counts
+    answered = generate_answers(replace(models, config=measuring), held_out, url, counts)
+    candidates = Dataset.open(Place.open(f"{url}/{CANDIDATES}", config.storage), CANDIDATES)
+    return _every_prompt(candidates, answered), counts
 
 
-def _every_prompt(url: str, config: SelfPlayConfig) -> pa.Table:
+def _every_prompt(candidates: Dataset, answered: Dataset) -> pa.Table:
     """Id, rewards, token counts and finish reasons for each prompt, those without any included."""
     columns = [schema.ID, schema.RESPONSE_TOKENS, schema.FINISH_REASONS, schema.RESPONSE_REWARDS]
-    types = [schema.ANNOTATED_SCHEMA.field(name) for name in columns]
-    candidates = open_step(f"{url}/{CANDIDATES}", CANDIDATES, config.storage)
-    unanswered = [
-        table.filter(pc.equal(table[schema.STATUS], schema.DROPPED)).select([schema.ID])
-        for table in candidates.tables([schema.ID, schema.STATUS], scored_only=False)
-    ]
-    answered = open_step(f"{url}/{ANNOTATED}", ANNOTATED, config.storage).tables(columns, scored_only=False)
-    return pa.concat_tables([pa.schema(types).empty_table(), *answered, *unanswered], promote_options="default")
+    every = candidates.table([schema.ID, schema.STATUS], kept_only=False)
+    unanswered = every.filter(pc.equal(every[schema.STATUS], schema.DROPPED)).select([schema.ID])
+    return pa.concat_tables([answered.table(columns, kept_only=False), unanswered], promote_options="default")
 
 
 def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> dict[str, float]:
@@ -153,7 +148,7 @@ def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> di
     The other policy's scores go to `url`. Implicit margins are signed.
     """
     sections = {
-        "source": {"path": f"{subset}/parquet", "format": "scored", "id_column": schema.ID},
+        "source": None,
         "policy": policy.model_dump(),
         "reference": None if base.reference is None else {"backend": "columns"},
         "scored": url,
@@ -161,11 +156,11 @@ def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> di
         "select": None,
     }
     after = Config.model_validate(base.model_dump(exclude_unset=True) | sections)
-    score(prepare_score(after))
-    fs, root = open_filesystem(url, base.storage)
+    pairs = open_subset(subset, base.storage)
+    score(prepare_score(after, pairs))
     columns = [*objective_columns(base.objective), *EXPLICIT_COLUMNS["signed"]]
-    scored = pa.concat_tables(ScoredDataset(fs, root, load_manifest(fs, root)).tables(columns))
-    before = read_subset(subset, base.storage, columns)
+    scored = Dataset.open(Place.open(url, base.storage)).table(columns)
+    before = pairs.table(columns)
     return {
         "num_pairs": scored.num_rows,
         "explicit": float(explicit_margin(before).mean()),

@@ -1,40 +1,39 @@
-"""Select subsets of a scored dataset: survey, thresholds, then tasks that write.
+"""Select subsets of a scored dataset: narrow columns into memory, rules there, then tasks that write files.
 
-    check ids -> what metrics take from the set -> thresholds -> report -> files -> _SUCCESS.json
+    check the output -> read narrow columns -> choose rows -> report -> files -> _SUCCESS.json
 
-Narrow columns are read until the thresholds are known, and the text only after that. Every step is a task over parts of
-the dataset, run by threads of this machine or on a Ray cluster with the same results and bytes. Run again, the same
-config finds its subsets and does nothing.
+Text is read for the chosen rows alone. Reading and writing are tasks over parts and files, run by threads of this
+machine or on a Ray cluster with the same results and bytes. Run again, the same config finds its subsets and does
+nothing.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import fsspec
 import pyarrow as pa
 
-from pipeline import __version__, schema
+from pipeline import schema
 from pipeline.config import Config, Output, Select, resolved
+from pipeline.data.commit import check_writable
+from pipeline.data.dataset import Dataset
+from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_file
+from pipeline.data.manifest import SUBSET, File
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run, check_claim
+from pipeline.data.sealed import differences, fingerprint_digest, read_sealed, sealed
 from pipeline.errors import ConfigError, FingerprintError, SourceError
 from pipeline.flows.select_engine import passes_for
-from pipeline.flows.write_subset import FileTask, files_of
+from pipeline.selection.columns import check_group_type
 from pipeline.selection.former import apply_former, former_rule
-from pipeline.selection.passes import Passes
-from pipeline.selection.report import PartsReport, summarise_parts
-from pipeline.selection.selection import Selection
-from pipeline.selection.source import Part, Positions, parts_of
-from pipeline.selection.streams import check_group_type
-from pipeline.selection.top_k import Query, num_selected, select_many
-from pipeline.shown import shown, shown_path
-from pipeline.storage.duplicates import COLUMNS, HashedRows, check_conflicts, find_duplicates, hashed_rows
-from pipeline.storage.filesystem import check_writable, display, open_filesystem
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.runs import RUN_FILE, RunPlan, differences, fingerprint_digest, read_sealed
-from pipeline.storage.scored import ScoredDataset
-from pipeline.storage.subset import REPORT_FILE, SubsetSpec, SubsetWriter, load_subset_manifest, open_subset
+from pipeline.selection.passes import Passes, Threads
+from pipeline.selection.ranking import Query, rank
+from pipeline.selection.report import summarise
+from pipeline.selection.rules import choose, num_selected
+from pipeline.selection.selection import Found, Reader, Selection, found
+from pipeline.selection.source import Source
+from pipeline.shown import shown_path
 
-_PARTS_PER_FILE: Final = 4
 _SCORING: Final = ("policy", "reference", "reward", "tokens")
 _SLIM: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
 _INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTCOME_FIELDS))
@@ -47,8 +46,7 @@ class SelectRun:
     config: Config
     output: Output
     select: Select
-    fs: fsspec.AbstractFileSystem
-    root: str
+    place: Place
     fingerprint: Mapping[str, Any]
     former: Mapping[str, Any] | None = None
 
@@ -68,7 +66,7 @@ class SelectRun:
         return "\n".join(lines)
 
 
-def prepare_select(config: Config, plan: RunPlan | None = None) -> list[SelectRun]:
+def prepare_select(config: Config, plan: Plan | None = None) -> list[SelectRun]:
     """Check the outputs and what may be there already; one run, or one for each variant of a sweep.
 
     plan: of the scored dataset, where it is not complete yet; left out, the scored dataset must be complete.
@@ -80,34 +78,39 @@ def prepare_select(config: Config, plan: RunPlan | None = None) -> list[SelectRu
     return [_prepare(variant, scored, plan) for variant in config.variants()]
 
 
-def _prepare(config: Config, scored: Mapping[str, Any], plan: RunPlan | None) -> SelectRun:
+def _prepare(config: Config, scored: Mapping[str, Any], plan: Plan | None) -> SelectRun:
     if config.select is None or config.output is None:
         raise ConfigError("select needs a select section (fraction or k) and an output section (path); add them.")
-    fs, root = open_filesystem(config.output.path, config.storage)
-    if open_subset(fs, root) is None:
-        check_writable(fs, root)
-    former = None if config.select.stats_from is None else _former(config, config.select.stats_from, scored)
-    rule = config.select
-    if former is not None:
+    place = Place.open(config.output.path, config.storage)
+    if Dataset.find(place, SUBSET) is None:
+        check_writable(place)
+    rule, former = config.select, None
+    if rule.stats_from is not None:
+        former = _former(config, rule.stats_from, scored)
         rule = former_rule(former, Query(objective=config.objective, metric=config.metric, rule=rule))
-    fingerprint = {
-        "scored": fingerprint_digest(scored),
-        "objective": config.objective.fingerprint(),
-        "metric": config.metric.fingerprint(),
-        "select": rule.fingerprint(),
-        "stats_from": None if former is None else fingerprint_digest(former),
-        **config.output.fingerprint(),
-    }
+    query = Query(objective=config.objective, metric=config.metric, rule=rule)
+    fingerprint = _fingerprint(fingerprint_digest(scored), query, config.output, former)
     if plan is not None and rule.group_by is not None:
         remedy = "Name it in source.passthrough."
         schema.require_columns(plan.schema, [rule.group_by], where="select.group_by", remedy=remedy)
         check_group_type(rule.group_by, plan.schema.field(rule.group_by).type)
     if plan is not None and former is None:
         num_selected(rule, sum(shard["num_rows"] for shard in plan.shards))
-    _check_output(fs, root, fingerprint)
+    check_claim(place, SUBSET, fingerprint)
     return SelectRun(
-        config=config, output=config.output, select=rule, fs=fs, root=root, fingerprint=fingerprint, former=former
+        config=config, output=config.output, select=rule, place=place, fingerprint=fingerprint, former=former
     )
+
+
+def _fingerprint(scored: str, query: Query, output: Output, former: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "scored": scored,
+        "objective": query.objective.fingerprint(),
+        "metric": query.metric.fingerprint(),
+        "select": query.rule.fingerprint(),
+        "stats_from": None if former is None else fingerprint_digest(former),
+        **output.fingerprint(),
+    }
 
 
 def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
@@ -116,17 +119,15 @@ def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
     Raises:
         AlignpotError: the scored dataset does not allow a selection, or is damaged.
     """
-    pending = [run for run in runs if open_subset(run.fs, run.root) is None]
+    pending = [run for run in runs if Dataset.find(run.place, SUBSET) is None]
     if pending:
         config = pending[0].config
         dataset = open_scored(config)
         with passes_for(config, pending[0].config.select) as passes:
-            duplicates = find_positions(passes, dataset)
-            selections = _selections(passes, dataset, pending, duplicates)
-            has_tools = any(passes.run(_ToolsTask(), parts_of(dataset, duplicates, "keep", passes.num_parts)))
-            for run, selection in zip(pending, selections, strict=True):
-                _write(passes, dataset, run, selection, has_tools=has_tools)
-    return [_report(run.fs, run.root) for run in runs]
+            reader = Reader(dataset, [run.query for run in pending], passes)
+            for run in pending:
+                _write(passes, dataset, run, _found(dataset, run, reader))
+    return [_report(run.place) for run in runs]
 
 
 def load_reports(config: Config) -> list[dict[str, Any]]:
@@ -140,84 +141,92 @@ def load_reports(config: Config) -> list[dict[str, Any]]:
     reports = []
     for variant in config.variants():
         path = variant.output.path if variant.output is not None else config.output.path
-        fs, root = open_filesystem(path, config.storage)
-        if load_subset_manifest(fs, root) is None:
-            raise SourceError(f"{display(fs, root)} holds no complete subset. Run `alignpot select` first.")
-        reports.append(_report(fs, root))
+        reports.append(_report(Dataset.open(Place.open(path, config.storage), SUBSET).place))
     return reports
 
 
-@dataclass(frozen=True, slots=True)
-class _HashTask:
-    """Hashes of the ids and contents of one part; picklable."""
-
-    def __call__(self, part: Part) -> list[HashedRows]:
-        return list(hashed_rows(part.source.tables(COLUMNS), part.first_row))
+def open_scored(config: Config) -> Dataset:
+    """The complete dataset at `scored`. Raises a SourceError if there is none."""
+    return Dataset.open(Place.open(config.scored, config.storage))
 
 
-def find_positions(passes: Passes, dataset: ScoredDataset) -> Positions:
-    """Positions of the rows that repeat the id and content of another one.
+def kept_columns(source: Source, *, slim: bool) -> list[str]:
+    """Columns of the scored rows that a subset keeps; tools only where a pair has some."""
+    names = list(_SLIM) if slim else [name for name in source.schema.names if name not in _INTERNAL]
+    names = [name for name in names if name != schema.TOOLS]
+    has_tools = schema.TOOLS in source.schema.names and source.has_values(schema.TOOLS)
+    return [*names, schema.TOOLS] if has_tools else names
+
+
+def write_found(found: Found, source: Source, content: str, output: Output, place: Place) -> None:
+    """Write a selection of rows that `content` identifies as a subset.
 
     Raises:
-        SourceError: rows share an id but not their content.
+        FingerprintError: the place holds another subset.
     """
-    parts = [Part(source=piece, first_row=first) for first, piece in dataset.split(passes.num_parts)]
-    rows = (rows for of_part in passes.run(_HashTask(), parts) for rows in of_part)
-    found = find_duplicates(rows, dataset.manifest.num_scored)
-    check_conflicts(dataset, found)
-    return found.duplicate_positions
+    fingerprint = _fingerprint(content, found.selection.query, output, None)
+    extra = {"scored_by": _scored_by(source.manifest.fingerprint) if isinstance(source, Dataset) else None}
+    _write_files(Threads(), source, found, _Target(place, output, fingerprint, {}, extra))
 
 
-def _selections(
-    passes: Passes, dataset: ScoredDataset, runs: Sequence[SelectRun], duplicates: Positions
-) -> list[Selection]:
-    """The selections of all runs; those that are searched for share their passes."""
-    searched = [run for run in runs if run.former is None]
-    found = iter(select_many(dataset, [run.query for run in searched], duplicates, passes, verify=False))
-    return [
-        next(found)
-        if run.former is None
-        else apply_former(passes, _parts(dataset, duplicates, run.select, passes.num_parts), run.former, run.query)
-        for run in runs
-    ]
+def _found(dataset: Dataset, run: SelectRun, reader: Reader) -> Found:
+    columns, duplicates = reader.for_query(run.query)
+    if run.former is not None:
+        return apply_former(dataset, columns, duplicates, run.former, run.query)
+    ranking = rank(columns, run.query, duplicates)
+    return found(columns, ranking, choose(dataset, columns, ranking))
 
 
-def _parts(dataset: ScoredDataset, duplicates: Positions, rule: Select, num_parts: int) -> list[Part]:
-    return parts_of(dataset, duplicates, rule.labels, num_parts)
+def _write(passes: Passes, dataset: Dataset, run: SelectRun, found: Found) -> None:
+    extra = {"scored_by": _scored_by(dataset.manifest.fingerprint)}
+    _write_files(passes, dataset, found, _Target(run.place, run.output, run.fingerprint, resolved(run.config), extra))
 
 
 @dataclass(frozen=True, slots=True)
-class _ToolsTask:
-    """Whether a pair of one part has tools; picklable."""
+class _Target:
+    """Where a subset goes, and what its manifest says beside the selection."""
 
-    def __call__(self, part: Part) -> bool:
-        tables = part.source.tables([schema.TOOLS])
-        return any(table.column(schema.TOOLS).null_count < table.num_rows for table in tables)
+    place: Place
+    output: Output
+    fingerprint: Mapping[str, Any]
+    config: Mapping[str, Any]
+    extra: Mapping[str, Any]
 
 
-def _write(passes: Passes, dataset: ScoredDataset, run: SelectRun, selection: Selection, *, has_tools: bool) -> None:
-    # A file reads each of its parts from the start: with few parts a file, most of that would be rows of others.
-    num_files = -(-selection.k // run.output.rows_per_file)
-    num_parts = max(passes.num_parts, _PARTS_PER_FILE * num_files)
-    parts = _parts(dataset, selection.duplicates, run.select, num_parts)
-    found: PartsReport = summarise_parts(passes, parts, selection)
-    columns = _columns(dataset.schema, slim=run.output.slim, has_tools=has_tools)
-    spec = SubsetSpec(
-        num_rows=selection.k,
-        schema=_subset_schema(dataset.schema, columns, slim=run.output.slim),
-        formats=run.output.formats,
-        rows_per_file=run.output.rows_per_file,
-        fingerprint=run.fingerprint,
-        config=resolved(run.config),
-        version=__version__,
+def _write_files(passes: Passes, source: Source, found: Found, target: _Target) -> None:
+    slim = target.output.slim
+    columns = kept_columns(source, slim=slim)
+    fields = [source.schema.field(name) for name in columns]
+    plan = Plan(
+        kind=SUBSET,
+        fingerprint=target.fingerprint,
+        config=target.config,
+        schema=pa.schema(fields if slim else [*fields, *schema.SUBSET_FIELDS]),
+        shards=file_shards(found.selection.k, target.output.rows_per_file),
+        formats=target.output.formats,
     )
-    with SubsetWriter(run.fs, run.root, spec) as writer:
-        if writer.done is None:
-            task = FileTask(fs=run.fs, root=run.root, spec=writer.spec, selection=selection, columns=tuple(columns))
-            for records in passes.map(task, files_of(writer.spec, parts, found.num_kept)):
-                writer.add(records)
-            scored_by = _scored_by(dataset.manifest.fingerprint)
-            writer.finish(report=found.report, extra={"selection": found.report["selection"], "scored_by": scored_by})
+    run = Run.claim(target.place, with_layout(plan))
+    report = summarise(found, source)
+    task = _WriteFile(run=run, source=source, selection=found.selection, columns=tuple(columns))
+    files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
+    extra = {"selection": report["selection"], **target.extra}
+    finish_files(run, files, {REPORT_FILE: sealed(report)}, extra)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WriteFile:
+    """Writes one file of a subset; picklable."""
+
+    run: Run
+    source: Source
+    selection: Selection
+    columns: tuple[str, ...]
+
+    def __call__(self, index: int) -> list[File]:
+        shard, schema_ = self.run.plan.shards[index], self.run.plan.schema
+        rows = slice(shard["first_row"], shard["first_row"] + shard["num_rows"])
+        tables = self.selection.rows(self.source, self.columns, rows)
+        return write_file(self.run, index, (table.select(schema_.names).cast(schema_) for table in tables))
 
 
 def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,66 +236,26 @@ def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _former(config: Config, path: str, scored: Mapping[str, Any]) -> Mapping[str, Any]:
     """The selection in a subset's manifest, which must be of scores like those of `scored`."""
-    fs, full = open_filesystem(path, config.storage)
+    manifest = read_sealed(Place.open(path, config.storage))
     path = shown_path(path)
-    manifest = read_sealed(fs, full)
     if manifest is None:
         raise SourceError(f"select.stats_from: {path} is not there. Give the _SUCCESS.json of a subset.")
     extra = manifest.get("extra")
     selection = extra.get("selection") if isinstance(extra, dict) else None
     if not isinstance(extra, dict) or not isinstance(selection, dict):
         raise SourceError(f"select.stats_from: {path} holds no selection. Give the _SUCCESS.json of a subset.")
-    found = list(differences(extra.get("scored_by") or {}, _scored_by(scored)))
-    if found:
+    differing = list(differences(extra.get("scored_by") or {}, _scored_by(scored)))
+    if differing:
         raise FingerprintError(
             f"select.stats_from: {path} was made from scores of other models or settings; what differs: "
-            f"{', '.join(field for field, _, _ in found)}. Thresholds hold for one set of models: score with the same."
+            f"{', '.join(field for field, _, _ in differing)}. Thresholds hold for one set of models: score with the "
+            "same."
         )
     return selection
 
 
-def open_scored(config: Config) -> ScoredDataset:
-    """The complete dataset at `scored`.
-
-    Raises:
-        SourceError: there is none.
-    """
-    fs, root = open_filesystem(config.scored, config.storage)
-    return ScoredDataset(fs, root, load_manifest(fs, root))
-
-
-def _check_output(fs: fsspec.AbstractFileSystem, root: str, fingerprint: Mapping[str, Any]) -> None:
-    """Refuse an output of another selection now, rather than after hours of scoring."""
-    run = read_sealed(fs, f"{root}/{RUN_FILE}")
-    if run is None:
-        return
-    if run.get("kind") != "subset":
-        raise FingerprintError(f"{display(fs, root)} holds a scored dataset, no subset. Give another output.path.")
-    stored = run.get("fingerprint", {})
-    decisive = {name: value for name, value in stored.items() if name != "layout"}
-    found = list(differences(decisive, dict(fingerprint)))
-    if found:
-        fields = ", ".join(f"{shown(field)} ({shown(was)} there, {shown(wanted)} here)" for field, was, wanted in found)
-        raise FingerprintError(
-            f"{display(fs, root)} holds another subset; what differs: {fields}. Give another output.path."
-        )
-
-
-def _report(fs: fsspec.AbstractFileSystem, root: str) -> dict[str, Any]:
-    path = f"{root}/{REPORT_FILE}"
-    report = read_sealed(fs, path)
+def _report(place: Place) -> dict[str, Any]:
+    report = read_sealed(place / REPORT_FILE)
     if report is None:
-        raise SourceError(f"{display(fs, path)} is missing from a complete subset. Select again to another path.")
+        raise SourceError(f"{place / REPORT_FILE} is missing from a complete subset. Select again to another path.")
     return report
-
-
-def _columns(scored: pa.Schema, *, slim: bool, has_tools: bool) -> list[str]:
-    """Columns of the scored dataset that the subset keeps; tools only where a pair has some."""
-    names = list(_SLIM) if slim else [name for name in scored.names if name not in _INTERNAL]
-    names = [name for name in names if name != schema.TOOLS]
-    return [*names, schema.TOOLS] if has_tools else names
-
-
-def _subset_schema(scored: pa.Schema, columns: list[str], *, slim: bool) -> pa.Schema:
-    kept = [scored.field(name) for name in columns]
-    return pa.schema(kept if slim else [*kept, *schema.SUBSET_FIELDS])

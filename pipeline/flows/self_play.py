@@ -20,19 +20,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.config import Replicas, SelfPlayConfig, TorchModel
+from pipeline.data.commit import check_writable, create
+from pipeline.data.dataset import Dataset
+from pipeline.data.files import REPORT_FILE
+from pipeline.data.manifest import SUBSET
+from pipeline.data.parts import digest
+from pipeline.data.place import Place
+from pipeline.data.run import MINOR_VERSION, Plan, Run, find_plan
+from pipeline.data.sealed import read_sealed, sealed
 from pipeline.errors import DataError
 from pipeline.faults import storage_errors
-from pipeline.flows.evolution import Known, every_row, evolve_prompts, prompts_of, write_prompts
-from pipeline.flows.expansion import PROMPTS, Actors, Counts, expand, score_config
+from pipeline.flows.evolution import Known, evolve_prompts, prompts_of, write_prompts
+from pipeline.flows.expansion import PROMPTS, Counts, Models, expand, score_config
 from pipeline.flows.policies import Trained, as_plain, margins_after, measure, train_policy, training_job
 from pipeline.flows.score import pinned
-from pipeline.flows.step import MINOR_VERSION
 from pipeline.generation.evaluation import compare_policies
 from pipeline.generation.held_out import split_held_out
 from pipeline.generation.rounds_table import render_rounds
@@ -40,16 +46,9 @@ from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.loading import check_models
 from pipeline.sources.contamination import Contamination, read_benchmark
 from pipeline.sources.prompts import read_prompts
-from pipeline.storage.commit import create
-from pipeline.storage.filesystem import check_readable, check_writable, open_filesystem
-from pipeline.storage.manifest import Manifest
-from pipeline.storage.parts import digest
-from pipeline.storage.runs import RUN_FILE, claim, read_sealed, sealed
-from pipeline.storage.subset import load_subset_manifest
 from pipeline.training.check import check_training
 
 KIND: Final = "self-play"
-REPORT_FILE: Final = "report.json"
 
 _log = logging.getLogger(__name__)
 
@@ -59,10 +58,8 @@ class SelfPlay:
     """A checked run: its settings are claimed, its prompts are written."""
 
     config: SelfPlayConfig
-    fs: fsspec.AbstractFileSystem
-    root: str
-    prompts: Manifest
-    held_out: Manifest
+    prompts: Dataset
+    held_out: Dataset
     fingerprints: Mapping[str, Any]
     benchmarks: Contamination | None
 
@@ -70,10 +67,10 @@ class SelfPlay:
         """The URL of something below the run's path."""
         return "/".join([self.config.path.rstrip("/"), *names])
 
-    def actors(self, policy: TorchModel) -> Actors:
+    def models(self, policy: TorchModel) -> Models:
         """The models with this policy."""
         fingerprints = {**self.fingerprints, "policy": model_fingerprint(policy)}
-        return Actors(config=self.config, policy=policy, fingerprints=fingerprints)
+        return Models(config=self.config, policy=policy, fingerprints=fingerprints)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,7 +96,7 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
             models: list[Replicas] = [config.generate, config.reward, config.policy, config.reference or config.policy]
             stack.enter_context(ray_session(config.run, models))
         run = prepare(config)
-        yield f"{run.prompts.num_scored:,} prompts, {run.held_out.num_scored:,} held out\n"
+        yield f"{run.prompts.num_kept:,} prompts, {run.held_out.num_kept:,} held out\n"
         policy, subsets = config.policy, list[str]()
         first = _measured(run, policy, run.url("measured-0"))
         body = {"evaluation": compare_policies(first[0], first[0]), "measuring": first[1]}
@@ -122,14 +119,14 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
     config, fingerprints = _pinned(config)
     if config.train is not None:
         check_training(training_job(config, config.policy, ()))
-    fs, root = open_filesystem(config.path, config.storage)
-    if read_sealed(fs, f"{root}/{RUN_FILE}") is None:  # one that ended may lie where nothing can be written any more
-        check_writable(fs, root)
-    source_fs, source = open_filesystem(config.prompts.path, config.storage)
-    check_readable(source_fs, source)
+    place = Place.open(config.path, config.storage)
+    if find_plan(place, KIND) is None:  # one that ended may lie where nothing can be written any more
+        check_writable(place)
+    source = Place.open(config.prompts.path, config.storage)
+    source.check_readable()
     with storage_errors(config.prompts.path):
         benchmarks = _benchmarks(config)
-        seeds = read_prompts(source_fs, source, config.prompts, benchmarks)
+        seeds = read_prompts(source.fs, source.root, config.prompts, benchmarks)
     train, held_out, near = split_held_out(seeds.table, config.evaluate, config.prompts.seed)
     fingerprint = {
         "alignpot": MINOR_VERSION,
@@ -139,15 +136,13 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
         **fingerprints,
         "benchmarks": None if benchmarks is None else digest(benchmarks.grams.tobytes()),
     }
-    claim(fs, root, kind=KIND, fingerprint=fingerprint, body={"config": config.model_dump(mode="json")})
+    Run.claim(place, Plan(kind=KIND, fingerprint=fingerprint, config=config.model_dump(mode="json")))
     left_out = [near, seeds.table.filter(pc.equal(seeds.table[schema.STATUS], schema.DROPPED))]
     for reason, count in Counter(pa.concat_tables(left_out)[schema.DROP_REASON].to_pylist()).most_common():
         _log.warning("%d prompts left out: %s", count, reason)
     url = config.path.rstrip("/")
     return SelfPlay(
         config=config,
-        fs=fs,
-        root=root,
         prompts=write_prompts(config, pa.concat_tables([train, *left_out]), f"{url}/{PROMPTS}", {"side": "train"}),
         held_out=write_prompts(config, held_out, f"{url}/held_out", {"side": "held out"}),
         fingerprints=fingerprints,
@@ -171,49 +166,48 @@ def _pinned(config: SelfPlayConfig) -> tuple[SelfPlayConfig, dict[str, Any]]:
 def _benchmarks(config: SelfPlayConfig) -> Contamination | None:
     if not config.prompts.decontaminate:
         return None
-    places = [open_filesystem(url, config.storage) for url in config.prompts.decontaminate]
-    texts = [text for fs, path in places for text in read_benchmark(fs, path)]
+    places = [Place.open(url, config.storage) for url in config.prompts.decontaminate]
+    texts = [text for place in places for text in read_benchmark(place.fs, place.root)]
     return Contamination.of_texts(texts, config.prompts.ngram)
 
 
 def _play_round(run: SelfPlay, number: int, policy: TorchModel, before: list[str]) -> tuple[Round, Trained | None]:
     """Expand, evolve, expand, train."""
     config, found = run.config, Round(number=number)
-    actors, place = run.actors(policy), run.url(f"round-{number}")
+    models, place = run.models(policy), run.url(f"round-{number}")
     found.expansions["base"] = Counts()
-    expand(actors, run.prompts, run.url(PROMPTS), f"{place}/base", found.expansions["base"])
+    expand(models, run.prompts, f"{place}/base", found.expansions["base"])
     if not _take(run, found, f"{place}/base"):
         raise DataError(
-            f"round {number}: {run.prompts.num_scored} prompts gave {found.expansions['base'].pairs} pairs, too few to "
+            f"round {number}: {run.prompts.num_kept} prompts gave {found.expansions['base'].pairs} pairs, too few to "
             "select from. Give more prompts, a larger generate.num_responses, or a larger select.fraction."
         )
     if config.evolve is not None:
         counts = found.expansions["evolved"] = Counts()
         url = f"{place}/evolved"
-        prompts = evolve_prompts(actors, _known(run, number), number, f"{place}/base/subset", url, counts)
-        if prompts.num_scored:
-            expand(actors, prompts, f"{url}/{PROMPTS}", url, counts)
+        prompts = evolve_prompts(models, _known(run, number), number, f"{place}/base/subset", url, counts)
+        if prompts.num_kept:
+            expand(models, prompts, url, counts)
             _take(run, found, url)
     if config.train is None:
         return found, None
     start = config.policy if config.train.start_from == "base" else policy
     subsets = found.subsets if config.train.data == "round" else [*before, *found.subsets]
     _log.info("round %d: training on %d subsets", number, len(subsets))
-    return found, train_policy(actors, start, subsets, place, number)
+    return found, train_policy(models, start, subsets, place, number)
 
 
 def _known(run: SelfPlay, number: int) -> Known:
     """Every prompt of the run so far."""
     earlier = [run.url(f"round-{i}", "evolved", PROMPTS) for i in range(1, number)]
     urls = [run.url(PROMPTS), run.url("held_out"), *earlier]
-    tables = [every_row(url, run.config.storage) for url in urls]
-    kept = [table.filter(pc.equal(table[schema.STATUS], schema.SCORED)) for table in tables]
-    return Known(prompts=tuple(kept), benchmarks=run.benchmarks)
+    datasets = [Dataset.open(Place.open(url, run.config.storage), PROMPTS) for url in urls]
+    return Known(prompts=tuple(dataset.table() for dataset in datasets), benchmarks=run.benchmarks)
 
 
 def _take(run: SelfPlay, found: Round, url: str) -> bool:
     """Count the subset at `url` among those to train on; False if there is none."""
-    if load_subset_manifest(*open_filesystem(f"{url}/subset", run.config.storage)) is None:
+    if Dataset.find(Place.open(f"{url}/subset", run.config.storage), SUBSET) is None:
         return False
     found.subsets.append(f"{url}/subset")
     found.strategies.update(prompts_of(f"{url}/subset", run.config.storage)[schema.STRATEGY].to_pylist())
@@ -221,7 +215,7 @@ def _take(run: SelfPlay, found: Round, url: str) -> bool:
 
 
 def _measured(run: SelfPlay, policy: TorchModel, url: str) -> tuple[pa.Table, dict[str, Any]]:
-    table, counts = measure(run.actors(policy), run.held_out, run.url("held_out"), url)
+    table, counts = measure(run.models(policy), run.held_out, url)
     return table, as_plain(counts)
 
 
@@ -237,7 +231,7 @@ def _close(run: SelfPlay, found: Round, trained: Trained | None, first: pa.Table
     }
     if trained is not None:
         answers, measuring = _measured(run, trained.policy, f"{trained.url}/measured")
-        config = score_config(run.actors(trained.policy), run.url(f"round-{found.number}", "base"))
+        config = score_config(run.models(trained.policy), run.url(f"round-{found.number}", "base"))
         body |= {
             "training": {"summary": dict(trained.summary), "seconds": trained.seconds, "policy": trained.policy.model},
             "evaluation": compare_policies(answers, first),
@@ -249,13 +243,11 @@ def _close(run: SelfPlay, found: Round, trained: Trained | None, first: pa.Table
 
 def _report(run: SelfPlay, number: int, body: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The report of a round as it is stored: the first one wins, whose seconds are those of the work itself."""
-    fs, root = open_filesystem(place, run.config.storage)
     report = {"round": number, **body}
-    if create(fs, f"{root}/{REPORT_FILE}", sealed(report)):
+    if create(Place.open(place, run.config.storage) / REPORT_FILE, sealed(report)):
         return report
     return _stored_report(run, place) or report
 
 
 def _stored_report(run: SelfPlay, place: str) -> dict[str, Any] | None:
-    fs, root = open_filesystem(place, run.config.storage)
-    return read_sealed(fs, f"{root}/{REPORT_FILE}")
+    return read_sealed(Place.open(place, run.config.storage) / REPORT_FILE)

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -115,8 +114,7 @@ def _set_up_context() -> None:
     # Ray has no other way yet to limit restarts of pool actors than the arguments it means to retire.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
     context = ray.data.DataContext.get_current()
-    # Where no terminal shows its bars, Ray logs a table of every operator each few seconds; steps say how far they are.
-    context.enable_progress_bars = sys.stdout.isatty()
+    context.enable_progress_bars = False  # steps show their own; see progress
     for name, level in (("progress", logging.ERROR), ("execution.streaming_executor", logging.WARNING)):
         logging.getLogger(f"ray.data._internal.{name}").setLevel(level)
     # Every 30 s it would say that a model takes memory, which no pool asks Ray for.

@@ -6,49 +6,141 @@ Killed anywhere, the same step goes on with the shards that have no part; comple
 """
 
 import json
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Protocol
 
-import fsspec
 import pyarrow as pa
 
-from pipeline import __version__
-from pipeline.config import Replicas, Run, Storage
+from pipeline import config
+from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import Manifest
+from pipeline.data.parts import PartSpec, commit_part
+from pipeline.data.place import Place
+from pipeline.data.run import MINOR_VERSION, RUN_FILE, Plan, Run
 from pipeline.errors import IntegrityError
 from pipeline.flows.deaths import Deaths
+from pipeline.progress import progress
 from pipeline.stages.guard import guarded
 from pipeline.stages.plan import Stage
 from pipeline.stages.rows import without_transient
-from pipeline.stages.work import AnyShard, ShardReader, ShardWork, score_plain
-from pipeline.storage.filesystem import display, open_filesystem
-from pipeline.storage.manifest import Manifest, finish_run, load_manifest
-from pipeline.storage.parts import commit_part, committed_parts, digest
-from pipeline.storage.runs import RUN_FILE, PartSpec, RunPlan, begin_run
-from pipeline.storage.scored import ScoredDataset
+from pipeline.stages.work import AnyShard, ShardReader, ShardWork, run_plain
 from pipeline.termination import raise_if_terminated
 
-# Versions of one minor number give the same rows, so a step may be resumed with either.
-MINOR_VERSION: Final = ".".join(__version__.split(".")[:2])
 
-_PROGRESS_S: Final = 30.0
+class Rows(Protocol):
+    """The rows that a step works on, in shards."""
 
-_log = logging.getLogger(__name__)
+    @property
+    def reader(self) -> ShardReader:
+        """Reads the rows of a shard; travels to whatever process reads."""
+
+    def plan(self) -> tuple[Mapping[str, Any], ...]:
+        """The shards as run.json holds them."""
+
+    def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[AnyShard]:
+        """The shards that run.json at `where` holds.
+
+        Raises:
+            IntegrityError: they do not hold every row once.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is to be made.
+
+    Attributes:
+        kind: what the rows are.
+        url: where they go.
+        fingerprint: everything beside the version that can move a row.
+        check: raises if the complete dataset must not be published.
+    """
+
+    kind: str
+    url: str
+    rows: Rows
+    stages: Sequence[Stage]
+    schema: pa.Schema
+    fingerprint: Mapping[str, Any]
+    config: Mapping[str, Any]
+    source_format: str = "alignpot"
+    check: Callable[[Run, Manifest], None] | None = None
+
+
+def begin_step(step: Step, storage: config.Storage) -> Run:
+    """Claim the step's place, or join the run that is there.
+
+    Raises:
+        FingerprintError: something else was begun there.
+    """
+    plan = Plan(
+        kind=step.kind,
+        fingerprint={"alignpot": MINOR_VERSION, **step.fingerprint},
+        config=step.config,
+        shards=step.rows.plan(),
+        schema=step.schema,
+        source_format=step.source_format,
+    )
+    return Run.claim(Place.open(step.url, storage), plan)
+
+
+def pending_shards(step: Step, run: Run) -> list[AnyShard]:
+    """The shards that have no part yet."""
+    pending = set(run.pending())
+    return [shard for shard in step.rows.shards(run.plan.shards, run.place / RUN_FILE) if shard.index in pending]
+
+
+def run_step(step: Step, settings: config.Run, storage: config.Storage) -> Dataset:
+    """Make what the step describes, or what is left of it.
+
+    Raises:
+        FingerprintError: something else was begun there.
+        AlignpotError: what stopped it; parts committed so far stay.
+    """
+    started = time.monotonic()
+    run = begin_step(step, storage)
+    for _ in work_on(step, run, pending_shards(step, run), settings):
+        pass
+    return Dataset(run.place, finish_step(step, run, time.monotonic() - started))
+
+
+def finish_step(step: Step, run: Run, seconds: float) -> Manifest:
+    """Check the parts and publish the manifest. Raises as `Run.finish`."""
+    check = step.check
+    return run.finish({"seconds": seconds}, None if check is None else lambda manifest: check(run, manifest))
+
+
+def work_on(step: Step, run: Run, pending: Sequence[AnyShard], settings: config.Run) -> Iterator[ShardWork]:
+    """Run the stages over these shards and commit each; yields them as they are committed.
+
+    Raises:
+        AlignpotError: what stopped it; parts committed so far stay.
+    """
+    if not pending:
+        return
+    commit = CommitTo(dataset=run.place, specs=run.plan.part_specs(shard.index for shard in pending))
+    num_rows = [shard.get("rows_in", shard.get("num_rows", 0)) for shard in run.plan.shards]
+    num_left = sum(num_rows[shard.index] for shard in pending)
+    stages = [guarded(stage, settings.stage_timeout_s) for stage in step.stages]
+    with progress(step.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
+        for work in _on_engine(step.rows.reader, pending, stages, commit, settings):
+            count(num_rows[work.shard])
+            yield work
+            raise_if_terminated()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitTo:
-    """Commits parts to the dataset of a plan; travels to whatever process runs the last stage."""
+    """Commits parts to a dataset; travels to whatever process runs the last stage."""
 
-    fs: fsspec.AbstractFileSystem
-    root: str
+    dataset: Place
     specs: Mapping[int, PartSpec]
 
     def __call__(self, index: int, table: pa.Table) -> pa.Table:
         """Write the part of a shard; its summary as a one-row table."""
-        summary = commit_part(self.fs, self.root, self.specs[index], without_transient(table))
+        summary = commit_part(self.dataset, self.specs[index], without_transient(table))
         return pa.table({"summary": [json.dumps(asdict(summary))]})
 
 
@@ -58,52 +150,20 @@ def summary_of(work: ShardWork) -> dict[str, Any]:
     return summary
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a dataset lies and what its run is: file system, root and plan."""
-
-    fs: fsspec.AbstractFileSystem
-    root: str
-    plan: RunPlan
-
-
-def work_on(
-    place: Place, reader: ShardReader, pending: Sequence[AnyShard], stages: Sequence[Stage], run: Run
-) -> Iterator[ShardWork]:
-    """Run the stages over the shards that have no part yet and commit each; yields them as they are committed.
-
-    Raises:
-        AlignpotError: what stopped it; parts committed so far stay.
-    """
-    if not pending:
-        return
-    specs = place.plan.part_specs(shard.index for shard in pending)
-    commit = CommitTo(fs=place.fs, root=place.root, specs=specs)
-    total, num_done, said = len(place.plan.shards), len(place.plan.shards) - len(pending), time.monotonic()
-    stages = [guarded(stage, run.stage_timeout_s) for stage in stages]
-    for work in _on_engine(reader, pending, stages, commit, run):
-        num_done += 1
-        if time.monotonic() - said > _PROGRESS_S:
-            said = time.monotonic()
-            _log.info("%d of %d shards committed", num_done, total)
-        yield work
-        raise_if_terminated()
-
-
 def _on_engine(
-    reader: ShardReader, pending: Sequence[AnyShard], stages: Sequence[Stage], commit: CommitTo, run: Run
+    reader: ShardReader, pending: Sequence[AnyShard], stages: Sequence[Stage], commit: CommitTo, settings: config.Run
 ) -> Iterator[ShardWork]:
-    if run.engine == "plain":
-        yield from score_plain(reader, pending, stages, commit)
+    if settings.engine == "plain":
+        yield from run_plain(reader, pending, stages, commit)
         return
-    from pipeline.flows.on_ray import ScoreJob, score_on_ray
+    from pipeline.flows.on_ray import RayJob, run_on_ray
     from pipeline.flows.session import ray_session
 
-    models: list[Replicas] = [stage.model for stage in stages if stage.model is not None]
-    with ray_session(run, models):
-        deaths = Deaths(fs=commit.fs, root=commit.root)
-        job = ScoreJob(reader=reader, stages=tuple(stages), commit=commit, run=run, deaths=deaths)
-        yield from score_on_ray(job, pending)
+    models: list[config.Replicas] = [stage.model for stage in stages if stage.model is not None]
+    with ray_session(settings, models):
+        deaths = Deaths(dataset=commit.dataset)
+        job = RayJob(reader=reader, stages=tuple(stages), commit=commit, run=settings, deaths=deaths)
+        yield from run_on_ray(job, pending)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,105 +181,53 @@ class RowShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetReader:
-    """The kept rows of a dataset of ours, shard by shard."""
+class OwnRows:
+    """The kept rows of a dataset of ours, or of a table in memory, in shards of `shard_rows`.
 
-    dataset: ScoredDataset
+    A table is for steps of a plain loop: it would travel with every Ray task.
 
-    def read(self, shard: RowShard) -> pa.Table:
-        """The rows of one shard."""
-        return self.dataset.rows(shard.first_row, shard.num_rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableReader:
-    """A table in memory, shard by shard; for steps of a plain loop, for it would travel with every Ray task."""
-
-    table: pa.Table
-
-    def read(self, shard: RowShard) -> pa.Table:
-        """The rows of one shard."""
-        return self.table.slice(shard.first_row, shard.num_rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """What is to be made.
-
-    Attributes:
-        kind: what the rows are.
-        url: where they go.
-        reader: gives the rows that the stages work on; `num_rows` of them, in shards of `shard_rows`.
-        fingerprint: everything beside the version that can move a row.
-        rows_out: rows that come out for each row in; None if only the work tells.
+    rows_out: rows that come out for each row in; None if only the work tells.
+    prepare: what is done with the rows of a shard first.
     """
 
-    kind: str
-    url: str
-    reader: DatasetReader | TableReader
-    num_rows: int
+    rows: Dataset | pa.Table
     shard_rows: int
-    stages: Sequence[Stage]
-    schema: pa.Schema
-    fingerprint: Mapping[str, Any]
-    config: Mapping[str, Any]
     rows_out: int | None = 1
+    prepare: Callable[[pa.Table], pa.Table] | None = None
 
+    @property
+    def reader(self) -> "OwnRows":
+        """It reads by itself."""
+        return self
 
-def run_step(step: Step, run: Run, storage: Storage) -> Manifest:
-    """Make what the step describes, or what is left of it.
+    @property
+    def num_rows(self) -> int:
+        """Rows that go in."""
+        return self.rows.num_kept if isinstance(self.rows, Dataset) else int(self.rows.num_rows)
 
-    Raises:
-        FingerprintError: something else was begun there.
-        AlignpotError: what stopped it; parts committed so far stay.
-    """
-    started = time.monotonic()
-    fs, root = open_filesystem(step.url, storage)
-    starts = range(0, step.num_rows, step.shard_rows)
-    shards = [
-        RowShard(index=i, first_row=first, num_rows=min(step.shard_rows, step.num_rows - first))
-        for i, first in enumerate(starts)
-    ]
-    wanted = RunPlan(
-        version=__version__,
-        fingerprint={"alignpot": MINOR_VERSION, **step.fingerprint},
-        config=step.config,
-        shards=tuple(_stored(shard, step.rows_out) for shard in shards),
-        schema=step.schema,
-        source_format="alignpot",
-        kind=step.kind,
-    )
-    plan = begin_run(fs, root, wanted)
-    planned = [
-        RowShard(index=i, first_row=shard["first_row"], num_rows=shard["rows_in"])
-        for i, shard in enumerate(plan.shards)
-    ]
-    ends = [0, *(shard.first_row + shard.num_rows for shard in planned)]
-    if [*(shard.first_row for shard in planned), step.num_rows] != ends:
-        where = display(fs, f"{root}/{RUN_FILE}")
-        raise IntegrityError(f"{where} is damaged: its shards do not hold every row once. Use another path.")
-    done = committed_parts(fs, root, plan)
-    pending = [shard for shard in planned if shard.index not in done]
-    for _ in work_on(Place(fs=fs, root=root, plan=plan), step.reader, pending, step.stages, run):
-        pass
-    return finish_run(fs, root, plan, {"seconds": time.monotonic() - started})
+    def read(self, shard: RowShard) -> pa.Table:
+        """The rows of one shard."""
+        if isinstance(self.rows, Dataset):
+            table = self.rows.rows(shard.first_row, shard.num_rows)
+        else:
+            table = self.rows.slice(shard.first_row, shard.num_rows)
+        return table if self.prepare is None else self.prepare(table)
 
+    def plan(self) -> tuple[Mapping[str, Any], ...]:
+        """See Rows."""
+        sizes = {
+            first: min(self.shard_rows, self.num_rows - first) for first in range(0, self.num_rows, self.shard_rows)
+        }
+        rows_out = self.rows_out
+        return tuple(
+            {"first_row": first, "rows_in": size, **({} if rows_out is None else {"num_rows": size * rows_out})}
+            for first, size in sizes.items()
+        )
 
-def open_step(url: str, kind: str, storage: Storage) -> ScoredDataset:
-    """A complete dataset of that kind.
-
-    Raises:
-        SourceError: there is none.
-    """
-    fs, root = open_filesystem(url, storage)
-    return ScoredDataset(fs, root, load_manifest(fs, root, kind))
-
-
-def content_of(manifest: Manifest) -> str:
-    """What identifies the rows of a dataset: a digest of the footers of its parts, with the sizes of every page."""
-    return digest("".join(file.footer_digest for file in manifest.files).encode())
-
-
-def _stored(shard: RowShard, rows_out: int | None) -> dict[str, int]:
-    known = {} if rows_out is None else {"num_rows": shard.num_rows * rows_out}
-    return {"first_row": shard.first_row, "rows_in": shard.num_rows, **known}
+    def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[RowShard]:
+        """See Rows."""
+        planned = [RowShard(index=i, first_row=s["first_row"], num_rows=s["rows_in"]) for i, s in enumerate(stored)]
+        ends = [0, *(shard.first_row + shard.num_rows for shard in planned)]
+        if [*(shard.first_row for shard in planned), self.num_rows] != ends:
+            raise IntegrityError(f"{where} is damaged: its shards do not hold every row once. Use another path.")
+        return planned

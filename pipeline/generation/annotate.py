@@ -11,16 +11,13 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.generation.candidates import EMPTY_RESPONSES
+from pipeline.drops import Reason
 from pipeline.models.packing import Completion, Group
 from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import ANNOTATED_SCHEMA, ID, PROMPT, RESPONSE_REWARDS, RESPONSES
-from pipeline.stages.rows import TRANSIENT_PREFIX, drop_rows, scored_rows, set_column, spread
+from pipeline.stages.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
 from pipeline.stages.score import check_engine
-
-STAGE: Final = "reward"
-NON_FINITE: Final = "non_finite_reward"
 
 RESPONSE_IDS: Final = f"{TRANSIENT_PREFIX}response_ids"
 """Token ids of the whole dialogue of each response, null for one that has no reward."""
@@ -38,10 +35,10 @@ class TokeniseResponses:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Tokenise the K dialogues of the rows still to be scored."""
-        rows = scored_rows(table)
+        rows = kept_rows(table)
         found = [self._dialogues(row) for row in table.select([ID, PROMPT, RESPONSES]).take(pa.array(rows)).to_pylist()]
-        ids = [[None if isinstance(one, str) else one.ids for one in dialogues] for dialogues in found]
-        reasons = [[one if isinstance(one, str) else None for one in dialogues] for dialogues in found]
+        ids = [[None if isinstance(one, Reason) else one.ids for one in dialogues] for dialogues in found]
+        reasons = [[one if isinstance(one, Reason) else None for one in dialogues] for dialogues in found]
         for name, values, of_type in (
             (RESPONSE_IDS, ids, _IDS),
             (RESPONSE_REASONS, reasons, pa.list_(pa.string())),
@@ -50,11 +47,11 @@ class TokeniseResponses:
             table = set_column(table, name, column)
         return table
 
-    def _dialogues(self, row: Mapping[str, Any]) -> list[TokenizedDialogue | str]:
+    def _dialogues(self, row: Mapping[str, Any]) -> list[TokenizedDialogue | Reason]:
         return [
             self._tokenizer.tokenize_one(row[PROMPT], [{"role": "assistant", "content": text}], row=row[ID])
             if text
-            else EMPTY_RESPONSES
+            else Reason.EMPTY_RESPONSES
             for text in row[RESPONSES]
         ]
 
@@ -72,27 +69,30 @@ class AnnotateResponses:
         Raises:
             ModelError: on the first rows, the engine's numbers are not those of the model's own forward.
         """
-        rows = scored_rows(table)
+        rows = kept_rows(table)
         found = table.select([ID, RESPONSE_IDS, RESPONSE_REASONS]).take(pa.array(rows)).to_pylist()
         places = [(i, k) for i, row in enumerate(found) for k, ids in enumerate(row[RESPONSE_IDS]) if ids is not None]
         self._check([(row[ID], group) for row in found if (group := _group(row))])
         scores = self._engine.score([group for row in found if (group := _group(row))])
         rewards: list[list[float | None]] = [[None] * len(row[RESPONSE_IDS]) for row in found]
-        reasons: list[list[str | None]] = [list(row[RESPONSE_REASONS]) for row in found]
-        for index, ((i, k), reward) in enumerate(zip(places, scores.reward.tolist(), strict=True)):
+        reasons: list[list[Reason | None]] = [
+            [None if name is None else Reason(name) for name in row[RESPONSE_REASONS]] for row in found
+        ]
+        for index, ((i, k), reward) in enumerate(zip(places, scores.values.tolist(), strict=True)):
             if np.isfinite(reward):
                 rewards[i][k] = reward
             else:
-                reasons[i][k] = scores.left_out.get(index, NON_FINITE)
+                reasons[i][k] = scores.left_out.get(index, Reason.NON_FINITE_REWARD)
+        empty = Reason.EMPTY_RESPONSES
         dropped = {
-            int(row): next((reason for reason in why if reason not in (None, EMPTY_RESPONSES)), EMPTY_RESPONSES)
+            int(row): next((reason for reason in why if reason is not None and reason != empty), empty)
             for row, values, why in zip(rows, rewards, reasons, strict=True)
             if all(value is None for value in values)
         }
         of_type = ANNOTATED_SCHEMA.field(RESPONSE_REWARDS).type
         column = spread(rewards, rows.tolist(), num_rows=table.num_rows, of_type=of_type)
         table = set_column(table, RESPONSE_REWARDS, column).select(ANNOTATED_SCHEMA.names).cast(ANNOTATED_SCHEMA)
-        return drop_rows(table, dropped, stage=STAGE)
+        return drop_rows(table, dropped, stage="annotate")
 
     def _check(self, groups: list[tuple[str, Group]]) -> None:
         if groups and not self._checked:

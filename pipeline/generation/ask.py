@@ -6,6 +6,7 @@ from functools import partial
 import pyarrow as pa
 
 from pipeline.config import Evolve
+from pipeline.drops import Reason
 from pipeline.generation.candidates import PromptRenderer
 from pipeline.generation.evolve import evolve
 from pipeline.generation.sampler import Request, Response, Sampler, Sampling
@@ -44,7 +45,7 @@ class EvolvePrompts:
         asked = {
             i: Request(prompt_ids=found, seed=seeds[i])
             for i, found in enumerate(ids)
-            if not isinstance(found, str) and len(found) <= self._max_prompt_tokens
+            if not isinstance(found, Reason) and len(found) <= self._max_prompt_tokens
         }
         answers = self._sampler.sample(list(asked.values()), self._sampling) if asked else []
         said = {i: responses[0] for i, responses in zip(asked, answers, strict=True)}

@@ -2,21 +2,21 @@
 
 The policy reads a prompt by its own chat template. Where generate.system_prompt is put before a prompt, it stands in
 the column of prompts from then on: what is scored and trained on is what the policy has answered. A prompt that cannot
-be used is dropped with one of the reasons of pipeline.models.reasons, with empty_prompt or with empty_responses.
+be used is dropped with one of the reasons of pipeline.drops, with empty_prompt or with empty_responses.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config import Generate, Tokens
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.generation.sampler import Request, Response, Sampler, Sampling, seed_of
 from pipeline.models.packing import Int32Array
-from pipeline.models.reasons import PROMPT_TOO_LONG
 from pipeline.models.templates import ChatTemplate, Messages
 from pipeline.schema import (
     CANDIDATE_SCHEMA,
@@ -28,11 +28,7 @@ from pipeline.schema import (
     RESPONSE_TOKENS,
     RESPONSES,
 )
-from pipeline.stages.rows import drop_rows, scored_rows, set_column, spread
-
-STAGE: Final = "generate"
-EMPTY_PROMPT: Final = "empty_prompt"
-EMPTY_RESPONSES: Final = "empty_responses"
+from pipeline.stages.rows import drop_rows, kept_rows, set_column, spread
 
 
 class PromptRenderer:
@@ -63,7 +59,7 @@ class PromptRenderer:
             return turns
         return [{"role": "system", "content": self._system_prompt}, *turns]
 
-    def token_ids(self, messages: Messages, row: str = "") -> Int32Array | str:
+    def token_ids(self, messages: Messages, row: str = "") -> Int32Array | Reason:
         """Token ids up to where the answer begins, int32, or the reason why there are none; `row` is for the log."""
         return self._template.outcome(lambda: self._template.ids(messages, add_generation_prompt=True), row)
 
@@ -72,7 +68,9 @@ class PromptRenderer:
         user = {"role": "user", "content": "?"}
         with_it = self.token_ids([{"role": "system", "content": system_prompt}, user])
         without = self.token_ids([{"role": "system", "content": f"{system_prompt} Be brief."}, user])
-        return not isinstance(with_it, str) and not isinstance(without, str) and not np.array_equal(with_it, without)
+        return (
+            not isinstance(with_it, Reason) and not isinstance(without, Reason) and not np.array_equal(with_it, without)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,7 +105,7 @@ class GenerateCandidates:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Prompts in, candidates out: a row each, in the same order. The whole table is sampled as one call."""
-        rows = scored_rows(table)
+        rows = kept_rows(table)
         prompts = table.select([ID, PROMPT]).take(pa.array(rows)).to_pylist()
         outcomes = {
             int(row): self._render(prompt[ID], prompt[PROMPT]) for row, prompt in zip(rows, prompts, strict=True)
@@ -115,31 +113,32 @@ class GenerateCandidates:
         ids = {int(row): str(prompt[ID]) for row, prompt in zip(rows, prompts, strict=True)}
         rendered = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, _Rendered)}
         requests = [
-            Request(prompt_ids=found.ids, seed=seed_of(self._seed, STAGE, ids[row])) for row, found in rendered.items()
+            Request(prompt_ids=found.ids, seed=seed_of(self._seed, "generate", ids[row]))
+            for row, found in rendered.items()
         ]
         sampled = [
             [_without_blank(response) for response in responses]
             for responses in self._sampler.sample(requests, self._sampling)
         ]
-        dropped = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, str)}
+        dropped = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, Reason)}
         for row, responses in zip(rendered, sampled, strict=True):
             if not any(response.text for response in responses):
-                dropped[row] = EMPTY_RESPONSES
-        return drop_rows(_with_responses(table, rendered, sampled), dropped, stage=STAGE)
+                dropped[row] = Reason.EMPTY_RESPONSES
+        return drop_rows(_with_responses(table, rendered, sampled), dropped, stage="generate")
 
     def close(self) -> None:
         """Free the policy."""
         self._sampler.close()
 
-    def _render(self, row: str, prompt: Messages) -> _Rendered | str:
+    def _render(self, row: str, prompt: Messages) -> _Rendered | Reason:
         """A prompt as the policy reads it, or the reason why it cannot be used."""
         messages = self._renderer.messages(prompt)
         ids = self._renderer.token_ids(messages, row)
-        if isinstance(ids, str):
+        if isinstance(ids, Reason):
             return ids
         if not len(ids):
-            return EMPTY_PROMPT
-        return PROMPT_TOO_LONG if len(ids) > self._max_prompt_tokens else _Rendered(messages=messages, ids=ids)
+            return Reason.EMPTY_PROMPT
+        return Reason.PROMPT_TOO_LONG if len(ids) > self._max_prompt_tokens else _Rendered(messages=messages, ids=ids)
 
 
 def _without_blank(response: Response) -> Response:

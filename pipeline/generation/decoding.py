@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import TorchModel
-from pipeline.errors import ModelError
 from pipeline.generation.sampler import Response
-from pipeline.models.loading import context_of, load_configuration, load_tokenizer
+from pipeline.models.loading import context_of, load_configuration, load_errors, load_tokenizer
 
 # What a half character at the end of a cut answer is decoded to.
 _UNDECODABLE = "\ufffd"
-
-# All that a configuration reader raises on what it cannot use.
-_CONFIG_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,22 +46,18 @@ def load_decoder(model: TorchModel) -> Decoder:
     Raises:
         ModelError: they are missing or cannot be read.
     """
-    tokenizer = load_tokenizer(model)
-    try:
-        config, generation = _configs(model)
-    except _CONFIG_ERRORS as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"The configuration of {model.model} cannot be read: {reason}") from error
+    tokenizer, config = load_tokenizer(model), load_configuration(model)
+    with load_errors("Cannot load the generation configuration of", model):
+        generation = _generation_config(model, config)
     given = (tokenizer.eos_token_id, generation.eos_token_id)
     ids = {i for value in given for i in (value if isinstance(value, list) else [value]) if i is not None}
     return Decoder(tokenizer=tokenizer, stop_ids=tuple(sorted(ids)), context=context_of(config))
 
 
-def _configs(model: TorchModel) -> tuple[Any, Any]:
+def _generation_config(model: TorchModel, config: Any) -> Any:
     from transformers import GenerationConfig
 
-    config = load_configuration(model)
     try:
-        return config, GenerationConfig.from_pretrained(model.model, revision=model.revision)
+        return GenerationConfig.from_pretrained(model.model, revision=model.revision)
     except OSError:  # it has none of its own
-        return config, GenerationConfig.from_model_config(config)
+        return GenerationConfig.from_model_config(config)

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline import schema as s
 from pipeline.config import Evolve, Strategy
+from pipeline.drops import Drop, Reason
 from pipeline.errors import DataError, IntegrityError
 from pipeline.generation.sampler import Response, seed_of
 from pipeline.generation.strategies import template_of
@@ -26,12 +27,6 @@ from pipeline.sources.turns import user_turn
 Ask = Callable[[Sequence[list[Turn]], Sequence[int]], Sequence[Response | None]]
 """One response to each list of messages, given a seed for each; None where the messages are too long for the model."""
 
-STAGE: Final = "evolve"
-"""Value of drop_stage for tasks that gave no prompt."""
-UNFINISHED: Final = "unfinished_response"
-EMPTY_PROMPT: Final = "empty_prompt"
-TOO_LONG: Final = "request_too_long"
-NO_USER_TURN: Final = "no_last_user_turn"
 
 _SPEAKERS: Final = {"user": "User", "assistant": "Assistant"}
 _QUOTES: Final = {'"': '"', "\u201c": "\u201d", "\u00ab": "\u00bb", "\u201e": "\u201c", "`": "`"}
@@ -54,7 +49,7 @@ def selected_prompts(pairs: pa.Table) -> pa.Table:
     found: dict[str, dict[str, Any]] = {}
     names = [s.PROMPT, *(field.name for field in s.PROVENANCE_FIELDS)]
     for row in pairs.select([s.PROMPT_ID, *names]).to_pylist():
-        prompt = {s.ID: row[s.PROMPT_ID], **{name: row[name] for name in names}, s.STATUS: s.SCORED}
+        prompt = {s.ID: row[s.PROMPT_ID], **{name: row[name] for name in names}, s.STATUS: s.KEPT}
         if found.setdefault(row[s.PROMPT_ID], prompt)[s.PROMPT] != row[s.PROMPT]:
             raise DataError(f"pairs with the prompt_id {quoted(row[s.PROMPT_ID])} have different prompts.")
     return pa.Table.from_pylist([found[id_] for id_ in sorted(found)], schema=s.PROMPT_SCHEMA)
@@ -72,7 +67,7 @@ def plan_evolution(prompts: pa.Table, config: Evolve, *, round_: int) -> pa.Tabl
             s.PARENT_ID: row[s.ID],
             s.STRATEGY: strategy,
             s.ROUND: round_,
-            s.STATUS: s.SCORED,
+            s.STATUS: s.KEPT,
         }
         for row in prompts.to_pylist()
         if row[s.STATUS] != s.DROPPED
@@ -94,7 +89,7 @@ def evolve(tasks: pa.Table, ask: Ask, config: Evolve) -> pa.Table:
         if row[s.PROMPT] and row[s.PROMPT][-1]["role"] == "user":
             asked.append(row)
         else:
-            _drop(row, NO_USER_TURN)
+            _drop(row, Reason.NO_LAST_USER_TURN)
     requests = [request_for(row[s.PROMPT], row[s.STRATEGY]) for row in asked]
     seeds = [seed_of(config.seed, row[s.PARENT_ID], row[s.STRATEGY], str(row[s.ROUND])) for row in asked]
     answers = ask(requests, seeds) if asked else []
@@ -136,18 +131,18 @@ def _strategies_for(prompt_id: str, config: Evolve, round_: int) -> list[Strateg
 
 def _fill(row: dict[str, Any], answer: Response | None) -> None:
     if answer is None:
-        _drop(row, TOO_LONG)
+        _drop(row, Reason.REQUEST_TOO_LONG)
         return
     row[s.NUM_TOKENS_DRAFT] = answer.num_tokens
     text = cleaned(answer.text)
     if answer.finish_reason != "stop":
-        _drop(row, UNFINISHED)
+        _drop(row, Reason.UNFINISHED_RESPONSE)
     elif not text:
-        _drop(row, EMPTY_PROMPT)
+        _drop(row, Reason.EMPTY_PROMPT)
     else:
         row[s.PROMPT] = [*row[s.PROMPT][:-1], user_turn(text)]
         row[s.ID] = json_digest([row[s.PARENT_ID], row[s.STRATEGY], text])
 
 
-def _drop(row: dict[str, Any], reason: str) -> None:
-    row.update({s.STATUS: s.DROPPED, s.DROP_STAGE: STAGE, s.DROP_REASON: reason})
+def _drop(row: dict[str, Any], reason: Reason) -> None:
+    row.update(Drop(reason, "evolve").columns)

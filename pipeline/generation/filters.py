@@ -25,23 +25,15 @@ import pyarrow as pa
 
 from pipeline import schema as s
 from pipeline.config import Evolve
+from pipeline.drops import Reason
 from pipeline.errors import DataError
 from pipeline.generation.language import same_language
 from pipeline.selection.near_duplicates import NearDuplicates
 from pipeline.shown import quoted
-from pipeline.sources.contamination import CONTAMINATED, Contamination
-from pipeline.sources.prompts import FILTER_STAGE
+from pipeline.sources.contamination import Contamination
 from pipeline.sources.rows import Turn
 from pipeline.sources.words import normalised, words_of
-from pipeline.stages.rows import drop_rows, scored_rows
-
-EMPTY_PROMPT: Final = "empty_prompt"
-LENGTH_RATIO: Final = "length_ratio"
-REFUSAL: Final = "refusal"
-META_PHRASE: Final = "meta_phrase"
-OTHER_LANGUAGE: Final = "other_language"
-REPEATS_PARENT: Final = "repeats_parent"
-NEAR_DUPLICATE: Final = "near_duplicate"
+from pipeline.stages.rows import drop_rows, kept_rows
 
 # At the beginning only: requests may well quote or ask for an apology.
 _REFUSAL: Final = re.compile(
@@ -89,7 +81,7 @@ def filter_rows(new: pa.Table, parents: pa.Table, config: Evolve, benchmarks: Co
         reason = why_unfit(last_turn(row[s.PROMPT]), texts_of[row[s.PARENT_ID]], config, benchmarks)
         if reason is not None:
             reasons[position] = reason
-    return drop_rows(new, reasons, stage=FILTER_STAGE)
+    return drop_rows(new, reasons, stage="filter")
 
 
 def drop_repeated(new: pa.Table, given: Sequence[pa.Table], similarity: float) -> pa.Table:
@@ -99,21 +91,21 @@ def drop_repeated(new: pa.Table, given: Sequence[pa.Table], similarity: float) -
     live = sorted(_live(new), key=lambda found: (found[1][s.ID], str(found[1][s.PROMPT])))
     kept = index.admit([last_turn(row[s.PROMPT]) for _, row in live])
     repeats = [position for (position, _), keep in zip(live, kept, strict=True) if not keep]
-    return drop_rows(new, dict.fromkeys(repeats, NEAR_DUPLICATE), stage=FILTER_STAGE)
+    return drop_rows(new, dict.fromkeys(repeats, Reason.NEAR_DUPLICATE), stage="filter")
 
 
-def why_unfit(text: str, parent: str, config: Evolve, benchmarks: Contamination | None = None) -> str | None:
+def why_unfit(text: str, parent: str, config: Evolve, benchmarks: Contamination | None = None) -> Reason | None:
     """Why a new prompt is not kept, judged by itself and its parent alone; None if it is."""
     shorter, longer = sorted((len(text), len(parent)))
     said, before = (normalised(each).replace("\u2019", "'") for each in (text, parent))
-    checks: dict[str, Callable[[], bool]] = {
-        EMPTY_PROMPT: lambda: not words_of(text),
-        LENGTH_RATIO: lambda: longer > config.max_length_ratio * shorter,
-        REFUSAL: lambda: _REFUSAL.match(said) is not None,
-        META_PHRASE: lambda: bool(_META.search(said)) and not _META.search(before),
-        OTHER_LANGUAGE: lambda: not same_language(text, parent),
-        REPEATS_PARENT: lambda: not NearDuplicates("near", config.similarity).admit([parent, text])[1],
-        CONTAMINATED: lambda: benchmarks is not None and benchmarks.hits(text),
+    checks: dict[Reason, Callable[[], bool]] = {
+        Reason.EMPTY_PROMPT: lambda: not words_of(text),
+        Reason.LENGTH_RATIO: lambda: longer > config.max_length_ratio * shorter,
+        Reason.REFUSAL: lambda: _REFUSAL.match(said) is not None,
+        Reason.META_PHRASE: lambda: bool(_META.search(said)) and not _META.search(before),
+        Reason.OTHER_LANGUAGE: lambda: not same_language(text, parent),
+        Reason.REPEATS_PARENT: lambda: not NearDuplicates("near", config.similarity).admit([parent, text])[1],
+        Reason.CONTAMINATED: lambda: benchmarks is not None and benchmarks.hits(text),
     }
     return next((reason for reason, unfit in checks.items() if unfit()), None)
 
@@ -125,7 +117,7 @@ def last_turn(prompt: Sequence[Turn] | None) -> str:
 
 def _live(table: pa.Table) -> list[tuple[int, Mapping[str, Any]]]:
     rows = table.to_pylist()
-    return [(position, rows[position]) for position in scored_rows(table).tolist()]
+    return [(position, rows[position]) for position in kept_rows(table).tolist()]
 
 
 def _prompts_by_id(tables: Iterable[pa.Table]) -> list[list[Turn]]:

@@ -8,21 +8,19 @@ Memory: the shingles of the held-out prompts.
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema as s
 from pipeline.config import Evaluate
+from pipeline.drops import Reason
 from pipeline.errors import ConfigError
 from pipeline.selection.near_duplicates import shingles
-from pipeline.sources.prompts import FILTER_STAGE, by_hash
+from pipeline.sources.prompts import by_hash
 from pipeline.sources.rows import Turn
 from pipeline.sources.words import normalised
 from pipeline.stages.rows import drop_rows
-
-NEAR_HELD_OUT: Final = "near_held_out"
 
 
 def split_held_out(
@@ -50,8 +48,8 @@ def split_held_out(
         )
     is_near = pa.array(near, pa.bool_())
     dropped = rest.filter(is_near)
-    reasons = dict.fromkeys(range(dropped.num_rows), NEAR_HELD_OUT)
-    return rest.filter(pc.invert(is_near)), held_out, drop_rows(dropped, reasons, stage=FILTER_STAGE)
+    reasons = dict.fromkeys(range(dropped.num_rows), Reason.NEAR_HELD_OUT)
+    return rest.filter(pc.invert(is_near)), held_out, drop_rows(dropped, reasons, stage="filter")
 
 
 class _HeldOut:

@@ -18,24 +18,17 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline import schema as s
 from pipeline.config import Pairing
+from pipeline.drops import Drop, DropRow, Reason
 from pipeline.generation.sampler import seed_of
 from pipeline.sources.ids import content_digest
 from pipeline.sources.ranked import sweet_spot
-from pipeline.sources.rows import DropRow, Reason
 from pipeline.sources.turns import completion_of
-
-STAGE: Final = "pair"
-"""Value of drop_stage for prompts that gave no pair."""
-
-UNFINISHED: Final = "unfinished_response"
-MARGIN_OUT_OF_BOUNDS: Final = "margin_out_of_bounds"
-LENGTH_OUT_OF_BOUNDS: Final = "length_out_of_bounds"
 
 Row = dict[str, Any]
 Picks = Iterator[tuple[int, int]]
@@ -48,10 +41,6 @@ class Candidate:
     text: str
     reward: float
     num_tokens: int
-
-
-class _NoPair(Exception):  # noqa: N818 - control flow inside this module
-    """Ends the work on one prompt, saying why it gives no pair."""
 
 
 def make_pairs(annotated: pa.Table, rule: Pairing) -> pa.Table:
@@ -71,24 +60,23 @@ def _rows_of(row: Row, rule: Pairing) -> list[Row]:
         return [{**prompt, s.ID: row[s.ID], **{field.name: row[field.name] for field in s.STATUS_FIELDS}}]
     try:
         return [{**prompt, **pair} for pair in _pairs_of(row, rule)]
-    except (_NoPair, DropRow) as drop:
-        why = {s.STATUS: s.DROPPED, s.DROP_STAGE: STAGE, s.DROP_REASON: str(drop)}
-        return [{**prompt, s.ID: row[s.ID], **why}]
+    except DropRow as drop:
+        return [{**prompt, s.ID: row[s.ID], **Drop(drop.reason, "pair").columns}]
 
 
 def _pairs_of(row: Row, rule: Pairing) -> list[Row]:
     candidates, excluded = _usable(row, rule)
     if len(candidates) < 2:
-        # What left out most of them; of two reasons that left out as many, the last by name.
+        # The most frequent reason of exclusion; of several, the last alphabetically.
         most_telling = max(excluded, key=lambda reason: (excluded[reason], reason), default=Reason.TOO_FEW_CANDIDATES)
-        raise _NoPair(most_telling)
+        raise DropRow(most_telling)
     picks = list(itertools.islice(_picks(candidates, rule, row[s.ID]), rule.per_prompt))
     if not picks:
-        raise _NoPair(Reason.TIED_REWARDS)
+        raise DropRow(Reason.TIED_REWARDS)
     outcomes = [_out_of_bounds(candidates[better], candidates[worse], rule) for better, worse in picks]
     kept = [pick for pick, reason in zip(picks, outcomes, strict=True) if reason is None]
-    if not kept:
-        raise _NoPair(outcomes[0])
+    if not kept and outcomes[0] is not None:
+        raise DropRow(outcomes[0])
     rewards = [candidate.reward for candidate in candidates]
     return [_pair(row[s.PROMPT], candidates[better], candidates[worse], rewards) for better, worse in kept]
 
@@ -104,16 +92,16 @@ def _pair(prompt: list[dict[str, str]], better: Candidate, worse: Candidate, rew
         s.REWARD_CHOSEN: better.reward,
         s.REWARD_REJECTED: worse.reward,
         s.REWARDS_ALL: list(rewards),
-        s.STATUS: s.SCORED,
+        s.STATUS: s.KEPT,
     }
 
 
-def _usable(row: Row, rule: Pairing) -> tuple[list[Candidate], Counter[str]]:
+def _usable(row: Row, rule: Pairing) -> tuple[list[Candidate], Counter[Reason]]:
     """The candidates, best first, and how many responses were left out for which reason."""
     columns = [row[name] or [] for name in (s.RESPONSES, s.RESPONSE_REWARDS, s.RESPONSE_TOKENS, s.FINISH_REASONS)]
     if len({len(column) for column in columns}) > 1:
         raise DropRow(Reason.CANDIDATE_COUNT_MISMATCH)
-    excluded: Counter[str] = Counter()
+    excluded: Counter[Reason] = Counter()
     found: list[Candidate] = []
     for text, reward, num_tokens, finish in zip(*columns, strict=True):
         reason = _why_left_out(text, reward, num_tokens, finish, rule)
@@ -130,7 +118,7 @@ def _usable(row: Row, rule: Pairing) -> tuple[list[Candidate], Counter[str]]:
     return list(distinct.values()), excluded
 
 
-def _why_left_out(text: str | None, reward: float | None, num_tokens: int, finish: str, rule: Pairing) -> str | None:
+def _why_left_out(text: str | None, reward: float | None, num_tokens: int, finish: str, rule: Pairing) -> Reason | None:
     if text is None or not text.strip():
         return Reason.EMPTY_RESPONSE
     if reward is None:
@@ -138,8 +126,8 @@ def _why_left_out(text: str | None, reward: float | None, num_tokens: int, finis
     if not math.isfinite(reward):
         return Reason.NON_FINITE_SCORE
     if rule.finished_only and finish != "stop":
-        return UNFINISHED
-    return LENGTH_OUT_OF_BOUNDS if num_tokens < rule.min_tokens else None
+        return Reason.UNFINISHED_RESPONSE
+    return Reason.LENGTH_OUT_OF_BOUNDS if num_tokens < rule.min_tokens else None
 
 
 def _picks(candidates: Sequence[Candidate], rule: Pairing, prompt_id: str) -> Picks:
@@ -179,12 +167,12 @@ def _drawn(rewards: Sequence[float], seed: int, prompt_id: str) -> Picks:
             yield pair
 
 
-def _out_of_bounds(better: Candidate, worse: Candidate, rule: Pairing) -> str | None:
+def _out_of_bounds(better: Candidate, worse: Candidate, rule: Pairing) -> Reason | None:
     margin = better.reward - worse.reward
     most = math.inf if rule.max_margin is None else rule.max_margin
     if not (rule.min_margin <= margin <= most and math.isfinite(margin)):
-        return MARGIN_OUT_OF_BOUNDS
+        return Reason.MARGIN_OUT_OF_BOUNDS
     shorter, longer = sorted((better.num_tokens, worse.num_tokens))
     if rule.max_length_ratio is not None and longer > rule.max_length_ratio * shorter:
-        return LENGTH_OUT_OF_BOUNDS
+        return Reason.LENGTH_OUT_OF_BOUNDS
     return None

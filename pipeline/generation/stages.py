@@ -98,6 +98,6 @@ def _build_tokenise(reward: ClassifierReward, tokens: Tokens) -> Apply:
 
 def _build_annotate(reward: ClassifierReward) -> Apply:
     from pipeline.generation.annotate import AnnotateResponses
-    from pipeline.models.engines import load_classifier_engine
+    from pipeline.models.rewards import ClassifierEngine
 
-    return AnnotateResponses(load_classifier_engine(reward))
+    return AnnotateResponses(ClassifierEngine.load(reward))

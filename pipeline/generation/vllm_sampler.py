@@ -14,8 +14,8 @@ from pipeline.config import Generate, TorchModel
 from pipeline.errors import ModelError
 from pipeline.generation.decoding import load_decoder
 from pipeline.generation.sampler import GREEDY, Request, Response, Sampling
+from pipeline.models.loading import load_errors
 from pipeline.models.vllm_engine import (
-    START_ERRORS,
     arguments_of,
     dtype_here,
     environment,
@@ -50,12 +50,9 @@ class VllmSampler:
         self._decoder = load_decoder(model)
         self._num_threads = generate.num_threads
         arguments = engine_arguments(model, generate, self._decoder.context)
-        try:
-            with starting(self._num_threads):
-                self._lora = None if model.adapter is None else _lora_request(model)
-                self._engine = vllm.LLM(**arguments)
-        except START_ERRORS as error:
-            raise ModelError(_cannot_run(model, error)) from error
+        with load_errors("vLLM cannot run", model, _remedy(model)), starting(self._num_threads):
+            self._lora = None if model.adapter is None else _lora_request(model)
+            self._engine = vllm.LLM(**arguments)
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Response]]:
         """K responses to each request, in the order of the requests.
@@ -134,10 +131,8 @@ def _lora_rank(model: TorchModel) -> int:
     """The smallest rank vLLM knows that holds the adapter's."""
     from peft import PeftConfig
 
-    try:
+    with load_errors("vLLM cannot run", model, _remedy(model)):
         config = PeftConfig.from_pretrained(model.adapter, revision=model.adapter_revision)
-    except START_ERRORS as error:
-        raise ModelError(_cannot_run(model, error)) from error
     pattern: Mapping[str, int] = getattr(config, "rank_pattern", None) or {}
     rank = max([getattr(config, "r", 0) or 0, *pattern.values()])
     fitting = [known for known in _LORA_RANKS if known >= rank]
@@ -157,9 +152,8 @@ def _lora_request(model: TorchModel) -> Any:
     return LoRARequest("policy", 1, path)
 
 
-def _cannot_run(model: TorchModel, error: Exception) -> str:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+def _remedy(model: TorchModel) -> str:
     remedy = "Try other generate.engine_args, or generate.engine: transformers."
     if model.adapter is not None:
-        remedy = f"It has an adapter: merge it into the model, as an adapter may be what vLLM does not take. {remedy}"
-    return f"vLLM cannot run {model.model} (revision {model.revision}): {reason} {remedy}"
+        return f"It has an adapter: merge it into the model, as an adapter may be what vLLM does not take. {remedy}"
+    return remedy

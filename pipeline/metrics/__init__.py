@@ -5,13 +5,11 @@
     margins      explicit and implicit margin, chosen minus rejected
     moments      exact, mergeable mean and standard deviation
     ids          seeded hash of row ids
-    terms        the quantities that metrics combine, from columns
-    potential    M_AP and the other metrics
-    normalise    z-scores, robust z-scores, ranks
+    potential    M_AP and the other metrics: the formulas
+    normalise    z-scores, robust z-scores, ranks; what a metric takes from the whole set
     calibration  margins on the log-odds scale of the labels
     ratio        the explicit/implicit ratio set automatically
-    fitted       what a metric takes from the whole set
-    ranker       a metric ready to score tables
+    ranker       a metric ready to score rows
 
 Plain numpy over Arrow; knows no storage, no models and no Ray.
 """

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.metrics.columns import FloatArray
-from pipeline.metrics.moments import moments_of
+from pipeline.metrics.moments import exact_mean
 
 _MAX_STEPS: Final = 2200  # doublings over all exponents of a double, and a few dozen steps of refinement
 _PRECISION: Final = 4 * np.finfo(np.float64).eps
@@ -60,12 +60,12 @@ def log_odds_weight(margins: FloatArray) -> FloatArray:
 
 def _slope(margins: FloatArray, scale: float, smoothing: float) -> float:
     """Derivative of the mean log-likelihood by the scale; falls as the scale grows."""
-    return moments_of(margins * (log_odds_weight(scale * margins) - smoothing)).mean()
+    return exact_mean(margins * (log_odds_weight(scale * margins) - smoothing))
 
 
 def _curvature(margins: FloatArray, scale: float) -> float:
     weight = log_odds_weight(scale * margins)
-    return -moments_of(margins**2 * weight * (1.0 - weight)).mean()
+    return -exact_mean(margins**2 * weight * (1.0 - weight))
 
 
 def _root(margins: FloatArray, smoothing: float) -> float:

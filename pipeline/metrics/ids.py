@@ -54,9 +54,9 @@ def uniform(ids: pa.Array, seed: int) -> npt.NDArray[np.float64]:
     return (hash_ids(ids, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def digest_sum(ids: pa.Array) -> int:
-    """A number below 2**64 for a set of ids in any order; sums of parts, modulo 2**64, give that of the whole."""
-    return int(hash_ids(ids, _DIGEST_SEED).sum(dtype=np.uint64))
+def id_hashes(ids: pa.Array) -> HashArray:
+    """One hash of each id, uint64 [num_ids]; the sum of those of a set, modulo 2**64, names the set."""
+    return hash_ids(ids, _DIGEST_SEED)
 
 
 def _words_of(ids: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], HashArray]:

@@ -1,21 +1,32 @@
 """What pairs are ranked by: the alignment potential, and the metrics it is measured against.
 
-The only place of these formulas. A metric names the terms it combines and what it must know of the whole set, and
-gives a score from them, higher is better.
+The only place of these formulas; every path scores by them. A metric names the terms it combines and what it must know
+of the whole set, and gives a score from them, higher is better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 
 from pipeline.metrics.calibration import log_odds_weight
 from pipeline.metrics.columns import FloatArray
-from pipeline.metrics.fitted import Fitted
-from pipeline.metrics.terms import ABS_IMPLICIT, EXPLICIT, EXPLICIT_SIGNED, IMPLICIT, UNIFORM, Term, Terms
+from pipeline.metrics.normalise import Fitted
+
+Term = Literal["margin_explicit", "margin_explicit_signed", "margin_implicit", "margin_implicit_abs", "uniform"]
+
+EXPLICIT: Final[Term] = "margin_explicit"
+"""The explicit margin as `metric.explicit` takes it."""
+EXPLICIT_SIGNED: Final[Term] = "margin_explicit_signed"
+IMPLICIT: Final[Term] = "margin_implicit"
+ABS_IMPLICIT: Final[Term] = "margin_implicit_abs"
+UNIFORM: Final[Term] = "uniform"
+
+Terms: TypeAlias = Mapping[Term, FloatArray]
+"""The terms of some rows, each float64 [num_rows]."""
 
 if TYPE_CHECKING:
     from pipeline.config import Metric

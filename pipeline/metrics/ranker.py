@@ -1,40 +1,92 @@
-"""A metric under an objective and a seed: which columns it reads, and the scores of a table's rows."""
+"""A metric ready to score rows: which quantities it reads, the terms it makes of them, and the score from the terms.
+
+    columns --Quantity--> one float64 a row --Term--> the margin as the metric takes it --potential.METRICS--> score
+
+Everything is element-wise, so blocks and order of rows never move a value.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.metrics.columns import BoolArray, FloatArray
-from pipeline.metrics.fitted import Fitted
-from pipeline.metrics.kernels import Scales, potential_scores
-from pipeline.metrics.normalise import Scale
-from pipeline.metrics.potential import METRICS, Need, implicit_term
+from pipeline import schema
+from pipeline.metrics import ids
+from pipeline.metrics.columns import FloatArray, single_array
+from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin
+from pipeline.metrics.normalise import Fitted
+from pipeline.metrics.objectives import objective_columns
+from pipeline.metrics.potential import (
+    ABS_IMPLICIT,
+    EXPLICIT,
+    EXPLICIT_SIGNED,
+    IMPLICIT,
+    METRICS,
+    UNIFORM,
+    Need,
+    Term,
+    Terms,
+    implicit_term,
+)
 from pipeline.metrics.ratio import RATIO_METHODS
-from pipeline.metrics.terms import EXPLICIT, EXPLICIT_SIGNED, IMPLICIT, Reading, Term, TermCache, Terms, finite_rows
 
 if TYPE_CHECKING:
     from pipeline.config import Metric, Objective
 
+_BLOCK: Final = 2**16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranker:
-    """A metric, ready to score tables; higher scores are better.
+class Quantity:
+    """One number of every row, computed from scored columns.
 
-    objective: None reads the margins from columns named margin_explicit and margin_implicit.
+    explicit: signed reward margin. candidates: spread of the rewards of all candidates. implicit: signed implicit
+    margin under `objective`. uniform: hash of the id by `seed`, in [0, 1).
     """
 
-    objective: Objective | None
-    metric: Metric
+    kind: Literal["explicit", "candidates", "implicit", "uniform"]
+    objective: Objective | None = None
     seed: int = 0
 
     @property
-    def reading(self) -> Reading:
-        """Where the terms come from."""
-        return Reading(objective=self.objective, explicit=self.metric.explicit, seed=self.seed)
+    def columns(self) -> tuple[str, ...]:
+        """The scored columns it is computed from."""
+        if self.kind == "uniform":
+            return (schema.ID,)
+        if self.objective is not None:
+            return objective_columns(self.objective)
+        return EXPLICIT_COLUMNS["candidates" if self.kind == "candidates" else "signed"]
+
+    def of(self, table: pa.Table | pa.RecordBatch) -> FloatArray:
+        """Its values, float64 [num_rows]; NaN or infinite where a row does not have it. May be read-only.
+
+        Raises:
+            SchemaError: a column is missing or of another type.
+        """
+        if self.kind == "uniform":
+            return ids.uniform(single_array(table, schema.ID), self.seed)
+        if self.objective is not None:
+            return implicit_margin(table, self.objective)
+        return explicit_margin(table, "candidates" if self.kind == "candidates" else "signed")
+
+
+SIGNED_EXPLICIT: Final = Quantity(kind="explicit")
+
+Quantities: TypeAlias = Mapping[Quantity, FloatArray]
+"""Quantities of some rows, each float64 [num_rows]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranker:
+    """A metric under an objective; `seed` is that of the metric random."""
+
+    objective: Objective
+    metric: Metric
+    seed: int = 0
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -55,61 +107,44 @@ class Ranker:
             return (EXPLICIT, implicit_term(self.metric), *signed)
         return (EXPLICIT_SIGNED, IMPLICIT) if "scales" in self.needs else ()
 
+    def quantity(self, term: Term) -> Quantity:
+        """The quantity that a term is made of."""
+        if term == UNIFORM:
+            return Quantity(kind="uniform", seed=self.seed)
+        if term in (IMPLICIT, ABS_IMPLICIT):
+            return Quantity(kind="implicit", objective=self.objective)
+        by_candidates = term == EXPLICIT and self.metric.explicit == "candidates"
+        return Quantity(kind="candidates") if by_candidates else SIGNED_EXPLICIT
+
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that scores are computed from."""
-        return tuple(dict.fromkeys(name for term in self.terms for name in self.columns_of(term)))
+        """The scored columns that the score is computed from."""
+        return tuple(dict.fromkeys(name for term in self.terms for name in self.quantity(term).columns))
 
-    def columns_of(self, term: Term) -> tuple[str, ...]:
-        """The columns that one term is computed from."""
-        return self.reading.columns_of(term)
+    def read(self, table: pa.Table | pa.RecordBatch) -> Quantities:
+        """The quantities that the score is computed from. Raises a SchemaError as `Quantity.of`."""
+        return {quantity: quantity.of(table) for quantity in map(self.quantity, self.terms)}
 
-    def compute(self, rows: pa.Table | pa.RecordBatch | TermCache) -> Terms:
-        """The terms of every row; NaN or infinite where a row does not have one.
+    def term(self, quantities: Quantities, term: Term) -> FloatArray:
+        """A term of every row, float64 [num_rows]."""
+        values = quantities[self.quantity(term)]
+        absolute = term == ABS_IMPLICIT or (term == EXPLICIT and self.metric.explicit == "absolute")
+        return np.abs(values) if absolute else values
 
-        Raises:
-            SchemaError: a column is missing or of another type.
+    def score(self, quantities: Quantities, fitted: Fitted) -> FloatArray:
+        """Scores, float64 [num_rows], never -0.0; NaN where a term is NaN or infinite.
+
+        A score may overflow to an infinity although its terms are finite.
         """
-        cache = rows if isinstance(rows, TermCache) else TermCache(rows)
-        return {term: cache.get(self.reading, term) for term in self.terms}
-
-    def score_terms(self, terms: Terms, fitted: Fitted) -> FloatArray:
-        """Scores, float64 [num_rows], never -0.0. NaN terms give NaN scores."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            return METRICS[self.metric.name].score(terms, self.metric, fitted) + 0.0
-
-    def score(self, rows: pa.Table | pa.RecordBatch | TermCache, fitted: Fitted) -> FloatArray:
-        """Scores of the rows, float64 [num_rows]; NaN where a term is NaN or infinite."""
-        scores, keep = self.scored(rows if isinstance(rows, TermCache) else TermCache(rows), fitted)
-        return scores if keep is None else np.where(keep, scores, np.nan)
-
-    def scored(self, cache: TermCache, fitted: Fitted) -> tuple[FloatArray, BoolArray | None]:
-        """Scores of the rows, and which of them have all terms (None: all); the others' scores mean nothing."""
-        weight = self.fixed_weight
-        if weight is not None:
-            return self._scored_by_kernel(cache, fitted, weight)
-        terms = self.compute(cache)
-        return self.score_terms(terms, fitted), finite_rows(terms)
-
-    @property
-    def fixed_weight(self) -> float | None:
-        """The weight between z-scores where the score is that of z-scored margins with a known weight; else None."""
-        metric = self.metric
-        if metric.name != "potential" or metric.normalise != "zscore":
-            return None
-        if metric.weight == "auto":
-            return 1.0 if metric.ratio == "std" else None
-        return metric.weight or None
-
-    def _scored_by_kernel(self, cache: TermCache, fitted: Fitted, weight: float) -> tuple[FloatArray, BoolArray | None]:
-        """The same, to the bit, in one reading."""
-        explicit, implicit = (cache.get(self.reading, term) for term in (EXPLICIT, IMPLICIT))
-        of_explicit, of_implicit = (fitted.normalisers[term] for term in self.terms)
-        assert isinstance(of_explicit, Scale) and isinstance(of_implicit, Scale)  # noqa: S101, PT018
-        scales = Scales(of_explicit.center, of_explicit.spread, of_implicit.center, of_implicit.spread, weight)
-        scores: FloatArray = np.empty(explicit.size)
-        absolute = self.metric.implicit == "absolute"
-        if not potential_scores(explicit, implicit, scales, scores, absolute=absolute):
-            return scores, None
-        keep: BoolArray = np.isfinite(explicit) & np.isfinite(implicit)
-        return scores, keep
+        num_rows = next(iter(quantities.values())).size
+        scores = np.empty(num_rows)
+        for start in range(0, num_rows, _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            block = {quantity: values[rows] for quantity, values in quantities.items()}
+            terms: Terms = {term: self.term(block, term) for term in self.terms}
+            with np.errstate(invalid="ignore", over="ignore"):
+                scores[rows] = METRICS[self.metric.name].score(terms, self.metric, fitted) + 0.0
+                if not np.isfinite(sum(values.sum() for values in terms.values())):
+                    for values in terms.values():
+                        scores[rows][~np.isfinite(values)] = np.nan
+        return scores

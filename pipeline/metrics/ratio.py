@@ -2,7 +2,7 @@
 
 Two margins in different units compete in M_AP, and w is the exchange rate. Each method is one idea of what a unit of
 one is worth in the other, computed from a sample of the rows that are ranked. None of them sees what training on a
-selection gives; `pipeline.study` measures that. w is in raw units: pairs rank by explicit - w * implicit.
+selection gives; jobs/study in the repository measures that. w is in raw units: pairs rank by explicit - w * implicit.
 
 Sums are exact, so that no method depends on the order of the rows or on the machine's way of adding.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.metrics.calibration import preference_scale
 from pipeline.metrics.columns import FloatArray
-from pipeline.metrics.moments import moments_of
+from pipeline.metrics.moments import exact_mean, moments_of
 
 MIN_ROWS: Final = 2
 
@@ -154,9 +154,9 @@ def _correlation(sample: RatioSample) -> tuple[float, float]:
     """Correlation of the two margins, 0 where it is negative, and standard deviation of one over the other."""
     explicit, implicit = sample.explicit, sample.implicit
     std_explicit, std_implicit = _spread(explicit, "explicit margin"), _spread(implicit, "implicit margin")
-    z_explicit = (explicit - moments_of(explicit).mean()) / std_explicit
-    z_implicit = (implicit - moments_of(implicit).mean()) / std_implicit
-    correlation = moments_of(z_explicit * z_implicit).mean()
+    z_explicit = (explicit - exact_mean(explicit)) / std_explicit
+    z_implicit = (implicit - exact_mean(implicit)) / std_implicit
+    correlation = exact_mean(z_explicit * z_implicit)
     return min(max(0.0, correlation), 1.0), std_explicit / std_implicit
 
 

@@ -1,12 +1,11 @@
 """Models: loading, prompts, packing, and the engines that score completions and dialogues.
 
-    loading         tokenizers, models and adapters from configs; their fingerprints
-    prompts         messages -> token ids, the one place of chat templates, response marks and truncation
-    packing         groups of completions with one prompt -> flat steps without padding (numpy only)
-    attention       exact attention over such a step, registered with transformers
-    logprobs        summed log-probabilities of completions under a causal language model
-    rewards         scores of dialogues under a sequence classifier
-    engines         both from their config sections
+    loading             tokenizers, models and adapters of config sections
+    prompts             messages to token ids: chat templates, response marks, truncation
+    packing             groups of completions of one prompt to flat steps without padding (numpy only)
+    backbone            the decoder, run one packed step or one sequence at a time; attention, layers: how
+    engine              numbers in steps that fit memory, compared with the model's own forward
+    logprobs, rewards   the two engines; vllm_logprobs a third, for models larger than one GPU
 
 Nothing is imported here: torch and transformers load with the module that needs them.
 """

@@ -1,8 +1,4 @@
-"""Whether packed steps and a model's own forward agree: how far apart they may be, and which groups are compared.
-
-Engines compare on a few random tokens when they are made, and on real groups when a stage gives them the first ones.
-Differences are of mean log-probabilities per token, or of rewards.
-"""
+"""How far packed steps and a model's own forward may be apart, and which groups they are compared on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +10,16 @@ import torch
 
 from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, num_packed_tokens
 
-# Largest difference between two right ways to compute one number; more for numbers above the full scale, where half
-# precision is coarser. In half precision that of a mean goes with the root of its tokens: over one prompt, seeing the
-# other response moves a mean of hundreds of tokens by a few hundredths only, and rounding by a tenth of that.
+# Largest allowed difference of rewards, or of mean log-probabilities per token; larger for numbers above the full
+# scale, where half precision is coarser. In half precision it falls with the root of the tokens of the mean: over
+# hundreds of tokens a packing bug shifts the mean by a few 0.01, rounding by a few 0.001; the tolerance lies between.
 _TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_HALF: Final = 0.15
 _FULL_SCALE: Final = 16.0
 _ENOUGH_TOKENS: Final = 16
 _MANY_TOKENS: Final = 1024
-# Two right ways in half precision may be further apart in a model that is sensitive; then its own attentions tell.
+# In a sensitive model half precision differs by more. Then the allowed difference is this many times the one between
+# two attentions of its own.
 OWN_NOISE: Final = 4.0
 
 _NUM_COMPARED: Final = 4
@@ -31,25 +28,18 @@ _MOST_TOKENS: Final = 16384
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disagreement:
-    """Packed steps and the plain forward give different numbers.
-
-    Attributes:
-        groups: indices of the groups that were compared.
-        message: which model and kernel, what the difference is and what was wanted.
-    """
+    """Packed steps and the plain forward give different numbers."""
 
     groups: tuple[int, ...]
+    """Indices of the groups that were compared."""
     message: str
+    """Which model and kernel, what the difference is and what was wanted."""
 
 
 def excess(got: Float64Array, expected: Float64Array, num_read: Int64Array | None, dtype: torch.dtype) -> Float64Array:
     """Differences as multiples of what is allowed: more than 1, or NaN, is a disagreement.
 
-    Args:
-        got: numbers of packed steps.
-        expected: numbers of the plain forward.
-        num_read: tokens that each number is a mean over; None for rewards.
-        dtype: the model's.
+    `num_read` is the number of tokens that each number is a mean over; None for rewards.
     """
     allowed = _TOLERANCE.get(dtype, _TOLERANCE_HALF) * np.maximum(1.0, np.abs(expected) / _FULL_SCALE)
     if num_read is not None and dtype not in _TOLERANCE:
@@ -72,12 +62,7 @@ def random_groups(vocab_size: int) -> list[Group]:
 
 
 def worth_comparing(groups: Sequence[Group], window: int | None) -> list[int]:
-    """Indices of at most four groups: the shortest that say enough, one of them longer than the sliding window.
-
-    Args:
-        groups: those of the first shard.
-        window: the model's sliding window in tokens, or None.
-    """
+    """Indices of at most four groups: the shortest that say enough, one of them longer than the sliding window."""
     shared = [sum(len(c.ids) for c in group) > num_packed_tokens(group) for group in groups]
     telling = [min(len(c.ids) - c.start for c in group) >= _ENOUGH_TOKENS for group in groups]
     size = [sum(len(c.ids) for c in group) for group in groups]

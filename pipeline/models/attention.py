@@ -1,14 +1,14 @@
 """Exact attention over a flat step, as an attention function that transformers models call.
 
-A model whose attention is set to `PACKED_ATTENTION` reads the segments of the running step from
-`attending(...)`, not from a mask or from position ids. Two kernels give the same numbers up to rounding:
+A model whose attention is set to `PACKED_ATTENTION` reads the segments of the running step from `attending(...)`, not
+from a mask or from position ids. Two kernels give the same numbers up to rounding:
 
     sdpa     torch's scaled_dot_product_attention, one call a segment; runs everywhere
     varlen   torch's variable-length flash attention, one call a layer; CUDA, half precision
 
-Sliding windows go by positions. Softcaps on scores and sinks (a learned score a head that takes weight and gives no
-value) are computed in float32, without a kernel of torch. Whatever a model asks for beyond that raises
-UnsupportedAttentionError, upon which the engines score its sequences one by one.
+Sliding windows go by positions. Softcaps on scores, and sinks (a learned score for each head that takes weight and
+gives no value), are computed in float32, without a kernel of torch. Anything else that a model asks for raises
+UnsupportedAttentionError; the engines then score its sequences one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ Kernel = Literal["sdpa", "varlen"]
 _QUERY_BLOCK: Final = 64
 _SCORE_BLOCK: Final = 1024
 
-# What transformers passes along to every attention and what changes nothing in an evaluation without a cache.
+# Options of transformers without effect in an evaluation that has no cache.
 _WITHOUT_EFFECT: Final = frozenset(
     {
         "cache_position",
@@ -63,11 +63,6 @@ class _Asked:
     window: int | None
     softcap: float | None
     sinks: torch.Tensor | None
-
-    @property
-    def in_float32(self) -> bool:
-        """Whether the scores take more than torch's kernels do."""
-        return self.softcap is not None or self.sinks is not None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -106,18 +101,13 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer over the running step.
+    """Attention of one layer over the running step, as transformers calls it.
 
-    Args:
-        module: the layer's attention module.
-        query: shape (1, H, T, D).
-        key: shape (1, KV, T, D), where KV divides H.
-        value: like key.
-        attention_mask: must be None; the step says who sees whom.
-        options: `scaling`, `sliding_window`, `softcap` and `s_aux` (sinks, shape (H,)) as transformers passes them.
+    `query` has shape (1, H, T, D); `key` and `value` (1, KV, T, D), where KV divides H. There is no mask: the step says
+    who sees whom. Known options are `scaling`, `sliding_window`, `softcap` and `s_aux` (sinks, shape (H,)).
 
     Returns:
-        Output of shape (1, T, H, D), of no meaning in the rows of padding, and None for the weights.
+        Output of shape (1, T, H, D), without meaning in the rows of padding, and None for the weights.
 
     Raises:
         UnsupportedAttentionError: a mask, or an option that is not known here.
@@ -131,10 +121,15 @@ def packed_attention(
         softcap=options.pop("softcap", None),
         sinks=options.pop("s_aux", None),
     )
-    _refuse_unknown(module, attention_mask, options)
+    causal = options.pop("is_causal", None)
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    unknown = sorted(k for k, v in options.items() if v is not None and k not in _WITHOUT_EFFECT)
+    if attention_mask is not None or not causal or unknown:
+        reason = f"options {unknown}" if unknown else "a mask" if attention_mask is not None else "no causal mask"
+        raise UnsupportedAttentionError(f"{type(module).__name__} wants attention with {reason}")
     state.calls += 1
     state.windowed_calls += asked.window is not None
-    if state.kernel == "varlen" and not asked.in_float32:
+    if state.kernel == "varlen" and asked.softcap is None and asked.sinks is None:
         plan = state.varlen = state.varlen or VarlenPlan.of(state.step.segments, query.shape[2], query.device)
         return varlen_attention(plan, (query, key, value), scaling=asked.scaling, window=asked.window), None
     return _sdpa_attention(state, (query, key, value), asked), None
@@ -147,7 +142,7 @@ def _sdpa_attention(state: Attending, states: Sequence[torch.Tensor], asked: _As
         own = query[:, :, slice(*segment.query)]
         keys, values = _visible(key, segment), _visible(value, segment)
         mask = _mask(state, segment, asked.window, query)
-        if asked.in_float32:
+        if asked.softcap is not None or asked.sinks is not None:
             attended = _float32_attention((own, keys, values), mask, asked)
         else:
             attended = F.scaled_dot_product_attention(
@@ -161,16 +156,6 @@ def _sdpa_attention(state: Attending, states: Sequence[torch.Tensor], asked: _As
             )
         output[:, slice(*segment.query)] = attended.transpose(1, 2)
     return output
-
-
-def _refuse_unknown(module: torch.nn.Module, attention_mask: torch.Tensor | None, options: dict[str, Any]) -> None:
-    is_causal = options.pop("is_causal", None)
-    if is_causal is None:
-        is_causal = getattr(module, "is_causal", True)
-    unknown = sorted(k for k, v in options.items() if v is not None and k not in _WITHOUT_EFFECT)
-    if attention_mask is not None or not is_causal or unknown:
-        reason = f"options {unknown}" if unknown else "a mask" if attention_mask is not None else "no causal mask"
-        raise UnsupportedAttentionError(f"{type(module).__name__} wants attention with {reason}")
 
 
 def _blocks(segments: Sequence[Segment]) -> tuple[Segment, ...]:
@@ -239,5 +224,5 @@ def _weights(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, asked:
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
-# It reads which step is running, which a compiled layer must not take for a constant.
+# It reads which step is running: a compiled layer must not treat that as a constant.
 AttentionInterface.register(PACKED_ATTENTION, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]

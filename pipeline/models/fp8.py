@@ -1,9 +1,9 @@
 """The linear layers of a decoder in 8-bit floating point (e4m3), on request.
 
-Weights are rounded once, with a scale for each output feature, and inputs as they come, with a scale for each token:
-so the numbers of a token do not hang on the tokens beside it. Products are summed in float32. Embeddings, norms,
+Weights are rounded once, with a scale for each output feature; inputs as they come, with a scale for each token, so
+the numbers of a token do not depend on the tokens beside it. Products are summed in float32. Embeddings, norms,
 routers, adapters and heads stay as they are. A GPU that multiplies e4m3 does so at twice its rate for bfloat16; a CPU
-gives equal numbers, slowly. Scores move, and so may the order of rows, which `stages.fp8_ranks` looks at.
+gives equal numbers, slowly. Scores change, and the order of rows may: `stages.fp8_ranks` checks that.
 """
 
 import logging
@@ -75,32 +75,25 @@ def _(rows: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor) -> torch.Tenso
     return rows.new_empty(rows.shape[0], weight.shape[0], dtype=dtype)
 
 
-def use_fp8(model: Any) -> float:
-    """Replace the linear layers of a model's decoder, in place.
-
-    Args:
-        model: a transformers model, its adapters unmerged.
-
-    Returns:
-        The share of the decoder's weights that are now in 8 bits, 0 to 1.
+def use_fp8(model: Any) -> None:
+    """Replace the linear layers of the decoder of a transformers model, whose adapters are unmerged, in place.
 
     Raises:
-        ModelError: this torch or GPU cannot, or the decoder has no layer of this kind.
+        ModelError: the decoder has no layer of this kind.
     """
-    require_fp8(next(model.parameters()).device)
     decoder = model.base_model
     num_all = sum(parameter.numel() for parameter in decoder.parameters())
     num_rounded = 0
     for path, parent in list(decoder.named_modules()):
         for name, child in list(parent.named_children()):
-            if _can_be_rounded(f"{path}.{name}", child):
+            if type(child) is not torch.nn.Linear or not _LEFT_OUT.isdisjoint(f"{path}.{name}".split(".")):
+                continue
+            if child.in_features % _MULTIPLE == 0 and child.out_features % _MULTIPLE == 0:
                 num_rounded += child.weight.numel()
                 setattr(parent, name, Fp8Linear(child))
     if num_rounded == 0:
         raise ModelError(f"fp8: {type(model).__name__} has no linear layers of its own to round. Remove fp8.")
-    share = float(num_rounded / num_all)
-    logger.info("%s: %.0f%% of the decoder's weights are in fp8", type(model).__name__, 100 * share)
-    return share
+    logger.info("%s: %.0f%% of the decoder's weights are in fp8", type(model).__name__, 100 * num_rounded / num_all)
 
 
 def require_fp8(device: torch.device) -> None:
@@ -114,12 +107,6 @@ def require_fp8(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FIRST_GPU:
         name = torch.cuda.get_device_name(device)
         raise ModelError(f"fp8 needs a GPU of compute capability 8.9 or newer; this is a {name}. Remove fp8.")
-
-
-def _can_be_rounded(path: str, module: torch.nn.Module) -> bool:
-    if type(module) is not torch.nn.Linear or not _LEFT_OUT.isdisjoint(path.split(".")):
-        return False
-    return module.in_features % _MULTIPLE == 0 and module.out_features % _MULTIPLE == 0
 
 
 def _rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,35 +1,20 @@
 """Models, tokenizers and adapters from their config sections, ready to score.
 
 Weights come from safetensors only, on a GPU where one may be used and else on the CPU, in evaluation mode and
-without gradients. `dtype` says what weights are rounded to, and what is computed in on a GPU; a CPU without arithmetic
-of that dtype computes in float32 with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays
-unmerged on top of its base. A weight that the checkpoint lacks is an error, not a random number. What does not fit
-raises a ModelError that says what to do.
+without gradients. `dtype` says what weights are rounded to, and what a GPU computes in. A CPU without arithmetic of
+that dtype computes in float32 with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays
+unmerged on top of its base. A weight that the checkpoint lacks is an error, not a random number.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 from pipeline.config import Tokens, TorchModel
 from pipeline.errors import ModelError, is_foreign
-from pipeline.models.fingerprints import check_files, is_local, model_fingerprint
+from pipeline.models.fingerprints import check_files, is_local
 from pipeline.models.templates import SAVE_TEMPLATE, check_template
 
-__all__ = [
-    "check_models",
-    "check_same_tokenizer",
-    "context_of",
-    "load_causal_lm",
-    "load_classifier",
-    "load_configuration",
-    "load_tokenizer",
-    "model_fingerprint",
-]
-
-_TEMPLATE: Final = "chat template"
 _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; }  🙂"
 
 
@@ -41,24 +26,20 @@ def load_tokenizer(model: TorchModel) -> Any:
     """
     from transformers import AutoTokenizer
 
-    check_files(model)
-    with _load_errors("The tokenizer", model):
-        return AutoTokenizer.from_pretrained(
-            model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+    return _load_part(AutoTokenizer, "Cannot load the tokenizer of", model)
 
 
 def load_configuration(model: TorchModel) -> Any:
-    """The configuration of a model, as transformers loads it.
-
-    Raises:
-        ModelError: there is none, or it cannot be read.
-    """
+    """The configuration of a model, as transformers loads it. Raises as `load_tokenizer`."""
     from transformers import AutoConfig
 
+    return _load_part(AutoConfig, "Cannot load the configuration of", model)
+
+
+def _load_part(auto_class: Any, failure: str, model: TorchModel) -> Any:
     check_files(model)
-    with _load_errors("The configuration", model):
-        return AutoConfig.from_pretrained(
+    with load_errors(failure, model):
+        return auto_class.from_pretrained(
             model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
 
@@ -72,8 +53,7 @@ def context_of(config: Any) -> int | None:
 def load_causal_lm(model: TorchModel) -> Any:
     """A causal language model, with its adapter unmerged where it has one.
 
-    Sets the number of torch threads of this process, and what it does with freed memory, where the model lives on the
-    CPU.
+    For a model on the CPU it sets this process's torch threads, and lets it keep freed memory.
 
     Raises:
         ModelError: it is missing, is no causal model, lacks weights, or its adapter does not fit.
@@ -91,11 +71,7 @@ def load_classifier(model: TorchModel) -> Any:
 
 
 def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
-    """Check by their files and tokenizers, without loading weights, that models can be run together.
-
-    Args:
-        models: by role: policy, reference, reward.
-        tokens: says which template policy and reference use.
+    """Check models (by role: policy, reference, reward) by their files and tokenizers, without loading weights.
 
     Raises:
         ModelError: a model is missing, policy and reference differ in tokenizer, or one has no chat template.
@@ -103,42 +79,33 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
     tokenizers = {role: load_tokenizer(model) for role, model in models.items()}
     if "policy" in models and "reference" in models:
         check_same_tokenizer(tokenizers["policy"], tokenizers["reference"], own_templates=tokens.chat_template is None)
-    for role, tokenizer in tokenizers.items():
-        if role == "reward":
-            check_template(tokenizer, None, remedy=SAVE_TEMPLATE)
-        else:
-            check_template(tokenizer, tokens.chat_template)
+    if "reward" in models:
+        check_template(tokenizers.pop("reward"), None, remedy=SAVE_TEMPLATE)
+    for tokenizer in tokenizers.values():
+        check_template(tokenizer, tokens.chat_template)
 
 
 def check_same_tokenizer(policy: Any, reference: Any, *, own_templates: bool = True) -> None:
-    """Check that two tokenizers give the same ids, special tokens and templates.
-
-    Args:
-        policy: tokenizer of the policy.
-        reference: tokenizer of the reference.
-        own_templates: false if dialogues are rendered by a template that is given, whatever theirs are.
+    """Check that two tokenizers give the same ids and special tokens, and have the same template if they use their own.
 
     Raises:
         ModelError: naming what differs.
     """
-    first, second = _tokenizer_digests(policy), _tokenizer_digests(reference)
-    ignored = set() if own_templates else {_TEMPLATE}
-    differing = sorted(name for name in first.keys() - ignored if first[name] != second[name])
+    first, second = (
+        {
+            "vocabulary": tokenizer.get_vocab(),
+            "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "tokenisation": tokenizer(_PROBE, add_special_tokens=False)["input_ids"],
+            "chat template": tokenizer.chat_template if own_templates else None,
+        }
+        for tokenizer in (policy, reference)
+    )
+    differing = sorted(name for name in first if first[name] != second[name])
     if differing:
         raise ModelError(
             f"Policy and reference must share one tokenizer; theirs differ in {', '.join(differing)}. "
             "Use a reference of the policy's family, usually the model that the policy was trained from."
         )
-
-
-def _tokenizer_digests(tokenizer: Any) -> dict[str, str]:
-    parts = {
-        "vocabulary": sorted(tokenizer.get_vocab().items()),
-        "special tokens": sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),
-        _TEMPLATE: tokenizer.chat_template,
-        "tokenisation": tokenizer(_PROBE, add_special_tokens=False)["input_ids"],
-    }
-    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest() for name, part in parts.items()}
 
 
 def _load(auto_class: Any, model: TorchModel) -> Any:
@@ -147,10 +114,10 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
     from pipeline.models.cpu import in_own_arithmetic, keep_freed_memory
 
     check_files(model)
-    device = _device(model)
-    if device == "cpu":
+    on_cpu = model.num_gpus == 0 or not torch.cuda.is_available()
+    if on_cpu:
         torch.set_num_threads(model.num_threads)
-    with _load_errors("The model", model):
+    with load_errors("Cannot load the model", model):
         loaded, info = auto_class.from_pretrained(
             model.model,
             revision=model.revision,
@@ -158,7 +125,7 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            device_map=None if device == "cpu" else {"": device},
+            device_map=None if on_cpu else {"": "cuda"},
         )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -166,7 +133,7 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
             f"The checkpoint of {model.model} lacks {len(missing)} weights of a {type(loaded).__name__}, such as "
             f"{missing[:3]}; they would be random. Name a checkpoint that was trained for this use."
         )
-    if device == "cpu":
+    if on_cpu:
         loaded = in_own_arithmetic(loaded)
         keep_freed_memory()
     if model.adapter is not None:
@@ -177,37 +144,33 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
 def _with_adapter(base: Any, model: TorchModel) -> Any:
     from peft import PeftConfig, PeftModel
 
-    with _load_errors(f"Adapter {model.adapter}", model):
+    with load_errors(f"Cannot load adapter {model.adapter} of", model):
         if PeftConfig.from_pretrained(model.adapter, revision=model.adapter_revision).is_prompt_learning:
             raise ModelError(f"Adapter {model.adapter} adds prompt tokens; wanted one that changes weights, as LoRA.")
         return PeftModel.from_pretrained(base, model.adapter, revision=model.adapter_revision, is_trainable=False)
 
 
-def _device(model: TorchModel) -> str:
-    import torch
-
-    if model.num_gpus == 0 or not torch.cuda.is_available():
-        return "cpu"
-    return "cuda"
-
-
 @contextmanager
-def _load_errors(what: str, model: TorchModel) -> Iterator[None]:
-    """Raise whatever a hub client, a parser or a weight loader raises in the block as a ModelError."""
+def load_errors(failure: str, model: TorchModel, remedy: str | None = None) -> Iterator[None]:
+    """Turn any error of a hub client, a parser, a weight loader or an engine into a ModelError.
+
+    Its message is `failure`, the model's name, the error's first line and `remedy`, which None chooses by the error.
+    """
     try:
         yield
     except BaseException as error:
         if not is_foreign(error):
             raise
-        raise ModelError(_cannot_load(what, model, error)) from error
+        if remedy is None and "trust_remote_code" in str(error):
+            remedy = "Read the code it brings; if you trust it, set trust_remote_code: true."
+        elif remedy is None and is_local(model.model):
+            remedy = "Check that the directory was saved whole, by save_pretrained."
+        elif remedy is None:
+            remedy = "Download it where the hub can be reached, or give a local directory."
+        reason = first_line(error)
+        raise ModelError(f"{failure} {model.model} (revision {model.revision}): {reason} {remedy}") from error
 
 
-def _cannot_load(what: str, model: TorchModel, error: BaseException) -> str:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    if "trust_remote_code" in str(error):
-        remedy = "Read the code it brings; if you trust it, set trust_remote_code: true."
-    elif is_local(model.model):
-        remedy = "Check that the directory was saved whole, by save_pretrained."
-    else:
-        remedy = "Download it where the hub can be reached, or give a local directory."
-    return f"{what} of {model.model} (revision {model.revision}) cannot be loaded: {reason} {remedy}"
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class if there is none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,105 +1,56 @@
 """Summed log-probabilities of completions under a causal language model.
 
-`LogprobEngine` runs packed steps (see packing) and computes logits only in the rows that predict a response token, in
-float32 whatever the model's dtype. Sums over tokens are float64. A completion's sum depends on the model and its own
-group alone, not on the budget, the order or the other groups: to the bit on CPU, where a mixture of experts may move by
-a rounding, and half precision where the CPU has tiles (see cpu).
+`LogprobEngine` computes logits only in the rows that predict a response token, in float32 whatever the model's dtype.
+Sums over tokens are float64. On CPU a completion's sum depends, to the bit, on the model and its own group alone, not
+on the budget, the order or the other groups. Exceptions: a mixture of experts may differ by a rounding, and so may half
+precision where the CPU has tiles (see cpu).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from pipeline.models.agreement import Disagreement
-from pipeline.models.backbone import Backbone, Ways
-from pipeline.models.memory import Numbers
-from pipeline.models.packing import ROW_MULTIPLE, Completion, Float64Array, Group, Int64Array, Step, response_step
-from pipeline.models.prompts import TokenizedPair
-from pipeline.models.transfer import Coming, to_device
+from pipeline.models.backbone import Backbone
+from pipeline.models.engine import Engine
+from pipeline.models.loading import load_causal_lm
+from pipeline.models.memory import Numbers, from_device, to_device
+from pipeline.models.packing import ROW_MULTIPLE, Completion, Group, Int64Array, Step, response_step
 
 _HEAD_BYTES_CPU: Final = 128 << 20
 _HEAD_BYTES_GPU: Final = 512 << 20
 _CACHE_ROWS: Final = 8  # rows of logits that a CPU core keeps in its cache
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scores:
-    """One entry a sequence, in the order of the groups.
+class LogprobEngine(Engine):
+    """Sums the log-probabilities of every completion's tokens from its `start` on, under one causal language model.
 
-    Attributes:
-        sum_logp: natural log-probability of the response tokens, summed, float64.
-        num_tokens: how many there are, int64.
-        left_out: why a sequence has no sum but NaN, by its index: does_not_fit_memory or longer_than_model.
+    A completion without response tokens gets 0.0. One whose response has no token before it is a ModelError.
+    Arguments as in Engine.
     """
 
-    sum_logp: Float64Array
-    num_tokens: Int64Array
-    left_out: Mapping[int, str]
+    _load_model = staticmethod(load_causal_lm)
+    _quantity = "mean log-prob per token"
 
+    def _attach_head(self) -> bool:
+        if self._backbone.model.get_output_embeddings() is None:
+            return False
+        self._head = _Head(self._backbone, compiled=self._compiled, deterministic=self._deterministic)
+        return True
 
-class LogprobEngine:
-    """Scores completions under one causal language model.
+    def _num_read(self, groups: Sequence[Group]) -> Int64Array:
+        return np.asarray([max(1, len(c.ids) - c.start) for group in groups for c in group], dtype=np.int64)
 
-    Args:
-        model: a transformers causal LM in evaluation mode, or a peft model around one. It is run in the
-            dtype of its weights; `loading` gives one in a dtype that this CPU computes in.
-        token_budget: most tokens in one forward; a longer group runs alone.
-        fp8: score with the decoder's linear layers in 8 bits (see fp8).
-        compiled: run the decoder's layers compiled (see compiled).
-        deterministic: pad every forward to one shape (see backbone).
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        token_budget: int = 32768,
-        *,
-        fp8: bool = False,
-        compiled: bool = False,
-        deterministic: bool = False,
-    ) -> None:
-        self._backbone = Backbone(model, token_budget, fp8=fp8, compiled=compiled, deterministic=deterministic)
-        self._head = _Head(self._backbone, compiled=compiled)
-        self._ways = Ways(packed=self._packed_sums, plain=self._plain_sum, num_read=_num_read)
-        if self._backbone.model.get_output_embeddings() is not None:
-            with torch.inference_mode():
-                self._backbone.choose_kernel(self._ways)
-
-    @property
-    def kernel(self) -> str:
-        """How it runs: sdpa or varlen (packed steps), or naive (one sequence at a time)."""
-        return self._backbone.kernel
-
-    @torch.inference_mode()
-    def score(self, groups: Sequence[Group]) -> Scores:
-        """Sum the log-probabilities of every completion's tokens from its `start` on.
-
-        A completion without response tokens gets 0.0 and 0. Non-finite sums are returned as they are.
-
-        Raises:
-            ModelError: a response without a token before it.
-        """
-        found = self._backbone.score(groups, self._ways)
-        lengths = [_num_read(c) for group in groups for c in group]
-        return Scores(sum_logp=found.values, num_tokens=np.asarray(lengths, dtype=np.int64), left_out=found.left_out)
-
-    @torch.inference_mode()
-    def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
-        """Compare packed steps with the model's own forward on a few of the groups; None if they agree."""
-        return self._backbone.disagreement(groups, self._ways)
-
-    def _packed_sums(self, groups: Sequence[Group]) -> Numbers:
-        step = response_step(groups, self._backbone.row_multiple)
+    def _packed(self, groups: Sequence[Group]) -> Numbers:
+        step = response_step(groups, self._row_multiple)
         logp = self._head.logp(self._backbone.hidden_rows(step), step)
         return lambda: np.bincount(step.target_sequences, weights=logp(), minlength=step.num_sequences).astype(float)
 
-    def _plain_sum(self, completion: Completion) -> float:
+    def _plain(self, completion: Completion) -> float:
         step = response_step([[completion]])
         logits = self._backbone.forward_one(completion).logits[0]
         logits = logits.index_select(0, to_device(step.rows, logits.device)).float()
@@ -111,7 +62,7 @@ class LogprobEngine:
 class _Head:
     """The language-model head on selected rows: float32 logits, chunk by chunk in one buffer."""
 
-    def __init__(self, backbone: Backbone, *, compiled: bool) -> None:
+    def __init__(self, backbone: Backbone, *, compiled: bool, deterministic: bool) -> None:
         self._module = backbone.model.get_output_embeddings()
         self._device = backbone.device
         self._dtype = backbone.dtype
@@ -125,14 +76,14 @@ class _Head:
             weight = self._module.weight.detach()
             self._weight = weight.float() if self._device.type == "cpu" else weight
             self._bias = None if self._module.bias is None else self._module.bias.detach().float()
-        self._buffer: torch.Tensor | None = None
-        # Where every row is to be computed the same way, the last chunk has as many as the others to its end.
-        self._keeps_padding = backbone.deterministic
-        self._row_multiple = self._chunk_rows() if backbone.deterministic else ROW_MULTIPLE
+        self._buffer: torch.Tensor | None = None  # of the logits of a chunk, on CPU
+        # If every row must be computed the same way, the last chunk has as many rows as the others to its end.
+        self._keeps_padding = deterministic
+        self._row_multiple = self._chunk_rows() if deterministic else ROW_MULTIPLE
         self._logsumexp: Callable[[torch.Tensor], torch.Tensor] | None = None
         if compiled and self._device.type != "cpu":
             # For one shape, that of a whole chunk: compiled for any number of rows it takes four times as long.
-            self._logsumexp = torch.compile(_logsumexp, dynamic=False)
+            self._logsumexp = torch.compile(partial(torch.logsumexp, dim=1), dynamic=False)
 
     def logp(self, hidden: torch.Tensor, step: Step) -> Numbers:
         """Starts on the log-probability of each target of a step, shape (N,), from its hidden rows, shape (R, d)."""
@@ -144,8 +95,8 @@ class _Head:
             rows = to_device(step.target_rows[chosen] - begin, self._device)
             found.append(self._log_probs(logits, rows, to_device(step.targets[chosen], self._device)))
             places.append(chosen)
-        coming, order = Coming(torch.cat(found)), np.argsort(np.concatenate(places))
-        return lambda: coming.numpy()[order]
+        numbers, order = from_device(torch.cat(found)), np.argsort(np.concatenate(places))
+        return lambda: numbers()[order]
 
     def _chunk_rows(self) -> int:
         vocabulary = int(self._module.weight.shape[0])
@@ -158,8 +109,10 @@ class _Head:
         if self._weight is None:
             logits: torch.Tensor = self._module(hidden.to(self._dtype)).float()
         elif self._device.type == "cpu":
+            if self._buffer is None:
+                self._buffer = torch.empty(self._chunk_rows(), self._weight.shape[0])
             with _bfloat16_products(enabled=self._dtype == torch.bfloat16):
-                logits = torch.mm(hidden.float(), self._weight.t(), out=self._rows(len(hidden)))
+                logits = torch.mm(hidden.float(), self._weight.t(), out=self._buffer[: len(hidden)])
         elif hidden.dtype == torch.float32:
             logits = hidden @ self._weight.t()
         else:
@@ -181,12 +134,6 @@ class _Head:
             return logits[rows, targets].double() - self._logsumexp(logits)[rows].double()
         return logits.log_softmax(dim=1)[rows, targets].double()
 
-    def _rows(self, num_rows: int) -> torch.Tensor:
-        assert self._weight is not None  # noqa: S101
-        if self._buffer is None:
-            self._buffer = torch.empty(self._chunk_rows(), self._weight.shape[0])
-        return self._buffer[:num_rows]
-
 
 @contextmanager
 def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
@@ -203,37 +150,11 @@ def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
         settings.fp32_precision = before
 
 
-def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
-    """Log of the sum of exponentials of each row, shape (R,)."""
-    return torch.logsumexp(logits, dim=1)
-
-
 def _logsumexp_(logits: torch.Tensor) -> torch.Tensor:
-    """The same, a few rows at a time and in the memory of `logits`, which it overwrites."""
+    """Log of the sum of exponentials of each row, a few rows at a time, in the memory of `logits`."""
     found = []
     for begin in range(0, len(logits), _CACHE_ROWS):
         rows = logits[begin : begin + _CACHE_ROWS]
         highest = rows.amax(dim=1, keepdim=True)
         found.append(rows.sub_(highest).exp_().sum(dim=1).log_() + highest[:, 0])
     return torch.cat(found)
-
-
-def pair_groups(pairs: Sequence[TokenizedPair]) -> list[Group]:
-    """A group of two for each pair: chosen, then rejected."""
-    return [
-        (
-            Completion(ids=pair.chosen_ids, start=pair.chosen_start),
-            Completion(ids=pair.rejected_ids, start=pair.rejected_start),
-        )
-        for pair in pairs
-    ]
-
-
-def score_pairs(engine: LogprobEngine, pairs: Sequence[TokenizedPair]) -> tuple[Float64Array, Float64Array]:
-    """Summed log-probabilities of the chosen and of the rejected responses, one entry a pair, float64."""
-    sums: npt.NDArray[np.float64] = engine.score(pair_groups(pairs)).sum_logp.reshape(-1, 2)
-    return sums[:, 0].copy(), sums[:, 1].copy()
-
-
-def _num_read(completion: Completion) -> int:
-    return len(completion.ids) - completion.start

@@ -1,36 +1,48 @@
-"""Running groups in steps that fit memory, so that one over-long row costs that row and nothing else.
+"""Steps that fit memory: one over-long row costs that row and nothing else.
 
-A step is started before the numbers of the last one are waited for: a GPU always has work while the host packs.
+A step is started before the numbers of the last one are waited for. On a GPU nothing else waits: copies go through
+pinned memory in the order of the device's work, so the host packs the next step while the device is at the last one.
 
 A step that runs out of memory is tried again in smaller ones, and the budget stays lowered. A group that does not fit
-alone is scored in halves; a sequence that does not fit alone is left out, with a reason. Smaller steps move no number
-on CPU, but for the exceptions of packing; halves of a group may move one by a rounding.
+alone is scored in halves. A sequence that does not fit alone is left out, with a reason. Smaller steps change no
+number on CPU (packing lists the exceptions); halves of a group may change one by a rounding.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.packing import Float64Array, Group, num_packed_tokens, step_end
 
 Numbers = Callable[[], Float64Array]
-"""Waits for a step that was started, and gives a number for each of its sequences."""
+"""Waits for a step that was started and gives its numbers."""
 
-Run = Callable[[Sequence[Group]], Numbers]
-"""Starts one forward over some groups."""
-
-DOES_NOT_FIT: Final = "does_not_fit_memory"
 
 # What allocators other than CUDA's own say in a RuntimeError.
 _FULL: Final = ("DefaultCPUAllocator", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scores:
+    """One number a sequence, in the order of the groups.
+
+    Attributes:
+        values: float64; NaN where a sequence was left out.
+        left_out: why, by the index of the sequence.
+    """
+
+    values: Float64Array
+    left_out: Mapping[int, Reason]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,64 +53,73 @@ class Budget:
     fixed: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Found:
-    """One number a sequence, in the order of the groups.
-
-    Attributes:
-        values: float64; NaN where a sequence was left out.
-        left_out: why, by the index of the sequence.
-    """
-
-    values: Float64Array
-    left_out: Mapping[int, str]
-
-
-def run_in_steps(groups: Sequence[Group], run: Run, budget: Budget) -> Found:
-    """Call `run` on consecutive ranges of groups within the budget.
+def run_in_steps(groups: Sequence[Group], start: Callable[[Sequence[Group]], Numbers], budget: Budget) -> Scores:
+    """Score consecutive ranges of groups within the budget, each by one call of `start`.
 
     Raises:
         ModelError: the budget is fixed, and a step within it does not fit memory.
     """
+    queue = list(groups)
     values: list[Float64Array] = []
-    left_out: dict[int, str] = {}
-    begin = num_started = 0
+    left_out: dict[int, Reason] = {}
+    begin = num_sequences = 0
+    num_halves = 0  # groups from `begin` on that are halves of one that did not fit; each of them runs alone
     last: Numbers | None = None
-    while begin < len(groups):
-        end = step_end(groups, begin, budget.tokens)
-        started = _attempt(run, groups[begin:end])
-        if started is None and _lowered(budget, groups[begin:end]):
-            continue
+    while begin < len(queue):
+        end = begin + 1 if num_halves else step_end(queue, begin, budget.tokens)
+        step = queue[begin:end]
+        numbers: Numbers | None = None
+        try:
+            numbers = start(step)
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory_error(error):
+                raise
+        # Leave the except block first: its traceback keeps the tensors of the failed step alive.
+        if numbers is None:
+            smaller = _smaller(step, budget)
+            if smaller:
+                queue[begin:end] = smaller
+                if len(step) == 1:
+                    num_halves += 1 if num_halves else 2
+                continue
+            left_out[num_sequences] = Reason.DOES_NOT_FIT_MEMORY
+            numbers = partial(np.full, 1, np.nan)
         if last is not None:
             values.append(last())
-        if started is None:
-            found, unfit = _in_halves(groups[begin], run, budget)
-            left_out |= {num_started + index: DOES_NOT_FIT for index in unfit}
-            started = partial(np.asarray, found)
-        num_started += sum(map(len, groups[begin:end]))
-        last, begin = started, end
+        last, begin = numbers, end
+        num_sequences += sum(map(len, step))
+        num_halves = max(0, num_halves - 1)
     if last is not None:
         values.append(last())
-    return Found(values=np.concatenate([np.zeros(0), *values]), left_out=left_out)
+    return Scores(values=np.concatenate([np.zeros(0), *values]), left_out=left_out)
 
 
-def _lowered(budget: Budget, groups: Sequence[Group]) -> bool:
-    """Lower the budget after a step that did not fit; false where it held one group, for which that is no help."""
-    num_tokens = sum(num_packed_tokens(group) for group in groups)
+def _smaller(step: list[Group], budget: Budget) -> list[Group]:
+    """What to run in place of a step that does not fit: its groups, with a lower budget, or the halves of its only one.
+
+    Nothing if it is one sequence.
+    """
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    num_tokens = sum(num_packed_tokens(group) for group in step)
     if budget.fixed and num_tokens <= budget.tokens:
         raise no_smaller_steps(budget)
-    if len(groups) == 1:
-        return False
-    budget.tokens = max(1, num_tokens // 2)
-    logger.warning("Memory is full; going on with steps of %d tokens", budget.tokens)
-    return True
+    if len(step) > 1:
+        budget.tokens = max(1, num_tokens // 2)
+        logger.warning("Memory is full; going on with steps of %d tokens", budget.tokens)
+        return step
+    middle = len(step[0]) // 2
+    if middle:
+        return [step[0][:middle], step[0][middle:]]
+    logger.warning("A sequence of %d tokens does not fit memory and is left out", len(step[0][0].ids))
+    return []
 
 
 def no_smaller_steps(budget: Budget) -> ModelError:
-    """What to say where steps of a fixed budget do not fit memory."""
+    """The error for steps of a fixed budget that do not fit memory."""
     return ModelError(
-        f"A step of {budget.tokens} tokens does not fit memory, and deterministic does without smaller ones. "
-        "Lower token_budget, and score all shards anew with it."
+        f"A step of {budget.tokens} tokens does not fit memory, and deterministic allows no smaller ones. "
+        "Lower token_budget and score all shards again."
     )
 
 
@@ -109,35 +130,27 @@ def is_memory_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
 
 
-def _attempt(run: Run, groups: Sequence[Group]) -> Numbers | None:
-    try:
-        return run(groups)
-    except (MemoryError, RuntimeError) as error:
-        if not is_memory_error(error):
-            raise
-    # Not before here is the error gone, and with it the last hold on the tensors of the failed step.
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
-    return None
+def to_device(values: npt.NDArray[Any] | list[int], device: torch.device) -> torch.Tensor:
+    """Integers on a device, int64."""
+    tensor = torch.from_numpy(np.require(values, np.int64, "W"))
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _in_halves(group: Group, run: Run, budget: Budget) -> tuple[Float64Array, list[int]]:
-    """Numbers of a group that does not fit in one step, and the indices of its sequences that do not fit alone."""
-    if len(group) == 1:
-        logger.warning("A sequence of %d tokens does not fit memory and is left out", len(group[0].ids))
-        return np.full(1, np.nan), [0]
-    values: list[Float64Array] = []
-    unfit: list[int] = []
-    middle = len(group) // 2
-    for begin, half in ((0, group[:middle]), (middle, group[middle:])):
-        started = _attempt(run, [half])
-        missing: list[int] = []
-        if started is None and budget.fixed and num_packed_tokens(half) <= budget.tokens:
-            raise no_smaller_steps(budget)
-        if started is None:
-            found, missing = _in_halves(half, run, budget)
-        else:
-            found = started()
-        values.append(found)
-        unfit += [begin + index for index in missing]
-    return np.concatenate(values), unfit
+def from_device(values: torch.Tensor) -> Numbers:
+    """Start to copy the values of a tensor, which its device may still be computing, to the host as float64."""
+    if values.device.type != "cuda":
+        found: Float64Array = values.double().numpy()
+        return lambda: found
+    host = torch.empty(values.shape, dtype=torch.float64, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def wait() -> Float64Array:
+        done.synchronize()
+        numbers: Float64Array = host.numpy()
+        return numbers
+
+    return wait

@@ -5,10 +5,10 @@ further one from where it leaves the earlier one that it shares most leading tok
 
     [ sequence 0 | branch 1 | branch 2 | ... ]
 
-So every distinct prefix of a group is computed once, be it the prompt, an opening that some responses share, or a
-response that was drawn twice. A step is one forward over whole groups, as many as fit a token budget. Planning is
-pure numpy and depends on nothing but the groups, their order and the budget, which move work between steps and, on a
-CPU, no number: but for mixtures of experts, and for half precision where the CPU has tiles.
+So every distinct prefix of a group is computed once: the prompt, an opening that some responses share, a response that
+was drawn twice. A step is one forward over whole groups, as many as fit a token budget. Order and budget move work
+between steps. On a CPU they change no number, with two exceptions: mixtures of experts, and half precision where the
+CPU has tiles. Planning is pure numpy.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,8 @@ Float64Array = npt.NDArray[np.float64]
 Range = tuple[int, int]
 """Begin and end of consecutive rows of a step."""
 
-# A matrix product on CPU rounds one way for a few rows and another way for many. Steps and head chunks never
-# have fewer rows than this, and always a multiple of it, so that a row's value does not depend on its company, but in
-# half precision on CPUs with tiles (see cpu).
+# A matrix product on CPU rounds one way for a few rows and another way for many. Steps and head chunks always have a
+# multiple of so many rows, so a row's value does not depend on the rows beside it (exceptions above).
 ROW_MULTIPLE: Final = 64
 
 
@@ -47,10 +46,10 @@ Group = Sequence[Completion]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One attention call: query rows see the rows of `context`, which come before them, then themselves causally.
+    """One attention call: query rows see the rows of `context`, then themselves causally.
 
-    `query` is a range of the flat step; `context` ranges of it that lie before, in the order of their positions; none
-    for the first segment of a group. Positions run on from the context.
+    `query` is a range of the flat step. `context` are ranges before it, in the order of their positions; none for the
+    first segment of a group. Positions of the query continue those of the context.
     """
 
     context: tuple[Range, ...]
@@ -69,7 +68,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
-    """One flat forward of T tokens, of which the last ones may be padding that belongs to no segment.
+    """One flat forward of T tokens; the last ones may be padding that belongs to no segment.
 
     Attributes:
         ids: token ids, shape (T,).
@@ -93,14 +92,14 @@ class Step:
 
 
 def common_prefix(first: Int32Array, second: Int32Array) -> int:
-    """Number of leading tokens that two sequences have in common."""
+    """Number of leading tokens that two sequences share."""
     shortest = min(len(first), len(second))
     differs = np.flatnonzero(first[:shortest] != second[:shortest])
     return int(differs[0]) if differs.size else shortest
 
 
 def num_packed_tokens(group: Group) -> int:
-    """Tokens that a group takes in a step: as many as its sequences have distinct prefixes."""
+    """Tokens that a group takes in a step: one for each distinct prefix of its sequences."""
     return sum(len(c.ids) - shared for c, (_, shared) in zip(group, _origins(group), strict=True))
 
 
@@ -128,12 +127,7 @@ def check_predicted(groups: Sequence[Group]) -> None:
 def response_step(groups: Sequence[Group], row_multiple: int = ROW_MULTIPLE) -> Step:
     """A step that reads the rows which predict response tokens: the row before each of them.
 
-    Args:
-        groups: the sequences.
-        row_multiple: the step is padded to a multiple of so many tokens.
-
-    Raises:
-        ModelError: a response starts at its sequence's first token, which nothing predicts.
+    The step is padded to a multiple of `row_multiple` tokens. Raises as `check_predicted`.
     """
     check_predicted(groups)
     read = [[np.arange(c.start, len(c.ids)) for c in group] for group in groups]

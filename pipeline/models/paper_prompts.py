@@ -1,15 +1,14 @@
 """The tokens that the authors' scripts score (arXiv 2503.01864, after the SimPO trainer), quirks included.
 
-Prompt and responses are rendered apart, the prompt without a generation prompt, so the assistant header and
-every end-of-turn token count as response. An empty system message goes first where the template knows the
-role. A token that merges over the seam moves to the response. BOS goes before the prompt and EOS behind the
-response unless they are there. With the longer response too long for `max_length`, the prompt keeps its last
-`max_prompt_length` tokens (BOS may go); if that is not enough, both responses keep only their first
-`max_length - max_prompt_length`, however short the prompt is. Truncation is always this one: keep_end.
+Prompt and responses are rendered apart, the prompt without a generation prompt, so the assistant header and every
+end-of-turn token count as response. An empty system message goes first where the template knows the role. A token that
+merges over the seam moves to the response. BOS goes before the prompt and EOS behind the response unless they are
+there. With the longer response too long for `max_length`, the prompt keeps its last `max_prompt_length` tokens (BOS may
+go); if that is not enough, both responses keep only their first `max_length - max_prompt_length`, however short the
+prompt is. Truncation is always this one: keep_end.
 
-Where the scripts would stop the run, a row gets a reason instead: boundary_mismatch where tokenising prompt
-and response together changes more than one token at the seam. A tokenizer without BOS or EOS gets none.
-Tools are not part of the rule and are left out.
+Where the scripts would stop the run, a row is dropped as boundary_mismatch: tokenising prompt and response together
+changes more than one token at the seam. A tokenizer without BOS or EOS gets none. Tools are left out.
 """
 
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import Tokens
-from pipeline.models.prompts import Side, TokenizedPair, finished_pair
-from pipeline.models.reasons import BOUNDARY_MISMATCH
+from pipeline.drops import Reason
+from pipeline.models.prompts import TokenizedDialogue, TokenizedPair, finished_pair
 from pipeline.models.templates import ChatTemplate, Messages
 
 _KNOWS_SYSTEM_ROLE: Final = ("system", "<|im_start|>")
@@ -30,7 +29,7 @@ _Split = tuple[list[int], list[int]]
 
 def tokenize_as_paper(
     tokenizer: Any, template: ChatTemplate, tokens: Tokens, turns: tuple[Messages, Messages, Messages]
-) -> TokenizedPair | str:
+) -> TokenizedPair | Reason:
     """Token ids of a pair by the authors' rules, or the reason why it cannot be used.
 
     Args:
@@ -39,22 +38,19 @@ def tokenize_as_paper(
         tokens: `max_length` and `max_prompt_length` (the paper: 2048 and 1800).
         turns: prompt, chosen and rejected messages.
     """
-    prompt, chosen, rejected = turns
-    text = template.text(_with_system(tokenizer, tokens.chat_template, prompt))
-    answers = [template.text(messages) for messages in (chosen, rejected)]
+    prompt, *answers = turns
+    knows_system = any(mark in (tokens.chat_template or tokenizer.get_chat_template()) for mark in _KNOWS_SYSTEM_ROLE)
+    if knows_system and prompt and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": ""}, *prompt]
+    text, *texts = [template.text(messages) for messages in (prompt, *answers)]
     bos = tokenizer.bos_token or ""
-    first, second = (_split_at_seam(template, text, answer.removeprefix(bos)) for answer in answers)
-    if first is None or second is None or _differ_before_seam(first, second):
-        return BOUNDARY_MISMATCH
+    first, second = (_split_at_seam(template, text, answer.removeprefix(bos)) for answer in texts)
+    if first is None or second is None:
+        return Reason.BOUNDARY_MISMATCH
+    num_different = sum(a != b for a, b in zip(first[0], second[0], strict=False))
+    if num_different > 1 or abs(len(first[0]) - len(second[0])) > 1:
+        return Reason.BOUNDARY_MISMATCH
     return finished_pair(*_truncated([_with_ends(tokenizer, split) for split in (first, second)], tokens))
-
-
-def _with_system(tokenizer: Any, template: str | None, prompt: Messages) -> Messages:
-    if not prompt or prompt[0]["role"] == "system":
-        return prompt
-    text = template or tokenizer.get_chat_template()
-    knows = any(mark in text for mark in _KNOWS_SYSTEM_ROLE)
-    return [{"role": "system", "content": ""}, *prompt] if knows else prompt
 
 
 def _split_at_seam(template: ChatTemplate, prompt: str, answer: str) -> _Split | None:
@@ -64,12 +60,6 @@ def _split_at_seam(template: ChatTemplate, prompt: str, answer: str) -> _Split |
         return None
     seam = len(alone) - (alone != whole[: len(alone)])
     return whole[:seam], whole[seam:]
-
-
-def _differ_before_seam(chosen: _Split, rejected: _Split) -> bool:
-    """Whether the prompts of both sides differ by more than one token or one in length."""
-    num_different = sum(a != b for a, b in zip(chosen[0], rejected[0], strict=False))
-    return num_different > 1 or abs(len(chosen[0]) - len(rejected[0])) > 1
 
 
 def _with_ends(tokenizer: Any, split: _Split) -> _Split:
@@ -82,7 +72,7 @@ def _with_ends(tokenizer: Any, split: _Split) -> _Split:
     return prompt, response
 
 
-def _truncated(splits: Sequence[_Split], tokens: Tokens) -> list[Side]:
+def _truncated(splits: Sequence[_Split], tokens: Tokens) -> list[TokenizedDialogue]:
     longest = max(len(response) for _, response in splits)
     sides = []
     for prompt, response in splits:
@@ -92,5 +82,6 @@ def _truncated(splits: Sequence[_Split], tokens: Tokens) -> list[Side]:
         if len(kept) + longest > tokens.max_length:
             answer = answer[: tokens.max_length - tokens.max_prompt_length]
         truncated = len(kept) + len(answer) < len(prompt) + len(response)
-        sides.append(Side(ids=np.asarray(kept + answer, dtype=np.int32), start=len(kept), truncated=truncated))
+        ids = np.asarray(kept + answer, dtype=np.int32)
+        sides.append(TokenizedDialogue(ids=ids, start=len(kept), truncated=truncated))
     return sides

@@ -5,7 +5,7 @@ prompt rendered with the generation prompt, prompt and response rendered and tok
 starting after the longest token prefix that all three have in common. Preset `paper` is in paper_prompts.
 `DialogueTokenizer` serves reward models: whole dialogues without a generation prompt.
 
-A row that cannot be used gives one of the reasons of pipeline.models.reasons in place of tokens.
+A row that cannot be used gives the reason in place of tokens: one of those below, of templates or of paper_prompts.
 """
 
 import datetime
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import DEFAULT_DATE, Tokens
+from pipeline.drops import Reason
 from pipeline.models.packing import Int32Array, common_prefix
-from pipeline.models.reasons import EMPTY, IDENTICAL, PROMPT_TOO_LONG
 from pipeline.models.templates import SAVE_TEMPLATE, ChatTemplate, Messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenizedPair:
-    """A pair as the model reads it.
+    """A pair as causal models read it.
 
     Attributes:
-        chosen_ids: prompt and chosen response together, int32; `rejected_ids` likewise.
-        rejected_ids: prompt and rejected response together, int32.
+        chosen_ids: prompt and chosen response together.
+        rejected_ids: prompt and rejected response together.
         chosen_start: index of the first scored token of the chosen response, at least 1.
         rejected_start: the same of the rejected one.
         num_tokens_prompt: tokens before the response, of the side that keeps more of them.
@@ -46,19 +46,20 @@ class TokenizedPair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TokenizedDialogues:
-    """Both dialogues of a pair as a reward model reads them, int32."""
+class TokenizedDialogue:
+    """Prompt and one response, cut to length; the response begins at `start`, which may be before the first token."""
 
-    chosen_ids: Int32Array
-    rejected_ids: Int32Array
+    ids: Int32Array
     truncated: bool
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TokenizedDialogue:
-    """One dialogue as a reward model reads it: token ids, int32, and whether a token was cut off."""
+class TokenizedDialogues:
+    """Both dialogues of a pair as a reward model reads them."""
 
-    ids: Int32Array
+    chosen_ids: Int32Array
+    rejected_ids: Int32Array
     truncated: bool
 
 
@@ -80,41 +81,44 @@ class PairTokenizer:
 
     def tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
-    ) -> TokenizedPair | str:
+    ) -> TokenizedPair | Reason:
         """Token ids of a pair, or the reason why it cannot be used.
 
         Args:
-            prompt: the turns before the response; `chosen` and `rejected` hold the response turns only.
-            chosen: turns of the chosen response.
-            rejected: turns of the rejected response.
+            prompt: the turns before the response.
+            chosen: the turns of the chosen response alone; `rejected` likewise.
+            rejected: see `chosen`.
             tools: JSON text of the tool schemas that the template is given; the paper preset takes none.
             row: id of the row, for the log and for messages.
 
         Raises:
-            ModelError: the template takes too long, whatever the row.
+            ModelError: the template takes too long on row after row.
         """
-        return self._template.outcome(lambda: self._tokenize(prompt, chosen, rejected, tools), row)
-
-    def _tokenize(
-        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
-    ) -> TokenizedPair | str:
         if self._tokens.preset == "paper":
             from pipeline.models.paper_prompts import tokenize_as_paper
 
-            return tokenize_as_paper(self._tokenizer, self._template, self._tokens, (prompt, chosen, rejected))
+            turns = (prompt, chosen, rejected)
+            return self._template.outcome(
+                lambda: tokenize_as_paper(self._tokenizer, self._template, self._tokens, turns), row
+            )
+        return self._template.outcome(lambda: self._as_trl(prompt, chosen, rejected, tools), row)
+
+    def _as_trl(
+        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
+    ) -> TokenizedPair | Reason:
         prompt_ids = self._template.ids(prompt, tools, add_generation_prompt=True)
         chosen_ids = self._template.ids([*prompt, *chosen], tools)
         rejected_ids = self._template.ids([*prompt, *rejected], tools)
         start = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
-        if self._tokens.truncation == "keep_start" and start >= self._tokens.max_length:
-            return PROMPT_TOO_LONG
-        return finished_pair(*(self._truncate(ids, start) for ids in (chosen_ids, rejected_ids)))
-
-    def _truncate(self, ids: Int32Array, start: int) -> "Side":
-        excess = max(0, len(ids) - self._tokens.max_length)
-        if self._tokens.truncation == "keep_start":
-            return Side(ids=ids[: len(ids) - excess], start=start, truncated=excess > 0)
-        return Side(ids=ids[excess:], start=start - excess, truncated=excess > 0)
+        max_length, keep_start = self._tokens.max_length, self._tokens.truncation == "keep_start"
+        if keep_start and start >= max_length:
+            return Reason.PROMPT_TOO_LONG
+        sides = []
+        for ids in (chosen_ids, rejected_ids):
+            cut = 0 if keep_start else max(0, len(ids) - max_length)
+            kept = ids[cut : cut + max_length]
+            sides.append(TokenizedDialogue(ids=kept, start=start - cut, truncated=len(kept) < len(ids)))
+        return finished_pair(*sides)
 
 
 class DialogueTokenizer:
@@ -123,7 +127,7 @@ class DialogueTokenizer:
     Args:
         tokenizer: the reward model's transformers tokenizer. Its `truncation_side` says which end is cut.
         max_length: most tokens of a dialogue.
-        date: the day that a template which prints today's date is told.
+        date: the day that a template is told which prints today's date.
 
     Raises:
         ModelError: the tokenizer has no chat template that can be used.
@@ -136,54 +140,45 @@ class DialogueTokenizer:
 
     def tokenize(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
-    ) -> TokenizedDialogues | str:
+    ) -> TokenizedDialogues | Reason:
         """Token ids of both dialogues, or the reason why they cannot be used. As in PairTokenizer."""
-        return self._template.outcome(lambda: self._both(prompt, chosen, rejected, tools), row)
+
+        def both() -> TokenizedDialogues | Reason:
+            first, second = (self._one([*prompt, *answer], tools) for answer in (chosen, rejected))
+            if isinstance(first, Reason) or isinstance(second, Reason):
+                return Reason.EMPTY_AFTER_TRUNCATION
+            if np.array_equal(first.ids, second.ids):
+                return Reason.IDENTICAL_AFTER_TRUNCATION
+            truncated = first.truncated or second.truncated
+            return TokenizedDialogues(chosen_ids=first.ids, rejected_ids=second.ids, truncated=truncated)
+
+        return self._template.outcome(both, row)
 
     def tokenize_one(
         self, prompt: Messages, answer: Messages, tools: str | None = None, *, row: str = ""
-    ) -> TokenizedDialogue | str:
+    ) -> TokenizedDialogue | Reason:
         """Token ids of one dialogue, or the reason why it cannot be used. As in PairTokenizer."""
         return self._template.outcome(lambda: self._one([*prompt, *answer], tools), row)
 
-    def _both(
-        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
-    ) -> TokenizedDialogues | str:
-        first, second = (self._one([*prompt, *answer], tools) for answer in (chosen, rejected))
-        if isinstance(first, str) or isinstance(second, str):
-            return EMPTY
-        if np.array_equal(first.ids, second.ids):
-            return IDENTICAL
-        return TokenizedDialogues(
-            chosen_ids=first.ids, rejected_ids=second.ids, truncated=first.truncated or second.truncated
-        )
-
-    def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | str:
+    def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | Reason:
         ids = self._template.ids(dialogue, tools)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
-        if not len(cut):
-            return EMPTY
-        return TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length)
+        return (
+            TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length)
+            if len(cut)
+            else Reason.EMPTY_AFTER_TRUNCATION
+        )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Side:
-    """One truncated sequence of a pair and the index where its response begins, which may be before it."""
-
-    ids: Int32Array
-    start: int
-    truncated: bool
-
-
-def finished_pair(chosen: Side, rejected: Side) -> TokenizedPair | str:
-    """Put two sides together, or say why they make no pair."""
+def finished_pair(chosen: TokenizedDialogue, rejected: TokenizedDialogue) -> TokenizedPair | Reason:
+    """Both sides as a pair, or why they make none."""
     # Nothing predicts a sequence's first token, so it is never scored, even where it is part of the response.
     chosen_start, rejected_start = max(1, chosen.start), max(1, rejected.start)
     num_chosen, num_rejected = len(chosen.ids) - chosen_start, len(rejected.ids) - rejected_start
     if num_chosen < 1 or num_rejected < 1:
-        return EMPTY
+        return Reason.EMPTY_AFTER_TRUNCATION
     if chosen_start == rejected_start and np.array_equal(chosen.ids, rejected.ids):
-        return IDENTICAL
+        return Reason.IDENTICAL_AFTER_TRUNCATION
     return TokenizedPair(
         chosen_ids=chosen.ids,
         rejected_ids=rejected.ids,

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template, rendered within bounds: neither a template nor a row ends or hangs a run.
+"""A tokenizer's chat template, rendered within bounds, so that neither a template nor a row ends or hangs a run.
 
 Templates write their own BOS and EOS, so tokenising adds none.
 """
@@ -6,21 +6,26 @@ Templates write their own BOS and EOS, so tokenising adds none.
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from jinja2 import TemplateSyntaxError
 
 from pipeline.config import DEFAULT_DATE
+from pipeline.drops import DropRow, Reason, tell_row_fault
 from pipeline.errors import ModelError, is_foreign
 from pipeline.models.packing import Int32Array
-from pipeline.models.reasons import TEMPLATE_ERROR, TEMPLATE_OUTPUT_TOO_LONG, TEMPLATE_TIMEOUT, TOKENIZER_ERROR
 from pipeline.models.time_limit import limited
-from pipeline.row_faults import tell_row_fault
 from pipeline.shown import shown
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, str]]
+
+# Why a row has no tokens.
+TEMPLATE_ERROR: Final = "template_error"  # the template refuses the turns or fails on them
+TEMPLATE_TIMEOUT: Final = "template_timeout"
+TOKENIZER_ERROR: Final = "tokenizer_error"
 
 MAX_CHARACTERS: Final = 16 * 2**20
 """Most that a template may make of one dialogue."""
@@ -29,14 +34,6 @@ LIMIT_S: Final = 10.0
 SAVE_TEMPLATE: Final = "Save one with the reward model's tokenizer."
 _SET_TEMPLATE: Final = "Set tokens.chat_template to a Jinja file."
 _MOST_TIMEOUTS: Final = 3
-
-
-class UnfitRowError(Exception):
-    """A row that gives no tokens; `reason` says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class ChatTemplate:
@@ -65,40 +62,36 @@ class ChatTemplate:
         """The messages as one text. `tools` is the JSON text of the tool schemas that the template is given.
 
         Raises:
-            UnfitRowError: it takes too long or becomes too long.
+            DropRow: it takes too long or becomes too long.
             Exception: whatever the template raises.
         """
-
-        def render() -> str:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tools=None if tools is None else json.loads(tools),
-                    add_generation_prompt=add_generation_prompt,
-                    **self._arguments,
-                )
-            )
-
+        render = partial(
+            self._tokenizer.apply_chat_template,
+            [dict(message) for message in messages],
+            tools=None if tools is None else json.loads(tools),
+            add_generation_prompt=add_generation_prompt,
+            **self._arguments,
+        )
         try:
-            text = limited(render, LIMIT_S)
+            text = str(limited(render, LIMIT_S))
         except TimeoutError:
-            raise UnfitRowError(TEMPLATE_TIMEOUT) from None
+            raise DropRow(Reason.TEMPLATE_TIMEOUT) from None
         if len(text) > MAX_CHARACTERS:
-            raise UnfitRowError(TEMPLATE_OUTPUT_TOO_LONG)
+            raise DropRow(Reason.TEMPLATE_OUTPUT_TOO_LONG)
         return text
 
     def ids_of(self, text: str) -> list[int]:
         """Token ids of a text, with no special tokens but its own.
 
         Raises:
-            UnfitRowError: the tokenizer fails on it.
+            DropRow: the tokenizer fails on it.
         """
         try:
             ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         except BaseException as error:
             if not is_foreign(error):
                 raise
-            raise UnfitRowError(TOKENIZER_ERROR) from error
+            raise DropRow(Reason.TOKENIZER_ERROR) from error
         return ids
 
     def ids(self, messages: Messages, tools: str | None = None, *, add_generation_prompt: bool = False) -> Int32Array:
@@ -106,31 +99,31 @@ class ChatTemplate:
         text = self.text(messages, tools, add_generation_prompt=add_generation_prompt)
         return np.asarray(self.ids_of(text), dtype=np.int32)
 
-    def outcome(self, make: Callable[[], T], row: str) -> T | str:
+    def outcome(self, make: Callable[[], T], row: str) -> T | Reason:
         """What `make` makes of a row by means of this template, or the reason why it fails. `row` is the row's id.
 
         Raises:
-            ModelError: the template took too long over several rows, with none between that it got done.
+            ModelError: the template took too long over several rows and finished none between them.
         """
         cause: BaseException | None
         try:
             made = make()
-        except UnfitRowError as error:
+        except DropRow as error:
             reason, cause = error.reason, error.__cause__
         except BaseException as error:
             if not is_foreign(error):
                 raise
-            reason, cause = TEMPLATE_ERROR, error
+            reason, cause = Reason.TEMPLATE_ERROR, error
         else:
             self._num_timeouts = 0
             return made
         if cause is not None:
             tell_row_fault(cause, where=self._owner, row=row)
-        self._num_timeouts += reason == TEMPLATE_TIMEOUT
+        self._num_timeouts += reason == Reason.TEMPLATE_TIMEOUT
         if self._num_timeouts >= _MOST_TIMEOUTS:
             raise ModelError(
-                f"{self._owner} takes longer than {LIMIT_S:g} s over one dialogue: so it did on {_MOST_TIMEOUTS} rows, "
-                f"with none between that it got done, the last of them {shown(row)}. Look for a loop without an end."
+                f"{self._owner} takes longer than {LIMIT_S:g} s over one dialogue: on {_MOST_TIMEOUTS} rows, and "
+                f"it finished none between them. The last is {shown(row)}. Look for a loop without an end."
             )
         return reason
 

@@ -1,12 +1,12 @@
 """A limit on the time of one call, in whatever thread it runs.
 
 One daemon thread counts how long each call has been at work, and throws an exception into the thread of one that takes
-too long. It counts its own ticks, not the clock, so that a process which was stopped for a while is not held to be
-slow. Python code ends within a tick or two; code in C is let finish, and the exception follows.
+too long. It counts its own ticks, not the clock, so a process that was stopped for a while does not count as slow.
+Python code ends within a tick or two; code in C finishes first.
 
-No exception gets out of the call that it was meant for. The thrower says that it aims before it looks whether the call
-still goes on; the caller says that the call has ended before it looks whether someone aims. So either the thrower
-holds back, or the caller waits for what was thrown, inside the `try` that catches it.
+No exception leaves the call that it was meant for. The thrower marks its aim before it checks that the call still runs;
+the caller marks the end of the call before it checks for an aim. So either the thrower holds back, or the caller waits
+for what was thrown, inside the `try` that catches it.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -31,13 +32,11 @@ class _TimeUp(BaseException):  # not an Exception, so that nothing inside of a c
     pass
 
 
+@dataclass(slots=True)
 class _Call:
-    __slots__ = ("aimed", "thrown", "ticks")
-
-    def __init__(self, ticks: int) -> None:
-        self.ticks = ticks
-        self.aimed = 0
-        self.thrown = 0
+    ticks: int
+    aimed: int = 0
+    thrown: int = 0
 
 
 def limited(function: Callable[[], T], seconds: float) -> T:

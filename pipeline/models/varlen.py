@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from pipeline.models.memory import to_device
 from pipeline.models.packing import Segment
-from pipeline.models.transfer import to_device
 
 _PADDING: Final = 64  # rows of padding that see each other
 
@@ -23,9 +23,7 @@ class VarlenPlan:
         gather: rows of the step that the queries of each segment see, one segment after another, int64; None where
             that is every row once, in order.
         queries: cumulative number of queries, int32, shape (segments + 1,); `keys` the same of `gather`.
-        keys: see `queries`.
         longest_query: most queries of a segment; `longest_key` the same of keys.
-        longest_key: see `longest_query`.
     """
 
     gather: torch.Tensor | None
@@ -77,7 +75,7 @@ def varlen_attention(
 
 @cache
 def _known_options() -> frozenset[str]:
-    """Parameters of this torch's kernel; one that does not ask about grouped queries takes them, and never splits."""
+    """Parameters of this torch's kernel. Where it has none for grouped queries it takes them, and it never splits."""
     from torch.nn.attention import varlen
 
     return frozenset(inspect.signature(varlen.varlen_attn).parameters)

@@ -1,7 +1,7 @@
 """vLLM's offline engine, as sampling and scoring open it in their own process: environment, arguments, start and end.
 
-Nothing outlives the process when it is killed; the workers of a model that is shared among several GPUs are its
-children. Imports vLLM in functions only.
+Nothing outlives the process when it is killed: workers of a model that several GPUs share are its children. Imports
+vLLM in functions only.
 """
 
 import os
@@ -20,23 +20,12 @@ many `auto` came to."""
 _KV_CACHE_GIB: Final = "1"
 # The smallest block that vLLM's CPU attention takes: responses share their prompt's cache by whole blocks.
 _CPU_BLOCK: Final = 32
-START_ERRORS: Final = (
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    ImportError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-)
-"""All that an engine raises on a model, an argument or a machine that it cannot use."""
 
 
 def environment(num_threads: int, engine_args: Mapping[str, Any]) -> dict[str, str]:
-    """Environment variables that a process with an engine must have from its start; the user's own go first.
+    """Environment variables that a process with an engine must have from its start; the user's own take precedence.
 
-    Those of CPU engines say nothing to one on a GPU.
+    Those for CPU engines have no effect on a GPU.
     """
     wanted = {
         "OMP_NUM_THREADS": str(num_threads),
@@ -46,23 +35,18 @@ def environment(num_threads: int, engine_args: Mapping[str, Any]) -> dict[str, s
         "VLLM_NO_USAGE_STATS": "1",
     }
     if "kv_cache_memory_bytes" not in engine_args:
-        wanted["VLLM_CPU_KVCACHE_SPACE"] = _KV_CACHE_GIB  # GiB
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = _KV_CACHE_GIB
     users = {name: value for name, value in os.environ.items() if name in wanted and name.startswith("VLLM_")}
     return wanted | users
 
 
 def import_vllm(wanted: Mapping[str, str], *, key: str, otherwise: str) -> Any:
-    """The module, imported in the environment wanted, so far as the process has none from its start.
-
-    Args:
-        wanted: of `environment`.
-        key: what the config says that asks for vLLM, for messages.
-        otherwise: what can be done without it.
+    """The module, imported in the `environment` wanted; variables that the process has already stay.
 
     Raises:
-        ModelError: it is not installed.
+        ModelError: it is not installed; `key` of the config asks for it, and `otherwise` can be done without it.
     """
-    # Number of threads apart: it is set on torch, lest processes started from here inherit it.
+    # The number of threads is set on torch instead: processes started from here would inherit the variable.
     for name, value in wanted.items():
         if name.startswith("VLLM_"):
             os.environ.setdefault(name, value)
@@ -82,7 +66,7 @@ def on_cpu() -> bool:
 
 
 def dtype_here(dtype: str) -> str:
-    """The dtype asked for, but float32 where the CPU has no arithmetic of it."""
+    """The dtype asked for; float32 on a CPU that has no arithmetic of it."""
     import torch
 
     from pipeline.models.cpu import has_arithmetic
@@ -102,8 +86,8 @@ def arguments_of(model: TorchModel, place: Replicas, engine_args: Mapping[str, A
         "use_tqdm_on_load": False,
     }
     if on_cpu():
-        # Compiling takes minutes on a CPU, and gains less than it costs. A prompt that is read in several steps draws
-        # and takes back a random number in each, which generators on a CPU cannot.
+        # Compiling takes minutes on a CPU and gains less than it costs. Chunked prefill rewinds the random generator
+        # after each chunk; CPU generators cannot do that.
         found |= {"enforce_eager": True, "block_size": _CPU_BLOCK, "enable_chunked_prefill": False}
     elif (share := gpu_share(place, engine_args)) < 1:
         found["gpu_memory_utilization"] = 0.9 * share
@@ -130,23 +114,16 @@ def starting(num_threads: int) -> Iterator[None]:
 
     set_num_threads = torch.set_num_threads
     use_threads(num_threads)
-    _give_llvmlite_a_dict()
-    try:
-        yield
-    finally:
-        torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a function there that does nothing
-
-
-def _give_llvmlite_a_dict() -> None:
-    """Let vLLM walk a process that has loaded llvmlite, as numba does for the kernels of selection.
-
-    On a CPU vLLM looks into the `__dict__` of every object of every module for kernels to replace, and llvmlite's
-    library answers any name at all with a function.
-    """
+    # On a CPU vLLM looks into the `__dict__` of every object of every module for kernels to replace. The library of
+    # llvmlite, which numba loads, answers any name at all with a function.
     ffi = sys.modules.get("llvmlite.binding.ffi")
     functions = getattr(getattr(ffi, "lib", None), "_fntab", None)
     if isinstance(functions, dict):
         functions.setdefault("__dict__", {})
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker puts a function there that does nothing
 
 
 def use_threads(num_threads: int) -> None:

@@ -1,9 +1,8 @@
 """Summed log-probabilities of completions by vLLM, for models larger than one GPU.
 
 One `vllm.LLM` in one actor owns the processes of its tensor-parallel group, so a model on eight GPUs is one replica
-like any other. Transformers' `tp_plan` wants a process for each rank, that is, a gang of actors that live and die
-together, and its sharded modules keep packed steps from running, which are what our own engine is fast by. A model that
-fits one GPU is scored faster, and prompts only once, by `LogprobEngine`.
+like any other. (Transformers' `tp_plan` wants a process for each rank: actors that live and die together. Its sharded
+modules cannot run packed steps.) A model that fits one GPU is scored faster by `LogprobEngine`, and prompts only once.
 
 vLLM is given token ids and asked for the log-probability of each of them (`prompt_logprobs=0`). It never reads its
 prefix cache for that, so every number is computed. It samples one token after each sequence, which is thrown away: a
@@ -17,14 +16,13 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import VllmModel
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
-from pipeline.models.backbone import TOO_LONG
-from pipeline.models.loading import context_of, load_configuration
-from pipeline.models.logprobs import Scores
+from pipeline.models.loading import context_of, first_line, load_configuration, load_errors
+from pipeline.models.memory import Scores
 from pipeline.models.packing import Completion, Group, check_predicted
 from pipeline.models.vllm_engine import (
-    START_ERRORS,
     arguments_of,
     dtype_here,
     environment,
@@ -53,22 +51,26 @@ class VllmLogprobEngine:
     def __init__(self, model: VllmModel, max_length: int) -> None:
         vllm = import_vllm(environment(model.num_threads, model.engine_args), key="backend: vllm", otherwise=_OTHERWISE)
         self._model = model
-        arguments = _arguments(model, max_length)
-        try:
-            with starting(model.num_threads):
-                self._engine = vllm.LLM(**arguments)
-        except START_ERRORS as error:
-            raise ModelError(
-                f"vLLM cannot run {model.model} (revision {model.revision}): {_reason(error)} Try other engine_args, "
-                f"or {_OTHERWISE}."
-            ) from error
+        context = context_of(load_configuration(model))
+        length = max_length + 1  # room for the token that is sampled
+        ours = arguments_of(model, model, model.engine_args) | {
+            "dtype": dtype_here(model.dtype),
+            "max_model_len": length if context is None else min(length, context),
+            "max_num_batched_tokens": model.token_budget,
+            "max_num_seqs": min(_MOST_SEQUENCES, model.token_budget),
+            "enable_chunked_prefill": True,
+            "enable_prefix_caching": False,
+        }
+        remedy = f"Try other engine_args, or {_OTHERWISE}."
+        with load_errors("vLLM cannot run", model, remedy), starting(model.num_threads):
+            self._engine = vllm.LLM(**(ours | model.engine_args))
         self._limit: int = self._engine.llm_engine.model_config.max_model_len - 1
         self._parameters = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
 
     def score(self, groups: Sequence[Group]) -> Scores:
         """Sum the log-probabilities of every completion's tokens from its `start` on.
 
-        A completion without response tokens gets 0.0 and 0. Non-finite sums are returned as they are.
+        A completion without response tokens gets 0.0. Sums that are not finite are returned as they are.
 
         Raises:
             ModelError: a response without a token before it, an engine that died, or an answer of vLLM that lacks
@@ -76,13 +78,12 @@ class VllmLogprobEngine:
         """
         check_predicted(groups)
         sequences = [c for group in groups for c in group]
-        num_tokens = np.asarray([len(c.ids) - c.start for c in sequences], dtype=np.int64)
-        too_long = [i for i, c in enumerate(sequences) if len(c.ids) > self._limit]
-        sums = np.where(num_tokens == 0, 0.0, np.nan)
-        sums[too_long] = np.nan
-        asked = [i for i in range(len(sequences)) if num_tokens[i] and len(sequences[i].ids) <= self._limit]
-        sums[asked] = self._sums([sequences[i] for i in asked])
-        return Scores(sum_logp=sums, num_tokens=num_tokens, left_out=dict.fromkeys(too_long, TOO_LONG))
+        num_read = np.asarray([len(c.ids) - c.start for c in sequences], dtype=np.int64)
+        long = np.asarray([len(c.ids) > self._limit for c in sequences], dtype=bool)
+        sums = np.where(long | (num_read > 0), np.nan, 0.0)
+        asked = np.flatnonzero(~long & (num_read > 0))
+        sums[asked] = self._sums([sequences[i] for i in asked]) if len(asked) else []
+        return Scores(values=sums, left_out=dict.fromkeys(np.flatnonzero(long).tolist(), Reason.LONGER_THAN_MODEL))
 
     def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
         """None: the model's own forward is not at hand, and vLLM compared with itself would always agree."""
@@ -98,24 +99,19 @@ class VllmLogprobEngine:
         gc.collect()
 
     def _sums(self, completions: Sequence[Completion]) -> list[float]:
-        if not completions:
-            return []
-        use_threads(self._model.num_threads)
-        prompts = [{"prompt_token_ids": completion.ids.tolist()} for completion in completions]
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        use_threads(self._model.num_threads)
+        prompts = [{"prompt_token_ids": completion.ids.tolist()} for completion in completions]
         try:
             outputs = self._engine.generate(prompts, self._parameters, use_tqdm=False)
         except (RuntimeError, MemoryError, EngineDeadError) as error:
-            # vLLM does not live on after an error in a step, memory that is full included.
+            # vLLM does not survive an error in a step, a full memory included.
             raise ModelError(
-                f"vLLM died while it scored with {self._model.model}: {_reason(error)} If memory was full, lower "
+                f"vLLM died while it scored with {self._model.model}: {first_line(error)} If memory was full, lower "
                 "token_budget or engine_args.gpu_memory_utilization, and run again: finished shards stay."
             ) from error
-        return [
-            response_logp(output.prompt_logprobs, completion)
-            for output, completion in zip(outputs, completions, strict=True)
-        ]
+        return [response_logp(output.prompt_logprobs, c) for output, c in zip(outputs, completions, strict=True)]
 
 
 def response_logp(prompt_logprobs: Sequence[Any] | None, completion: Completion) -> float:
@@ -134,21 +130,3 @@ def response_logp(prompt_logprobs: Sequence[Any] | None, completion: Completion)
     except (KeyError, TypeError):
         raise ModelError("vLLM left the log-prob of a token out. Use another version of vLLM.") from None
     return float(found.sum())
-
-
-def _arguments(model: VllmModel, max_length: int) -> dict[str, Any]:
-    context = context_of(load_configuration(model))
-    length = max_length + 1  # room for the token that is sampled
-    ours = arguments_of(model, model, model.engine_args) | {
-        "dtype": dtype_here(model.dtype),
-        "max_model_len": length if context is None else min(length, context),
-        "max_num_batched_tokens": model.token_budget,
-        "max_num_seqs": min(_MOST_SEQUENCES, model.token_budget),
-        "enable_chunked_prefill": True,
-        "enable_prefix_caching": False,
-    }
-    return ours | model.engine_args
-
-
-def _reason(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,35 +1,32 @@
-"""Which pairs to keep: exact, streamed, in constant memory, the same for any order and partition of the rows.
+"""Which pairs to keep: exact, ties by id, the same for any order and partition of the rows.
 
-    source           the protocol that selection reads through, parts and blocks of it
-    passes           how a task is run over the parts
-    survey, fit      first pass: rows by outcome, and what metrics take from the whole set
-    streams          scores and terms of a part
-    threshold, ties  the k-th largest number, the m-th smallest id
-    counts, quotas   how many rows there are of each group, and how many it gives
-    exclusion        rows left out because of better ones: of the same prompt, or of the same text
-    cuts, top_k      `select` and `select_many`, which put these together
-    selection        the resulting rule and its numbers, applied table by table
-    tally, report    what is kept, in numbers
+    source      what selection reads through; passes: how a task is run over parts of it
+    columns     one pass over narrow columns, held in memory
+    duplicates  rows that repeat another one
+    fit         what a metric takes from the whole set
+    ranking     the score of every row, or why it has none
+    rules       score band, per_prompt, quotas, threshold, near_duplicates: which rows are kept
+    selection   `select` and `select_many`, which put these together
+    former      the rule of another selection, applied to these rows
+    report      what was kept, in numbers; compare: several metrics side by side
 
-Knows no storage, no models and no Ray.
+Knows no files, no models and no Ray.
 """
 
 from pipeline.selection.passes import Passes, Threads
+from pipeline.selection.ranking import Query
 from pipeline.selection.report import render, summarise
-from pipeline.selection.selection import Selection
-from pipeline.selection.source import ScoreSource, TableSource
-from pipeline.selection.tally import kept_mask
-from pipeline.selection.top_k import Query, num_selected, select, select_many
+from pipeline.selection.selection import Found, Selection, select, select_many
+from pipeline.selection.source import Source, TableSource
 
 __all__ = [
+    "Found",
     "Passes",
     "Query",
-    "ScoreSource",
     "Selection",
+    "Source",
     "TableSource",
     "Threads",
-    "kept_mask",
-    "num_selected",
     "render",
     "select",
     "select_many",

@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from pipeline import schema
 from pipeline.errors import DataError
-from pipeline.metrics.columns import FloatArray, single_array
+from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.ranks import average_ranks
-from pipeline.metrics.terms import TermCache
+from pipeline.selection.fit import drawn
 from pipeline.selection.passes import Passes
-from pipeline.selection.samples import DrawnSample
-from pipeline.selection.selection import Selection
-from pipeline.selection.source import Part
+from pipeline.selection.ranking import Query
+from pipeline.selection.selection import select_many
+from pipeline.selection.source import Source
+from pipeline.selection.text import aligned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,79 +58,39 @@ def _by_name(values: FloatArray, rows: Sequence[str], columns: Sequence[str]) ->
     return {row: dict(zip(columns, line, strict=True)) for row, line in zip(rows, cells, strict=True)}
 
 
-@dataclass(slots=True)
-class _Both:
-    """Rows that two selections both keep, int64 [num, num], and a sample of scores by label."""
-
-    num_both: npt.NDArray[np.int64]
-    drawn: DrawnSample[str]
-
-    def merge(self, other: "_Both") -> None:
-        self.num_both += other.num_both
-        self.drawn.merge(other.drawn)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareTask:
-    """Counts on one part; picklable."""
-
-    labels: tuple[str, ...]
-    selections: Sequence[Selection]
-
-    def __call__(self, part: Part) -> _Both:
-        """The counts."""
-        both = empty(len(self.labels))
-        for block in part.blocks([schema.ID, *(name for selection in self.selections for name in selection.columns)]):
-            cache = TermCache(block.rows)
-            masks = np.array([selection.mask_of(block, cache) for selection in self.selections])
-            counts = masks.astype(np.float64)
-            both.num_both += (counts @ counts.T).astype(np.int64)
-            scores = [selection.ranker.score(cache, selection.fitted) for selection in self.selections]
-            ranked = np.isfinite(np.array(scores)).all(axis=0)
-            ids = single_array(block.rows, schema.ID).filter(pa.array(ranked))
-            both.drawn.add(ids, {label: s[ranked] for label, s in zip(self.labels, scores, strict=True)})
-        return both
-
-
-def empty(num: int) -> _Both:
-    """Counts of no rows."""
-    return _Both(np.zeros((num, num), dtype=np.int64), DrawnSample())
-
-
-def compare(passes: Passes, parts: Sequence[Part], selections: Mapping[str, tuple[str, Selection]]) -> Comparison:
-    """Compare selections of one set of rows: by label, the name of the metric and the selection.
+def compare(source: Source, queries: Mapping[str, tuple[str, Query]], passes: Passes | None = None) -> Comparison:
+    """Compare selections of one set of rows: by label, the name of the metric and the query.
 
     Raises:
         DataError: no row is ranked by all of them.
     """
-    labels = tuple(selections)
-    task = CompareTask(labels=labels, selections=[selection for _, selection in selections.values()])
-    whole = empty(len(labels))
-    for of_part in passes.run(task, parts):
-        whole.merge(of_part)
-    rows = whole.drawn.rows()
-    if not rows or not next(iter(rows.values())).size:
+    labels = tuple(queries)
+    found = list(select_many(source, [query for _, query in queries.values()], passes))
+    kept = [each.selection.positions for each in found]
+    num_both = np.array([[np.intersect1d(a, b, assume_unique=True).size for b in kept] for a in kept])
+    ranked = np.logical_and.reduce([~np.isnan(each.ranking.scores) for each in found])
+    rows = np.flatnonzero(drawn(found[0].columns.hashes, ranked))
+    if not rows.size:
         raise DataError(f"no row has a score under each of {list(labels)}. Compare metrics whose columns are there.")
-    sizes = np.diag(whole.num_both)
-    either = sizes[:, None] + sizes[None, :] - whole.num_both
-    # Selections of one metric rank alike, so that the first stands for all.
-    first = {metric: label for label, (metric, _) in reversed(list(selections.items()))}
-    metrics = tuple(dict.fromkeys(metric for metric, _ in selections.values()))
-    scores = [rows[first[metric]] for metric in metrics]
-    places = [(metrics.index(metric), _share(selection)) for metric, selection in selections.values()]
+    sizes = np.diag(num_both)
+    either = sizes[:, None] + sizes[None, :] - num_both
+    # Selections of one metric rank alike, so the first stands for all.
+    first = {metric: i for i, (metric, _) in reversed(list(enumerate(queries.values())))}
+    metrics = tuple(dict.fromkeys(metric for metric, _ in queries.values()))
+    # In order of the hashes, so that a tie at the end of a selection is cut alike in any order of the rows.
+    rows = rows[np.argsort(found[0].columns.hashes[rows], kind="stable")]
+    scores = [found[first[metric]].ranking.scores[rows] for metric in metrics]
+    shares = [Fraction(each.selection.k, each.selection.num_ranked) for each in found]
+    places = [(metrics.index(metric), share) for (metric, _), share in zip(queries.values(), shares, strict=True)]
     return Comparison(
         labels=labels,
         metrics=metrics,
         num_selected=sizes,
-        overlap=whole.num_both / np.maximum(either, 1),
+        overlap=num_both / np.maximum(either, 1),
         rank_correlation=_spearman(scores),
         contradiction=_contradictions(scores, places),
         num_sampled=scores[0].size,
     )
-
-
-def _share(selection: Selection) -> Fraction:
-    return Fraction(selection.k, max(1, selection.num_ranked))
 
 
 def _spearman(scores: Sequence[FloatArray]) -> FloatArray:
@@ -156,3 +115,27 @@ def _contradictions(scores: Sequence[FloatArray], places: Sequence[tuple[int, Fr
         best[orders[metric][-num:]] = True
         result[i] = [np.count_nonzero(best[order[:num]]) / num for order in orders]
     return result
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The comparison as tables for the terminal; columns are numbered as the rows of their kind."""
+    labels = [f"[{i}] {label}" for i, label in enumerate(comparison.labels, start=1)]
+    metrics = [f"({i}) {metric}" for i, metric in enumerate(comparison.metrics, start=1)]
+    sizes = [(label, f"{size:,}") for label, size in zip(labels, comparison.num_selected.tolist(), strict=True)]
+    tables = [
+        ("Selections, and the rows they keep", aligned(sizes)),
+        ("Overlap: rows in both / rows in either", _table(comparison.overlap, labels, labels)),
+        ("Spearman's rank correlation of the metrics' scores", _table(comparison.rank_correlation, metrics, metrics)),
+        (
+            "Contradiction: share of a selection that a metric ranks last, among as many rows",
+            _table(comparison.contradiction, labels, metrics),
+        ),
+    ]
+    note = f"The last two are taken on {comparison.num_sampled:,} rows that every metric ranks."
+    return "\n\n".join([*(f"{title}\n{table}" for title, table in tables), note])
+
+
+def _table(values: FloatArray, rows: Sequence[str], columns: Sequence[str]) -> str:
+    heads = [column.partition(" ")[0] for column in columns]
+    cells = [tuple("-" if np.isnan(value) else f"{value:.2f}" for value in line) for line in values]
+    return aligned([("", *heads), *((row, *line) for row, line in zip(rows, cells, strict=True))])

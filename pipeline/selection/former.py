@@ -1,26 +1,25 @@
-"""A selection's rule applied to other rows, statistics and thresholds as they were: a filter for a stream.
+"""The rule of a former selection applied to other rows: its statistics and thresholds stay as they were.
 
-What a former run kept in its manifest is all it takes. No threshold is looked for; rows are counted and kept one by
-one, whatever other rows come with them.
+It takes what the former run wrote into its manifest, and judges each row by itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
+import pyarrow.compute as pc
 
+from pipeline import schema
 from pipeline.config import Select
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.metrics.fitted import fitted_of
-from pipeline.selection.counts import count_candidates
-from pipeline.selection.passes import Passes
-from pipeline.selection.selection import GroupCut, Selection
-from pipeline.selection.source import Part
-from pipeline.selection.streams import Candidates
-from pipeline.selection.survey import Survey, SurveyTask, check_rankable
-from pipeline.selection.tally import TallyTask, empty_tally
-from pipeline.selection.top_k import Query, excluded_rows, num_rows_read
+from pipeline.metrics.normalise import Fitted
+from pipeline.selection.columns import Columns
+from pipeline.selection.ranking import Query, rank
+from pipeline.selection.rules import NO_GROUP, NO_QUOTA, Choice, candidates
+from pipeline.selection.selection import Found, found
+from pipeline.selection.source import Positions, Source, take_all
+from pipeline.selection.threshold import Cut
 
 _OWN_KEYS: Final = frozenset({"stats_from", "engine"})
 
@@ -39,7 +38,7 @@ def former_rule(former: Mapping[str, Any], query: Query) -> Select:
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(error) from None
     ours = {
-        "objective": None if query.objective is None else query.objective.model_dump(mode="json"),
+        "objective": query.objective.model_dump(mode="json"),
         "metric": query.metric.model_dump(mode="json"),
     }
     given = {key: getattr(query.rule, key) for key in query.rule.model_fields_set - _OWN_KEYS}
@@ -54,62 +53,58 @@ def former_rule(former: Mapping[str, Any], query: Query) -> Select:
             f"select.stats_from names a selection whose {name} is {there}; this config has {here}. Thresholds hold for "
             f"one {section} alone: set the same, or leave stats_from out."
         )
-    if rule.per_prompt is not None or rule.deduplicate != "none":
+    by_rank = query.metric.name == "potential" and query.metric.normalise == "rank"
+    if rule.per_prompt is not None or rule.deduplicate != "none" or by_rank:
         raise ConfigError(
-            "select.stats_from names a selection made with per_prompt or deduplicate, which compare rows with each "
-            "other and cannot be applied row by row. Name one without them."
+            "select.stats_from names a selection made with per_prompt, deduplicate or normalise: rank. These compare "
+            "rows with each other and cannot be applied row by row. Name a selection without them."
         )
     return rule
 
 
-def apply_former(passes: Passes, parts: Sequence[Part], former: Mapping[str, Any], query: Query) -> Selection:
-    """The rule of a former selection, with the counts that it has on these rows; query.rule is its `former_rule`.
+def apply_former(
+    source: Source, columns: Columns, duplicates: Positions, former: Mapping[str, Any], query: Query
+) -> Found:
+    """The rule of a former selection applied to these rows; query.rule is its `former_rule`.
 
     Raises:
         DataError: no row can be ranked.
         IntegrityError: the former selection is damaged.
     """
     try:
-        fitted = fitted_of(former["fitted"])
-        groups = tuple(former["groups"] or ())
-        cuts = [_cut(former["groups"][name]) for name in groups] if groups else [_cut(former)]
+        fitted = Fitted.from_dict(former["fitted"])
+        cuts = {name: _cut(cut) for name, cut in (former["groups"] or {None: former}).items()}
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(error) from None
-    survey = Survey()
-    for [of_part] in passes.run(SurveyTask(rankers=(query.ranker,), bands=((),)), parts):
-        survey.merge(of_part)
-    check_rankable(survey, query.ranker, labels=query.rule.labels)
-    duplicates = np.concatenate([part.duplicates for part in parts])
-    rule = query.rule
-    candidates = Candidates(
-        ranker=query.ranker, fitted=fitted, min_score=rule.min_score, max_score=rule.max_score, groups=groups
-    )
-    [counts] = count_candidates(passes, parts, [candidates], [rule.group_by])
-    sizes = [counts[name] for name in groups] if groups else [counts[None]]
-    cuts = [replace(cut, num_candidates=size) for cut, size in zip(cuts, sizes, strict=True)]
-    selection = Selection(
-        objective=query.objective,
-        metric=query.metric,
-        select=query.rule,
-        fitted=fitted,
-        cuts=cuts,
-        groups=groups,
-        num_rows=num_rows_read(survey, rule, duplicates),
-        num_ranked=survey.num_ranked,
-        excluded=excluded_rows(survey, query, candidates, counts, duplicates),
-        num_contradicted=survey.num_contradicted,
-        duplicates=duplicates,
-    )
-    total = empty_tally(selection)
-    for [tally] in passes.run(TallyTask(selections=[selection]), parts):
-        total.merge(tally)
-    counted = [replace(cut, k=num_kept) for cut, num_kept in zip(cuts, total.num_kept.tolist(), strict=True)]
-    return replace(selection, cuts=counted, id_digest=f"{total.digest % 2**64:016x}")
+    ranking = rank(columns, query, duplicates, fitted)
+    scores, excluded = candidates(ranking)
+    groups = {None: ~np.isnan(scores)}
+    if query.rule.group_by is not None:
+        codes, names = columns.groups[query.rule.group_by]
+        groups = {name: ~np.isnan(scores) & (codes == _code(names, name)) for name in cuts}
+        excluded[NO_GROUP] = int(np.count_nonzero(~np.isnan(scores) & (codes < 0)))
+        num_grouped = int(np.count_nonzero(~np.isnan(scores))) - excluded[NO_GROUP]
+        excluded[NO_QUOTA] = num_grouped - sum(int(np.count_nonzero(rows)) for rows in groups.values())
+    chosen = []
+    for name, cut in cuts.items():
+        keep = groups[name] & (scores > cut.threshold)
+        tied = np.flatnonzero(groups[name] & (scores == cut.threshold))
+        if cut.boundary_id is not None and tied.size:
+            ids = take_all(source, tied, [schema.ID]).column(schema.ID)
+            tied = tied[pc.less_equal(ids, cut.boundary_id).to_numpy(zero_copy_only=False).astype(np.bool_)]
+        keep[tied] = True
+        chosen.append(np.flatnonzero(keep))
+        cuts[name] = replace(cut, k=chosen[-1].size, num_candidates=int(np.count_nonzero(groups[name])))
+    return found(columns, ranking, Choice(positions=np.sort(np.concatenate(chosen)), cuts=cuts, excluded=excluded))
 
 
-def _cut(value: Mapping[str, Any]) -> GroupCut:
+def _cut(value: Mapping[str, Any]) -> Cut:
     threshold = -np.inf if value["threshold"] is None else float(value["threshold"])
-    return GroupCut(threshold=threshold, boundary_id=value["boundary_id"], k=0, num_candidates=0)
+    return Cut(threshold=threshold, boundary_id=value["boundary_id"], k=0, num_candidates=0)
+
+
+def _code(names: list[str], name: str | None) -> int:
+    return names.index(name) if name in names else -2
 
 
 def _damaged(error: Exception) -> IntegrityError:

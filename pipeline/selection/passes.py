@@ -1,7 +1,7 @@
-"""How passes over the parts of a source are run: here in threads of this process, elsewhere perhaps on a cluster.
+"""How the tasks of a selection are run: here in threads of this process, elsewhere perhaps on a cluster.
 
-A task is a picklable function of one part. Its results come back in the order of the parts, so that merging them gives
-the same whatever runs them.
+A task is a picklable function of one item. Results come back in the order of the items, so the outcome is the same
+whatever runs them.
 """
 
 import os
@@ -11,31 +11,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pipeline.selection.source import Part
-
 T = TypeVar("T")
 
 
 class Passes(Protocol):
-    """Runs a task over parts."""
+    """Runs a task over items."""
 
     @property
     def num_parts(self) -> int:
-        """How many parts are worth having."""
-        ...
-
-    def run(self, task: Callable[[Part], T], parts: Sequence[Part]) -> Iterator[T]:
-        """The results in the order of the parts; the first error of a task is raised."""
+        """How many parts of a source are worth having."""
         ...
 
     def map(self, task: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
-        """The same for other pieces of work."""
+        """The results in the order of the items; the first error of a task is raised."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threads:
-    """Runs tasks in threads of this process: numpy, Arrow and the compiled kernels leave the interpreter lock."""
+    """Runs tasks in threads of this process: numpy and Arrow leave the interpreter lock."""
 
     num_threads: int = min(8, os.cpu_count() or 1)
 
@@ -43,10 +37,6 @@ class Threads:
     def num_parts(self) -> int:
         """A few parts a thread, so that none waits long for the last."""
         return 8 * self.num_threads
-
-    def run(self, task: Callable[[Part], T], parts: Sequence[Part]) -> Iterator[T]:
-        """The results in the order of the parts."""
-        yield from self.map(task, parts)
 
     def map(self, task: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
         """The results in the order of the items, with few of them held at a time."""

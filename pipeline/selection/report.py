@@ -1,33 +1,28 @@
-"""What a selection kept, in numbers: one more pass over the source, ids and margins only, never text.
+"""What a selection kept, in numbers.
 
 `summarise` gives a JSON-ready dict, `render` a table for the terminal. Like the selection itself, the numbers do not
 depend on the order of the rows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
 
 from pipeline import schema
-from pipeline.metrics.columns import BoolArray, FloatArray, single_array
-from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin
-from pipeline.metrics.moments import Moments, moments_of
-from pipeline.metrics.objectives import objective_columns
-from pipeline.metrics.terms import TermCache
-from pipeline.selection.leaders import Leaders
-from pipeline.selection.passes import Passes, Threads
-from pipeline.selection.selection import Selection, subset_margins
-from pipeline.selection.source import Block, Part, ScoreSource, parts_of
-from pipeline.selection.tally import empty_tally, tally_block, with_tally
+from pipeline.metrics.columns import BoolArray, FloatArray
+from pipeline.metrics.ranker import SIGNED_EXPLICIT
+from pipeline.selection.fit import ranked_moments
+from pipeline.selection.selection import Found
+from pipeline.selection.source import Source, take_all
 from pipeline.selection.text import aligned
+from pipeline.selection.threshold import kth_largest
 from pipeline.shown import shown
 
 GROUPS: Final = ("all", "selected")
 NOTHING: Final = "-"
 _DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none"}
-MOST_GROUPS: Final = 20
 SIGNS: Final[Mapping[str, str]] = {
     "contradicted_by_reward": "reward prefers rejected",
     "contradicted_by_policy": "policy prefers rejected",
@@ -35,139 +30,70 @@ SIGNS: Final[Mapping[str, str]] = {
 }
 
 
-def summarise(
-    source: ScoreSource, selection: Selection, *, num_examples: int = 10, passes: Passes | None = None
-) -> dict[str, Any]:
-    """Numbers of a selection from the source it was made from, JSON-ready.
+def summarise(found: Found, source: Source, *, num_examples: int = 10) -> dict[str, Any]:
+    """Numbers of a selection, JSON-ready.
 
     selection: the rule and its counts. margins: count, mean and standard deviation of both margins, signed implicit,
     over all ranked rows and over the selected ones, where the columns hold values. signs: rows whose reward margin
     (chosen minus rejected, whatever metric.explicit is) or implicit margin is below zero, and rows where one is above
     zero and the other below. top, bottom: the ranked rows of highest and lowest score, ties by id. Labels are counted
     after select.labels has treated them.
-
-    Raises:
-        SchemaError: a column of either margin is missing; a scored dataset has all of them, null where not computed.
-        IntegrityError: the source is not the one that the selection was made from.
     """
-    passes = passes if passes is not None else Threads()
-    parts = parts_of(source, selection.duplicates, selection.select.labels, passes.num_parts)
-    return summarise_parts(passes, parts, selection, num_examples=num_examples).report
+    selection, columns, scores = found.selection, found.columns, found.ranking.scores
+    selected = np.zeros(columns.num_rows, dtype=np.bool_)
+    selected[selection.positions] = True
+    masks = dict(zip(GROUPS, (~np.isnan(scores), selected), strict=True))
+    query = selection.query
+    missing = np.full(columns.num_rows, np.nan)
+    explicit, implicit, reward = (
+        columns.quantities.get(quantity, missing) for quantity in (query.explicit, query.implicit, SIGNED_EXPLICIT)
+    )
+    explicit = np.abs(explicit) if query.metric.explicit == "absolute" else explicit
+    margins = {schema.MARGIN_EXPLICIT: explicit, schema.MARGIN_IMPLICIT: implicit}
+    return {
+        "selection": selection.to_dict(),
+        "margins": {
+            group: {name: dict(ranked_moments(values, rows & np.isfinite(values)).to_dict())
+                    for name, values in margins.items()}
+            for group, rows in masks.items()
+        },
+        "signs": {group: _signs(reward, implicit, rows) for group, rows in masks.items()},
+        "top": _examples_of(source, scores, margins, num_examples, sign=1),
+        "bottom": _examples_of(source, scores, margins, num_examples, sign=-1),
+    }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartsReport:
-    """The report, and how many rows of each part are kept."""
-
-    report: dict[str, Any]
-    num_kept: list[int]
-
-
-def summarise_parts(
-    passes: Passes, parts: Sequence[Part], selection: Selection, *, num_examples: int = 10
-) -> PartsReport:
-    """As `summarise`, over parts."""
-    whole = _PartReport(selection, num_examples)
-    num_kept = []
-    for of_part in passes.run(ReportTask(selection=selection, num_examples=num_examples), parts):
-        whole.merge(of_part)
-        num_kept.append(int(of_part.tally.num_kept.sum()))
-    return PartsReport(report=whole.to_dict(with_tally(selection, whole.tally)), num_kept=num_kept)
+def _signs(reward: FloatArray, implicit: FloatArray, rows: BoolArray) -> dict[str, Any]:
+    with np.errstate(invalid="ignore"):
+        below = (reward < 0, implicit < 0, np.sign(reward) * np.sign(implicit) < 0)
+    has_reward, has_implicit = ~np.isnan(reward), ~np.isnan(implicit)
+    known = (has_reward, has_implicit, has_reward & has_implicit)
+    counts = [[int(np.count_nonzero(mask & rows)) for mask in masks] for masks in (below, known)]
+    return {name: _share(count, of) for name, count, of in zip(SIGNS, *counts, strict=True)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportTask:
-    """The numbers of one part; picklable."""
-
-    selection: Selection
-    num_examples: int
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What it reads."""
-        selection = self.selection
-        margins = EXPLICIT_COLUMNS["signed"] + EXPLICIT_COLUMNS[selection.metric.explicit]
-        objective = objective_columns(selection.objective) if selection.objective is not None else ()
-        return (schema.ID, *selection.columns, *margins, *objective)
-
-    def __call__(self, part: Part) -> "_PartReport":
-        """The numbers."""
-        report = _PartReport(self.selection, self.num_examples)
-        for block in part.blocks(self.columns):
-            report.add(block, self.selection)
-        return report
-
-
-class _PartReport:
-    """Running numbers of some rows."""
-
-    def __init__(self, selection: Selection, num_examples: int) -> None:
-        self.tally = empty_tally(selection)
-        self.groups = {group: _Tally() for group in GROUPS}
-        self.top = Leaders(num_examples, sign=1)
-        self.bottom = Leaders(num_examples, sign=-1)
-
-    def add(self, block: Block, selection: Selection) -> None:
-        cache = TermCache(block.rows)
-        scores = selection.ranker.score(cache, selection.fitted)
-        ranked = np.isfinite(scores)
-        margins = subset_margins(block.rows, selection.ranker)
-        reward = explicit_margin(block.rows, "signed")
-        self.groups["all"].add(margins, reward, ranked)
-        self.groups["selected"].add(margins, reward, tally_block(self.tally, selection, block, cache))
-        for leaders in (self.top, self.bottom):
-            leaders.add(scores, single_array(block.rows, schema.ID), margins)
-
-    def merge(self, other: "_PartReport") -> None:
-        self.tally.merge(other.tally)
-        for group, tally in self.groups.items():
-            tally.merge(other.groups[group])
-        self.top.merge(other.top)
-        self.bottom.merge(other.bottom)
-
-    def to_dict(self, selection: Selection) -> dict[str, Any]:
-        return {
-            "selection": selection.to_dict(),
-            "margins": {group: tally.margins() for group, tally in self.groups.items()},
-            "signs": {group: tally.signs() for group, tally in self.groups.items()},
-            "top": self.top.rows(),
-            "bottom": self.bottom.rows(),
+def _examples_of(
+    source: Source, scores: FloatArray, margins: Mapping[str, FloatArray], num: int, *, sign: int
+) -> list[dict[str, Any]]:
+    """The rows of highest sign * score, ties by id: id, margins and score."""
+    merits = sign * scores
+    num_ranked = int(np.count_nonzero(~np.isnan(merits)))
+    last = kth_largest(merits, min(num, num_ranked))
+    rows = np.flatnonzero(merits >= last)
+    ids = take_all(source, rows, [schema.ID]).column(schema.ID).to_pylist()
+    order = sorted(range(len(ids)), key=lambda i: (-merits[rows[i]], ids[i]))[:num]
+    return [
+        {
+            schema.ID: ids[i],
+            **{name: _known(values[rows[i]]) for name, values in margins.items()},
+            schema.POTENTIAL: _known(scores[rows[i]]),
         }
+        for i in order
+    ]
 
 
-class _Tally:
-    """Running numbers of one group of rows."""
-
-    def __init__(self) -> None:
-        self.moments = {schema.MARGIN_EXPLICIT: Moments(), schema.MARGIN_IMPLICIT: Moments()}
-        self.counts = dict.fromkeys(SIGNS, 0)
-        self.known = dict.fromkeys(SIGNS, 0)
-
-    def add(self, margins: tuple[FloatArray, FloatArray], reward: FloatArray, rows: BoolArray) -> None:
-        for name, values in zip(self.moments, margins, strict=True):
-            kept = values[rows]
-            self.moments[name] += moments_of(kept[np.isfinite(kept)])
-        implicit = margins[1]
-        with np.errstate(invalid="ignore"):
-            opposed = np.sign(reward) * np.sign(implicit) < 0
-            below = (reward < 0, implicit < 0, opposed)
-        has_reward, has_implicit = ~np.isnan(reward), ~np.isnan(implicit)
-        for name, hits, known in zip(SIGNS, below, (has_reward, has_implicit, has_reward & has_implicit), strict=True):
-            self.counts[name] += int(np.count_nonzero(hits & rows))
-            self.known[name] += int(np.count_nonzero(known & rows))
-
-    def merge(self, other: "_Tally") -> None:
-        for name, moments in other.moments.items():
-            self.moments[name] += moments
-        for name in SIGNS:
-            self.counts[name] += other.counts[name]
-            self.known[name] += other.known[name]
-
-    def margins(self) -> dict[str, Any]:
-        return {name: dict(moments.to_dict()) for name, moments in self.moments.items()}
-
-    def signs(self) -> dict[str, Any]:
-        return {name: _share(self.counts[name], self.known[name]) for name in SIGNS}
+def _known(value: float) -> float | None:
+    return float(value) + 0.0 if math.isfinite(value) else None
 
 
 def _share(count: int, num_rows: int) -> dict[str, int | float | None]:
@@ -217,8 +143,8 @@ def _rule(chosen: Mapping[str, Any]) -> str:
         if (value := select[key]) is not None
     ]
     kept += [f"{key} {select[key]}" for key, default in _DEFAULT_RULES.items() if select[key] != default]
-    parameters = "".join(f" {key} {value}" for key, value in (objective or {}).items() if key != "name")
-    under = f"objective {objective['name']}{parameters}" if objective else "margins as given"
+    parameters = "".join(f" {key} {value}" for key, value in objective.items() if key != "name")
+    under = f"objective {objective['name']}{parameters}"
     of_metric = f"metric {name}" + (f" ({settings[name]})" if name in settings else "")
     return ", ".join([of_metric, under, *kept])
 

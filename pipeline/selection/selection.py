@@ -1,203 +1,74 @@
-"""A finished selection: the rule that says which rows are kept, and the numbers it was found with.
+"""Find selections: one pass over narrow columns, then arithmetic in memory.
 
-The rule is a threshold and a boundary id, one for each group, so it needs the same few bytes for ten rows and for a
-billion, and can be applied to any part of the scored dataset on its own.
+    columns -> repeats -> what the metric takes from the set -> scores -> rules -> chosen rows
+
+A sweep reads the columns once for each way to treat labels. The result depends on the set of rows alone: on neither
+their order, nor the parts they come in.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.config import Metric, Objective, Select
+from pipeline.data.duplicates import find_repeats
 from pipeline.errors import SchemaError
-from pipeline.metrics.columns import BoolArray, FloatArray, single_array
-from pipeline.metrics.fitted import Fitted
-from pipeline.metrics.margins import EXPLICIT_COLUMNS
-from pipeline.metrics.ranker import Ranker
-from pipeline.metrics.terms import EXPLICIT, IMPLICIT, TermCache
-from pipeline.selection.labels import contradicted, swap_sides
-from pipeline.selection.source import Block, Positions, no_positions, unique_rows
-from pipeline.selection.streams import Candidates
+from pipeline.metrics.columns import BoolArray, FloatArray
+from pipeline.metrics.normalise import Fitted
+from pipeline.selection.columns import Columns, read_columns
+from pipeline.selection.labels import swap_sides
+from pipeline.selection.passes import Passes, Threads
+from pipeline.selection.ranking import Query, Ranking, rank, wanted_by
+from pipeline.selection.rules import Choice, choose
+from pipeline.selection.source import Positions, Source
+from pipeline.selection.threshold import Cut
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupCut:
-    """What is kept of one group: scores above `threshold`, and those that equal it up to `boundary_id`.
-
-    threshold: -inf keeps every candidate, inf none. boundary_id: largest id kept among the rows at the threshold; None
-    where all of them are. num_tied, num_tied_kept: rows at the threshold, and how many of them are kept.
-    num_candidates: rows that the other rules leave.
-    """
-
-    threshold: float
-    boundary_id: str | None = None
-    k: int
-    num_tied: int = 0
-    num_tied_kept: int = 0
-    num_candidates: int
-
-    def mask(self, scores: FloatArray, ids: pa.Array | None) -> BoolArray:
-        """Which of the candidates are kept, bool [num_rows]; ids are read if there is a boundary id."""
-        if self.boundary_id is None or ids is None:
-            every: BoolArray = scores >= self.threshold
-            return every
-        keep: BoolArray = scores > self.threshold
-        tied = np.flatnonzero(scores == self.threshold)
-        low = pc.less_equal(ids.take(pa.array(tied)), self.boundary_id)
-        keep[tied[low.to_numpy(zero_copy_only=False)]] = True
-        return keep
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an infinite threshold is null."""
-        return {
-            "threshold": self.threshold if math.isfinite(self.threshold) else None,
-            "boundary_id": self.boundary_id,
-            "k": self.k,
-            "num_tied": self.num_tied,
-            "num_tied_kept": self.num_tied_kept,
-            "num_candidates": self.num_candidates,
-        }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Selection:
-    """Which rows of a scored dataset are kept.
+    """The rows of a scored dataset that one query keeps, and how it came to them.
 
-    cuts: by group, in the order of `groups`; one where select.group_by is not set.
-    num_rows: scored rows read, duplicates included. num_ranked: those with a score. num_contradicted: pairs whose
-    label the reward contradicts, where select.labels is not keep.
-    excluded: rows that were no candidates, by reason: duplicate, a term that is not finite, or a rule.
+    positions: of the kept rows, ascending, int64 [k]. scores, explicit, implicit: theirs, float64 [k]; a margin that
+    the source has no columns for is NaN. swapped: kept rows whose sides are to be exchanged.
+    cuts: by group, in order of name; one under None where select.group_by is not set.
+    num_rows: rows read, repeats included. num_ranked: those with a score. num_contradicted: pairs whose label the
+    reward contradicts, where select.labels is not keep. excluded: rows that could not be kept, by reason.
     fitted: what the metric took from the whole set. id_digest: names the set of kept ids, whatever their order.
-    duplicates, left_out: ascending positions, among the scored rows, of repeats and of rows that a rule left out.
     """
 
-    objective: Objective | None
-    metric: Metric
-    select: Select
+    query: Query
     fitted: Fitted
-    cuts: Sequence[GroupCut]
-    groups: tuple[str, ...] = ()
+    positions: Positions
+    scores: FloatArray
+    explicit: FloatArray
+    implicit: FloatArray
+    swapped: BoolArray
+    cuts: Mapping[str | None, Cut]
     num_rows: int
     num_ranked: int
+    num_contradicted: int
     excluded: Mapping[str, int]
-    num_contradicted: int = 0
-    id_digest: str = ""
-    duplicates: Positions = field(default_factory=no_positions, repr=False)
-    left_out: Positions = field(default_factory=no_positions, repr=False)
+    id_digest: str
 
     @property
     def k(self) -> int:
         """Rows kept."""
-        return sum(cut.k for cut in self.cuts)
-
-    @property
-    def threshold(self) -> float:
-        """The lowest threshold of any group that keeps rows."""
-        return min((cut.threshold for cut in self.cuts if cut.k), default=math.inf)
-
-    @property
-    def boundary_id(self) -> str | None:
-        """Largest id kept at the threshold, where there is one group; None where all of them are kept."""
-        return self.cuts[0].boundary_id if len(self.cuts) == 1 else None
-
-    @property
-    def num_tied(self) -> int:
-        """Rows at the thresholds."""
-        return sum(cut.num_tied for cut in self.cuts)
-
-    @property
-    def num_tied_kept(self) -> int:
-        """Rows at the thresholds that are kept."""
-        return sum(cut.num_tied_kept for cut in self.cuts)
-
-    @property
-    def ranker(self) -> Ranker:
-        """The metric that the rows were ranked by."""
-        return Ranker(objective=self.objective, metric=self.metric, seed=self.select.seed)
-
-    @cached_property
-    def candidates(self) -> Candidates:
-        """The rows that may be kept."""
-        return Candidates(
-            ranker=self.ranker,
-            fitted=self.fitted,
-            min_score=self.select.min_score,
-            max_score=self.select.max_score,
-            left_out=self.left_out,
-            group_by=self.select.group_by,
-            groups=self.groups,
-        )
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The scored columns that `mask` needs; `apply` adds the margins of whatever other columns there are."""
-        labels = () if self.select.labels == "keep" else EXPLICIT_COLUMNS["signed"]
-        ids = (schema.ID,) if self._reads_ids else ()
-        return tuple(dict.fromkeys((*ids, *self.candidates.columns, *labels)))
-
-    @property
-    def _reads_ids(self) -> bool:
-        return any(cut.boundary_id is not None for cut in self.cuts)
-
-    def mask(self, table: pa.Table | pa.RecordBatch, *, first_row: int = 0) -> BoolArray:
-        """Which rows of a part of the scored dataset are kept, bool [num_rows].
-
-        first_row: position of the table's first row among all scored rows; it matters where rows are left out.
-        """
-        return self._treated_mask(self._relabelled(table), first_row)
-
-    def mask_of(self, block: Block, cache: TermCache) -> BoolArray:
-        """Which rows of a block are kept; its duplicates are gone and its labels treated."""
-        scores, mask = self.candidates.scores(block, cache)
-        ids = single_array(block.rows, schema.ID) if self._reads_ids else None
-        if not self.groups:
-            keep = self.cuts[0].mask(scores, ids)
-            return keep if mask is None else keep & mask
-        keep = np.zeros(scores.shape, dtype=np.bool_)
-        for cut, rows in zip(self.cuts, self.candidates.rows_by_group(block, mask), strict=True):
-            keep[rows] = cut.mask(scores[rows], None if ids is None else ids.take(pa.array(rows)))
-        return keep
-
-    def apply(self, table: pa.Table, *, first_row: int = 0) -> pa.Table:
-        """The kept rows of a part of the scored dataset, in its order, with the subset columns appended.
-
-        Labels are treated as select.labels says. A margin that the metric does not read is null where it cannot be
-        computed.
-        first_row: position of the table's first row among all scored rows; it matters where rows are left out.
-
-        Raises:
-            SchemaError: a column is missing, or a subset column is there already.
-        """
-        taken = [f.name for f in schema.SUBSET_FIELDS if f.name in table.schema.names]
-        if taken:
-            raise SchemaError(
-                f"{taken} are in the table already, so it is a subset. Apply the selection to the scored dataset."
-            )
-        treated = self._relabelled(table)
-        kept = treated.filter(pa.array(self._treated_mask(treated, first_row)))
-        columns = (*subset_margins(kept, self.ranker), self.ranker.score(kept, self.fitted))
-        for subset_field, values in zip(schema.SUBSET_FIELDS, columns, strict=True):
-            kept = kept.append_column(subset_field, pa.array(values, mask=np.isnan(values)))
-        return kept
+        return int(self.positions.size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the positions, JSON-ready, for the manifest."""
-        single = self.cuts[0].to_dict() if len(self.cuts) == 1 and not self.groups else {"k": self.k}
-        groups = {name: cut.to_dict() for name, cut in zip(self.groups, self.cuts, strict=False)}
+        """Everything but the rows, JSON-ready, for the manifest."""
+        groups = {name: cut.to_dict() for name, cut in self.cuts.items() if name is not None}
         return {
-            "objective": None if self.objective is None else self.objective.model_dump(mode="json"),
-            "metric": self.metric.model_dump(mode="json"),
-            "select": self.select.model_dump(mode="json", exclude={"engine"}),
+            "objective": self.query.objective.model_dump(mode="json"),
+            "metric": self.query.metric.model_dump(mode="json"),
+            "select": self.query.rule.model_dump(mode="json", exclude={"engine"}),
             "fitted": self.fitted.to_dict(),
-            **single,
-            "groups": groups if self.groups else None,
+            **(self.cuts[None].to_dict() if None in self.cuts else {"k": self.k}),
+            "groups": groups or None,
             "num_rows": self.num_rows,
             "num_ranked": self.num_ranked,
             "excluded": dict(self.excluded),
@@ -205,34 +76,104 @@ class Selection:
             "id_digest": self.id_digest,
         }
 
-    def _relabelled(self, table: Any) -> Any:
-        return swap_sides(table, contradicted(table)) if self.select.labels == "swap" else table
+    def rows(self, source: Source, columns: Sequence[str], part: slice = slice(None)) -> Iterator[pa.Table]:
+        """The kept rows in the order of the source: `columns`, then margin_explicit, margin_implicit and potential.
 
-    def _treated_mask(self, table: pa.Table | pa.RecordBatch, first_row: int) -> BoolArray:
-        names = [name for name in self.columns if name in table.schema.names]
-        narrow = table.select(names)
-        batch = narrow if isinstance(narrow, pa.RecordBatch) else _one_batch(narrow)
-        keep = self.mask_of(Block(rows=batch, first_row=first_row, kept=None), TermCache(batch))
-        if self.select.labels == "drop":
-            keep &= ~contradicted(batch)
-        unique = unique_rows(first_row, table.num_rows, self.duplicates)
-        return keep if unique is None else keep & unique
+        part: of the kept rows. Sides are exchanged where select.labels swaps them.
+        """
+        taken = [field.name for field in schema.SUBSET_FIELDS if field.name in source.schema.names]
+        if taken:
+            raise SchemaError(f"{taken} are in the table already: it is a subset. Select from the scored dataset.")
+        start = range(self.k)[part].start
+        for table in source.take(self.positions[part], columns):
+            rows = slice(start, start + table.num_rows)
+            kept = swap_sides(table, self.swapped[rows])
+            numbers = (self.explicit[rows], self.implicit[rows], self.scores[rows])
+            for field, values in zip(schema.SUBSET_FIELDS, numbers, strict=True):
+                kept = kept.append_column(field, pa.array(values, mask=np.isnan(values)))
+            yield kept
+            start = rows.stop
 
 
-def subset_margins(table: pa.Table | pa.RecordBatch, ranker: Ranker) -> tuple[FloatArray, FloatArray]:
-    """Explicit margin as the metric takes it and signed implicit margin; NaN where there is none."""
-    names = table.schema.names
-    missing = np.full(table.num_rows, np.nan)
-    has_explicit = all(name in names for name in ranker.columns_of(EXPLICIT))
-    has_implicit = all(name in names for name in ranker.columns_of(IMPLICIT))
-    return (
-        ranker.reading.compute(table, EXPLICIT) if has_explicit else missing,
-        ranker.reading.compute(table, IMPLICIT) if has_implicit else missing,
+def select(source: Source, objective: Objective, metric: Metric, rule: Select) -> Selection:
+    """Find which rows of `source` rank among the best.
+
+    Rows with a term that is NaN, infinite or null are left out of statistics and ranking and counted, as are rows that
+    repeat the id and content of another one.
+
+    Raises:
+        SchemaError: a column the metric reads is missing, of another type, or null in every row.
+        SourceError: rows share an id but not their content.
+        DataError: no row can be ranked, a term to be normalised has no spread, or more rows are wanted than are left.
+    """
+    [found] = select_many(source, [Query(objective=objective, metric=metric, rule=rule)])
+    return found.selection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """A selection, and what reports and comparisons look at: the columns and the scores of all rows."""
+
+    selection: Selection
+    columns: Columns
+    ranking: Ranking
+
+
+def select_many(source: Source, queries: Sequence[Query], passes: Passes | None = None) -> Iterator[Found]:
+    """Find several selections of one source, one after another; each equals that of `select`.
+
+    Queries that treat labels alike share one reading. Raises as `select`.
+    """
+    read = Reader(source, queries, passes)
+    for query in queries:
+        columns, duplicates = read.for_query(query)
+        ranking = rank(columns, query, duplicates)
+        yield found(columns, ranking, choose(source, columns, ranking))
+
+
+class Reader:
+    """Reads the columns that some queries want, once for each way to treat labels; holds those read last."""
+
+    def __init__(self, source: Source, queries: Sequence[Query], passes: Passes | None = None) -> None:
+        self._source, self._queries = source, queries
+        self._passes: Passes = passes if passes is not None else Threads()
+        self._duplicates: Positions | None = None
+        self._read: tuple[str, Columns] | None = None
+
+    def for_query(self, query: Query) -> tuple[Columns, Positions]:
+        """The columns, and the positions of rows that repeat others. Raises as `select`."""
+        labels = query.rule.labels
+        if self._read is None or self._read[0] != labels:
+            alike = [other for other in self._queries if other.rule.labels == labels]
+            self._read = labels, read_columns(self._source, wanted_by(alike, self._source), self._passes)
+        columns = self._read[1]
+        if self._duplicates is None:
+            self._duplicates = find_repeats(self._source, columns.hashes)
+        return columns, self._duplicates
+
+
+def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
+    """The selection that a choice makes."""
+    query, rows = ranking.query, choice.positions
+    missing = np.full(rows.size, np.nan)
+    explicit, implicit = (
+        columns.quantities[quantity][rows] if quantity in columns.quantities else missing
+        for quantity in (query.explicit, query.implicit)
     )
-
-
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    batches = table.combine_chunks().to_batches()
-    if len(batches) == 1:
-        return batches[0]
-    return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in table.schema], schema=table.schema)
+    swapped = columns.against[rows] if query.rule.labels == "swap" else np.zeros(rows.size, dtype=np.bool_)
+    selection = Selection(
+        query=query,
+        fitted=ranking.fitted,
+        positions=rows,
+        scores=ranking.scores[rows],
+        explicit=np.abs(explicit) if query.metric.explicit == "absolute" else explicit,
+        implicit=implicit,
+        swapped=swapped,
+        cuts=choice.cuts,
+        num_rows=columns.num_rows,
+        num_ranked=ranking.num_ranked,
+        num_contradicted=ranking.num_contradicted,
+        excluded=ranking.excluded | choice.excluded,
+        id_digest=f"{int(columns.hashes[rows].sum(dtype=np.uint64)):016x}",
+    )
+    return Found(selection=selection, columns=columns, ranking=ranking)

@@ -10,23 +10,22 @@ import logging
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Prompts
+from pipeline.drops import Drop
 from pipeline.errors import SourceError
 from pipeline.faults import is_missing
 from pipeline.shown import shown, shown_path
 from pipeline.sources.prompt_rows import PROMPTS_FORMAT, open_prompts
-from pipeline.sources.rows import Drop, Turn
+from pipeline.sources.rows import Turn
 from pipeline.sources.words import normalised, words_of
 
 _log = logging.getLogger(__name__)
 
-CONTAMINATED: Final = "contaminated"
-"""Reason for which a prompt is dropped that shares an n-gram with a benchmark."""
 
 _GramArray = npt.NDArray[np.uint64]
 

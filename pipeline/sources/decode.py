@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.drops import Drop, Reason
 from pipeline.shown import shown_path
 from pipeline.sources.blocks import LINE, Span, read_span
 from pipeline.sources.columns import Columns, Kind, is_json_type, kinds_of_rows, kinds_of_schema
 from pipeline.sources.files import SourceScan
 from pipeline.sources.formats import FORMATS
-from pipeline.sources.rows import Drop, Reason, Row
+from pipeline.sources.rows import Row
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipeline.drops import Drop
 from pipeline.errors import SchemaError, SourceError
 from pipeline.schema import NUM_TOKENS_PROMPT, TRUNCATED
 from pipeline.shown import shown, shown_path
@@ -18,7 +19,7 @@ from pipeline.sources.detect import SAMPLE_ROWS, resolve_format
 from pipeline.sources.files import SourceScan, ignored_text, scan_files
 from pipeline.sources.formats import AUTO, FORMATS, check_format_name
 from pipeline.sources.ids import content_digest
-from pipeline.sources.rows import Drop, PairRow, Row, Turn, reason_of
+from pipeline.sources.rows import PairRow, Row, Turn, reason_of
 from pipeline.sources.scores import (
     ALL_SCORE_COLUMNS,
     NO_SCORES,

@@ -7,6 +7,7 @@ the prompt is what they share; `scored` is `messages` with scores or outcomes be
 from collections.abc import Sequence
 from typing import Final
 
+from pipeline.drops import DropRow, Reason
 from pipeline.schema import (
     CHOSEN,
     DROPPED,
@@ -18,7 +19,7 @@ from pipeline.schema import (
     TOOLS,
 )
 from pipeline.sources.columns import TURN_LIKE, Columns, Kind
-from pipeline.sources.rows import DropRow, Format, PairRow, Reason, Row
+from pipeline.sources.rows import Format, PairRow, Row
 from pipeline.sources.turns import (
     any_pair,
     checked_pair,

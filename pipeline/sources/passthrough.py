@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from pipeline.drops import Drop, DropRow, Reason
 from pipeline.errors import SchemaError
 from pipeline.sources.columns import is_json_type
-from pipeline.sources.rows import Drop, DropRow, Reason, Row
+from pipeline.sources.rows import Row
 
 _JSON_TEXT: Final = {b"alignpot": b"json"}
 """Marks a field whose values of any kind are written as JSON text."""

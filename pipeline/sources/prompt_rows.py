@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pipeline import schema as s
 from pipeline.config import Prompts
+from pipeline.drops import Drop, DropRow, Reason
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.shown import shown_path
 from pipeline.sources.blocks import Span, read_span
@@ -25,7 +26,7 @@ from pipeline.sources.detect import SAMPLE_ROWS, described, detect, resolve_form
 from pipeline.sources.files import SourceFile, scan_files
 from pipeline.sources.formats import AUTO, FORMATS
 from pipeline.sources.reader import check_id_column, id_of
-from pipeline.sources.rows import Drop, DropRow, Reason, Row, Turn, reason_of
+from pipeline.sources.rows import Row, Turn, reason_of
 from pipeline.sources.shards import plan_shards
 from pipeline.sources.turns import (
     PROMPT_TEXT_COLUMNS,

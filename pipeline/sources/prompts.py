@@ -11,27 +11,22 @@ some 200 MB. Dropped rows keep no text.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import schema as s
 from pipeline.config import SEED_STRATEGY, Prompts
+from pipeline.drops import Drop, Reason
 from pipeline.errors import DataError
 from pipeline.metrics.ids import hash_ids
 from pipeline.shown import quoted, shown_path
-from pipeline.sources.contamination import CONTAMINATED, Contamination
+from pipeline.sources.contamination import Contamination
 from pipeline.sources.files import SourceFile
 from pipeline.sources.ids import prompt_digest
 from pipeline.sources.prompt_rows import PromptRow, open_prompts
-from pipeline.sources.reader import STAGE
-from pipeline.sources.rows import Drop, Turn
-
-FILTER_STAGE: Final = "filter"
-"""Value of drop_stage for prompts that could be read but are not wanted."""
-DUPLICATE_PROMPT: Final = "duplicate_prompt"
-BEYOND_LIMIT: Final = "beyond_limit"
+from pipeline.sources.rows import Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +66,11 @@ def read_prompts(fs: Any, root: str, prompts: Prompts, benchmarks: Contamination
     kept, dropped = _each_once(source.rows())
     if benchmarks is not None:
         hit = {id_ for id_, prompt in kept.items() if benchmarks.hits_prompt(prompt)}
-        dropped += [_dropped(id_, FILTER_STAGE, CONTAMINATED) for id_ in sorted(hit)]
+        dropped += [_dropped(id_, Drop(Reason.CONTAMINATED, "filter")) for id_ in sorted(hit)]
         kept = {id_: prompt for id_, prompt in kept.items() if id_ not in hit}
     if prompts.limit is not None:
         first = set(by_hash([*kept], prompts.seed)[: prompts.limit])
-        dropped += [_dropped(id_, STAGE, BEYOND_LIMIT) for id_ in sorted(kept) if id_ not in first]
+        dropped += [_dropped(id_, Drop(Reason.BEYOND_LIMIT)) for id_ in sorted(kept) if id_ not in first]
         kept = {id_: prompt for id_, prompt in kept.items() if id_ in first}
     rows = [_usable(id_, kept[id_]) for id_ in sorted(kept)]
     seeds = SeedPrompts(
@@ -101,7 +96,7 @@ def _each_once(rows: Iterable[PromptRow]) -> tuple[dict[str, list[Turn]], list[d
     digest_of_id: dict[str, str] = {}
     for row in rows:
         if isinstance(row.prompt, Drop):
-            dropped.append(_dropped(row.place, STAGE, str(row.prompt.reason)))
+            dropped.append(_dropped(row.place, row.prompt))
             continue
         digest = prompt_digest(row.prompt)
         row_id = row.id or digest
@@ -115,20 +110,13 @@ def _each_once(rows: Iterable[PromptRow]) -> tuple[dict[str, list[Turn]], list[d
         of_digest[digest] = here if before is None else min(before, here, key=lambda found: found[:2])
         if before is not None:
             repeated = max(before, here, key=lambda found: found[:2])
-            dropped.append(_dropped(repeated[1], STAGE, DUPLICATE_PROMPT))
+            dropped.append(_dropped(repeated[1], Drop(Reason.DUPLICATE_PROMPT)))
     return {id_: prompt for id_, _, prompt in of_digest.values()}, dropped
 
 
 def _usable(id_: str, prompt: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    return {s.ID: id_, s.PROMPT: prompt, s.STRATEGY: SEED_STRATEGY, s.ROUND: 0, s.STATUS: s.SCORED}
+    return {s.ID: id_, s.PROMPT: prompt, s.STRATEGY: SEED_STRATEGY, s.ROUND: 0, s.STATUS: s.KEPT}
 
 
-def _dropped(id_: str, stage: str, reason: str) -> dict[str, Any]:
-    return {
-        s.ID: id_,
-        s.STRATEGY: SEED_STRATEGY,
-        s.ROUND: 0,
-        s.STATUS: s.DROPPED,
-        s.DROP_STAGE: stage,
-        s.DROP_REASON: reason,
-    }
+def _dropped(id_: str, drop: Drop) -> dict[str, Any]:
+    return {s.ID: id_, s.STRATEGY: SEED_STRATEGY, s.ROUND: 0, **drop.columns}

@@ -19,10 +19,11 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Final
 
+from pipeline.drops import Drop, DropRow, Reason
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.messages import has_candidates
-from pipeline.sources.rows import Drop, DropRow, Format, PairRow, Reason, Rewards, Row, Turn
+from pipeline.sources.rows import Format, PairRow, Rewards, Row, Turn
 from pipeline.sources.turns import (
     PROMPT_TEXT_COLUMNS,
     SYSTEM_TEXT_COLUMNS,

@@ -8,12 +8,13 @@ import logging
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline import schema as s
 from pipeline.config import Source
+from pipeline.drops import Drop, DropRow, Reason
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.shown import shown_path
 from pipeline.sources.blocks import Span, read_span
@@ -24,14 +25,13 @@ from pipeline.sources.files import SourceFile, SourceScan, ignored_text, scan_fi
 from pipeline.sources.formats import FORMATS, check_format_name
 from pipeline.sources.ids import content_digest
 from pipeline.sources.passthrough import fitted, kept_only, passthrough_fields, plain_columns, undecodable_rows
-from pipeline.sources.rows import BEST_WORST, Drop, DropRow, Pairs, Reason, Row, reason_of
+from pipeline.sources.rows import BEST_WORST, Pairs, Row, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, plan_scores, read_scores
 from pipeline.sources.shards import Shard
 from pipeline.sources.turns import text_of
 
 _log = logging.getLogger(__name__)
 
-STAGE: Final = "source"
 """Value of drop_stage for rows that are dropped here."""
 
 
@@ -109,7 +109,7 @@ class PairReader:
             place = f"{shard.file}:{shard.first_row + offset}"
             return Drop(reason_of(error, row_id or place)), row_id
         own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
-        return {**passed, **own, s.TOOLS: pair.tools, s.CONTENT_DIGEST: digest, s.STATUS: s.SCORED, **scores}
+        return {**passed, **own, s.TOOLS: pair.tools, s.CONTENT_DIGEST: digest, s.STATUS: s.KEPT, **scores}
 
     def _table(
         self,
@@ -125,8 +125,7 @@ class PairReader:
                 rows.append({**outcome, **place})
             else:
                 drop, row_id = outcome
-                why = {s.STATUS: s.DROPPED, s.DROP_STAGE: STAGE, s.DROP_REASON: str(drop.reason)}
-                rows.append({s.ID: row_id, **why, **place})
+                rows.append({s.ID: row_id, **drop.columns, **place})
         schema, arrays = self.schema, []
         for field in schema:
             if passed is not None and field.name in passed:

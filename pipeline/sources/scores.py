@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline import schema as s
+from pipeline.drops import Drop, DropRow, Reason
 from pipeline.errors import SchemaError
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.detect import described
 from pipeline.sources.formats import FORMATS
 from pipeline.sources.ranked import number_of, numbers_of
-from pipeline.sources.rows import Drop, DropRow, PairRow, Reason, Row
+from pipeline.sources.rows import PairRow, Row
 
 OWN_REWARDS: Final = (s.REWARD_CHOSEN, s.REWARD_REJECTED)
 OTHER_REWARDS: Final = (

@@ -8,10 +8,11 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from pipeline.drops import DropRow, Reason
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.messages import has_candidates
-from pipeline.sources.rows import DropRow, Format, PairRow, Reason, Row, Turn
+from pipeline.sources.rows import Format, PairRow, Row, Turn
 from pipeline.sources.turns import checked_pair, lacking, split_dialogues, text_of
 
 _MARKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")

@@ -9,8 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from pipeline.drops import DropRow, Reason
 from pipeline.sources.columns import TURN_LIKE, Columns, Kind
-from pipeline.sources.rows import DropRow, PairRow, Reason, Row, Turn
+from pipeline.sources.rows import PairRow, Row, Turn
 
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 ROLES: Final = SYSTEM_ROLES | {"user", "assistant", "tool"}

@@ -2,5 +2,5 @@
 
 A stage is a callable that takes the table of one shard and returns it with columns added; it returns every row
 once, in order, and marks a row it cannot use as dropped instead of leaving it out. Stages know neither Ray nor
-storage: `score_plain` is the plain loop, `pipeline.flows` puts the same stages into Ray actors.
+storage: `run_plain` is the plain loop, `pipeline.flows` puts the same stages into Ray actors.
 """

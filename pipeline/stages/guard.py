@@ -17,19 +17,17 @@ from typing import Final
 
 import pyarrow as pa
 
+from pipeline.drops import Reason, StageName
 from pipeline.errors import AlignpotError
 from pipeline.schema import ID
 from pipeline.stages.plan import Apply, Stage
-from pipeline.stages.rows import drop_rows, scored_rows
-
-STAGE_ERROR: Final = "stage_error"
-"""Reason of a row on which a stage raised an error that is none of ours."""
+from pipeline.stages.rows import drop_rows, kept_rows
 
 _GRACE_S: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
-Attempt = Callable[[pa.Table], pa.Table | str]
+Attempt = Callable[[pa.Table], pa.Table | Reason]
 """Applies a stage to a single row; the reason if the row is to be dropped instead."""
 
 
@@ -38,13 +36,13 @@ def guarded(stage: Stage, timeout_s: float) -> Stage:
     return replace(stage, build=partial(_build, stage, timeout_s))
 
 
-def by_row(table: pa.Table, apply: Apply, attempt: Attempt, stage: str) -> pa.Table:
+def by_row(table: pa.Table, apply: Apply, attempt: Attempt, stage: StageName) -> pa.Table:
     """Apply a stage to one row after another; rows for which `attempt` gives a reason leave it as dropped rows."""
     pieces = []
     for index in range(table.num_rows):
         piece = table.slice(index, 1)
         found = attempt(piece)
-        pieces.append(apply(drop_rows(piece, {0: found}, stage=stage)) if isinstance(found, str) else found)
+        pieces.append(apply(drop_rows(piece, {0: found}, stage=stage)) if isinstance(found, Reason) else found)
     return pa.concat_tables(pieces)
 
 
@@ -53,7 +51,7 @@ def _build(stage: Stage, timeout_s: float) -> Apply:
 
 
 class _Guarded:
-    def __init__(self, inner: Apply, stage: str, timeout_s: float) -> None:
+    def __init__(self, inner: Apply, stage: StageName, timeout_s: float) -> None:
         self._inner, self._stage, self._timeout_s = inner, stage, timeout_s
         self._good: pa.Table | None = None  # a row that the stage has worked on without an error
 
@@ -69,7 +67,7 @@ class _Guarded:
                 raise
         else:
             if self._good is None:
-                self._good = table.take(scored_rows(table)[:1])
+                self._good = table.take(kept_rows(table)[:1])
         return found
 
     def close(self) -> None:
@@ -81,7 +79,7 @@ class _Guarded:
         with _ends_after(self._timeout_s, self._stage):
             return self._inner(table)
 
-    def _attempt(self, piece: pa.Table) -> pa.Table | str:
+    def _attempt(self, piece: pa.Table) -> pa.Table | Reason:
         try:
             found = self._in_time(piece)
         except AlignpotError:
@@ -91,8 +89,8 @@ class _Guarded:
                 self._in_time(self._good)
             name = piece[ID][0].as_py() if ID in piece.column_names else None
             _log.warning("stage %s: %s on row %s, which is dropped", self._stage, type(error).__name__, name)
-            return STAGE_ERROR
-        self._good = piece if len(scored_rows(piece)) else self._good
+            return Reason.STAGE_ERROR
+        self._good = piece if len(kept_rows(piece)) else self._good
         return found
 
 

@@ -13,9 +13,9 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.config import ClassifierReward, Config, Replicas, TorchModel, VllmModel
+from pipeline.drops import StageName
 
 Apply = Callable[[pa.Table], pa.Table]
-StageName = Literal["tokenise", "reward", "policy", "reference", "generate", "annotate", "pair", "evolve"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,17 +78,17 @@ def _apply_all(steps: list[Apply], table: pa.Table) -> pa.Table:
 
 
 def _build_reward(reward: ClassifierReward) -> Apply:
-    from pipeline.models.engines import load_classifier_engine
+    from pipeline.models.rewards import ClassifierEngine
     from pipeline.stages.score import ScoreRewards
 
-    return ScoreRewards(load_classifier_engine(reward))
+    return ScoreRewards(ClassifierEngine.load(reward))
 
 
 def _build_logprobs(model: TorchModel, role: Literal["policy", "reference"]) -> Apply:
-    from pipeline.models.engines import load_logprob_engine
+    from pipeline.models.logprobs import LogprobEngine
     from pipeline.stages.score import ScoreLogprobs
 
-    return ScoreLogprobs(load_logprob_engine(model), role)
+    return ScoreLogprobs(LogprobEngine.load(model), role)
 
 
 def _build_vllm_logprobs(model: VllmModel, role: Literal["policy", "reference"], max_length: int) -> Apply:

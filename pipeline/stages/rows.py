@@ -8,27 +8,28 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.schema import DROP_REASON, DROP_STAGE, DROPPED, SCORED, STATUS
+from pipeline.drops import Drop, Reason, StageName
+from pipeline.schema import DROP_REASON, DROP_STAGE, KEPT, STATUS
 
 # Columns that stages hand to each other carry this prefix and never reach storage.
 TRANSIENT_PREFIX: Final = "__alignpot_"
 
 
-def scored_rows(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Positions of the rows that are still to be scored, ascending."""
-    mask = pc.equal(table.column(STATUS), SCORED).to_numpy(zero_copy_only=False)
+def kept_rows(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Positions of the rows that are not dropped, ascending."""
+    mask = pc.equal(table.column(STATUS), KEPT).to_numpy(zero_copy_only=False)
     return np.flatnonzero(mask).astype(np.int64)
 
 
-def drop_rows(table: pa.Table, reasons: Mapping[int, str], *, stage: str) -> pa.Table:
+def drop_rows(table: pa.Table, reasons: Mapping[int, Reason], *, stage: StageName) -> pa.Table:
     """Mark the rows at the given positions as dropped at `stage`, each with its reason."""
     if not reasons:
         return table
-    replaced = {STATUS: DROPPED, DROP_STAGE: stage}
+    outcomes = {row: Drop(reason, stage).columns for row, reason in reasons.items()}
     for name in (STATUS, DROP_STAGE, DROP_REASON):
         values = table.column(name).to_pylist()
-        for row, reason in reasons.items():
-            values[row] = replaced.get(name, reason)
+        for row, outcome in outcomes.items():
+            values[row] = outcome[name]
         table = set_column(table, name, pa.array(values, pa.string()))
     return table
 

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.drops import Reason, StageName
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
-from pipeline.models.logprobs import Scores, pair_groups
+from pipeline.models.memory import Scores
 from pipeline.models.packing import Group
-from pipeline.models.rewards import ClassifierEngine, dialogue_groups
+from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import (
     ID,
     POLICY_LOGP_CHOSEN,
@@ -23,8 +24,8 @@ from pipeline.schema import (
     REWARD_REJECTED,
 )
 from pipeline.shown import listed, quoted
-from pipeline.stages.rows import drop_rows, scored_rows, set_column, spread
-from pipeline.stages.tokenise import DIALOGUE_COLUMNS, PAIR_COLUMNS, dialogues_of, pair_of
+from pipeline.stages.rows import drop_rows, kept_rows, set_column, spread
+from pipeline.stages.tokenise import dialogue_groups, pair_groups
 
 Role = Literal["policy", "reference"]
 
@@ -62,13 +63,15 @@ class ScoreLogprobs:
         Raises:
             ModelError: on the first rows, the engine's numbers are not those of the model's own forward.
         """
-        rows = scored_rows(table)
-        groups = pair_groups([pair_of(row) for row in table.select(PAIR_COLUMNS).take(pa.array(rows)).to_pylist()])
+        rows = kept_rows(table)
+        groups = pair_groups(table, rows)
         if groups and not self._checked:
             check_engine(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), self._role)
             self._checked = True
         scores = self._engine.score(groups)
-        outcome = _Outcome(values=scores.sum_logp.reshape(-1, 2), left_out=scores.left_out, otherwise="non_finite_logp")
+        outcome = _Outcome(
+            values=scores.values.reshape(-1, 2), left_out=scores.left_out, otherwise=Reason.NON_FINITE_LOGP
+        )
         return _with_sides(table, rows, outcome, names=LOGP_COLUMNS[self._role], stage=self._role)
 
     def close(self) -> None:
@@ -87,15 +90,14 @@ class ScoreRewards:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score the rows still to be scored; drop those without a finite reward. Raises as ScoreLogprobs."""
-        rows = scored_rows(table)
-        dialogues = [dialogues_of(row) for row in table.select(DIALOGUE_COLUMNS).take(pa.array(rows)).to_pylist()]
-        groups = dialogue_groups(dialogues)
+        rows = kept_rows(table)
+        groups = dialogue_groups(table, rows)
         if groups and not self._checked:
             check_engine(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), "reward")
             self._checked = True
         rewards = self._engine.score(groups)
         outcome = _Outcome(
-            values=rewards.reward.reshape(-1, 2), left_out=rewards.left_out, otherwise="non_finite_reward"
+            values=rewards.values.reshape(-1, 2), left_out=rewards.left_out, otherwise=Reason.NON_FINITE_REWARD
         )
         return _with_sides(table, rows, outcome, names=(REWARD_CHOSEN, REWARD_REJECTED), stage="reward")
 
@@ -105,11 +107,11 @@ class _Outcome:
     """Numbers of both sides of some pairs, shape (pairs, 2), and why some are missing, by index in the flat array."""
 
     values: npt.NDArray[np.float64]
-    left_out: Mapping[int, str]
-    otherwise: str
+    left_out: Mapping[int, Reason]
+    otherwise: Reason
     """The reason of a number that is not finite without having been left out."""
 
-    def reasons(self) -> dict[int, str]:
+    def reasons(self) -> dict[int, Reason]:
         """Why a pair cannot be used, by its index."""
         found = dict.fromkeys(np.flatnonzero(~np.isfinite(self.values).all(axis=1)).tolist(), self.otherwise)
         return found | {index // 2: reason for index, reason in self.left_out.items()}
@@ -131,7 +133,7 @@ def check_engine(engine: SelfChecking, groups: Sequence[Group], ids: Sequence[st
 
 
 def _with_sides(
-    table: pa.Table, rows: npt.NDArray[np.int64], outcome: _Outcome, *, names: Sequence[str], stage: str
+    table: pa.Table, rows: npt.NDArray[np.int64], outcome: _Outcome, *, names: Sequence[str], stage: StageName
 ) -> pa.Table:
     reasons = outcome.reasons()
     usable = [i for i in range(len(rows)) if i not in reasons]

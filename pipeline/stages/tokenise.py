@@ -1,11 +1,14 @@
 """Chat templates and token ids, once per tokenizer: messages in, token ids of both answers out."""
 
-from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.drops import Reason
+from pipeline.models.packing import Completion, Group, Int32Array
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedDialogues, TokenizedPair
 from pipeline.schema import (
     CHOSEN,
@@ -18,7 +21,7 @@ from pipeline.schema import (
     TOOLS,
     TRUNCATED,
 )
-from pipeline.stages.rows import TRANSIENT_PREFIX, drop_rows, scored_rows, set_column, spread
+from pipeline.stages.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
 
 CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}chosen_ids"
 REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}rejected_ids"
@@ -27,19 +30,6 @@ REJECTED_START: Final = f"{TRANSIENT_PREFIX}rejected_start"
 REWARD_CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}reward_chosen_ids"
 REWARD_REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}reward_rejected_ids"
 REWARD_TRUNCATED: Final = f"{TRANSIENT_PREFIX}reward_truncated"
-
-PAIR_COLUMNS = [
-    CHOSEN_IDS,
-    REJECTED_IDS,
-    CHOSEN_START,
-    REJECTED_START,
-    NUM_TOKENS_PROMPT,
-    NUM_TOKENS_CHOSEN,
-    NUM_TOKENS_REJECTED,
-    TRUNCATED,
-]
-
-DIALOGUE_COLUMNS = [REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, REWARD_TRUNCATED]
 
 _IDS = pa.list_(pa.int32())
 
@@ -88,39 +78,42 @@ class TokeniseDialogues:
         return _with_columns(table, list(kept), columns)
 
 
-def pair_of(row: Mapping[str, Any]) -> TokenizedPair:
-    """The tokenised pair that a row of the table stands for."""
-    return TokenizedPair(
-        chosen_ids=np.asarray(row[CHOSEN_IDS], np.int32),
-        rejected_ids=np.asarray(row[REJECTED_IDS], np.int32),
-        chosen_start=row[CHOSEN_START],
-        rejected_start=row[REJECTED_START],
-        num_tokens_prompt=row[NUM_TOKENS_PROMPT],
-        num_tokens_chosen=row[NUM_TOKENS_CHOSEN],
-        num_tokens_rejected=row[NUM_TOKENS_REJECTED],
-        truncated=row[TRUNCATED],
-    )
+def pair_groups(table: pa.Table, rows: npt.NDArray[np.int64]) -> list[Group]:
+    """A group of two for each of the rows, for causal models: the chosen sequence, then the rejected one."""
+    chosen, rejected = _token_ids(table, rows, CHOSEN_IDS), _token_ids(table, rows, REJECTED_IDS)
+    starts = (table.column(name).take(pa.array(rows)).to_pylist() for name in (CHOSEN_START, REJECTED_START))
+    return [
+        (Completion(ids=first, start=first_start), Completion(ids=second, start=second_start))
+        for first, second, first_start, second_start in zip(chosen, rejected, *starts, strict=True)
+    ]
 
 
-def dialogues_of(row: Mapping[str, Any]) -> TokenizedDialogues:
-    """The tokenised dialogues, as the reward model reads them, that a row of the table stands for."""
-    return TokenizedDialogues(
-        chosen_ids=np.asarray(row[REWARD_CHOSEN_IDS], np.int32),
-        rejected_ids=np.asarray(row[REWARD_REJECTED_IDS], np.int32),
-        truncated=row[REWARD_TRUNCATED],
-    )
+def dialogue_groups(table: pa.Table, rows: npt.NDArray[np.int64]) -> list[Group]:
+    """A group of two for each of the rows, for a reward model: the chosen dialogue, then the rejected one."""
+    chosen, rejected = _token_ids(table, rows, REWARD_CHOSEN_IDS), _token_ids(table, rows, REWARD_REJECTED_IDS)
+    return [
+        (Completion(ids=first, start=0), Completion(ids=second, start=0))
+        for first, second in zip(chosen, rejected, strict=True)
+    ]
+
+
+def _token_ids(table: pa.Table, rows: npt.NDArray[np.int64], name: str) -> list[Int32Array]:
+    """Token ids of some rows, as views of one array."""
+    column = table.column(name).take(pa.array(rows)).combine_chunks()
+    values = column.values.to_numpy()
+    return [values[begin:end] for begin, end in pairwise(column.offsets.to_pylist())]
 
 
 def _tokenise(table: pa.Table, tokenizer: PairTokenizer | DialogueTokenizer) -> tuple[dict[int, Any], pa.Table]:
-    rows = scored_rows(table)
+    rows = kept_rows(table)
     pairs = table.select([ID, PROMPT, CHOSEN, REJECTED, TOOLS]).take(pa.array(rows)).to_pylist()
     outcomes = {
         int(row): tokenizer.tokenize(pair[PROMPT], pair[CHOSEN], pair[REJECTED], pair[TOOLS], row=pair[ID])
         for row, pair in zip(rows, pairs, strict=True)
     }
-    dropped = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, str)}
+    dropped = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, Reason)}
     kept = {row: outcome for row, outcome in outcomes.items() if row not in dropped}
-    return kept, drop_rows(table, dropped, stage="tokens")
+    return kept, drop_rows(table, dropped, stage="tokenise")
 
 
 def _with_columns(table: pa.Table, rows: list[int], columns: Columns) -> pa.Table:

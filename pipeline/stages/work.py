@@ -94,7 +94,7 @@ Commit = Callable[[int, pa.Table], pa.Table]
 """Writes the part of a shard, given its index and table; returns its summary as a one-row table."""
 
 
-def score_plain(
+def run_plain(
     reader: ShardReader, shards: Sequence[AnyShard], stages: Sequence[Stage], commit: Commit
 ) -> Iterator[ShardWork]:
     """Run every stage over the shards in this process, one after another.

@@ -26,6 +26,7 @@ class TrainJob:
         objective: gives beta where the settings do not.
         tokens: what the pairs were scored with; training tokenises by TRL's rule, whatever the preset.
         storage: how to reach datasets on object stores.
+        merge: whether a LoRA adapter is merged into the model in the end; else it is saved alone.
     """
 
     datasets: tuple[str, ...]
@@ -36,6 +37,7 @@ class TrainJob:
     objective: Objective = field(default_factory=Objective)
     tokens: Tokens = field(default_factory=Tokens)
     storage: Storage = field(default_factory=Storage)
+    merge: bool = True
 
     def to_json(self) -> str:
         """All of it as JSON text."""
@@ -43,7 +45,8 @@ class TrainJob:
         plain = {
             name: None if section is None else section.model_dump(mode="json") for name, section in sections.items()
         }
-        return json.dumps({"datasets": list(self.datasets), "output": str(self.output), **plain}, indent=2)
+        own = {"datasets": list(self.datasets), "output": str(self.output), "merge": self.merge}
+        return json.dumps({**own, **plain}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "TrainJob":
@@ -54,7 +57,7 @@ class TrainJob:
         """
         try:
             given: dict[str, Any] = dict(json.loads(text))
-            unknown = sorted(set(given) - {*_SECTIONS, "datasets", "output"})
+            unknown = sorted(set(given) - {*_SECTIONS, "datasets", "output", "merge"})
             if unknown:
                 raise ConfigError(f"The training job has unknown keys {unknown}.")
             sections = {
@@ -62,7 +65,8 @@ class TrainJob:
                 for name, kind in _SECTIONS.items()
                 if given.get(name) is not None
             }
-            return cls(datasets=tuple(given["datasets"]), output=Path(given["output"]), **sections)
+            datasets, output, merge = tuple(given["datasets"]), Path(given["output"]), bool(given.get("merge", True))
+            return cls(datasets=datasets, output=output, merge=merge, **sections)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"The training job cannot be read: {error}") from None
 

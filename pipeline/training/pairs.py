@@ -82,15 +82,16 @@ def read_pairs(job: TrainJob, scratch: Path, columns: Sequence[str] = MESSAGE_CO
 
 def _saved(job: TrainJob, url: str, scratch: Path) -> "Dataset":
     from datasets import DatasetDict, load_from_disk
-    from fsspec.implementations.local import LocalFileSystem
 
-    from pipeline.storage.filesystem import check_readable, open_filesystem, storage_errors
+    from pipeline.data.place import Place
+    from pipeline.faults import storage_errors
 
-    fs, path = open_filesystem(url, job.storage)
-    check_readable(fs, path)
-    if not isinstance(fs, LocalFileSystem):
+    place = Place.open(url, job.storage)
+    place.check_readable()
+    path = place.root
+    if not place.is_local:
         with storage_errors(url):
-            fs.get(path, str(scratch), recursive=True)
+            place.fs.get(path, str(scratch), recursive=True)
         path = str(scratch)
     try:
         loaded = load_from_disk(path)

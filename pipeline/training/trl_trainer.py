@@ -1,8 +1,8 @@
 """One training by TRL in this process: a model loaded, trained on the pairs of a job, and saved.
 
 Full training keeps its weights in float32 and computes in the settings' dtype, so that small steps are not rounded
-away; a LoRA adapter is trained on frozen weights of that dtype and merged in float32. What is saved has the policy's
-dtype, its config, its generation config and its tokenizer, and nothing pickled.
+away; a LoRA adapter is trained on frozen weights of that dtype and, if the job says so, merged in float32. A saved
+model has the policy's dtype, its config, its generation config and its tokenizer, and nothing pickled.
 """
 
 import copy
@@ -153,11 +153,17 @@ def _adapter(job: TrainJob) -> Any:
 
 
 def _save(job: TrainJob, model: Any, configs: tuple[Any, Any], folder: Path) -> None:
-    """Weights in the policy's dtype, and the policy's own tokenizer, which next to a reference must be the same."""
+    """Weights in the policy's dtype, and the policy's own tokenizer, which next to a reference must be the same.
+
+    Where an adapter is wanted alone, that is all there is.
+    """
     import torch
 
     from pipeline.models.loading import load_tokenizer
 
+    if job.settings.adapter == "lora" and not job.merge:
+        model.save_pretrained(folder)
+        return
     if job.settings.adapter == "lora":
         model = model.to("cpu", torch.float32).merge_and_unload()
     model = model.to(getattr(torch, job.policy.dtype))

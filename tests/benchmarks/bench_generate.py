@@ -26,13 +26,13 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import ray
-
-from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
 from pipeline.demo.sample_pairs import load_prompts
 from pipeline.demo.smollm2 import ensure_smollm2
-from pipeline.flows.on_ray import ScoreJob, score_on_ray
+
+from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
+from pipeline.flows.on_ray import RayJob, run_on_ray
 from pipeline.flows.session import ray_session
-from pipeline.generation.candidates import STAGE, PromptRenderer
+from pipeline.generation.candidates import PromptRenderer
 from pipeline.generation.decoding import load_decoder
 from pipeline.generation.engines import environment
 from pipeline.generation.sampler import seed_of
@@ -78,8 +78,8 @@ class Flow:
         self._folder, self._keep = folder, Keep(folder)
         self._shards = shards
         stages = (generate_stage(config, config.policy),)
-        job = ScoreJob(reader=Reader(table, folder), stages=stages, commit=self._keep, run=Run())
-        self._works: Iterator[ShardWork] = score_on_ray(job, shards)
+        job = RayJob(reader=Reader(table, folder), stages=stages, commit=self._keep, run=Run())
+        self._works: Iterator[ShardWork] = run_on_ray(job, shards)
 
     def run(self, repeat: int) -> tuple[float, float, pa.Table]:
         """Seconds, CPU seconds of the actor, and the rows of a repeat."""
@@ -132,7 +132,7 @@ def measure(
         for repeat in range(options.repeats + 1):
             places = [i for s in shards if s.repeat == repeat for i in range(s.first, s.first + s.num_rows)]
             tokens = [renderer.token_ids(prompts[i]).tolist() for i in places]
-            seeds = [seed_of(generate.seed, STAGE, ids[i]) for i in places]
+            seeds = [seed_of(generate.seed, "generate", ids[i]) for i in places]
             first = flow.run(repeat) if repeat % 2 == 0 else None
             called = direct.generate(tokens, seeds, sampling)
             wall, cpu, answered = first or flow.run(repeat)

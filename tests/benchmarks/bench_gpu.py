@@ -37,10 +37,12 @@ from tests.benchmarks.scoring_gpu import CASES, LLAMA_3_8B, PEAK_TFLOPS, TINY, P
 from tests.benchmarks.scoring_gpu_peers import BATCHES, Score, classifier, in_length_order, padding_free, paper
 
 if importlib.util.find_spec("pydantic") is None:
-    # The engines name two data classes of a module that also reads configs, and so needs pydantic.
-    prompts: Any = ModuleType("pipeline.models.prompts")
-    prompts.TokenizedPair = prompts.TokenizedDialogues = SimpleNamespace
-    sys.modules[prompts.__name__] = prompts
+    # The engines name a class and two functions of modules that need pydantic.
+    config: Any = ModuleType("pipeline.config")
+    config.TorchModel = SimpleNamespace
+    loading: Any = ModuleType("pipeline.models.loading")
+    loading.load_causal_lm = loading.load_classifier = None
+    sys.modules |= {module.__name__: module for module in (config, loading)}
 
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.rewards import ClassifierEngine
@@ -118,7 +120,7 @@ def of_engine(engine: Engine, *, shared: bool = True) -> Score:
         if not shared:
             groups = [[completion] for group in groups for completion in group]
         found = engine.score(groups)
-        values = found.sum_logp if isinstance(engine, LogprobEngine) else found.reward
+        values = found.values
         return values.reshape(-1, 2).T
 
     return score

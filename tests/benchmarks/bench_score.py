@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from pipeline.config import Tokens, TorchModel
-from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.demo.models import ensure_smollm2
 from pipeline.models.cpu import has_arithmetic
 from pipeline.models.loading import load_causal_lm
-from pipeline.models.logprobs import LogprobEngine, pair_groups, score_pairs
+from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import num_packed_tokens
 from pipeline.models.prompts import PairTokenizer, TokenizedPair
 from tests.benchmarks.scoring_checks import accuracy, check_agreement, check_invariance, num_tokens
@@ -37,7 +37,7 @@ from tests.benchmarks.scoring_data import machine, read_rows
 from tests.benchmarks.scoring_peers import Timed, by_length, padded_tokens, paper_scores, timed_run
 from tests.benchmarks.scoring_trl import run_trl
 from tests.benchmarks.scoring_vllm import SETTINGS, has_vllm, run_vllm
-from tests.models.pairs import Row
+from tests.models.pairs import Row, pair_groups, score_pairs
 
 MOST_INVARIANCE_PAIRS = 24
 CHOICES = ["compiled", "paper", "trl", "vllm", "accuracy"]
@@ -148,7 +148,7 @@ def time_vllm(peers: Peers, ours: Timed) -> list[Timed]:
 
 
 def time_ours(work: Work, ours: Timed, engine: LogprobEngine | None = None) -> None:
-    timed_run(ours, lambda: np.stack(score_pairs(engine or work.ours, work.pairs)))
+    timed_run(ours, lambda: score_pairs(engine or work.ours, work.pairs))
 
 
 def time_all(peers: Peers) -> list[Timed]:
@@ -181,7 +181,7 @@ def figures(timed: Sequence[Timed], num_pairs: int) -> dict[str, Any]:
 def margins_error(work: Work) -> dict[str, float]:
     """In order of length, which the paper's form pads least; errors have no order."""
     pairs = [work.pairs[i] for i in by_length(work.pairs)]
-    sums = np.stack(score_pairs(work.ours, pairs))
+    sums = score_pairs(work.ours, pairs)
     return accuracy(peer_model(work, "bfloat16"), peer_model(work, "float32"), sums, pairs)
 
 

@@ -22,11 +22,11 @@ from statistics import mean
 
 import yaml
 
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.data.place import Place
 from tests.benchmarks.bench_memory import ROOT, write_source
 from tests.benchmarks.scoring_data import machine
+from tests.data.fault_proxy import BROKEN, BUSY, RESET, TRUNCATED, faulty
 from tests.fixtures_storage import S3Server, s3_server
-from tests.storage.fault_proxy import BROKEN, BUSY, RESET, TRUNCATED, faulty
 
 NUM_ROWS, SHARD_ROWS = 2000, 50
 DEADLINE_S = 1200
@@ -72,8 +72,12 @@ def config_of(s3: S3Server, endpoint_url: str, source: str) -> dict:
 
 def subset_digest(s3: S3Server, url: str) -> str:
     """Of all rows files of a subset."""
-    fs, root = open_filesystem(url, s3.storage)
-    found = {path.removeprefix(root): fs.cat_file(path) for path in fs.find(root) if not path.endswith(".json")}
+    place = Place.open(url, s3.storage)
+    found = {
+        path.removeprefix(place.root): place.fs.cat_file(path)
+        for path in place.fs.find(place.root)
+        if not path.endswith(".json")
+    }
     return hashlib.sha256(b"".join(name.encode() + found[name] for name in sorted(found))).hexdigest()
 
 
@@ -100,9 +104,9 @@ def main() -> None:
     print(machine(), f"load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory(prefix="alignpot-throttle-") as folder, s3_server(Path(folder)) as s3:
         local, source = write_source(Path(folder) / "source", NUM_ROWS), s3.url("source")
-        fs, root = open_filesystem(source, s3.storage)
+        place = Place.open(source, s3.storage)
         for file in local.iterdir():
-            fs.pipe_file(f"{root}/{file.name}", file.read_bytes())
+            place.fs.pipe_file(f"{place.root}/{file.name}", file.read_bytes())
         run(Path(folder), s3, source, Sometimes("none", 0, 0))
         undisturbed, wanted = 0.0, ""
         print("| fault | share of requests | seconds | ratio | requests | faults | exit codes |\n" + "|---" * 7 + "|")

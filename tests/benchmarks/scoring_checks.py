@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.models.cpu import rows_stand_alone
-from pipeline.models.logprobs import LogprobEngine, score_pairs
+from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.prompts import TokenizedPair
 from tests.benchmarks.scoring_peers import Timed, paper_means
+from tests.models.pairs import score_pairs
+from tests.models.plain import rows_stand_alone
 
 MEAN_LOGP_MAX, MEAN_LOGP_RMS = 0.05, 0.02
 
@@ -42,13 +43,13 @@ def check_invariance(model: Any, pairs: Sequence[TokenizedPair], *, compiled: bo
         how many of the other ways to score the pairs gave the bits of the first.
     """
     whole, small, large = (LogprobEngine(model, budget, compiled=compiled) for budget in (16384, 512, 2048))
-    expected = np.stack(score_pairs(whole, pairs))
+    expected = score_pairs(whole, pairs)
     order = np.random.default_rng(0).permutation(len(pairs))
     back = np.argsort(order)
     others = {
-        "shuffled": np.stack(score_pairs(large, [pairs[i] for i in order]))[:, back],
-        "a budget of 512 tokens": np.stack(score_pairs(small, pairs)),
-        "a budget of 2048 tokens": np.stack(score_pairs(large, pairs)),
+        "shuffled": score_pairs(large, [pairs[i] for i in order])[:, back],
+        "a budget of 512 tokens": score_pairs(small, pairs),
+        "a budget of 2048 tokens": score_pairs(large, pairs),
         "shards of 1": _in_shards(large, pairs, 1),
         "shards of 5, shuffled": _in_shards(large, [pairs[i] for i in order], 5)[:, back],
     }
@@ -101,7 +102,7 @@ def _margin_error(means: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _in_shards(engine: LogprobEngine, pairs: Sequence[TokenizedPair], size: int) -> np.ndarray:
-    shards = [np.stack(score_pairs(engine, pairs[i : i + size])) for i in range(0, len(pairs), size)]
+    shards = [score_pairs(engine, pairs[i : i + size]) for i in range(0, len(pairs), size)]
     return np.concatenate(shards, axis=1)
 
 

@@ -14,20 +14,18 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-
-from pipeline.config import Config, parse_config
 from pipeline.demo.reward import build_reward_model
 from pipeline.demo.smollm2 import ensure_smollm2
-from pipeline.flows.on_ray import ScoreJob, score_on_ray
+
+from pipeline.config import Config, parse_config
+from pipeline.data.dataset import Dataset
+from pipeline.flows.on_ray import RayJob, run_on_ray
 from pipeline.flows.score import ScoreRun, prepare_score
 from pipeline.flows.session import ray_session
-from pipeline.flows.step import CommitTo
-from pipeline.sources.shards import Shard
+from pipeline.flows.step import CommitTo, pending_shards
 from pipeline.stages.plan import Apply, score_stages
 from pipeline.stages.rows import without_transient
-from pipeline.stages.work import ShardWork, read_shard
-from pipeline.storage.manifest import finish_run
-from pipeline.storage.scored import ScoredDataset
+from pipeline.stages.work import AnyShard, ShardWork, read_shard
 from tests.benchmarks.scoring_data import read_rows
 from tests.benchmarks.scoring_processes import CpuMeter
 from tests.fixtures_models import tiny_model, tiny_tokenizer
@@ -93,9 +91,11 @@ def measure_models(
     bare: Seconds = {}
     for placement in placements:
         run = prepare_score(placed(config, placement, folder / placement, lanes))
-        shards = [Shard.from_dict(shard) for shard in run.plan.shards]
+        shards = pending_shards(run.step, run.run)
         if not bare:
-            bare, expected = run_bare(config, [read_shard(run.reader, shard).table for shard in shards], cores)
+            bare, expected = run_bare(
+                config, [read_shard(run.step.rows.reader, shard).table for shard in shards], cores
+            )
         ran = run_pipeline(run, shards, cores)
         check_equal(run, expected)
         yield figures_of(bare, ran, lanes, placement)
@@ -206,18 +206,18 @@ def _this_process_on(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def run_pipeline(run: ScoreRun, shards: Sequence[Shard], cores: Cores) -> Ran:
+def run_pipeline(run: ScoreRun, shards: Sequence[AnyShard], cores: Cores) -> Ran:
     stages = [
         stage if stage.model is None else replace(stage, build=partial(_build_on, cores.models, stage.build))
         for stage in score_stages(run.config)
     ]
-    specs = {shard.index: run.plan.part_spec(shard.index) for shard in shards}
-    commit = CommitTo(fs=run.fs, root=run.root, specs=specs)
+    specs = run.plan.part_specs(shard.index for shard in shards)
+    commit = CommitTo(dataset=run.run.place, specs=specs)
     cpu: dict[str, float] = {}
     models = [stage.model for stage in stages if stage.model is not None]
     with _this_process_on(cores.rest), ray_session(run.config.run, models):
-        job = ScoreJob(reader=run.reader, stages=tuple(stages), commit=commit, run=run.config.run)
-        results = score_on_ray(job, shards)
+        job = RayJob(reader=run.step.rows.reader, stages=tuple(stages), commit=commit, run=run.config.run)
+        results = run_on_ray(job, shards)
         works = [next(results)]
         meter = CpuMeter()
         first_s = last_s = time.time()
@@ -230,10 +230,9 @@ def run_pipeline(run: ScoreRun, shards: Sequence[Shard], cores: Cores) -> Ran:
 
 def check_equal(run: ScoreRun, expected: Mapping[int, pa.Table]) -> None:
     """The gate: what the pipeline committed equals what the bare engines found, to the bit."""
-    manifest = finish_run(run.fs, run.root, run.plan, {})
-    committed = pa.concat_tables(ScoredDataset(run.fs, run.root, manifest).tables(["id", *SCORES])).sort_by("id")
+    committed = Dataset(run.run.place, run.run.finish({})).table(["id", *SCORES]).sort_by("id")
     bare = pa.concat_tables([table.select(["id", "status", *SCORES]) for table in expected.values()]).sort_by("id")
-    bare = bare.filter(pa.compute.equal(bare["status"], "scored")).drop_columns(["status"])
+    bare = bare.filter(pa.compute.equal(bare["status"], "kept")).drop_columns(["status"])
     if not committed.combine_chunks().equals(bare.combine_chunks()):
         raise SystemExit("the pipeline's scores differ from those of the bare engines")
     print(f"gate: {committed.num_rows} rows with equal scores", flush=True)

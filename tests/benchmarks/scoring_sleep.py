@@ -12,12 +12,12 @@ import pyarrow as pa
 import ray.data
 
 from pipeline.config import Run, Source, Storage, TorchModel
-from pipeline.flows.on_ray import ScoreJob, score_on_ray
+from pipeline.data.place import Place
+from pipeline.flows.on_ray import RayJob, run_on_ray
 from pipeline.flows.session import ray_session
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
 from pipeline.stages.plan import Apply, Stage, StageName
-from pipeline.storage.filesystem import open_filesystem
 
 ROWS: Final = 64
 NAMES: tuple[StageName, ...] = ("reward", "policy", "reference")
@@ -41,16 +41,16 @@ def ours(folder: Path, row_s: float, num_shards: int) -> list[float]:
         {"prompt": f"{i} {text}", "chosen": f"yes {text}", "rejected": f"no {text}"} for i in range(ROWS * num_shards)
     )
     (path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fs, root = open_filesystem(str(path), Storage())
+    place = Place.open(str(path), Storage())
     reader, files = open_source(
-        fs, root, Source(path=str(path)), rewards=False, policy_logps=False, reference_logps=False
+        place.fs, place.root, Source(path=str(path)), rewards=False, policy_logps=False, reference_logps=False
     )
     model = TorchModel(model="none", num_gpus=0)
     stages = tuple(Stage(name=name, build=partial(_build_sleep, row_s), model=model) for name in NAMES)
     run = Run(shard_rows=ROWS)
     with ray_session(run, [model] * len(stages)):
-        job = ScoreJob(reader=reader, stages=stages, commit=_summary, run=run)
-        works = list(score_on_ray(job, plan_shards(files, ROWS)))
+        job = RayJob(reader=reader, stages=stages, commit=_summary, run=run)
+        works = list(run_on_ray(job, plan_shards(files, ROWS)))
     spans = [[(t.started_s, t.ended_s) for work in works for t in work.timings if t.stage == name] for name in NAMES]
     return [_busy(of) for of in spans]
 

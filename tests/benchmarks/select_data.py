@@ -1,69 +1,65 @@
-"""The rows that the selection benchmark ranks: two float64 margins a row, seeded by shard, without ties."""
+"""What the selection benchmark reads: a scored dataset with texts of UltraFeedback's lengths, and scores alone."""
 
-from __future__ import annotations
-
-import threading
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-if TYPE_CHECKING:
-    from pipeline.selection import Query
+from pipeline import schema
+from pipeline.config import Storage
+from tests.flows.scored_data import write_scored
 
-SHARD_ROWS = 2**20
-ROW_GROUP_ROWS = 2**20
-NUM_FILES = 64
-EXPLICIT, IMPLICIT = "margin_explicit", "margin_implicit"
-
-
-def query(fraction: float) -> Query:
-    """The selection that is timed: z(explicit) - z(|implicit|), margins read as they stand."""
-    from pipeline.config import Metric, Select
-    from pipeline.selection import Query
-
-    return Query(objective=None, metric=Metric(), rule=Select(fraction=fraction))
+_WORDS = np.array([f"{stem}{end}" for stem in ("an", "re", "con", "pro", "un", "in", "de", "ex") for end in
+                   ("", "tion", "ly", "ing", "ment", "er", "ed", "s", "able", "ness")])  # fmt: skip
+_LENGTHS = {schema.PROMPT: 110, schema.CHOSEN: 220, schema.REJECTED: 190}
+"""Mean words of each side; UltraFeedback's binarized pairs have about these, with a long tail."""
 
 
-def shard(index: int, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Margins of one shard: reward margins a little above zero, implicit ones wider and correlated with them."""
-    rng = np.random.default_rng([7, index])
-    explicit = rng.normal(0.8, 1.7, num_rows)
-    implicit = rng.normal(0.1, 2.9, num_rows) + 0.4 * explicit
-    return explicit, implicit
+def scored_dataset(folder: Path, num_rows: int, num_files: int) -> str:
+    """A complete scored dataset of dpo margins in `num_files` parts; made once."""
+    path = folder / f"scored-{num_rows}-{num_files}"
+    if not (path / "_SUCCESS.json").exists():
+        write_scored(path, Storage(), _table(num_rows), -(-num_rows // num_files))
+    return str(path)
 
 
-def margins(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both columns in memory."""
-    explicit, implicit = np.empty(num_rows), np.empty(num_rows)
-
-    def fill(first: int) -> None:
-        for index in range(first, -(-num_rows // SHARD_ROWS), 2):
-            rows = slice(index * SHARD_ROWS, min((index + 1) * SHARD_ROWS, num_rows))
-            explicit[rows], implicit[rows] = shard(index, rows.stop - rows.start)
-
-    threads = [threading.Thread(target=fill, args=(first,)) for first in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return explicit, implicit
+def scores(num_rows: int) -> np.ndarray:
+    """Potentials as they come out of two z-scores."""
+    return np.random.default_rng(7).normal(0.0, 1.4, num_rows)
 
 
-def write_parquet(folder: Path, num_rows: int) -> list[Path]:
-    """The same kind of rows as Parquet files with pyarrow's defaults, in NUM_FILES files; kept if already there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    per_file = -(-num_rows // NUM_FILES)
-    paths = []
-    for index in range(NUM_FILES):
-        size = min(per_file, num_rows - index * per_file)
-        if size <= 0:
-            break
-        paths.append(folder / f"{num_rows}-{index:05d}.parquet")
-        if not paths[-1].exists():
-            explicit, implicit = shard(index, size)
-            table = pa.table({EXPLICIT: explicit, IMPLICIT: implicit})
-            pq.write_table(table, paths[-1], row_group_size=ROW_GROUP_ROWS)
-    return paths
+def _table(num_rows: int) -> pa.Table:
+    chance = np.random.default_rng(num_rows)
+    logps = {name: -chance.gamma(12.0, 22.0, num_rows) for name in (
+        schema.POLICY_LOGP_CHOSEN, schema.POLICY_LOGP_REJECTED,
+        schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED,
+    )}  # fmt: skip
+    ids = [f"{value:032x}" for value in chance.permutation(num_rows)]
+    columns = {
+        schema.ID: ids,
+        schema.CONTENT_DIGEST: [hashlib.blake2b(id_.encode(), digest_size=16).hexdigest() for id_ in ids],
+        **{name: _messages(chance, num_rows, words) for name, words in _LENGTHS.items()},
+        schema.REWARD_CHOSEN: chance.normal(0.8, 1.2, num_rows),
+        schema.REWARD_REJECTED: chance.normal(0.0, 1.2, num_rows),
+        **logps,
+        schema.NUM_TOKENS_PROMPT: chance.integers(10, 400, num_rows),
+        schema.NUM_TOKENS_CHOSEN: chance.integers(10, 500, num_rows),
+        schema.NUM_TOKENS_REJECTED: chance.integers(10, 500, num_rows),
+        schema.TRUNCATED: np.zeros(num_rows, dtype=np.bool_),
+        schema.STATUS: ["kept"] * num_rows,
+    }
+    fields = schema.scored_schema()
+    empty = {field.name: pa.nulls(num_rows, field.type) for field in fields}
+    return pa.table([pa.array(columns[name], fields.field(name).type) if name in columns else empty[name]
+                     for name in fields.names], schema=fields)  # fmt: skip
+
+
+def _messages(chance: np.random.Generator, num_rows: int, mean_words: int) -> pa.Array:
+    """One turn a row: texts of lognormal length, cut out of one long text."""
+    lengths = np.clip(chance.lognormal(np.log(mean_words) - 0.3, 0.8, num_rows), 3, 3000).astype(int)
+    words = chance.choice(_WORDS, 200_000)
+    starts = chance.integers(0, words.size - 3000, num_rows)
+    texts = [" ".join(words[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
+    turns = pa.StructArray.from_arrays([pa.array(["user"] * num_rows), pa.array(texts)], ["role", "content"])
+    return pa.ListArray.from_arrays(pa.array(np.arange(num_rows + 1, dtype=np.int32)), turns).cast(schema.MESSAGES)

@@ -1,137 +1,123 @@
-"""The engines of the selection benchmark: `python -m tests.benchmarks.select_peers NAME ROWS REPEATS` runs one.
+"""What a user would write by hand instead of `alignpot select`.
 
-Every engine gets the same two float64 arrays and finds the rows of the best 40% by z(explicit) - z(|implicit|). What
-is timed ends with those rows: as their indices, or as a mask in our case. The last line is a JSON object: seconds of
-the runs, peak memory in MiB, and a digest of the set of rows.
+    python -m tests.benchmarks.select_peers NAME SCORED OUT
+    python -m tests.benchmarks.select_peers threshold NAME ROWS
+
+Read the parts, z-score both margins, keep the best 40%, ties by id, write Parquet and a `save_to_disk` folder. Or
+find the k-th largest of scores in memory; then the last line is a JSON object.
 """
 
-import hashlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from tests.benchmarks.peak import peak_mib
-from tests.benchmarks.select_data import margins
+from tests.benchmarks.select_data import scores
 
 FRACTION = 0.4
-LONG_S = 10.0
-"""A run longer than this is not repeated."""
-
-Engine = Callable[[np.ndarray, np.ndarray], Callable[[], np.ndarray]]
-"""From the arrays to the work that is timed; loading an engine's own format from memory is not."""
+BETA = 0.1
 
 
-def z_scores(explicit: np.ndarray, implicit: np.ndarray) -> np.ndarray:
-    """The potential as the paper's code computes it."""
-    magnitude = np.abs(implicit)
-    return (explicit - explicit.mean()) / explicit.std() - (magnitude - magnitude.mean()) / magnitude.std()
-
-
-def paper_argsort(explicit: np.ndarray, implicit: np.ndarray) -> Callable[[], np.ndarray]:
-    """The paper's code: sort all scores."""
-    k = math.floor(explicit.size * FRACTION)
-    return lambda: np.argsort(z_scores(explicit, implicit))[-k:]
-
-
-def numpy_argpartition(explicit: np.ndarray, implicit: np.ndarray) -> Callable[[], np.ndarray]:
-    """The same, without the order that nobody needs."""
-    k = math.floor(explicit.size * FRACTION)
-    return lambda: np.argpartition(z_scores(explicit, implicit), explicit.size - k)[-k:]
-
-
-def polars_quantile(explicit: np.ndarray, implicit: np.ndarray) -> Callable[[], np.ndarray]:
-    """A lazy query that filters by the quantile at which exactly k rows remain, on both cores."""
+def polars_script(scored: Path, output: Path) -> None:
+    """Polars, lazily, in all threads."""
     import polars as pl
 
-    size = explicit.size
-    k = math.floor(size * FRACTION)
-    frame = pl.DataFrame({"explicit": explicit, "implicit": implicit})
+    rows = pl.scan_parquet(str(scored / "parts" / "*.parquet")).filter(pl.col("status") == "kept")
+    chosen = pl.col("policy_logp_chosen") - pl.col("reference_logp_chosen")
+    rejected = pl.col("policy_logp_rejected") - pl.col("reference_logp_rejected")
+    explicit, implicit = pl.col("reward_chosen") - pl.col("reward_rejected"), (BETA * (chosen - rejected)).abs()
 
     def z(column: pl.Expr) -> pl.Expr:
         return (column - column.mean()) / column.std(ddof=0)
 
-    score = z(pl.col("explicit")) - z(pl.col("implicit").abs())
-    keep = pl.col("score") >= pl.col("score").quantile((size - k) / (size - 1), interpolation="nearest")
-    query = frame.lazy().select(score=score).select(keep.arg_true().alias("row"))
-    return lambda: query.collect().get_column("row").to_numpy()
+    scored_rows = rows.with_columns(potential=z(explicit) - z(implicit))
+    narrow = scored_rows.select("id", "potential").collect()
+    k = int(FRACTION * narrow.height)
+    best = narrow.sort(["potential", "id"], descending=[True, False]).head(k)
+    subset = scored_rows.join(best.lazy().select("id"), on="id", how="semi", maintain_order="left").collect()
+    _write(subset.to_arrow(), output)
 
 
-def _duckdb(explicit: np.ndarray, implicit: np.ndarray, ending: str) -> Callable[[], np.ndarray]:
+def duckdb_script(scored: Path, output: Path) -> None:
+    """DuckDB in all threads."""
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.execute(
+        f"CREATE VIEW s AS SELECT *, reward_chosen - reward_rejected AS e, abs({BETA} * ((policy_logp_chosen -"
+        " reference_logp_chosen) - (policy_logp_rejected - reference_logp_rejected))) AS i"
+        f" FROM read_parquet('{scored}/parts/*.parquet') WHERE status = 'kept'"
+    )
+    stats = "SELECT avg(e), stddev_pop(e), avg(i), stddev_pop(i), count(*) FROM s"
+    me, se, mi, si, num_rows = connection.execute(stats).fetchone()
+    connection.execute(
+        f"CREATE TABLE best AS SELECT id, (e - {me!r}) / {se!r} - (i - {mi!r}) / {si!r} AS potential FROM s"
+        f" ORDER BY potential DESC, id LIMIT {int(FRACTION * num_rows)}"
+    )
+    subset = connection.execute("SELECT s.* EXCLUDE (e, i), potential FROM s JOIN best USING (id)").to_arrow_table()
+    _write(subset, output)
+
+
+def _write(table: object, output: Path) -> None:
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    output.mkdir(parents=True)
+    pq.write_table(table, output / "train.parquet", compression="zstd")
+    Dataset(table).save_to_disk(str(output / "hf"))
+
+
+def ours_threshold(values: np.ndarray, k: int) -> float:
+    from pipeline.selection.threshold import kth_largest
+
+    return kth_largest(values, k)
+
+
+def numpy_threshold(values: np.ndarray, k: int) -> float:
+    return float(np.partition(values, values.size - k)[values.size - k])
+
+
+def polars_threshold(values: np.ndarray, k: int) -> float:
+    import polars as pl
+
+    place = (values.size - k) / (values.size - 1)
+    return float(pl.Series(values).quantile(place, interpolation="nearest"))
+
+
+def duckdb_threshold(values: np.ndarray, k: int) -> float:
     import duckdb
     import pyarrow as pa
 
-    table = pa.table({"row": np.arange(explicit.size), "e": explicit, "a": implicit})
-    connection = duckdb.connect(config={"threads": 2})
-    connection.register("margins", table)
-    query = (
-        "WITH m AS (SELECT avg(e) AS me, stddev_pop(e) AS se, avg(abs(a)) AS ma, stddev_pop(abs(a)) AS sa"
-        " FROM margins),"
-        f" s AS (SELECT row, (e - me) / se - (abs(a) - ma) / sa AS score FROM margins, m) SELECT row FROM s {ending}"
-    )
-    return lambda: connection.execute(query).fetchnumpy()["row"]
+    connection = duckdb.connect()
+    connection.register("scores", pa.table({"score": values}))
+    place = (values.size - k + 0.5) / values.size
+    return float(connection.execute(f"SELECT quantile_disc(score, {place!r}) FROM scores").fetchone()[0])
 
 
-def duckdb_order_limit(explicit: np.ndarray, implicit: np.ndarray) -> Callable[[], np.ndarray]:
-    """ORDER BY ... LIMIT k on two threads."""
-    k = math.floor(explicit.size * FRACTION)
-    return _duckdb(explicit, implicit, f"ORDER BY score DESC LIMIT {k}")
-
-
-def duckdb_quantile(explicit: np.ndarray, implicit: np.ndarray) -> Callable[[], np.ndarray]:
-    """A filter by the exact discrete quantile, on two threads."""
-    size = explicit.size
-    share = (size - math.floor(size * FRACTION) + 0.5) / size
-    return _duckdb(explicit, implicit, f"WHERE score >= (SELECT quantile_disc(score, {share!r}) FROM s)")
-
-
-def ours(explicit: np.ndarray, implicit: np.ndarray) -> Callable[[], np.ndarray]:
-    """The exact threshold, then the mask, in threads."""
-    import pyarrow as pa
-
-    from pipeline.selection import TableSource, kept_mask, select_many
-    from tests.benchmarks.select_data import EXPLICIT, IMPLICIT, query
-
-    source = TableSource(table=pa.table({EXPLICIT: explicit, IMPLICIT: implicit}))
-    return lambda: kept_mask(source, select_many(source, [query(FRACTION)], verify=False)[0])
-
-
-ENGINES: dict[str, Engine] = {
-    "ours": ours,
-    "paper_argsort": paper_argsort,
-    "numpy_argpartition": numpy_argpartition,
-    "polars_quantile": polars_quantile,
-    "duckdb_order_limit": duckdb_order_limit,
-    "duckdb_quantile": duckdb_quantile,
+SCRIPTS: dict[str, Callable[[Path, Path], None]] = {"polars": polars_script, "duckdb": duckdb_script}
+THRESHOLDS: dict[str, Callable[[np.ndarray, int], float]] = {
+    "ours": ours_threshold,
+    "numpy": numpy_threshold,
+    "polars": polars_threshold,
+    "duckdb": duckdb_threshold,
 }
 
 
-def digest(rows: np.ndarray, num_rows: int) -> str:
-    """Of the set of rows, given as indices or as a mask."""
-    mask = rows
-    if rows.dtype != np.bool_:
-        mask = np.zeros(num_rows, dtype=np.bool_)
-        mask[rows] = True
-    return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()[:16]
-
-
-def main(name: str, num_rows: int, repeats: int) -> None:
-    # Compiling and loading are no part of selecting.
-    ENGINES[name](*margins(10_000))()
-    explicit, implicit = margins(num_rows)
-    run = ENGINES[name](explicit, implicit)
-    seconds: list[float] = []
-    rows = None
-    while len(seconds) < repeats and max(seconds, default=0.0) < LONG_S:
-        rows = None
-        start = time.perf_counter()
-        rows = run()
-        seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds, "peak_mib": round(peak_mib()), "digest": digest(rows, num_rows)}))
+def time_threshold(name: str, num_rows: int) -> dict[str, float]:
+    """Seconds, the threshold found, and the peak memory with and without the scores."""
+    THRESHOLDS[name](scores(1000), 400)
+    values = scores(num_rows)
+    before, start = peak_mib(), time.perf_counter()
+    found = THRESHOLDS[name](values, int(FRACTION * num_rows))
+    return {"s": time.perf_counter() - start, "threshold": found, "scores_mib": before, "peak_mib": peak_mib()}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    if sys.argv[1] == "threshold":
+        print(json.dumps(time_threshold(sys.argv[2], int(sys.argv[3]))))
+    else:
+        SCRIPTS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

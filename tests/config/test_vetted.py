@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load_config, load_self_play, parse_self_play
-from pipeline.demo.self_play import self_play_demo_config
-from pipeline.storage.runs import differences
+from pipeline.data.sealed import differences
+from pipeline.demo.run import self_play_demo_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
 

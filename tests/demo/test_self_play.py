@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from pipeline.config import parse_self_play
-from pipeline.demo.self_play import SELF_PLAY_DEMO
-from pipeline.flows.demo import run_self_play_demo
+from pipeline.demo.run import run_self_play_demo, write_self_play_demo
 
 SMALL = [
     "prompts.limit=16",
@@ -28,14 +27,14 @@ SMALL = [
 @pytest.mark.smollm2
 def test_layout_is_written_once_and_changed_settings_survive(tmp_path: Path, smollm2_dir: Path):
     models = smollm2_dir.parent
-    path = SELF_PLAY_DEMO.write(tmp_path / "demo", models)
+    path = write_self_play_demo(tmp_path / "demo", models)
     config = yaml.safe_load(path.read_text())
     parsed = parse_self_play(config)
     assert parsed.rounds == 2
     assert parsed.generate.num_responses == 4
     assert Path(parsed.prompts.path, "prompts.jsonl").is_file()
     path.write_text(yaml.safe_dump({**config, "rounds": 3}))
-    assert SELF_PLAY_DEMO.write(tmp_path / "demo", models) == path
+    assert write_self_play_demo(tmp_path / "demo", models) == path
     assert yaml.safe_load(path.read_text())["rounds"] == 3
 
 

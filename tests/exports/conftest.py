@@ -10,9 +10,11 @@ import pytest
 
 from pipeline import config
 from pipeline import schema as names
+from pipeline.data.files import file_shards, finish_files, with_layout, write_files
+from pipeline.data.manifest import SUBSET
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run
 from pipeline.exports.export import ExportRequest, export_subset
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.subset import SubsetSpec, SubsetWriter
 
 PAIRS = Path(__file__).parents[2] / "pipeline" / "demo" / "pairs.jsonl"
 SYSTEM = {"role": "system", "content": "Answer like a pirate."}
@@ -51,15 +53,21 @@ def odd_rows() -> list[dict[str, Any]]:
     return [tools, turns, answers, short]
 
 
-def write_subset(url: str, rows: list[dict[str, Any]], storage: config.Storage | None = None, **changes: Any) -> str:
-    fs, root = open_filesystem(url, storage or config.Storage())
-    table = pa.Table.from_pylist(rows, schema=changes.pop("schema", SCHEMA))
-    values = {"num_rows": len(rows), "schema": table.schema, "formats": ("hf", "parquet"), "rows_per_file": 5,
-              "fingerprint": {"scored": "abc", "select": {"seed": 0}}, "config": {}, "version": "0.1.0"}  # fmt: skip
-    spec = SubsetSpec(**{**values, **changes})
-    with SubsetWriter(fs, root, spec) as writer:
-        writer.write(table)
-        writer.finish(report={}, extra={})
+def write_subset(
+    url: str,
+    rows: list[dict[str, Any]],
+    storage: config.Storage | None = None,
+    *,
+    schema: pa.Schema = SCHEMA,
+    rows_per_file: int = 5,
+    **changes: Any,
+) -> str:
+    table = pa.Table.from_pylist(rows, schema=schema)
+    values = {"kind": SUBSET, "schema": schema, "formats": ("hf", "parquet"), "config": {},
+              "shards": file_shards(len(rows), rows_per_file),
+              "fingerprint": {"scored": "abc", "select": {"seed": 0}}}  # fmt: skip
+    run = Run.claim(Place.open(url, storage or config.Storage()), with_layout(Plan(**{**values, **changes})))
+    finish_files(run, write_files(run, [table]), {}, {})
     return url
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
+from pipeline.data import files
+from pipeline.data.place import Place
 from pipeline.errors import ConfigError, DataError, FingerprintError, IntegrityError, SourceError
-from pipeline.exports import writer
 from pipeline.exports.formats import FORMATS
-from pipeline.storage.filesystem import list_sizes, open_filesystem
 from tests.exports.conftest import contents, export, good_rows, json_rows, write_subset
 
 
@@ -52,15 +52,15 @@ def test_other_export_on_the_same_folder_is_refused(subset: str, change: dict, f
 @pytest.mark.parametrize("to", ["trl", "llama-factory"])
 def test_killed_export_goes_on_to_the_same_bytes(to: str, subset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     export(subset, to, tmp_path / "whole", rows_per_file=5)
-    published = writer.FileWriter.publish
+    created = files.create_from_file
 
-    def dies_at_the_second(self: writer.FileWriter) -> list:
-        if self._index == 1:
+    def dies_at_the_second(place: Place, source: Path) -> bool:
+        if "-00001-of-" in str(place):
             raise RuntimeError("killed")
-        return published(self)
+        return created(place, source)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer.FileWriter, "publish", dies_at_the_second)
+        patch.setattr(files, "create_from_file", dies_at_the_second)
         with pytest.raises(RuntimeError):
             export(subset, to, tmp_path / "out", rows_per_file=5)
     assert "_SUCCESS.json" not in contents(tmp_path / "out")
@@ -76,8 +76,8 @@ def test_export_from_s3_to_s3_is_that_of_the_local_disk(to: str, subset: str, s3
     export(url, to, output, storage=s3.storage)
     export(url, to, output, storage=s3.storage)
     export(subset, to, tmp_path / "out")
-    fs, root = open_filesystem(output, s3.storage)
-    assert {name: fs.cat_file(f"{root}/{name}") for name in list_sizes(fs, root)} == contents(tmp_path / "out")
+    place = Place.open(output, s3.storage)
+    assert {name: place.fs.cat_file(f"{place.root}/{name}") for name in place.sizes()} == contents(tmp_path / "out")
 
 
 def test_pairs_that_do_not_fit_are_refused_with_ids_and_no_text(odd_subset: str, tmp_path: Path):
@@ -102,8 +102,8 @@ def test_pairs_that_do_not_fit_are_refused_with_ids_and_no_text(odd_subset: str,
 def test_dropped_pairs_are_counted_and_named(odd_subset: str, to: str, left_out: list[str], tmp_path: Path):
     told = export(odd_subset, to, tmp_path / "out", drop_unfit=True)
     manifest = json.loads((tmp_path / "out" / "_SUCCESS.json").read_text())
-    assert sorted(id_ for ids in manifest["unfit_ids"].values() for id_ in ids) == sorted(left_out)
-    assert sum(manifest["num_unfit"].values()) == len(left_out)
+    assert sorted(id_ for ids in manifest["extra"]["unfit_ids"].values() for id_ in ids) == sorted(left_out)
+    assert sum(manifest["extra"]["num_unfit"].values()) == len(left_out)
     assert manifest["num_rows"] == 16 - len(left_out)
     assert all(id_ in told for id_ in left_out)
     if to != "trl":
@@ -114,14 +114,14 @@ def test_damaged_subset_is_refused_by_its_digest(tmp_path: Path):
     write_subset(str(tmp_path / "subset"), good_rows(), formats=("parquet",))
     path = tmp_path / "subset" / "parquet" / "train-00001-of-00003.parquet"
     data = bytearray(path.read_bytes())
-    data[100] ^= 1
+    data[-100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(IntegrityError, match="digest"):
+    with pytest.raises(IntegrityError, match="train-00001-of-00003"):
         export(tmp_path / "subset", "openrlhf", tmp_path / "out")
 
 
 def test_what_is_no_complete_subset_is_refused(subset: str, tmp_path: Path):
-    with pytest.raises(SourceError, match="no complete subset"):
+    with pytest.raises(SourceError, match="no dataset of kind subset"):
         export(tmp_path, "trl", tmp_path / "out")
     with pytest.raises(ConfigError, match="trl-kto"):
         export(subset, "dpo", tmp_path / "out")
@@ -131,7 +131,7 @@ def test_what_is_no_complete_subset_is_refused(subset: str, tmp_path: Path):
 
 def test_export_is_no_subset(subset: str, tmp_path: Path):
     export(subset, "trl", tmp_path / "out")
-    with pytest.raises(IntegrityError, match="no subset's"):
+    with pytest.raises(FingerprintError, match="kind 'export', not subset"):
         export(tmp_path / "out", "trl", tmp_path / "again")
 
 

@@ -28,7 +28,8 @@ _SERVER.set_forkserver_preload([
     "pipeline.flows.on_ray",
     "pipeline.flows.run",
     "pipeline.flows.self_play",
-    "pipeline.models.engines",
+    "pipeline.models.logprobs",
+    "pipeline.models.rewards",
     "transformers.models.llama.modeling_llama",
 ])  # fmt: skip
 

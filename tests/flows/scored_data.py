@@ -16,8 +16,10 @@ import yaml
 
 from pipeline import schema as names
 from pipeline.config import Config, Storage, parse_config
-from pipeline.storage import manifest, parts, runs
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.data.manifest import SCORED
+from pipeline.data.parts import commit_part
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run
 
 TOPIC = "topic"
 TOPICS = ("math", "code", "chat", None)
@@ -73,7 +75,7 @@ def _row(id_: str, number: int, chance: np.random.Generator, shift: float, copie
         names.NUM_TOKENS_CHOSEN: int(chance.integers(5, 60)),
         names.NUM_TOKENS_REJECTED: int(chance.integers(5, 60)),
         names.TRUNCATED: False,
-        names.STATUS: names.SCORED,
+        names.STATUS: names.KEPT,
         names.SOURCE_FILE: "made.jsonl",
         names.SOURCE_ROW: number,
         TOPIC: TOPICS[int(chance.choice(4, p=[0.5, 0.25, 0.15, 0.1]))],
@@ -87,15 +89,16 @@ def _turn(role: str, content: str) -> list[dict[str, str]]:
 def _dropped(row: dict[str, Any]) -> dict[str, Any]:
     for field in names.SCORE_FIELDS:
         row[field.name] = None
-    row.update({names.STATUS: names.DROPPED, names.DROP_STAGE: "tokens", names.DROP_REASON: "too_long"})
+    row.update({names.STATUS: names.DROPPED, names.DROP_STAGE: "tokenise", names.DROP_REASON: "prompt_too_long"})
     return row
 
 
 def write_scored(url: str | Path, storage: Storage, table: pa.Table, shard_rows: int) -> str:
     """A complete scored dataset of this table in shards; the fingerprint is the same for every layout."""
-    fs, root = open_filesystem(str(url), storage)
+    place = Place.open(str(url), storage)
     starts = range(0, table.num_rows, shard_rows)
-    plan = runs.begin_run(fs, root, runs.RunPlan(
+    run = Run.claim(place, Plan(
+        kind=SCORED,
         fingerprint=FINGERPRINT,
         shards=tuple({"file": "made", "start": s, "num_rows": min(shard_rows, table.num_rows - s)} for s in starts),
         schema=table.schema,
@@ -104,8 +107,8 @@ def write_scored(url: str | Path, storage: Storage, table: pa.Table, shard_rows:
         source_format="messages",
     ))  # fmt: skip
     for index, start in enumerate(starts):
-        parts.commit_part(fs, root, plan.part_spec(index), table.slice(start, shard_rows))
-    manifest.finish_run(fs, root, plan, {})
+        commit_part(place, run.plan.part_spec(index), table.slice(start, shard_rows))
+    run.finish({})
     return str(url)
 
 
@@ -143,10 +146,10 @@ def objects(url: str | Path, storage: Storage | None = None) -> dict[str, bytes]
     run.json and _SUCCESS.json hold the config, in which paths and the engine may differ, and a seal of the whole: they
     are taken without these.
     """
-    fs, root = open_filesystem(str(url), storage or Storage())
+    place = Place.open(str(url), storage or Storage())
     found = {}
-    for path in fs.find(root):
-        name, data = path.removeprefix(root).strip("/"), fs.cat_file(path)
+    for path in place.fs.find(place.root):
+        name, data = path.removeprefix(place.root).strip("/"), place.fs.cat_file(path)
         if name in ("run.json", "_SUCCESS.json"):
             data = json.dumps(
                 {k: v for k, v in json.loads(data).items() if k not in ("config", "seal")}, sort_keys=True
@@ -157,8 +160,8 @@ def objects(url: str | Path, storage: Storage | None = None) -> dict[str, bytes]
 
 def read_json(url: str | Path, name: str, storage: Storage | None = None) -> dict[str, Any]:
     """A JSON object below `url`."""
-    fs, root = open_filesystem(str(url), storage or Storage())
-    return json.loads(fs.cat_file(f"{root}/{name}"))
+    place = Place.open(str(url), storage or Storage())
+    return json.loads(place.fs.cat_file(f"{place.root}/{name}"))
 
 
 def rows_of(url: str | Path) -> list[dict[str, Any]]:
@@ -170,7 +173,7 @@ def rows_of(url: str | Path) -> list[dict[str, Any]]:
 
 def candidates(table: pa.Table) -> list[dict[str, Any]]:
     """Scored rows, each id once."""
-    rows = {row[names.ID]: row for row in table.to_pylist() if row[names.STATUS] == names.SCORED}
+    rows = {row[names.ID]: row for row in table.to_pylist() if row[names.STATUS] == names.KEPT}
     return list(rows.values())
 
 

@@ -51,10 +51,10 @@ def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
 
 
 def put(s3: S3Server, url: str, path: Path) -> str:
-    from pipeline.storage.filesystem import open_filesystem
+    from pipeline.data.place import Place
 
-    fs, root = open_filesystem(url, s3.storage)
-    fs.pipe_file(root, path.read_bytes())
+    place = Place.open(url, s3.storage)
+    place.fs.pipe_file(place.root, path.read_bytes())
     return url
 
 
@@ -179,10 +179,10 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     code, output = submitted(path, head)
     assert code == 0, output
     assert "rows scored" in output
-    from pipeline.storage.filesystem import open_filesystem
+    from pipeline.data.place import Place
 
-    fs, root = open_filesystem(config.output.path, s3.storage)
-    with fs.open(f"{root}/parquet/train-00000-of-00001.parquet") as file:
+    place = Place.open(config.output.path, s3.storage)
+    with place.fs.open(f"{place.root}/parquet/train-00000-of-00001.parquet") as file:
         assert sorted(pq.read_table(file)["id"].to_pylist()) == selected_ids(plain)
 
     path.write_text(yaml.safe_dump({**resolved(config), "tokens": {"max_length": 99}}))

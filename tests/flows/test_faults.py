@@ -101,7 +101,7 @@ class Deadly:
         self.hang = hang
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        todo = table.filter(pc.equal(table["status"], "scored"))["source_row"].to_pylist()
+        todo = table.filter(pc.equal(table["status"], "kept"))["source_row"].to_pylist()
         if self.rows & {*todo} and len(list(self.marks.iterdir())) < self.num_deaths:
             (self.marks / f"{time.time_ns()}").touch()
             if self.hang:
@@ -133,7 +133,7 @@ def test_worker_that_dies_is_replaced_and_the_row_that_kills_it_dropped(
     run = {"engine": "ray", "shard_rows": 4, "stage_timeout_s": 2.0 if hang else 60.0, "max_dropped": 1.0}
     summary = score(prepare_score(make_config(tmp_path, source, metric={"name": "random"}, run=run)))[0]
     dropped = 0 if num_deaths == 1 else len(rows)
-    assert (summary.num_scored, summary.num_dropped) == (20 - dropped, dropped)
+    assert (summary.num_kept, summary.num_dropped) == (20 - dropped, dropped)
     assert summary.drops == ({"policy: killed_worker": dropped} if dropped else {})
     assert len(list(marks.iterdir())) <= most_deaths
 

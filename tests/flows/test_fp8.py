@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipeline.demo.self_play import self_play_demo_config
 
 from pipeline.config import Config, parse_self_play
-from pipeline.demo.self_play import self_play_demo_config
+from pipeline.data.dataset import Dataset
 from pipeline.errors import ConfigError, ModelError
 from pipeline.flows.score import prepare_score, score
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.scored import ScoredDataset
 from tests.fixtures_models import tiny_model, tiny_tokenizer
 from tests.flows.conftest import make_config, write_jsonl
 
@@ -56,7 +55,7 @@ def with_outliers(folder: Path) -> Path:
 def scores_of(config: Config) -> np.ndarray:
     run = prepare_score(config)
     score(run)
-    dataset = ScoredDataset(run.fs, run.root, load_manifest(run.fs, run.root))
+    dataset = Dataset.open(run.run.place)
     table = next(iter(dataset.tables(["id", *LOGPS]))).sort_by("id")
     return np.stack([table[name].to_numpy() for name in LOGPS])
 

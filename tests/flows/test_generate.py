@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Evolve, Generate, Run, SelfPlayConfig, TorchModel
-from pipeline.flows.on_ray import ScoreJob, score_on_ray
+from pipeline.flows.on_ray import RayJob, run_on_ray
 from pipeline.generation.evolve import plan_evolution
 from pipeline.generation.stages import evolve_stage, generate_stage
 from pipeline.stages.plan import Stage
-from pipeline.stages.work import score_plain
+from pipeline.stages.work import run_plain
 from tests.generation.tables import PROMPTS, prompt_table
 from tests.stages.kept import Keep
 
@@ -56,7 +56,7 @@ def config_of(tmp_path: Path, policy: TorchModel, reward: Path, generate: Genera
 def on_ray(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABLE) -> tuple[pa.Table, list[int]]:
     """The table, and the processes that were generating at some time."""
     folder.mkdir()
-    job = ScoreJob(reader=Reader(table), stages=tuple(stages), commit=Keep(folder), run=Run())
+    job = RayJob(reader=Reader(table), stages=tuple(stages), commit=Keep(folder), run=Run())
     seen: set[int] = set()
     ended = threading.Event()
 
@@ -67,7 +67,7 @@ def on_ray(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABLE
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        assert len(list(score_on_ray(job, shards(size, table)))) == len(shards(size, table))
+        assert len(list(run_on_ray(job, shards(size, table)))) == len(shards(size, table))
     finally:
         ended.set()
         watcher.join()
@@ -76,7 +76,7 @@ def on_ray(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABLE
 
 def plainly(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABLE) -> pa.Table:
     folder.mkdir()
-    list(score_plain(Reader(table), shards(size, table), stages, Keep(folder)))
+    list(run_plain(Reader(table), shards(size, table), stages, Keep(folder)))
     return Keep(folder).whole()
 
 

@@ -13,14 +13,15 @@ import pytest
 import yaml
 
 from pipeline.config import Config, Storage, resolved
+from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import SUBSET
+from pipeline.data.place import Place
+from pipeline.data.verify import verify
 from pipeline.errors import AlignpotError, IntegrityError, SourceError
-from pipeline.exports.subset_rows import SubsetRows
 from pipeline.flows.run import report_only, score_only
 from pipeline.flows.score import prepare_score, score
 from pipeline.flows.select import open_scored
 from pipeline.stages.plan import Apply, Stage
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.verify import verify
 from tests.fixtures_storage import READER_KEY, READER_SECRET_KEY, S3Server
 from tests.flows.conftest import Ended, make_config, run_all, write_jsonl
 
@@ -89,14 +90,14 @@ def test_object_replaced_in_mid_run_is_refused_on_s3(
     s3: S3Server, tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
 ):
     url = s3.url("replaced")
-    fs, root = open_filesystem(f"{url}/pairs.jsonl", s3.storage)
+    place = Place.open(f"{url}/pairs.jsonl", s3.storage)
     texts = [json.dumps({**pair, "id": f"{pair['id']}-{i}"}) for i in range(200) for pair in pairs]
-    fs.pipe_file(root, "\n".join(texts).encode())  # more than one request of a reader fetches
+    place.fs.pipe_file(place.root, "\n".join(texts).encode())  # more than one request of a reader fetches
     config = config_of(
         tmp_path, f"{url}/pairs.jsonl", storage=s3.storage.model_dump(), run={"engine": "plain", "shard_rows": 1000}
     )
     run = prepare_score(config)
-    during(monkeypatch, 2, lambda: fs.pipe_file(root, "\n".join(texts[::-1]).encode()))
+    during(monkeypatch, 2, lambda: place.fs.pipe_file(place.root, "\n".join(texts[::-1]).encode()))
     with pytest.raises(IntegrityError, match=r"pairs\.jsonl was replaced"):
         score(run)
     assert len(list((tmp_path / "scored" / "parts").glob("*.parquet"))) == 2
@@ -208,13 +209,13 @@ def rows_of(tables: Iterator[pa.Table]) -> list[dict]:
 
 def everything(folder: Path, config: Config) -> dict[str, object]:
     """What the commands give: each the rows or text, or the error that it ends with."""
-    subset = open_filesystem(str(folder / "subset"), Storage())
+    subset = Place.open(str(folder / "subset"), Storage())
     acts: dict[str, Callable[[], object]] = {
         "run": lambda: run_all(config).partition("metric ")[2],
-        "scored": lambda: rows_of(open_scored(config).tables(scored_only=False)),
+        "scored": lambda: rows_of(open_scored(config).tables(kept_only=False)),
         "report": lambda: [*report_only(config)],
-        "subset": lambda: rows_of(SubsetRows(*subset).tables()),
-        "verify": lambda: verify(*subset) and verify(*open_filesystem(config.scored, Storage())) and None,
+        "subset": lambda: rows_of(Dataset.open(subset, SUBSET).tables()),
+        "verify": lambda: verify(subset) and verify(Place.open(config.scored, Storage())) and None,
     }
     found: dict[str, object] = {}
     for name, act in acts.items():
@@ -285,4 +286,4 @@ def test_no_flipped_bit_in_a_source_gives_a_wrong_row_or_a_crash(name: str, tmp_
             assert rows_of(open_scored(config).tables(table.column_names)) == table.to_pylist()
     assert num_read < NUM_FLIPS // 3 or name != "pairs.parquet"
     source.write_bytes(whole)
-    assert score(planned)[0].num_scored == len(pairs)
+    assert score(planned)[0].num_kept == len(pairs)

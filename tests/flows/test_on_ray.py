@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Run
-from pipeline.flows.on_ray import ScoreJob, score_on_ray
+from pipeline.flows.on_ray import RayJob, run_on_ray
 from pipeline.stages.plan import Apply, Stage
 from tests.stages.kept import Keep
 
@@ -69,8 +69,8 @@ def test_a_ray_of_our_own_reads_and_commits_no_more_shards_at_once_than_there_ar
     times.folder.mkdir()
     keep.folder.mkdir()
     stages = (Stage(name="tokenise", build=leave_as_it_is),)
-    job = ScoreJob(reader=SlowReader(times), stages=stages, commit=SlowCommit(times, keep), run=Run())
-    done = [work.shard for work in score_on_ray(job, [Numbered(index) for index in range(NUM_SHARDS)])]
+    job = RayJob(reader=SlowReader(times), stages=stages, commit=SlowCommit(times, keep), run=Run())
+    done = [work.shard for work in run_on_ray(job, [Numbered(index) for index in range(NUM_SHARDS)])]
     assert sorted(done) == list(range(NUM_SHARDS))
     assert keep.whole().column("row").to_pylist() == list(range(NUM_SHARDS))
     cores = max(2, os.cpu_count() or 1)

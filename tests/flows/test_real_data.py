@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
+from pipeline.demo.reward import build_reward_model
 
 from pipeline.config import Config
-from pipeline.demo.reward import build_reward_model
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.manifest import load_manifest
+from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
 from tests.fixtures_data import shared_folder
 from tests.fixtures_storage import S3Server
 from tests.flows.conftest import make_config, run_all, write_jsonl
@@ -73,15 +73,16 @@ def candidates_file(tmp_path: Path, pairs: list[dict]) -> Path:
 
 
 def put(s3: S3Server, url: str, path: Path) -> str:
-    fs, root = open_filesystem(url, s3.storage)
-    fs.pipe_file(f"{root}/{path.name}", path.read_bytes())
+    place = Place.open(url, s3.storage)
+    place.fs.pipe_file(f"{place.root}/{path.name}", path.read_bytes())
     return url
 
 
 def trained_adapter(model: Path, data: Path, output: Path) -> Path:
     command = [
         sys.executable, "jobs/train_dpo.py", f"--model={model}", f"--data={data}", f"--output={output}",
-        f"--steps={STEPS}", "--batch-size=2", "--max-length=384", "--lr=1e-3",
+        f"--set=train.max_steps={STEPS}", "--set=train.batch_size=2", "--set=train.learning_rate=1e-3",
+        "--set=tokens.max_length=384",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -91,10 +92,10 @@ def trained_adapter(model: Path, data: Path, output: Path) -> Path:
 
 
 def assert_all_rows_accounted_for(config: Config, num_rows: int) -> None:
-    fs, root = open_filesystem(config.scored, config.storage)
-    manifest = load_manifest(fs, root)
-    assert manifest.num_rows == num_rows == manifest.num_scored + manifest.num_dropped
-    assert manifest.num_scored >= 0.9 * num_rows
+    place = Place.open(config.scored, config.storage)
+    manifest = Dataset.open(place).manifest
+    assert manifest.num_rows == num_rows == manifest.num_kept + manifest.num_dropped
+    assert manifest.num_kept >= 0.9 * num_rows
 
 
 def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> None:
@@ -103,9 +104,9 @@ def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> Non
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    fs, root = open_filesystem(f"{config.output.path}/hf", config.storage)
+    place = Place.open(f"{config.output.path}/hf", config.storage)
     local = tmp_path / "downloaded"
-    fs.get(root, str(local), recursive=True)
+    place.fs.get(place.root, str(local), recursive=True)
     train = load_from_disk(str(local))["train"]
     assert train.num_rows > 0
     trainer = DPOTrainer(

@@ -16,16 +16,15 @@ import ray.data
 import yaml
 
 from pipeline.config import Config, resolved
+from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
 from pipeline.errors import FingerprintError, TooManyDroppedError
 from pipeline.flows.score import check_dropped, prepare_score, score
 from pipeline.stages.plan import Stage
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.scored import ScoredDataset
+from tests.data.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
 from tests.fixtures_storage import S3Server
 from tests.flows.conftest import Ended, make_config, run_all, shuffled, write_jsonl
 from tests.flows.scored_data import objects
-from tests.storage.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
 
 SCORES = [
     "id",
@@ -55,7 +54,7 @@ def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
 def scores_of(config: Config) -> pa.Table:
     """Raw scores of every scored row, sorted by id."""
     run = prepare_score(config)
-    dataset = ScoredDataset(run.fs, run.root, load_manifest(run.fs, run.root))
+    dataset = Dataset.open(run.run.place)
     return pa.concat_tables(dataset.tables(SCORES)).sort_by("id").combine_chunks()
 
 
@@ -180,7 +179,7 @@ def test_every_row_is_scored_or_dropped_with_a_reason(tmp_path: Path, pairs: lis
     source = write_jsonl(tmp_path / "pairs.jsonl", [*pairs[:20], *bad])
     config = make_config(tmp_path, source, **models, tokens={"max_length": 300}, run={"max_dropped": 0.1})
     summary, manifest = score(prepare_score(config))
-    assert summary.num_rows == 24 == summary.num_scored + summary.num_dropped
+    assert summary.num_rows == 24 == summary.num_kept + summary.num_dropped
     assert summary.drops["source: identical_responses"] == 1
     assert summary.drops["source: empty_response"] == 1
     assert summary.drops["source: null_field"] == 1
@@ -251,12 +250,12 @@ def test_faults_of_an_object_store_move_no_row(tmp_path: Path, pairs: list[dict]
         met.append(chance.choice(kinds))
         return met[-1]
 
-    fs, root = open_filesystem(s3.url("source"), s3.storage)
-    fs.pipe_file(f"{root}/pairs.jsonl", source.read_bytes())
+    place = Place.open(s3.url("source"), s3.storage)
+    place.fs.pipe_file(f"{place.root}/pairs.jsonl", source.read_bytes())
     with faulty(s3.endpoint_url, fault) as endpoint_url:
         places = {"scored": s3.url("scored"), "output": {"path": s3.url("subset")}}
         storage = {"endpoint_url": endpoint_url, "region": "us-east-1"}
-        config = make_config(tmp_path, f"s3://{root}", **explicit, **places, storage=storage)
+        config = make_config(tmp_path, f"s3://{place.root}", **explicit, **places, storage=storage)
         run_all(config)
         assert "(none now)" in run_all(config)
     assert {*met} == {BUSY, BROKEN, RESET, LOSE_ANSWER, TRUNCATED}

@@ -8,10 +8,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Config
+from pipeline.data.dataset import Dataset
 from pipeline.errors import FingerprintError
 from pipeline.flows.score import prepare_score, score
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.scored import ScoredDataset
 from tests.flows.conftest import make_config, write_jsonl
 
 # vLLM's modules warn of each other's deprecations.
@@ -42,7 +41,7 @@ def by_vllm(models: dict) -> dict:
 def scored(config: Config) -> pa.Table:
     run = prepare_score(config)
     score(run)
-    dataset = ScoredDataset(run.fs, run.root, load_manifest(run.fs, run.root))
+    dataset = Dataset.open(run.run.place)
     names = ["id", *LOGPS, "num_tokens_chosen", "num_tokens_rejected"]
     return pa.concat_tables(dataset.tables(names)).sort_by("id").combine_chunks()
 

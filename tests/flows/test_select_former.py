@@ -134,10 +134,10 @@ def test_groups_keep_their_own_thresholds(
 def test_on_s3_with_ray_the_same_bytes(new: str, new_rows: pa.Table, former: Path, s3: S3Server, tmp_path: Path):
     applied(new, tmp_path / "plain", former / "_SUCCESS.json")
     manifest = f"{s3.url('former')}/_SUCCESS.json"
-    from pipeline.storage.filesystem import open_filesystem
+    from pipeline.data.place import Place
 
-    fs, path = open_filesystem(manifest, s3.storage)
-    fs.pipe_file(path, (former / "_SUCCESS.json").read_bytes())
+    place = Place.open(manifest, s3.storage)
+    place.fs.pipe_file(place.root, (former / "_SUCCESS.json").read_bytes())
     scored, output = data.write_scored(s3.url("new"), s3.storage, new_rows, 40), s3.url("out")
     chosen = {"stats_from": manifest, "engine": "ray"}
     select_subsets(prepare_select(data.select_config(scored, output, s3.storage, select=chosen)))

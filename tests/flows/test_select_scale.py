@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import schema as names
-from pipeline.storage import manifest, parts, runs
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.data.manifest import SCORED
+from pipeline.data.parts import commit_part
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run
 from tests.fixtures_storage import S3Server
 from tests.flows import scored_data as data
 
@@ -68,7 +70,7 @@ def part_of(first: int, num_rows: int) -> tuple[pa.Table, np.ndarray]:
         names.NUM_TOKENS_PROMPT: pa.array(np.full(num_rows, 1)),
         names.NUM_TOKENS_CHOSEN: pa.array(np.full(num_rows, 1)),
         names.NUM_TOKENS_REJECTED: pa.array(np.full(num_rows, 1)),
-        names.STATUS: pa.array(np.full(num_rows, names.SCORED)),
+        names.STATUS: pa.array(np.full(num_rows, names.KEPT)),
         data.TOPIC: pa.array(np.array(["math", "code", "chat"])[group]),
     }
     own = [columns.get(field.name, pa.nulls(num_rows, field.type)) for field in data.SCHEMA]
@@ -80,10 +82,11 @@ def part_of(first: int, num_rows: int) -> tuple[pa.Table, np.ndarray]:
 def big(s3: S3Server) -> tuple[str, np.ndarray]:
     """The dataset on S3, and explicit margin, implicit margin and group of each row."""
     url = s3.url("big")
-    fs, root = open_filesystem(url, s3.storage)
+    place = Place.open(url, s3.storage)
     cuts = np.linspace(0, ROWS, NUM_PARTS + 1).astype(int).tolist()
     sizes = np.diff(cuts).tolist()
-    plan = runs.begin_run(fs, root, runs.RunPlan(
+    run = Run.claim(place, Plan(
+        kind=SCORED,
         fingerprint=data.FINGERPRINT,
         shards=tuple({"file": "made", "start": start, "num_rows": n} for start, n in zip(cuts, sizes, strict=False)),
         schema=data.SCHEMA,
@@ -94,8 +97,8 @@ def big(s3: S3Server) -> tuple[str, np.ndarray]:
     margins = np.empty((3, ROWS))
     for index, (start, num_rows) in enumerate(zip(cuts, sizes, strict=False)):
         table, margins[:, start : start + num_rows] = part_of(start, num_rows)
-        parts.commit_part(fs, root, plan.part_spec(index), table)
-    manifest.finish_run(fs, root, plan, {})
+        commit_part(place, run.plan.part_spec(index), table)
+    run.finish({})
     return url, margins
 
 
@@ -118,10 +121,10 @@ def select(engine: str, scored: str, s3: S3Server, folder: Path) -> str:
 
 def kept_rows(url: str, s3: S3Server) -> np.ndarray:
     """Row numbers of a slim subset, in the order they were written."""
-    fs, root = open_filesystem(url, s3.storage)
+    place = Place.open(url, s3.storage)
     numbers = []
-    for path in sorted(fs.find(f"{root}/parquet")):
-        prompts = pq.read_table(fs.open(path), columns=[names.PROMPT])[names.PROMPT].combine_chunks()
+    for path in sorted(place.fs.find(f"{place.root}/parquet")):
+        prompts = pq.read_table(place.fs.open(path), columns=[names.PROMPT])[names.PROMPT].combine_chunks()
         numbers.append(prompts.flatten().field("content").cast(pa.int64()).to_numpy())
     return np.concatenate(numbers)
 

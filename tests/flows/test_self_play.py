@@ -115,25 +115,25 @@ def test_every_prompt_is_trained_on_or_held_out_and_accounted_for_in_every_step(
     assert {row["id"] for row in [*held_out, *others]} == {
         json.loads(line)["id"] for line in PROMPTS.read_text().splitlines()
     }
-    given = {row["id"] for row in others if row["status"] == "scored"}
+    given = {row["id"] for row in others if row["status"] == "kept"}
     assert len(held_out) == 6
     assert len(given) <= 18
     assert {row["drop_reason"] for row in others if row["id"] not in given} <= {"beyond_limit", "near_held_out"}
     assert not {row["id"] for row in held_out} & given
     base = played.run / "round-1/base"
     assert {row["id"] for row in rows(base / "candidates")} == given
-    answered = {row["id"] for row in rows(base / "candidates") if row["status"] == "scored"}
+    answered = {row["id"] for row in rows(base / "candidates") if row["status"] == "kept"}
     assert {row["id"] for row in rows(base / "annotated")} == answered
-    judged = {row["id"] for row in rows(base / "annotated") if row["status"] == "scored"}
+    judged = {row["id"] for row in rows(base / "annotated") if row["status"] == "kept"}
     assert {row["prompt_id"] for row in rows(base / "pairs")} == judged
-    paired = {row["prompt_id"] for row in rows(base / "pairs") if row["status"] == "scored"}
-    assert {row["prompt_id"] for row in rows(base / "scored") if row["status"] == "scored"} == paired
+    paired = {row["prompt_id"] for row in rows(base / "pairs") if row["status"] == "kept"}
+    assert {row["prompt_id"] for row in rows(base / "scored") if row["status"] == "kept"} == paired
 
 
 def test_pairs_are_the_policys_own_answers_and_the_reward_prefers_the_chosen_one(played: Played):
     base = played.run / "round-1/base"
     answers = {row["id"]: row for row in rows(base / "annotated")}
-    for pair in (row for row in rows(base / "pairs") if row["status"] == "scored"):
+    for pair in (row for row in rows(base / "pairs") if row["status"] == "kept"):
         responses = answers[pair["prompt_id"]]
         by_text = dict(zip(responses["all_generated_responses"], responses["all_rm_scores"], strict=True))
         assert by_text[pair["chosen"][0]["content"]] == pair["reward_chosen"] == max(pair["rewards_all"])

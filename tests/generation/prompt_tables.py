@@ -11,7 +11,7 @@ def user(text):
 
 def prompt_row(id_, prompt, **columns):
     turns = user(prompt) if isinstance(prompt, str) else prompt
-    return {s.ID: id_, s.PROMPT: turns, s.STRATEGY: "seed", s.ROUND: 0, s.STATUS: s.SCORED, **columns}
+    return {s.ID: id_, s.PROMPT: turns, s.STRATEGY: "seed", s.ROUND: 0, s.STATUS: s.KEPT, **columns}
 
 
 def prompts(*rows):
@@ -37,4 +37,4 @@ def dropped_reasons(table):
 
 
 def kept_ids(table):
-    return [row[s.ID] for row in table.to_pylist() if row[s.STATUS] == s.SCORED]
+    return [row[s.ID] for row in table.to_pylist() if row[s.STATUS] == s.KEPT]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.schema import PROMPT_SCHEMA, SCORED
+from pipeline.schema import KEPT, PROMPT_SCHEMA
 
 PROMPTS = [
     "What is the answer?",
@@ -28,7 +28,7 @@ def prompt_table(prompts: Sequence[str | list[dict[str, str]]] = PROMPTS, *, fir
             "parent_id": None,
             "strategy": "seed",
             "round": 0,
-            "status": SCORED,
+            "status": KEPT,
             "drop_stage": None,
             "drop_reason": None,
         }

@@ -12,9 +12,10 @@ from pipeline.errors import ModelError
 from pipeline.generation.annotate import AnnotateResponses, TokeniseResponses
 from pipeline.generation.stages import annotate_stages
 from pipeline.models.loading import load_classifier
+from pipeline.models.memory import Scores
 from pipeline.models.prompts import DialogueTokenizer
-from pipeline.models.rewards import ClassifierEngine, Rewards
-from pipeline.schema import ANNOTATED_SCHEMA, CANDIDATE_SCHEMA, DROPPED, SCORED
+from pipeline.models.rewards import ClassifierEngine
+from pipeline.schema import ANNOTATED_SCHEMA, CANDIDATE_SCHEMA, DROPPED, KEPT
 from tests.fixtures_models import CHATML, tiny_model, tiny_tokenizer
 from tests.generation.tables import messages
 
@@ -42,7 +43,7 @@ def candidate_table(rows: list[list[str]] = ROWS) -> pa.Table:
                 "finish_reasons": ["stop"] * len(responses),
                 "num_tokens_responses": [3] * len(responses),
                 "num_tokens_prompt": 9,
-                "status": SCORED,
+                "status": KEPT,
             }
             for index, responses in enumerate(rows)
         ],
@@ -69,7 +70,7 @@ class Giving:
     """An engine whose rewards are given."""
 
     def __init__(self, rewards, left_out=None) -> None:
-        self._found = Rewards(reward=np.asarray(rewards, np.float64), left_out=left_out or {})
+        self._found = Scores(values=np.asarray(rewards, np.float64), left_out=left_out or {})
         self.groups = []
 
     def disagreement(self, groups):
@@ -113,8 +114,8 @@ def test_a_row_without_any_reward_is_dropped_with_its_reason():
     given = Giving([math.nan, 2.0, math.inf, math.nan, 5.0, 6.0, 7.0], {3: "does_not_fit_memory"})
     found = AnnotateResponses(given)(tokenised(candidate_table())).to_pylist()
     assert [row["all_rm_scores"] for row in found] == [[None, 2.0, None], [None, None, None], [5.0, 6.0, 7.0]]
-    assert [row["status"] for row in found] == [SCORED, DROPPED, SCORED]
-    assert (found[1]["drop_stage"], found[1]["drop_reason"]) == ("reward", "does_not_fit_memory")
+    assert [row["status"] for row in found] == [KEPT, DROPPED, KEPT]
+    assert (found[1]["drop_stage"], found[1]["drop_reason"]) == ("annotate", "does_not_fit_memory")
 
 
 def test_rewards_that_are_not_finite_say_so():
@@ -135,7 +136,7 @@ def test_responses_that_the_template_refuses_have_no_reward(engine):
 
 def test_rows_dropped_before_have_no_rewards(engine):
     table = candidate_table()
-    status = pa.array([SCORED, DROPPED, SCORED])
+    status = pa.array([KEPT, DROPPED, KEPT])
     table = table.set_column(table.schema.get_field_index("status"), "status", status)
     found = AnnotateResponses(engine)(tokenised(table)).to_pylist()
     assert found[1]["all_rm_scores"] is None
@@ -149,8 +150,7 @@ def test_a_shard_without_rows_to_score_is_passed_on(engine):
 
 
 def test_an_engine_that_is_wrong_on_real_rows_ends_the_run(engine, monkeypatch):
-    monkeypatch.setattr(engine, "_plain_score", lambda dialogue: 1e3)
-    monkeypatch.setattr(engine, "_ways", type(engine._ways)(packed=engine._packed_rewards, plain=lambda dialogue: 1e3))
+    monkeypatch.setattr(engine, "_plain", lambda dialogue: 1e3)
     with pytest.raises(ModelError, match="reward model cannot be trusted"):
         AnnotateResponses(engine)(tokenised(candidate_table()))
 

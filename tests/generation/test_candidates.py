@@ -85,10 +85,10 @@ def test_prompts_that_cannot_be_used_are_dropped_with_their_reason():
     found = found.to_pylist()
     reasons = [(row["status"], row["drop_stage"], row["drop_reason"]) for row in found]
     assert reasons == [
-        ("scored", None, None),
+        ("kept", None, None),
         ("dropped", "generate", "prompt_too_long"),
         ("dropped", "generate", "template_error"),
-        ("scored", None, None),
+        ("kept", None, None),
     ]
     assert [row["all_generated_responses"] is None for row in found] == [False, True, True, False]
 
@@ -102,7 +102,7 @@ def test_rows_dropped_before_stay_as_they_are(stage):
 def test_empty_answers_are_kept_and_a_row_of_them_is_dropped():
     mixed = GenerateCandidates(Saying("yes", " \n", ""), renderer(), GENERATE)(prompt_table(["Why?"])).to_pylist()[0]
     assert mixed["all_generated_responses"] == ["yes", "", ""]
-    assert mixed["status"] == "scored"
+    assert mixed["status"] == "kept"
     empty = GenerateCandidates(Saying("", "\n"), renderer(), GENERATE)(prompt_table(["Why?"])).to_pylist()[0]
     assert (empty["drop_stage"], empty["drop_reason"]) == ("generate", "empty_responses")
     assert empty["all_generated_responses"] == ["", ""]

@@ -18,7 +18,7 @@ def table_of(texts, system=None):
     """Prompts with the ids 00, 01 and so on."""
     before = [] if system is None else [{"role": "system", "content": system}]
     rows = [
-        {s.ID: f"{i:02}", s.PROMPT: [*before, {"role": "user", "content": text}], s.STATUS: s.SCORED}
+        {s.ID: f"{i:02}", s.PROMPT: [*before, {"role": "user", "content": text}], s.STATUS: s.KEPT}
         for i, text in enumerate(texts)
     ]
     return pa.Table.from_pylist(rows, schema=s.PROMPT_SCHEMA)

@@ -76,7 +76,7 @@ def test_pair_has_the_id_of_its_content_and_what_the_prompt_carried():
     assert (pair["prompt_id"], pair["parent_id"], pair["strategy"], pair["round"]) == ("p", "seed-1", "deepen", 2)
     assert (pair["reward_chosen"], pair["reward_rejected"]) == (2.0, -1.0)
     assert pair["rewards_all"] == [2.0, 1.0, 0.5, 0.0, -1.0]
-    assert pair["status"] == s.SCORED
+    assert pair["status"] == s.KEPT
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_prompts_dropped_before_stay_as_they_were():
 @given(responses_strategy, pairing_strategy)
 def test_every_pair_keeps_the_rule_and_no_prompt_vanishes(responses, rule):
     rows = pairs_of(responses, rule)
-    pairs = [row for row in rows if row["status"] == s.SCORED]
+    pairs = [row for row in rows if row["status"] == s.KEPT]
     assert 1 <= len(rows) <= max(1, rule.per_prompt)
     assert len(rows) == (len(pairs) or 1)
     said = [text for pair in texts(pairs) for text in pair]

@@ -4,7 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from pipeline.demo.smollm2 import ensure_smollm2
+from pipeline.demo.models import ensure_smollm2
 from tests.golden import scores, selections
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import cli, schema
-from pipeline.demo.reward import build_reward_model
-from pipeline.demo.run import DEMO, demo_config
+from pipeline.demo.models import build_reward_model
+from pipeline.demo.run import PAIRS_FILE, demo_config
 from tests.flows import scored_data
 
 FILE: Final = Path(__file__).with_name("scores.json")
@@ -30,7 +30,7 @@ def found(folder: Path, policy: Path, engine: str) -> dict[str, list[Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     sections = demo_config(folder, policy, build_reward_model(policy, policy.parent))
     (folder / "pairs").mkdir()
-    lines = DEMO.data.read_text().splitlines(keepends=True)[:NUM_PAIRS]
+    lines = PAIRS_FILE.read_text().splitlines(keepends=True)[:NUM_PAIRS]
     (folder / "pairs" / "pairs.jsonl").write_text("".join(lines))
     sections["run"] = {"engine": engine, "shard_rows": 8}
     sections["tokens"] = {"max_length": 110}

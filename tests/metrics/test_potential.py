@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline.metrics.fitted import Fitted
 
 from pipeline.config import Metric, Objective
 from pipeline.metrics import METRICS, Ranker, explicit_margin, implicit_margin
-from pipeline.metrics.fitted import Fitted
 from pipeline.metrics.listing import describe_metrics
 from pipeline.metrics.normalise import Ranks, Scale, rank_buckets
 from pipeline.metrics.ratio import RATIO_METHODS

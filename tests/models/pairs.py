@@ -2,13 +2,17 @@
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.config import Tokens
-from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
+from pipeline.models.logprobs import LogprobEngine
+from pipeline.models.packing import Completion, Group
+from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedPair
 from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, MESSAGES, PROMPT, REJECTED, SCORED, STATUS, TOOLS
 from pipeline.stages.tokenise import TokeniseDialogues, TokenisePairs
 from tests.fixtures_models import tiny_tokenizer
@@ -64,3 +68,19 @@ def tokenized_pairs(rows: list[Row]) -> pa.Table:
     )
     table = TokenisePairs(PairTokenizer(tokenizer, Tokens()))(table)
     return TokeniseDialogues(DialogueTokenizer(tokenizer, max_length=2048))(table)
+
+
+def pair_groups(pairs: Sequence[TokenizedPair]) -> list[Group]:
+    """A group of two for each pair: chosen, then rejected."""
+    return [
+        (
+            Completion(ids=pair.chosen_ids, start=pair.chosen_start),
+            Completion(ids=pair.rejected_ids, start=pair.rejected_start),
+        )
+        for pair in pairs
+    ]
+
+
+def score_pairs(engine: LogprobEngine, pairs: Sequence[TokenizedPair]) -> np.ndarray:
+    """Summed log-probabilities of the chosen and of the rejected responses, shape (2, pairs)."""
+    return engine.score(pair_groups(pairs)).values.reshape(-1, 2).T.copy()

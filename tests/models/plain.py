@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from pipeline.models import cpu
 from pipeline.models.packing import Completion
 
 
@@ -27,3 +28,17 @@ def plain_rewards(model, groups: list[list[Completion]]) -> np.ndarray:
         return np.asarray(
             [model(torch.as_tensor(c.ids, dtype=torch.int64)[None]).logits.item() for group in groups for c in group]
         )
+
+
+def num_read(groups: list[list[Completion]]) -> np.ndarray:
+    """Response tokens of each sequence."""
+    return np.asarray([len(c.ids) - c.start for group in groups for c in group])
+
+
+def rows_stand_alone(dtype: torch.dtype) -> bool:
+    """Whether a row of a matrix product has the same bits whatever rows are multiplied with it.
+
+    Not so in half precision on CPUs with tiles (AMX), where the number of rows decides how a product is computed.
+    """
+    tiles = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
+    return dtype not in tiles or not cpu._capabilities().get(tiles[dtype])

@@ -12,7 +12,7 @@ from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.rewards import ClassifierEngine
 from tests.fixtures_models import tiny_model
-from tests.models.plain import plain_rewards, plain_sums
+from tests.models.plain import num_read, plain_rewards, plain_sums
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +35,11 @@ def test_compiled_layers_give_the_plain_sums_and_nothing_is_compiled_after_the_s
     assert engine.kernel == "sdpa"
     compiled = num_graphs()
     assert compiled > 0
-    whole = engine.score(groups).sum_logp
+    whole = engine.score(groups).values
     np.testing.assert_allclose(whole, expected, rtol=2e-5)
     assert num_graphs() == compiled
     if family != "qwen3_moe":
-        alone = np.concatenate([engine.score([group]).sum_logp for group in groups])
+        alone = np.concatenate([engine.score([group]).values for group in groups])
         np.testing.assert_array_equal(alone, whole)
 
 
@@ -61,7 +61,7 @@ def test_half_precision_is_as_exact_compiled_as_not(groups):
         LogprobEngine(tiny_model("llama").to(torch.bfloat16), token_budget=200, compiled=compiled).score(groups)
         for compiled in (False, True)
     )
-    errors = [np.abs(scores.sum_logp - exact) / scores.num_tokens for scores in (plain, found)]
+    errors = [np.abs(scores.values - exact) / num_read(groups) for scores in (plain, found)]
     assert np.median(errors[1]) <= 2.0 * np.median(errors[0]) + 0.002
 
 
@@ -70,7 +70,7 @@ def test_a_model_without_packed_steps_says_that_it_is_not_compiled(groups, caplo
     engine = LogprobEngine(model, compiled=True)
     assert engine.kernel == "naive"
     assert "without compile" in caplog.text
-    np.testing.assert_allclose(engine.score(groups).sum_logp, plain_sums(model, groups), rtol=2e-5)
+    np.testing.assert_allclose(engine.score(groups).values, plain_sums(model, groups), rtol=2e-5)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_an_adapter_is_compiled_with_its_layers(groups):
     adapted.eval().requires_grad_(requires_grad=False)
     expected = plain_sums(adapted, groups)
     assert np.abs(expected - plain_sums(tiny_model("llama"), groups)).min() > 1e-3
-    found = LogprobEngine(adapted, compiled=True).score(groups).sum_logp
+    found = LogprobEngine(adapted, compiled=True).score(groups).values
     assert num_graphs() > 0
     np.testing.assert_allclose(found, expected, rtol=2e-5)
 
@@ -93,16 +93,16 @@ def test_an_adapter_is_compiled_with_its_layers(groups):
 def test_compiled_rewards_equal_plain_ones(groups):
     model = tiny_model("llama", classifier=True, num_labels=1)
     expected = plain_rewards(model, groups)
-    found = ClassifierEngine(model, compiled=True).score(groups).reward
+    found = ClassifierEngine(model, compiled=True).score(groups).values
     assert num_graphs() > 0
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_layers_rounded_to_8_bits_may_be_compiled(groups):
-    expected = LogprobEngine(tiny_model("llama"), fp8=True).score(groups).sum_logp
-    exact = LogprobEngine(tiny_model("llama")).score(groups).sum_logp
-    found = LogprobEngine(tiny_model("llama"), fp8=True, compiled=True).score(groups).sum_logp
+    expected = LogprobEngine(tiny_model("llama"), fp8=True).score(groups).values
+    exact = LogprobEngine(tiny_model("llama")).score(groups).values
+    found = LogprobEngine(tiny_model("llama"), fp8=True, compiled=True).score(groups).values
     assert np.abs(found - expected).max() < 0.2 * np.abs(exact - expected).max()
 
 

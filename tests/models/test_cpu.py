@@ -10,7 +10,7 @@ from pipeline.models.loading import load_causal_lm, load_classifier
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.rewards import ClassifierEngine
 from tests.fixtures_models import tiny_model
-from tests.models.plain import plain_rewards, plain_sums
+from tests.models.plain import num_read, plain_rewards, plain_sums
 
 WITHOUT = {"avx512_f": True, "neon": True}
 HALVES = [("bfloat16", torch.bfloat16), ("float16", torch.float16)]
@@ -37,14 +37,6 @@ def test_bfloat16_stays_where_the_cpu_computes_in_it(instruction, tiny_model_dir
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-def test_rows_depend_on_their_company_in_half_precision_on_tiles_only(monkeypatch):
-    monkeypatch.setattr(cpu, "_capabilities", lambda: WITHOUT | {"avx512_bf16": True})
-    assert cpu.rows_stand_alone(torch.bfloat16)
-    monkeypatch.setattr(cpu, "_capabilities", lambda: WITHOUT | {"amx_bf16": True})
-    assert not cpu.rows_stand_alone(torch.bfloat16)
-    assert cpu.rows_stand_alone(torch.float32)
-
-
 @pytest.mark.usefixtures("without_half")
 @pytest.mark.parametrize(("name", "dtype"), HALVES)
 def test_elsewhere_rounded_weights_are_computed_with_in_float32(name, dtype, tiny_model_dir, groups):
@@ -53,8 +45,8 @@ def test_elsewhere_rounded_weights_are_computed_with_in_float32(name, dtype, tin
     assert engine.kernel == "sdpa"
     assert engine.disagreement(groups) is None
     expected = plain_sums(rounded(tiny_model("llama"), dtype), groups)
-    np.testing.assert_allclose(scores.sum_logp / scores.num_tokens, expected / scores.num_tokens, atol=1e-4)
-    assert not np.allclose(scores.sum_logp, plain_sums(tiny_model("llama"), groups), rtol=1e-5)
+    np.testing.assert_allclose(scores.values / num_read(groups), expected / num_read(groups), atol=1e-4)
+    assert not np.allclose(scores.values, plain_sums(tiny_model("llama"), groups), rtol=1e-5)
 
 
 @pytest.mark.usefixtures("without_half")
@@ -62,7 +54,7 @@ def test_rewards_are_computed_in_float32_elsewhere(tiny_model_dir, groups):
     path = tiny_model_dir("llama", classifier=True)
     model = load_classifier(ClassifierReward(backend="classifier", model=str(path), dtype="bfloat16"))
     expected = plain_rewards(rounded(tiny_model("llama", classifier=True, num_labels=1), torch.bfloat16), groups)
-    np.testing.assert_allclose(ClassifierEngine(model).score(groups).reward, expected, atol=1e-4)
+    np.testing.assert_allclose(ClassifierEngine(model).score(groups).values, expected, atol=1e-4)
 
 
 @pytest.mark.usefixtures("without_half")
@@ -74,7 +66,7 @@ def test_an_adapter_is_computed_with_in_float32_elsewhere(tiny_model_dir, tmp_pa
     adapted.save_pretrained(tmp_path)
     expected = plain_sums(adapted.get_base_model(), groups)
     loaded = load_causal_lm(TorchModel(model=str(tiny_model_dir("llama")), dtype="bfloat16", adapter=str(tmp_path)))
-    np.testing.assert_allclose(LogprobEngine(loaded).score(groups).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(LogprobEngine(loaded).score(groups).values, expected, rtol=2e-5)
 
 
 @pytest.mark.usefixtures("without_half")

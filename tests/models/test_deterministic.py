@@ -6,13 +6,12 @@ import torch
 
 from pipeline.config import ClassifierReward, TorchModel
 from pipeline.errors import ModelError
-from pipeline.models.engines import load_classifier_engine, load_logprob_engine
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion
 from pipeline.models.rewards import ClassifierEngine
 from tests.fixtures_models import tiny_model
-from tests.models.plain import plain_rewards, plain_sums
+from tests.models.plain import num_read, plain_rewards, plain_sums
 from tests.models.test_memory import hold_at_most
 
 BUDGET = 256
@@ -57,20 +56,20 @@ def test_sums_equal_the_plain_forward(family, groups):
     expected = plain_sums(model, groups)
     engine = LogprobEngine(model, token_budget=BUDGET, deterministic=True)
     assert engine.kernel == "sdpa"
-    np.testing.assert_allclose(engine.score(groups).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(engine.score(groups).values, expected, rtol=2e-5)
 
 
 def test_a_model_in_a_config_is_run_so(tiny_model_dir, groups):
     options = {"token_budget": BUDGET, "deterministic": True}
-    engine = load_logprob_engine(TorchModel(model=str(tiny_model_dir("llama")), dtype="float32", **options))
+    engine = LogprobEngine.load(TorchModel(model=str(tiny_model_dir("llama")), dtype="float32", **options))
     model = engine._backbone.model
     assert {rows for _, rows in shapes_of_products(model, lambda: engine.score(groups))} == {BUDGET}
     path = str(tiny_model_dir("llama", classifier=True))
-    rewards = load_classifier_engine(ClassifierReward(backend="classifier", model=path, dtype="float32", **options))
+    rewards = ClassifierEngine.load(ClassifierReward(backend="classifier", model=path, dtype="float32", **options))
     model = rewards._backbone.model
     expected = plain_rewards(tiny_model("llama", **LABELS), groups)
     assert {rows for _, rows in shapes_of_products(model, lambda: rewards.score(groups))} == {BUDGET}
-    np.testing.assert_allclose(rewards.score(groups).reward, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(rewards.score(groups).values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_budget_that_does_not_fit_memory_is_an_error_at_the_start():
@@ -90,13 +89,13 @@ def test_a_full_memory_is_an_error_where_steps_must_keep_their_shape(groups):
 
 def test_a_group_beyond_the_budget_costs_no_other_row(groups):
     model = tiny_model("llama")
-    expected = LogprobEngine(model, token_budget=BUDGET, deterministic=True).score(groups).sum_logp
+    expected = LogprobEngine(model, token_budget=BUDGET, deterministic=True).score(groups).values
     engine = LogprobEngine(model, token_budget=BUDGET, deterministic=True)
     hold_at_most(model, BUDGET)
     ids = np.random.default_rng(0).integers(3, 400, 2 * BUDGET).astype(np.int32)
     scores = engine.score([[Completion(ids=ids, start=200)], *groups])
     assert scores.left_out == {0: "does_not_fit_memory"}
-    np.testing.assert_array_equal(scores.sum_logp[1:], expected)
+    np.testing.assert_array_equal(scores.values[1:], expected)
 
 
 @pytest.mark.slow
@@ -105,17 +104,17 @@ def test_layers_rounded_to_8_bits_keep_the_shape(compiled, groups):
     model = tiny_model("llama")
     exact = LogprobEngine(tiny_model("llama")).score(groups)
     engine = LogprobEngine(model, token_budget=BUDGET, fp8=True, compiled=compiled, deterministic=True)
-    together = engine.score(groups).sum_logp
-    difference = np.abs(together - exact.sum_logp) / exact.num_tokens
+    together = engine.score(groups).values
+    difference = np.abs(together - exact.values) / num_read(groups)
     assert 0.0 < np.median(difference) < 0.3
-    alone = np.concatenate([engine.score([group]).sum_logp for group in groups])
+    alone = np.concatenate([engine.score([group]).values for group in groups])
     np.testing.assert_array_equal(alone, together)
 
 
 def test_scores_of_one_shape_are_not_mixed_with_others(tiny_model_dir):
     model = TorchModel(model=str(tiny_model_dir("llama")))
-    fixed = [model.model_copy(update={"deterministic": True, "token_budget": budget}) for budget in (256, 512)]
+    fixed = [model.model_copy(update={"deterministic": True, "token_budget": budget}) for budget in (None, 256, 512)]
     prints = [str(model_fingerprint(each)) for each in (model, *fixed)]
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 4
     larger = model.model_copy(update={"token_budget": 512})
     assert model_fingerprint(larger) == model_fingerprint(model)

@@ -12,7 +12,7 @@ import torch
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.rewards import ClassifierEngine
 from tests.fixtures_models import tiny_model
-from tests.models.plain import plain_rewards, plain_sums
+from tests.models.plain import num_read, plain_rewards, plain_sums
 
 PACKED_FAMILIES = [
     "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "granite", "cohere", "phi", "phi3", "olmo2", "mixtral",
@@ -27,9 +27,8 @@ def test_packed_sums_equal_the_plain_forward(family, groups):
     engine = LogprobEngine(model, token_budget=200)
     scores = engine.score(groups)
     assert engine.kernel == "sdpa"
-    np.testing.assert_allclose(scores.sum_logp, expected, rtol=2e-5)
-    assert scores.sum_logp.dtype == np.float64
-    assert scores.num_tokens.tolist() == [len(c.ids) - c.start for group in groups for c in group]
+    np.testing.assert_allclose(scores.values, expected, rtol=2e-5)
+    assert scores.values.dtype == np.float64
 
 
 @pytest.mark.parametrize("family", PACKED_FAMILIES)
@@ -40,7 +39,7 @@ def test_packed_bfloat16_sums_are_as_exact_as_the_plain_forward_in_bfloat16(fami
     engine = LogprobEngine(model, token_budget=200)
     scores = engine.score(groups)
     assert engine.kernel == "sdpa"
-    ours, theirs = ((sums - exact) / scores.num_tokens for sums in (scores.sum_logp, plain))
+    ours, theirs = ((sums - exact) / num_read(groups) for sums in (scores.values, plain))
     assert np.sqrt(np.mean(ours**2)) <= 1.5 * np.sqrt(np.mean(theirs**2)) + 0.001
     # One token's way through the experts may turn on a rounding; medians do not.
     assert np.median(np.abs(ours)) <= 1.5 * np.median(np.abs(theirs)) + 0.002
@@ -53,14 +52,14 @@ def test_attention_that_cannot_be_packed_is_scored_one_by_one_with_a_warning(gro
         engine = LogprobEngine(model)
     assert engine.kernel == "naive"
     assert "one sequence at a time" in caplog.text
-    np.testing.assert_allclose(engine.score(groups).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(engine.score(groups).values, expected, rtol=2e-5)
 
 
 def test_a_rotary_embedding_that_depends_on_the_longest_sequence_is_not_packed(groups):
     model = tiny_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0})
     engine = LogprobEngine(model)
     assert engine.kernel == "naive"
-    np.testing.assert_allclose(engine.score(groups).sum_logp, plain_sums(model, groups), rtol=2e-5)
+    np.testing.assert_allclose(engine.score(groups).values, plain_sums(model, groups), rtol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt_oss"])
@@ -70,7 +69,7 @@ def test_tied_and_untied_heads_score_as_the_plain_forward(family, tied, groups):
     shares = model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     assert shares == tied
     expected = plain_sums(model, groups)
-    np.testing.assert_allclose(LogprobEngine(model).score(groups).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(LogprobEngine(model).score(groups).values, expected, rtol=2e-5)
 
 
 def test_head_bias_counts(groups):
@@ -81,25 +80,25 @@ def test_head_bias_counts(groups):
     expected = plain_sums(model, groups)
     engine = LogprobEngine(model)
     assert engine.kernel == "sdpa"
-    np.testing.assert_allclose(engine.score(groups).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(engine.score(groups).values, expected, rtol=2e-5)
 
 
 def test_a_lora_adapter_scores_as_in_its_own_forward_and_merged(groups):
     from peft import LoraConfig, get_peft_model
 
     base = tiny_model("llama")
-    without = LogprobEngine(base).score(groups).sum_logp
+    without = LogprobEngine(base).score(groups).values
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
     model.eval()
     expected = plain_sums(model.get_base_model(), groups)
     engine = LogprobEngine(model)
-    scores = engine.score(groups).sum_logp
+    scores = engine.score(groups).values
     assert engine.kernel == "sdpa"
     np.testing.assert_allclose(scores, expected, rtol=2e-5)
     assert not np.allclose(scores, without, rtol=1e-3)
     merged = LogprobEngine(model.merge_and_unload())
     assert merged.kernel == "sdpa"
-    np.testing.assert_allclose(merged.score(groups).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(merged.score(groups).values, expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "qwen3_moe", "gpt2"])
@@ -108,4 +107,4 @@ def test_packed_rewards_equal_the_plain_forward(family, groups):
     expected = plain_rewards(model, groups)
     engine = ClassifierEngine(model, token_budget=150)
     assert engine.kernel == "sdpa"
-    np.testing.assert_allclose(engine.score(groups).reward, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(engine.score(groups).values, expected, rtol=1e-4, atol=1e-5)

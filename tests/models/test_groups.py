@@ -35,7 +35,7 @@ def test_completions_of_one_prompt_score_as_alone(family, num_completions):
     expected = plain_sums(model, [group])
     engine = LogprobEngine(model)
     assert engine.kernel == "sdpa"
-    np.testing.assert_allclose(engine.score([group]).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(engine.score([group]).values, expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
@@ -45,7 +45,7 @@ def test_64_dialogues_of_one_prompt_get_the_rewards_they_get_alone(family):
     expected = plain_rewards(model, [group])
     engine = ClassifierEngine(model)
     assert engine.kernel == "sdpa"
-    np.testing.assert_allclose(engine.score([group]).reward, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(engine.score([group]).values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_takes_one_row_for_every_distinct_prefix():
@@ -63,4 +63,4 @@ def test_a_pair_that_starts_alike_shares_beyond_the_prompt():
     model = tiny_model("llama")
     expected = plain_sums(model, [pair])
     assert num_packed_tokens(pair) == 20 + 15 + 10 + 12
-    np.testing.assert_allclose(LogprobEngine(model).score([pair]).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(LogprobEngine(model).score([pair]).values, expected, rtol=2e-5)

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from pipeline.config import Tokens
-from pipeline.models.cpu import rows_stand_alone
-from pipeline.models.logprobs import LogprobEngine, pair_groups
+from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.prompts import PairTokenizer
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import ID, POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED, REWARD_CHOSEN, REWARD_REJECTED
 from pipeline.stages.score import ScoreLogprobs, ScoreRewards
 from tests.fixtures_models import tiny_model
-from tests.models.pairs import demo_pairs, tokenized_pairs
+from tests.models.pairs import demo_pairs, pair_groups, tokenized_pairs
+from tests.models.plain import num_read, rows_stand_alone
 from tests.models.smollm2 import smollm2
 
 BUDGETS = [(1, 1), (100, 2), (300, 1)]
@@ -26,9 +26,9 @@ BUDGETS = [(1, 1), (100, 2), (300, 1)]
 def engine_and_score(what: str, family: str, dtype: torch.dtype, budget: int):
     if what == "logprob":
         engine = LogprobEngine(tiny_model(family).to(dtype), token_budget=budget)
-        return engine, lambda groups: engine.score(groups).sum_logp
+        return engine, lambda groups: engine.score(groups).values
     rewarding = ClassifierEngine(tiny_model(family, classifier=True, num_labels=1).to(dtype), token_budget=budget)
-    return rewarding, lambda groups: rewarding.score(groups).reward
+    return rewarding, lambda groups: rewarding.score(groups).values
 
 
 def assert_same(found, expected, dtype: torch.dtype) -> None:
@@ -55,7 +55,7 @@ def test_scores_do_not_depend_on_order_budget_company_or_threads(what, family, d
 def test_a_mixture_of_experts_moves_by_a_rounding_at_most(dtype, groups):
     model = tiny_model("qwen3_moe").to(dtype)
     one, all_at_once = (LogprobEngine(model, token_budget=budget).score(groups) for budget in (1, 10_000))
-    difference = np.abs(one.sum_logp - all_at_once.sum_logp) / one.num_tokens
+    difference = np.abs(one.values - all_at_once.values) / num_read(groups)
     assert difference.max() < (1e-5 if dtype == torch.float32 else 0.05)
 
 
@@ -93,8 +93,8 @@ def test_smollm2_scores_do_not_depend_on_order_budget_or_shards(smollm2_dir, dty
     model, tokenizer = smollm2(smollm2_dir, dtype)
     tokenizer = PairTokenizer(tokenizer, Tokens())
     groups = pair_groups([tokenizer.tokenize(r["prompt"], r["chosen"], r["rejected"]) for r in demo_pairs(4)])
-    expected = LogprobEngine(model).score(groups).sum_logp.reshape(-1, 2)
+    expected = LogprobEngine(model).score(groups).values.reshape(-1, 2)
     order = np.random.default_rng(0).permutation(len(groups))
     small = LogprobEngine(model, token_budget=300)
-    halves = [small.score([groups[i] for i in half]).sum_logp for half in (order[:2], order[2:])]
+    halves = [small.score([groups[i] for i in half]).values for half in (order[:2], order[2:])]
     assert_same(np.concatenate(halves).reshape(-1, 2), expected[order], model.dtype)

@@ -56,7 +56,7 @@ def test_a_feed_forward_that_looks_at_other_rows_is_not_trimmed(groups, caplog):
     engine = LogprobEngine(model)
     assert engine.kernel == "naive"
     assert "one sequence at a time" in caplog.text
-    np.testing.assert_allclose(engine.score(groups).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(engine.score(groups).values, expected, rtol=2e-5)
 
 
 def test_a_feed_forward_that_takes_more_than_states_runs_untrimmed(groups, caplog):
@@ -75,7 +75,7 @@ def test_a_feed_forward_that_takes_more_than_states_runs_untrimmed(groups, caplo
     engine = LogprobEngine(model)
     assert engine.kernel == "sdpa"
     assert "not in the fastest way" in caplog.text
-    np.testing.assert_allclose(engine.score(groups).sum_logp, expected, rtol=2e-5)
+    np.testing.assert_allclose(engine.score(groups).values, expected, rtol=2e-5)
 
 
 def test_the_models_own_forward_is_left_as_it_was(long_prompt):

@@ -33,12 +33,12 @@ def hold_at_most(model, num_tokens: int, error: BaseException = GPU) -> list[int
 
 @pytest.mark.parametrize("error", [GPU, CPU, MemoryError()])
 def test_a_full_memory_makes_steps_smaller_and_changes_no_number(error, groups):
-    expected = LogprobEngine(tiny_model("llama"), token_budget=2_000).score(groups).sum_logp
+    expected = LogprobEngine(tiny_model("llama"), token_budget=2_000).score(groups).values
     model = tiny_model("llama")
     engine = LogprobEngine(model, token_budget=2_000)
     ran = hold_at_most(model, 256, error)
     scores = engine.score(groups)
-    np.testing.assert_array_equal(scores.sum_logp, expected)
+    np.testing.assert_array_equal(scores.values, expected)
     assert scores.left_out == {}
     assert len(ran) > 2
     again = len(ran)
@@ -61,13 +61,13 @@ def test_a_group_too_large_for_memory_is_scored_in_parts():
     group = [
         Completion(ids=np.append(prompt, random.integers(3, 400, 50)).astype(np.int32), start=30) for _ in "1234567"
     ]
-    expected = LogprobEngine(tiny_model("llama")).score([group]).sum_logp
+    expected = LogprobEngine(tiny_model("llama")).score([group]).values
     model = tiny_model("llama")
     engine = LogprobEngine(model)
     hold_at_most(model, 192)
     scores = engine.score([group])
     assert scores.left_out == {}
-    np.testing.assert_allclose(scores.sum_logp, expected, rtol=1e-5)
+    np.testing.assert_allclose(scores.values, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "mamba"])
@@ -75,14 +75,14 @@ def test_a_sequence_too_long_for_memory_is_left_out_alone(family, groups):
     long = np.random.default_rng(1).integers(3, 400, 400).astype(np.int32)
     with_long = [*groups[:2], [Completion(ids=long, start=4), Completion(ids=long[:60], start=4)], *groups[2:]]
     place = sum(len(group) for group in groups[:2])
-    expected = LogprobEngine(tiny_model(family)).score(with_long).sum_logp
+    expected = LogprobEngine(tiny_model(family)).score(with_long).values
     model = tiny_model(family)
     engine = LogprobEngine(model)
     hold_at_most(model, 256)
     scores = engine.score(with_long)
     assert scores.left_out == {place: "does_not_fit_memory"}
-    assert np.flatnonzero(np.isnan(scores.sum_logp)).tolist() == [place]
-    np.testing.assert_allclose(np.delete(scores.sum_logp, place), np.delete(expected, place), rtol=1e-5)
+    assert np.flatnonzero(np.isnan(scores.values)).tolist() == [place]
+    np.testing.assert_allclose(np.delete(scores.values, place), np.delete(expected, place), rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
@@ -93,7 +93,7 @@ def test_a_sequence_longer_than_the_learned_positions_is_left_out_alone(family, 
     long = [i for i, c in enumerate(c for group in groups for c in group) if len(c.ids) > 64]
     assert long
     assert rewards.left_out == dict.fromkeys(long, "longer_than_model")
-    assert np.flatnonzero(np.isnan(rewards.reward)).tolist() == long
+    assert np.flatnonzero(np.isnan(rewards.values)).tolist() == long
 
 
 def test_steps_get_smaller_only_as_far_as_needed(groups):
@@ -147,7 +147,17 @@ def test_a_row_that_does_not_fit_is_dropped_with_a_reason_and_the_others_are_sco
     hold_at_most(model, 640)
     column = POLICY_LOGP_CHOSEN if stage == "policy" else REWARD_CHOSEN
     scored = run(table).to_pylist()
-    assert [row[STATUS] for row in scored] == ["scored", "scored", "dropped", "scored", "scored", "scored"]
+    assert [row[STATUS] for row in scored] == ["kept", "kept", "dropped", "kept", "kept", "kept"]
     assert (scored[2][DROP_STAGE], scored[2][DROP_REASON], scored[2][column]) == (stage, "does_not_fit_memory", None)
     for got, expected in zip(scored[:2] + scored[3:], undisturbed[:2] + undisturbed[3:], strict=True):
         assert got[column] == expected[column]
+
+
+@pytest.mark.parametrize(("budget", "num_steps"), [(None, 2), (6_000, 1)])
+def test_on_cpu_steps_have_4096_tokens_unless_a_budget_is_given(budget, num_steps):
+    ids = np.random.default_rng(0).integers(3, 400, (6, 800)).astype(np.int32)
+    model = tiny_model("llama")
+    engine = LogprobEngine(model, budget)
+    ran = hold_at_most(model, 1_000_000)
+    engine.score([[Completion(ids=row, start=790)] for row in ids])
+    assert len(ran) == num_steps

@@ -12,10 +12,10 @@ import torch
 
 from pipeline.config import Tokens
 from pipeline.models.cpu import has_arithmetic
-from pipeline.models.logprobs import LogprobEngine, score_pairs
+from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.prompts import PROMPT_TOO_LONG, PairTokenizer, TokenizedPair
 from tests.fixtures_models import tiny_model
-from tests.models.pairs import Row, demo_pairs, hh_pairs
+from tests.models.pairs import Row, demo_pairs, hh_pairs, score_pairs
 from tests.models.smollm2 import smollm2
 from tests.models.trl_reference import trl_trainer
 
@@ -36,12 +36,12 @@ def assert_same_tokens(directory: Path, rows: list[Row], output: Path, max_lengt
     theirs = trainer.train_dataset
     assert len(theirs) == len(kept)
     collated = trainer.data_collator([theirs[i] for i in range(len(theirs))])
-    num_scored = collated["completion_mask"][:, 1:].sum(1).tolist()
+    num_kept = collated["completion_mask"][:, 1:].sum(1).tolist()
     for index, (row, pair) in enumerate(zip(theirs, kept, strict=True)):
         assert pair.chosen_ids.tolist() == (row["prompt_ids"] + row["chosen_ids"])[:max_length]
         assert pair.rejected_ids.tolist() == (row["prompt_ids"] + row["rejected_ids"])[:max_length]
         assert pair.chosen_start == pair.rejected_start == pair.num_tokens_prompt == len(row["prompt_ids"])
-        assert [pair.num_tokens_chosen, pair.num_tokens_rejected] == [num_scored[index], num_scored[len(kept) + index]]
+        assert [pair.num_tokens_chosen, pair.num_tokens_rejected] == [num_kept[index], num_kept[len(kept) + index]]
     return ours
 
 
@@ -142,10 +142,10 @@ def smollm2_pairs(directory: Path, count: int) -> list[TokenizedPair]:
 def test_bfloat16_is_invariant_to_the_bit_and_close_to_float32(smollm2_dir):
     pairs = smollm2_pairs(smollm2_dir, 2)
     model = smollm2(smollm2_dir, torch.bfloat16)[0].float()
-    exact = np.stack(score_pairs(LogprobEngine(model), pairs))
+    exact = score_pairs(LogprobEngine(model), pairs)
     model = model.to(torch.bfloat16)
-    half = np.stack(score_pairs(LogprobEngine(model), pairs))
-    again = np.stack(score_pairs(LogprobEngine(model, token_budget=300), pairs[::-1]))[:, ::-1]
+    half = score_pairs(LogprobEngine(model), pairs)
+    again = score_pairs(LogprobEngine(model, token_budget=300), pairs[::-1])[:, ::-1]
     np.testing.assert_array_equal(again, half)
     num_tokens = np.array([[p.num_tokens_chosen, p.num_tokens_rejected] for p in pairs]).T
     difference = np.abs(half - exact) / num_tokens
@@ -159,7 +159,7 @@ def test_bfloat16_is_invariant_to_the_bit_and_close_to_float32(smollm2_dir):
 def test_sums_do_not_depend_on_threads_to_the_bit(smollm2_dir, dtype):
     pairs = smollm2_pairs(smollm2_dir, 3)
     model, _ = smollm2(smollm2_dir, dtype)
-    one = np.stack(score_pairs(LogprobEngine(model), pairs))
+    one = score_pairs(LogprobEngine(model), pairs)
     torch.set_num_threads(2)
-    two = np.stack(score_pairs(LogprobEngine(model, token_budget=700), pairs[::-1]))[:, ::-1]
+    two = score_pairs(LogprobEngine(model, token_budget=700), pairs[::-1])[:, ::-1]
     np.testing.assert_array_equal(two, one)

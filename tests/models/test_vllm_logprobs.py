@@ -1,6 +1,5 @@
 """vLLM as a scorer: the sums of our own engine on the same tokens, in order, and nothing made up where it has none."""
 
-import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ from pipeline.models.packing import Completion
 from pipeline.models.vllm_engine import environment
 from pipeline.models.vllm_logprobs import VllmLogprobEngine, response_logp
 from pipeline.stages.score import ScoreLogprobs
+from tests.models.plain import num_read
 
 # vLLM's modules warn of each other's deprecations.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -47,18 +47,16 @@ def ours(policy):
     return LogprobEngine(load_causal_lm(TorchModel(model=str(policy), dtype="float32")))
 
 
-def assert_equal_means(got, expected):
-    assert got.num_tokens.tolist() == expected.num_tokens.tolist()
-    assert (got.sum_logp.dtype, got.num_tokens.dtype) == (np.float64, np.int64)
-    difference = np.abs(got.sum_logp - expected.sum_logp) / np.maximum(1, expected.num_tokens)
-    assert difference.max() < 1e-4
+def assert_equal_means(got, expected, groups):
+    assert got.dtype == np.float64
+    assert (np.abs(got - expected) / np.maximum(1, num_read(groups))).max() < 1e-4
 
 
 @needs_vllm
 def test_sums_are_those_of_our_own_engine(engine, ours, groups):
     assert max(len(c.ids) for group in groups for c in group) == MAX_LENGTH
     found = engine.score(groups)
-    assert_equal_means(found, ours.score(groups))
+    assert_equal_means(found.values, ours.score(groups).values, groups)
     assert found.left_out == {}
     assert engine.disagreement(groups) is None
 
@@ -66,8 +64,8 @@ def test_sums_are_those_of_our_own_engine(engine, ours, groups):
 @needs_vllm
 def test_sums_keep_the_order_of_the_groups_and_repeat(engine, groups):
     forward, backward = engine.score(groups), engine.score([group[::-1] for group in groups[::-1]])
-    np.testing.assert_allclose(backward.sum_logp[::-1], forward.sum_logp, atol=1e-3)
-    assert engine.score(groups).sum_logp.tolist() == forward.sum_logp.tolist()
+    np.testing.assert_allclose(backward.values[::-1], forward.values, atol=1e-3)
+    assert engine.score(groups).values.tolist() == forward.values.tolist()
 
 
 @needs_vllm
@@ -76,9 +74,9 @@ def test_a_row_longer_than_the_model_is_left_out_and_the_others_are_not(engine, 
     long, whole = Completion(ids=ids, start=4), Completion(ids=ids[:-1], start=4)
     found = engine.score([[long, whole], *groups])
     assert found.left_out == {0: "longer_than_model"}
-    assert np.isnan(found.sum_logp[0])
-    kept = ours.score([[whole], *groups])
-    assert_equal_means(dataclasses.replace(found, sum_logp=found.sum_logp[1:], num_tokens=found.num_tokens[1:]), kept)
+    assert np.isnan(found.values[0])
+    kept = [[whole], *groups]
+    assert_equal_means(found.values[1:], ours.score(kept).values, kept)
 
 
 @needs_vllm
@@ -93,9 +91,9 @@ def test_a_model_with_fewer_positions_than_the_config_allows_sets_the_limit(tiny
 
 @needs_vllm
 def test_no_groups_give_no_scores_and_empty_responses_give_zero(engine):
-    assert engine.score([]).sum_logp.shape == (0,)
+    assert engine.score([]).values.shape == (0,)
     found = engine.score([[Completion(ids=np.arange(3, 9, dtype=np.int32), start=6)]])
-    assert (found.sum_logp.tolist(), found.num_tokens.tolist(), found.left_out) == ([0.0], [0], {})
+    assert (found.values.tolist(), found.left_out) == ([0.0], {})
 
 
 @needs_vllm
@@ -116,7 +114,7 @@ def test_a_model_split_between_two_processes_gives_the_same_sums(policy, ours, g
     split = section(policy, num_gpus=0, engine_args={"tensor_parallel_size": 2}, token_budget=64)
     found = VllmLogprobEngine(split, MAX_LENGTH)
     try:
-        assert_equal_means(found.score(groups), ours.score(groups))
+        assert_equal_means(found.score(groups).values, ours.score(groups).values, groups)
     finally:
         found.close()
 

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Storage, parse_config
+from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
 from pipeline.selection import TableSource, select, source
-from pipeline.storage.filesystem import open_filesystem
-from pipeline.storage.manifest import load_manifest
-from pipeline.storage.scored import ScoredDataset
 from tests.metrics.tables import on_policy_table, scored_table
 from tests.selection.sources import CountedSource, kept_ids
 
@@ -149,9 +148,9 @@ def stand_in() -> TableSource:
     return TableSource(table=on_policy_table(3000))
 
 
-def dataset_at(path: str) -> ScoredDataset:
-    fs, root = open_filesystem(path, Storage())
-    return ScoredDataset(fs, root, load_manifest(fs, root))
+def dataset_at(path: str) -> Dataset:
+    place = Place.open(path, Storage())
+    return Dataset.open(place)
 
 
 @pytest.mark.parametrize("path", ["stand-in", *GIVEN])

@@ -30,7 +30,7 @@ def detected(*rows):
         ("transcript", to.as_transcript(P)),
         ("transcript", {"prompt": "\n\nHuman: x\n\nAssistant:", "chosen": " a", "rejected": " b"}),
         ("scored", {**P, "policy_logp_chosen": -1.0}),
-        ("scored", {**P, "status": "scored"}),
+        ("scored", {**P, "status": "kept"}),
         ("candidates", {**to.as_candidates(P), **to.as_implicit(P), "prompt": "x"}),
         ("candidates", to.as_candidates(P)),
         ("responses", to.as_responses(P)),

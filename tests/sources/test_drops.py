@@ -182,9 +182,9 @@ def test_json_row_is_dropped_alone_with_its_reason(tmp_path, bad, reason):
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     source = Source(path="s", id_column="key", passthrough=("lang", "year"))
     rows = outcomes(tmp_path, source, rewards=True, policy_logps=True)
-    assert [row["status"] for row in rows] == ["scored", "scored", "dropped", "scored"]
+    assert [row["status"] for row in rows] == ["kept", "kept", "dropped", "kept"]
     assert (rows[2]["drop_stage"], rows[2]["drop_reason"]) == ("source", reason)
-    assert [row["id"] for row in rows if row["status"] == "scored"] == ["0", "1", "2"]
+    assert [row["id"] for row in rows if row["status"] == "kept"] == ["0", "1", "2"]
     assert rows[2]["chosen"] is rows[2]["reward_chosen"] is rows[2]["lang"] is None
 
 
@@ -223,7 +223,7 @@ def test_line_that_is_no_json_object_is_dropped_in_place(tmp_path, line, reason)
 def test_pair_without_one_candidate_score_is_dropped_only_if_rewards_are_wanted(tmp_path, scores, reason):
     to.write_jsonl(tmp_path / "a.jsonl", [{**LOOK_UP, **scores}])
     assert outcomes(tmp_path, rewards=True)[0]["drop_reason"] == reason
-    assert outcomes(tmp_path, rewards=False)[0]["status"] == "scored"
+    assert outcomes(tmp_path, rewards=False)[0]["status"] == "kept"
 
 
 def test_parquet_text_that_is_no_utf8_is_dropped_in_place(tmp_path):

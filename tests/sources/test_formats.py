@@ -30,7 +30,7 @@ def digest_of_row(name, row):
 def test_any_pair_has_one_id_in_every_layout_of_messages(p):
     for layout, write in to.ANY_TURNS.items():
         assert digest_of_row(EXPLICIT.get(layout, layout), write(p)) == digest(p), layout
-    assert digest_of_row("scored", {**p, "status": "scored"}) == digest(p)
+    assert digest_of_row("scored", {**p, "status": "kept"}) == digest(p)
 
 
 @given(to.pairs())

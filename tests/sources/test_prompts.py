@@ -38,7 +38,7 @@ def read(path, benchmarks=None, **config):
 
 
 def usable(seeds):
-    return {row[s.ID]: row[s.PROMPT] for row in seeds.table.to_pylist() if row[s.STATUS] == s.SCORED}
+    return {row[s.ID]: row[s.PROMPT] for row in seeds.table.to_pylist() if row[s.STATUS] == s.KEPT}
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_nested_and_timed_columns_pass_through_parquet_unchanged(tmp_path):
     table = read_all(reader, files, 2)
     assert table["when"].combine_chunks().equals(when)
     assert table["nested"].to_pylist() == [[{"k": 1}], [], None]
-    assert table["status"].to_pylist() == ["scored", "scored", "dropped"]
+    assert table["status"].to_pylist() == ["kept", "kept", "dropped"]
 
 
 def test_json_lines_columns_pass_through_with_the_sampled_types(tmp_path):

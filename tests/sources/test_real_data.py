@@ -48,7 +48,7 @@ def test_candidates_are_all_accounted_for_and_chosen_scores_highest(shared_data)
     assert reader.format == "candidates"
     assert table.num_rows == 6440
     assert reasons(table) == {"identical_responses": 36, "empty_response": 13, "ambiguous_score": 1}
-    kept = [row for row in table.to_pylist() if row["status"] == "scored"]
+    kept = [row for row in table.to_pylist() if row["status"] == "kept"]
     assert len(kept) == 6390
     assert all(row["reward_chosen"] == max(row["rewards_all"]) for row in kept)
     assert all(row["reward_rejected"] == min(row["rewards_all"]) for row in kept)

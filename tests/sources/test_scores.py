@@ -30,7 +30,7 @@ def scores_of(folder, row, write=to.write_jsonl, name="a.jsonl", **wanted):
     flags = {"rewards": False, "policy_logps": False, "reference_logps": False, **wanted}
     reader, files = open_source(fsspec.filesystem("file"), str(folder), Source(path="s"), **flags)
     read = reader.read(plan_shards(files, 10)[0]).to_pylist()[0]
-    assert read["status"] == "scored", read["drop_reason"]
+    assert read["status"] == "kept", read["drop_reason"]
     prefixes = ("reward", "policy_logp", "reference_logp", "num_tokens", "truncated")
     return {key: value for key, value in read.items() if key.startswith(prefixes) and value is not None}
 

@@ -9,19 +9,17 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Storage
+from pipeline.data.place import Place
 from pipeline.errors import AlignpotError, ModelError
 from pipeline.flows.deaths import Deaths
 from pipeline.stages.guard import guarded
 from pipeline.stages.plan import Apply, Stage
-from pipeline.stages.rows import scored_rows
-from pipeline.storage.filesystem import open_filesystem
+from pipeline.stages.rows import kept_rows
 
 
 def rows(numbers: range) -> pa.Table:
     count = len(numbers)
-    texts = {
-        name: pa.array([value] * count, pa.string()) for name, value in (("status", "scored"), ("drop_stage", None))
-    }
+    texts = {name: pa.array([value] * count, pa.string()) for name, value in (("status", "kept"), ("drop_stage", None))}
     return pa.table(
         {"id": [f"row-{n}" for n in numbers], "number": [*numbers], **texts, "drop_reason": texts["drop_stage"]}
     )
@@ -31,7 +29,7 @@ def double(failing: Callable[[list[int]], BaseException | None]) -> Apply:
     """A stage that adds a column, and raises what `failing` gives for the rows it is to score."""
 
     def apply(table: pa.Table) -> pa.Table:
-        todo = scored_rows(table)
+        todo = kept_rows(table)
         error = failing(table["number"].take(todo).to_pylist())
         if error is not None:
             raise error
@@ -113,8 +111,8 @@ class Death(BaseException):
 
 
 def test_worker_that_was_started_again_finds_the_row_in_two_more_deaths(tmp_path: Path):
-    fs, root = open_filesystem(str(tmp_path), Storage())
-    deaths, num_deaths = Deaths(fs=fs, root=root), 0
+    place = Place.open(str(tmp_path), Storage())
+    deaths, num_deaths = Deaths(dataset=place), 0
     apply = double(lambda numbers: Death() if 5 in numbers else None)
     while True:
         try:
@@ -128,9 +126,9 @@ def test_worker_that_was_started_again_finds_the_row_in_two_more_deaths(tmp_path
 
 
 def test_death_by_chance_drops_nothing(tmp_path: Path):
-    fs, root = open_filesystem(str(tmp_path), Storage())
-    deaths, chance = Deaths(fs=fs, root=root), iter([Death()])
+    place = Place.open(str(tmp_path), Storage())
+    deaths, chance = Deaths(dataset=place), iter([Death()])
     apply = double(lambda numbers: next(chance, None))
     with pytest.raises(Death):
         deaths.apply(3, "policy", apply, rows(range(8)))
-    assert all(row["status"] == "scored" for row in deaths.apply(3, "policy", apply, rows(range(8))).to_pylist())
+    assert all(row["status"] == "kept" for row in deaths.apply(3, "policy", apply, rows(range(8))).to_pylist())

@@ -4,14 +4,27 @@ import json
 import logging
 
 import fsspec
+import numpy as np
 import pytest
 
 from pipeline.config import Source, Tokens
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
-from pipeline.stages.tokenise import CHOSEN_IDS, REWARD_CHOSEN_IDS, TokeniseDialogues, TokenisePairs
+from pipeline.stages.tokenise import (
+    CHOSEN_IDS,
+    CHOSEN_START,
+    REJECTED_IDS,
+    REJECTED_START,
+    REWARD_CHOSEN_IDS,
+    REWARD_REJECTED_IDS,
+    TokeniseDialogues,
+    TokenisePairs,
+    dialogue_groups,
+    pair_groups,
+)
 from tests.fixtures_models import CHATML, tiny_tokenizer
+from tests.models.pairs import demo_pairs, tokenized_pairs
 
 FAILING = "{% if 'secret' in messages[0]['content'] %}{{ 1 // 0 }}{% endif %}" + CHATML
 
@@ -41,3 +54,17 @@ def test_a_row_that_fails_leaves_its_neighbours_and_is_told_once(dialogues, tmp_
     (told,) = [record.getMessage() for record in caplog.records if "ZeroDivisionError" in record.getMessage()]
     assert "row-1" in told
     assert "secret" not in caplog.text
+
+
+def test_groups_hold_the_token_ids_of_the_rows_asked_for():
+    table = tokenized_pairs(demo_pairs(4))
+    rows = table.to_pylist()
+    asked = np.asarray([1, 3])
+    for made, ids, starts in (
+        (pair_groups(table, asked), (CHOSEN_IDS, REJECTED_IDS), (CHOSEN_START, REJECTED_START)),
+        (dialogue_groups(table, asked), (REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS), None),
+    ):
+        assert [[c.ids.tolist() for c in group] for group in made] == [[rows[i][name] for name in ids] for i in asked]
+        expected = [[rows[i][name] for name in starts] if starts else [0, 0] for i in asked]
+        assert [[c.start for c in group] for group in made] == expected
+    assert pair_groups(table.slice(0, 0), asked[:0]) == dialogue_groups(table, asked[:0]) == []

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.stages.plan import Stage
-from pipeline.stages.work import score_plain
+from pipeline.stages.work import run_plain
 
 
 class Engine:
@@ -29,5 +29,5 @@ def test_stages_are_closed_when_a_later_one_cannot_be_built():
 
     stages = [Stage(name="policy", build=lambda: engine), Stage(name="reference", build=fail)]
     with pytest.raises(ModelError):
-        list(score_plain(None, [], stages, None))
+        list(run_plain(None, [], stages, None))
     assert not engine.is_open

@@ -11,9 +11,10 @@ from datasets import Dataset, DatasetDict
 
 from pipeline.config import Objective, Tokens, TorchModel, Train
 from pipeline.models.loading import load_causal_lm, load_tokenizer
-from pipeline.models.logprobs import LogprobEngine, score_pairs
+from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.prompts import PairTokenizer
 from pipeline.training.job import TrainJob
+from tests.models.pairs import score_pairs
 
 TOKENS = Tokens(max_length=64)
 TEXT = "the quick brown fox answers a question about the weather in a few short sentences"

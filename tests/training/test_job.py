@@ -19,6 +19,7 @@ def test_a_job_survives_the_way_through_json():
         objective=Objective(name="dpo-norm"),
         tokens=Tokens(chat_template="{{ messages }}\n", max_length=99),
         storage=Storage(endpoint_url="http://localhost:1"),
+        merge=False,
     )
     assert TrainJob.from_json(job.to_json()) == job
     bare = TrainJob(datasets=("d",), policy=TorchModel(model="m"), output=Path("o"), settings=Train())

@@ -226,7 +226,7 @@ def test_an_objective_without_beta_needs_one_in_the_settings(make_job):
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_smollm2_learns_pairs_and_is_saved_as_it_came(make_job, smollm2_dir, tmp_path):
-    from pipeline.demo.sample_pairs import read_pairs
+    from jobs.demo_data.sample_pairs import read_pairs
 
     pairs = [{key: pair[key] for key in ("prompt", "chosen", "rejected")} for pair in read_pairs()[:8]]
     job = make_job(

@@ -1,0 +1,15 @@
+"""Datasets of ours on disks and object stores: how they are written, committed, read and checked.
+
+    place         a folder or object that a URL names; reads so that a fault is never taken for absence
+    commit        the one way to make something visible: create if absent
+    run           claim (run.json), what is done, manifest last: for everything that writes
+    manifest      _SUCCESS.json: what a complete run says of itself
+    sealed        JSON objects that carry a digest of themselves
+    parts         one Parquet object a shard, kept and dropped rows together
+    files         files for others: Hugging Face, Parquet, JSON Lines (formats in writers)
+    dataset       reads any complete dataset by its manifest
+    duplicates    ids that repeat
+    verify        checks a dataset whole
+
+Nothing is renamed or overwritten, and readers never trust a listing. Loads neither Ray nor torch.
+"""

@@ -1,0 +1,246 @@
+"""Files that others read, one for each shard and format: written batch by batch on local disk, then created whole.
+
+    hf/train/data-00000-of-000NN.arrow        Arrow streams, with dataset_info.json and state.json: `load_from_disk`
+    parquet/train-00000-of-000NN.parquet      with page checksums
+    data/train-00000-of-000NN.jsonl           JSON Lines
+    report.json, hf/dataset_dict.json, ...    beside them, before the manifest
+
+The bytes depend on the rows and the settings alone, not on how the rows were cut into tables, nor on time or chance.
+So files can be written in any order, by any process, and by two at once; a run that died is run again, and finds what
+it wrote.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipeline.data.commit import create, create_from_file
+from pipeline.data.manifest import File, Manifest, schema_json
+from pipeline.data.parts import digest, footer_bytes
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run
+from pipeline.data.writers import LocalFiles, hf_descriptions
+from pipeline.errors import IntegrityError, SchemaError
+from pipeline.faults import storage_errors
+from pipeline.scratch import scratch_folder
+
+BATCH_ROWS: Final = 4096  # rows of one Arrow batch and of one Parquet row group
+REPORT_FILE: Final = "report.json"
+_NAMES: Final = {
+    "hf": "hf/train/data-{index:05d}-of-{num_files:05d}.arrow",
+    "parquet": "parquet/train-{index:05d}-of-{num_files:05d}.parquet",
+    "jsonl": "data/train-{index:05d}-of-{num_files:05d}.jsonl",
+}
+_CHUNK_BYTES: Final = 16 * 2**20
+
+
+def file_shards(num_rows: int, rows_per_file: int) -> tuple[Mapping[str, Any], ...]:
+    """The rows of each file; no rows make one file without any."""
+    starts = range(0, max(1, num_rows), rows_per_file)
+    return tuple({"first_row": start, "num_rows": min(rows_per_file, num_rows - start)} for start in starts)
+
+
+def with_layout(plan: Plan) -> Plan:
+    """The plan with its number of rows, formats and columns in the fingerprint; which rows a file has is not."""
+    layout = {
+        "num_rows": sum(shard["num_rows"] for shard in plan.shards),
+        "formats": sorted(plan.formats),
+        "columns": schema_json(plan.schema)["columns"],
+    }
+    return dataclasses.replace(plan, fingerprint={**plan.fingerprint, "layout": layout})
+
+
+def write_file(run: Run, index: int, tables: Iterable[pa.Table]) -> list[File]:
+    """Create file `index` of each format, where it is not there already, from the rows of its shard and no others.
+
+    Raises:
+        SchemaError: other columns than those of the plan.
+        IntegrityError: rows are missing or left over, or a file of other content stands in the way.
+    """
+    stream = _Stream(run, tables)
+    files = _write(run, index, stream)
+    stream.check_end()
+    return files
+
+
+def write_files(run: Run, tables: Iterable[pa.Table]) -> list[File]:
+    """Create every file of the run from all its rows, in order. Raises as `write_file`."""
+    stream = _Stream(run, tables)
+    files = [file for index in range(len(run.plan.shards)) for file in _write(run, index, stream)]
+    stream.check_end()
+    return files
+
+
+def finish_files(run: Run, files: Iterable[File], beside: Mapping[str, bytes], extra: Mapping[str, Any]) -> Manifest:
+    """Create what stands beside the files, by path, then the manifest; the manifest that stands is returned.
+
+    Raises:
+        IntegrityError: files are missing, or files of other content stand in the way.
+    """
+    plan, files = run.plan, tuple(sorted(files, key=lambda file: file.path))
+    num_rows = sum(shard["num_rows"] for shard in plan.shards)
+    if sum(file.num_rows for file in files) != num_rows * len(plan.formats):
+        raise IntegrityError(f"{run.place}: the files do not hold {num_rows} rows in each format. Use another path.")
+    described = hf_descriptions(plan.schema, files, plan.fingerprint) if "hf" in plan.formats else {}
+    published = []
+    for path, data in {**described, **beside}.items():
+        place = run.place / path
+        if not create(place, data) and place.read() != data:
+            raise _other_content(place)
+        published.append(File(path=path, size=len(data), digest=_blake2b(data).hexdigest()))
+    facts = {"num_rows": num_rows, "num_kept": num_rows, "files": files, "beside": tuple(published), "extra": extra}
+    return run.publish(run.manifest(**facts))
+
+
+def arrow_tables(dataset: Place, file: File) -> Iterator[pa.Table]:
+    """The rows of an Arrow file, some at a time, from a copy on local disk whose digest has been compared.
+
+    Raises:
+        IntegrityError: it is not the file that was written.
+    """
+    place = dataset / file.path
+    hasher = _blake2b()
+    with scratch_folder("rows") as folder:
+        path = folder / "rows"
+        with storage_errors(str(path)), path.open("wb") as target:
+            for chunk in _chunks(place, file.size):
+                hasher.update(chunk)
+                target.write(chunk)
+        if hasher.hexdigest() != file.digest:
+            raise IntegrityError(
+                f"{place} is not the file that the manifest names: its digest differs. Restore it, or select again."
+            )
+        with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as stream:
+            for batch in stream:
+                yield pa.Table.from_batches([batch])
+
+
+def check_file(dataset: Place, file: File) -> None:
+    """Read a file that a manifest names and compare its size and digest.
+
+    Raises:
+        IntegrityError: it is gone, or is not the one that was written.
+    """
+    if not _is_same(dataset / file.path, file):
+        raise IntegrityError(f"{dataset / file.path} is gone, or not the file that was written. Restore it.")
+
+
+class _Stream:
+    """The rows of tables, taken in whatever numbers."""
+
+    def __init__(self, run: Run, tables: Iterable[pa.Table]) -> None:
+        self._run, self._tables = run, iter(tables)
+        self._schema = run.plan.schema.remove_metadata()
+        self._rest = self._schema.empty_table()
+
+    def take(self, num_rows: int) -> pa.Table:
+        """The next rows; fewer if there are no more."""
+        found = [self._schema.empty_table()]
+        while num_rows:
+            if not self._rest.num_rows:
+                table = next(self._tables, None)
+                if table is None:
+                    break
+                self._rest = self._checked(table.replace_schema_metadata(None))
+            found.append(self._rest.slice(0, num_rows))
+            num_rows -= found[-1].num_rows
+            self._rest = self._rest.slice(found[-1].num_rows)
+        return pa.concat_tables(found)
+
+    def check_end(self) -> None:
+        """See that no row is left.
+
+        Raises:
+            IntegrityError: some are.
+        """
+        if self.take(1).num_rows:
+            raise IntegrityError(f"{self._run.place}: more rows than were planned. {_CHANGED}")
+
+    def _checked(self, table: pa.Table) -> pa.Table:
+        if not table.schema.equals(self._schema):
+            raise SchemaError(
+                f"{self._run.place}: a table has {table.schema.names}; wanted {self._schema.names}, with the types "
+                "planned."
+            )
+        return table
+
+
+_CHANGED: Final = "The chosen rows must not change while they are written; run the same command again."
+
+
+def _write(run: Run, index: int, stream: _Stream) -> list[File]:
+    plan, num_rows = run.plan, run.plan.shards[index]["num_rows"]
+    with scratch_folder("files") as folder:
+        where = str(folder)
+        with storage_errors(where):
+            local = LocalFiles(folder, plan.schema.remove_metadata(), plan.formats)
+        try:
+            for start in range(0, max(1, num_rows), BATCH_ROWS):
+                wanted = min(BATCH_ROWS, num_rows - start)
+                batch = stream.take(wanted)
+                if batch.num_rows < wanted:
+                    missing = num_rows - start - batch.num_rows
+                    raise IntegrityError(f"{run.place}: {missing} rows are missing from file {index}. {_CHANGED}")
+                with storage_errors(where):
+                    local.write(_canonical(batch))
+            with storage_errors(where):
+                local.close()
+        finally:
+            local.abandon()
+        return [_published(run, index, form, path) for form, path in local.paths.items()]
+
+
+def _published(run: Run, index: int, form: str, local: Path) -> File:
+    num_rows, size = run.plan.shards[index]["num_rows"], local.stat().st_size
+    with local.open("rb") as stream:
+        content, footer = hashlib.file_digest(stream, _blake2b).hexdigest(), b""
+        if form == "parquet":
+            stream.seek(size - 8)
+            stream.seek(size - footer_bytes(stream.read()))
+            footer = stream.read()
+    file = File(
+        path=_NAMES[form].format(index=index, num_files=len(run.plan.shards)),
+        num_rows=num_rows,
+        num_kept=num_rows,
+        size=size,
+        digest=content,
+        footer_digest=digest(footer) if footer else "",
+    )
+    if not create_from_file(run.place / file.path, local) and not _is_same(run.place / file.path, file):
+        raise _other_content(run.place / file.path)
+    local.unlink()
+    return file
+
+
+def _is_same(place: Place, file: File) -> bool:
+    """Whether the object there has this size and digest."""
+    if place.size() != file.size:
+        return False
+    hasher = _blake2b()
+    for chunk in _chunks(place, file.size):
+        hasher.update(chunk)
+    return bool(hasher.hexdigest() == file.digest)
+
+
+def _other_content(place: Place) -> IntegrityError:
+    return IntegrityError(
+        f"{place} was left by an earlier attempt with other content, perhaps by other versions of the libraries. "
+        "Use another path, or remove this one."
+    )
+
+
+def _chunks(place: Place, size: int) -> Iterator[bytes]:
+    return (place.read_range(start, min(size, start + _CHUNK_BYTES)) for start in range(0, size, _CHUNK_BYTES))
+
+
+def _blake2b(data: bytes = b"") -> Any:
+    return hashlib.blake2b(data, digest_size=16)
+
+
+def _canonical(table: pa.Table) -> pa.Table:
+    """The same rows in fresh buffers: what lies under nulls, before offsets and in padding no longer differs."""
+    return table.combine_chunks().take(pa.array(range(table.num_rows), type=pa.int64()))

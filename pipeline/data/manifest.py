@@ -1,0 +1,128 @@
+"""The manifest of a complete run: `_SUCCESS.json`, its last object. Readers read what it lists and nothing else."""
+
+import base64
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipeline.data.place import Place
+from pipeline.data.sealed import read_sealed
+from pipeline.errors import FingerprintError, IntegrityError
+from pipeline.shown import listed, quoted
+
+MANIFEST_FILE: Final = "_SUCCESS.json"
+SCORED: Final = "scored"
+SUBSET: Final = "subset"
+EXPORT: Final = "export"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file as the manifest names it."""
+
+    path: str
+    """Relative to the dataset."""
+    num_rows: int = 0
+    num_kept: int = 0
+    size: int
+    """Bytes."""
+    digest: str = ""
+    """blake2b of the whole file; empty for parts."""
+    footer_digest: str = ""
+    """blake2b of the footer of a Parquet file, which holds the place and size of every page; pages have checksums."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A complete run: what it was made with, what became of every row, and where the rows are."""
+
+    kind: str
+    """What the rows are: scored pairs, a subset, or what self-play makes on the way to them."""
+    version: str
+    config: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
+    source_format: str
+    schema: pa.Schema
+    num_rows: int = 0
+    num_kept: int = 0
+    num_dropped: int = 0
+    drops: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    """Dropped rows by stage, then reason."""
+    num_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Sums over kept rows, by column."""
+    id_digest: str = ""
+    """Names the set of kept ids, see PartSummary."""
+    files: tuple[File, ...] = ()
+    beside: tuple[File, ...] = ()
+    """The report and what describes the data files to their readers."""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the run added: timings, the selection, the digest of a trained model."""
+
+    @property
+    def fraction_dropped(self) -> float:
+        """Dropped rows as a share of all rows; 0 where there are none."""
+        return self.num_dropped / self.num_rows if self.num_rows else 0.0
+
+    @property
+    def drops_by_reason(self) -> dict[str, int]:
+        """Dropped rows by "stage: reason"."""
+        return {f"{stage}: {reason}": n for stage, reasons in self.drops.items() for reason, n in reasons.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """What `find_manifest` reads back."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        files = {name: [dataclasses.asdict(file) for file in own[name]] for name in ("files", "beside")}
+        return {**own, **files, "schema": schema_json(self.schema)}
+
+
+def find_manifest(place: Place, kind: str) -> Manifest | None:
+    """The manifest of the run of that kind at `place`; None if there is none, or if it is not complete.
+
+    Raises:
+        FingerprintError: there is one of another kind.
+        IntegrityError: it is damaged.
+    """
+    path = place / MANIFEST_FILE
+    value = read_sealed(path)
+    if value is None:
+        return None
+    try:
+        check_kind(value, kind, path)
+        files, beside = (tuple(File(**each) for each in value.pop(name)) for name in ("files", "beside"))
+        return Manifest(**{**value, "files": files, "beside": beside, "schema": schema_of(value["schema"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{path} is damaged ({type(error).__name__}). Restore it, or use another path.") from None
+
+
+def check_kind(stored: Mapping[str, Any], kind: str, path: Place) -> None:
+    """Raise a FingerprintError if run.json or the manifest is of another kind."""
+    if stored["kind"] != kind:
+        raise FingerprintError(f"{path} belongs to a run of kind {stored['kind']!r}, not {kind}. Use another path.")
+
+
+def check_sizes(place: Place, manifest: Manifest) -> None:
+    """See that every file that the manifest names is there in its full size, without reading it.
+
+    Raises:
+        IntegrityError: files are gone or cut short.
+    """
+    sizes = place.sizes()
+    lost = [file.path for file in (*manifest.files, *manifest.beside) if sizes.get(file.path) != file.size]
+    if lost:
+        raise IntegrityError(f"{place}: files are gone or cut short: [{listed(lost, show=quoted)}]. Use another path.")
+
+
+def schema_json(schema: pa.Schema) -> dict[str, Any]:
+    """A schema as JSON: readable by people, and exact for machines."""
+    bare = schema.remove_metadata()
+    return {
+        "columns": {field.name: str(field.type) for field in bare},
+        "arrow": base64.b64encode(bare.serialize().to_pybytes()).decode("ascii"),
+    }
+
+
+def schema_of(value: Mapping[str, Any]) -> pa.Schema:
+    """The schema that `schema_json` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["arrow"])))

@@ -1,0 +1,225 @@
+"""Opens the place that a URL names, and reads and checks it so that a fault is never mistaken for absence.
+
+Supports local paths, file://, s3:// and other stores whose client can create an object only if it is absent; never
+http. Everything below is read through a `Place`, so that every fault leaves as an error of pipeline.errors. Listing
+caches are off: a stale listing would be a wrong answer about what has been committed.
+"""
+
+import concurrent.futures
+import inspect
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import config
+from pipeline.config import NO_CREDENTIALS, carries_credentials
+from pipeline.errors import ConfigError, IntegrityError, StorageError
+from pipeline.faults import http_status, is_missing, storage_errors
+from pipeline.shown import shown_path
+
+SUPPORTED: Final = "a local path, file://, s3://, gs:// or abfs://"
+NUM_READERS: Final = 8  # requests in flight; hides the latency of an object store, too few to be throttled
+_REMOTE: Final = frozenset({"gs", "gcs", "abfs", "abfss", "az"})
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)$", re.DOTALL)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder or an object on a file system. `place / "name"` is what lies below, `str(place)` what messages write.
+
+    Survives pickling to other processes.
+    """
+
+    fs: fsspec.AbstractFileSystem
+    root: str
+    """Path on `fs`, normalised and without a trailing slash."""
+
+    @classmethod
+    def open(cls, url: str, storage: config.Storage) -> "Place":
+        """The place that `url` names. Opens no connection: see `check_readable` and `commit.check_writable`.
+
+        Raises:
+            ConfigError: a scheme that is not supported, or a URL that is malformed or carries credentials.
+        """
+        return cls(*_open(url, storage))
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(self.fs, f"{self.root}/{name}")
+
+    def __str__(self) -> str:
+        """A plain path on a local disk, else the full URL."""
+        return shown_path(self.root if self.is_local else self.fs.unstrip_protocol(self.root))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on a disk of this machine."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def read(self) -> bytes | None:
+        """The whole object, or None where there is none (which a missing bucket or a busy server is not)."""
+        with storage_errors(str(self)):
+            try:
+                return bytes(self.fs.cat_file(self.root))
+            except FileNotFoundError as error:
+                if not is_missing(error):
+                    raise
+                return None
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of an object that a manifest or listing names.
+
+        Raises:
+            IntegrityError: the object is gone, or shorter than it was.
+        """
+        with storage_errors(str(self)):
+            try:
+                data = bytes(self.fs.cat_file(self.root, start=start, end=end))
+            except FileNotFoundError as error:
+                if not is_missing(error):
+                    raise
+                raise IntegrityError(f"{self} is gone, though it was committed. Restore it, or score again.") from None
+            except OSError as error:
+                if http_status(error) != 416:
+                    raise
+                data = b""
+        if len(data) != end - start:
+            raise IntegrityError(
+                f"{self} is cut short: {len(data)} bytes where {end - start} were wanted. Restore it, or score again."
+            )
+        return data
+
+    def size(self) -> int | None:
+        """Bytes of the object; None where there is none."""
+        with storage_errors(str(self)):
+            try:
+                return int(self.fs.info(self.root)["size"])
+            except FileNotFoundError as error:
+                if not is_missing(error):
+                    raise
+                return None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every object below this folder, by name relative to it; empty if nothing is there."""
+        with storage_errors(str(self)):
+            try:
+                # Not ls(): s3fs swallows a 503 in there and calls the folder missing.
+                found: dict[str, dict[str, Any]] = self.fs.find(self.root, detail=True)
+            except FileNotFoundError as error:
+                if not is_missing(error):
+                    raise
+                found = {}
+        within = f"{self.root}/"
+        return {
+            name.removeprefix(within): int(info["size"])
+            for name, info in found.items()
+            if info["type"] == "file" and name.startswith(within)
+        }
+
+    def check_readable(self) -> None:
+        """See that something is there and that it may be listed, before anything expensive starts.
+
+        Raises:
+            StorageError: no such bucket or folder, no credentials, no permission, or nothing there.
+            TemporaryError: storage does not answer.
+        """
+        with storage_errors(str(self)):
+            if hasattr(self.fs, "call_s3"):
+                bucket, _, prefix = self.root.partition("/")
+                listed = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix and f"{prefix}/", MaxKeys=1)
+                if listed.get("Contents"):
+                    return
+            self.fs.info(self.root)
+            if self.is_local and not os.access(self.root, os.R_OK):
+                raise StorageError(f"{self}: permission denied. Grant read access, or use another path.")
+
+
+def _open(url: str, storage: config.Storage) -> tuple[fsspec.AbstractFileSystem, str]:
+    if carries_credentials(url):
+        raise ConfigError(f"a path or URL {NO_CREDENTIALS}.")
+    where = shown_path(url)
+    if "\0" in url:
+        raise ConfigError(f"{where}: a path must not hold a null character.")
+    match = _SCHEME.match(url)
+    if "::" in url:
+        raise ConfigError(f"{where}: chained URLs are not supported; wanted {SUPPORTED}.")
+    scheme, rest = (match[1].lower(), match[2]) if match else ("file", url)
+    if scheme in ("file", "local"):
+        if not rest:
+            raise ConfigError("an empty path is not usable; '.' is the working directory.")
+        # Paths stay text here: on object stores they are keys, which pathlib would rewrite.
+        return LocalFileSystem(skip_instance_cache=True), os.path.abspath(os.path.expanduser(rest))  # noqa: PTH100, PTH111
+    path = _checked_key(url, rest)
+    if scheme in ("s3", "s3a"):
+        return _open_s3(storage), path
+    return _open_other(url, scheme)
+
+
+def _checked_key(url: str, rest: str) -> str:
+    path = rest.strip("/")
+    parts = path.split("/")
+    if not path or not all(parts) or {".", ".."} & {*parts}:
+        raise ConfigError(f"{shown_path(url)}: wanted bucket and prefix without empty, '.' or '..' segments.")
+    return path
+
+
+def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:
+    from pipeline.data.s3 import S3FileSystem
+
+    endpoint = storage.endpoint_url
+    if endpoint is not None and not re.match(r"^https?://[^@?#\s]+$", endpoint):
+        raise ConfigError("storage.endpoint_url must be http(s)://host[:port], without credentials.")
+    return S3FileSystem(
+        max_attempts=storage.max_attempts,
+        anon=storage.anonymous,
+        endpoint_url=endpoint,
+        client_kwargs={"region_name": storage.region} if storage.region else {},
+        config_kwargs={"connect_timeout": 20, "read_timeout": 60},
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
+def _open_other(url: str, scheme: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    where = shown_path(url)
+    if scheme not in _REMOTE:
+        raise ConfigError(f"{where}: scheme {scheme}:// is not supported; wanted {SUPPORTED}.")
+    try:
+        kind = fsspec.get_filesystem_class(scheme)
+    except ImportError:
+        client = "gcsfs" if scheme in ("gs", "gcs") else "adlfs"
+        raise ConfigError(f"{where}: {scheme}:// needs another package. Run: pip install {client}") from None
+    put = getattr(kind, "_pipe_file", kind.pipe_file)
+    if "mode" not in inspect.signature(put).parameters:
+        raise ConfigError(f"{where}: the installed client of {scheme}:// cannot create only if absent. Upgrade it.")
+    fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+    return fs, str(path).rstrip("/")
+
+
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], num_threads: int = NUM_READERS
+) -> Iterator[_Result]:
+    """`function` of each item, in order, working at most `num_threads` items ahead; memory does not grow with items."""
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="alignpot-read")
+    ahead: deque[concurrent.futures.Future[_Result]] = deque()
+    is_left = False
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > num_threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    except GeneratorExit:
+        is_left = True  # perhaps by the garbage collector, which may run where a thread cannot be waited for
+        raise
+    finally:
+        pool.shutdown(wait=not is_left, cancel_futures=True)

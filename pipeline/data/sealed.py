@@ -1,0 +1,71 @@
+"""JSON objects of ours: each ends with a digest of the rest, so that a damaged one is refused rather than believed."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from pipeline.data.place import Place
+from pipeline.errors import FingerprintError, IntegrityError
+
+FORMAT: Final = 3  # layout of run.json, _SUCCESS.json and the parts; another number is another layout
+ABSENT: Final = "nothing"
+_SEAL: Final = "seal"
+
+
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """Readable JSON with the layout's number and, as its `seal`, a digest of the rest; the same bytes for one value.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    whole = {"format": FORMAT, **value}
+    whole[_SEAL] = fingerprint_digest(whole)
+    return (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_sealed(place: Place) -> dict[str, Any] | None:
+    """The value that `sealed` wrote to `place`; None where there is no object.
+
+    Raises:
+        IntegrityError: it is damaged.
+        FingerprintError: it has a layout that this version does not know.
+    """
+    data = place.read()
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+        layout, digest = value.pop("format", None), value.pop(_SEAL, None)
+        is_whole = digest == fingerprint_digest({"format": layout, **value})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise IntegrityError(f"{place} is damaged: not a JSON mapping. Restore it, or use another path.") from None
+    if layout != FORMAT and (is_whole or digest is None):
+        raise FingerprintError(
+            f"{place} has layout {layout!r}; this version reads {FORMAT}. "
+            "Use another path, or the version that wrote it."
+        )
+    if not is_whole:
+        raise IntegrityError(f"{place} is damaged: its digest is another one. Restore it, or use another path.")
+    return dict(value)
+
+
+def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
+    """A short name of the fingerprint: 32 hex digits, independent of the order of keys."""
+    text = json.dumps(as_json(fingerprint), sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def as_json(value: Mapping[str, Any]) -> Any:
+    """The value as JSON gives it back, so that a tuple equals the list it is stored as."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every field that differs, as (dotted name, stored value, wanted value); "nothing" stands for a missing one."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted({*stored, *wanted}):
+            below = f"{path}.{key}" if path else key
+            yield from differences(stored.get(key, ABSENT), wanted.get(key, ABSENT), below)
+    elif stored != wanted or isinstance(stored, bool) != isinstance(wanted, bool):
+        yield path or "fingerprint", stored, wanted

@@ -1,0 +1,119 @@
+"""Files in the formats that others read, as they are written on local disk, and what `datasets` wants beside them.
+
+Knows the formats, not where the files are published.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.manifest import File
+from pipeline.data.sealed import fingerprint_digest
+
+
+class JsonLinesWriter:
+    """Rows as JSON Lines: UTF-8, columns in the order of the table; a number that is not finite becomes null."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+
+    def write_table(self, table: pa.Table) -> None:
+        """Append one line per row."""
+        for row in table.to_pylist():
+            text = json.dumps(finite(row), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            self._file.write(text.encode() + b"\n")
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._file.close()
+
+
+def finite(value: Any) -> Any:
+    """The value with None for every number that JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list) else value
+
+
+class LocalFiles:
+    """One file per format, growing batch by batch in `folder`."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, formats: Sequence[str]) -> None:
+        self.paths = {form: folder / f"current.{form}" for form in formats}
+        self._writers: list[Any] = []
+        if "hf" in formats:
+            self._writers.append(pa.ipc.new_stream(str(self.paths["hf"]), schema))
+        if "parquet" in formats:
+            self._writers.append(
+                pq.ParquetWriter(self.paths["parquet"], schema, compression="zstd", write_page_checksum=True)
+            )
+        if "jsonl" in formats:
+            self._writers.append(JsonLinesWriter(self.paths["jsonl"]))
+
+    def write(self, table: pa.Table) -> None:
+        """Append one batch: a record batch in Arrow, a row group in Parquet, lines in JSON Lines."""
+        for writer in self._writers:
+            writer.write_table(table)
+
+    def close(self) -> None:
+        """Complete the files."""
+        while self._writers:
+            self._writers.pop().close()
+
+    def abandon(self) -> None:
+        """Close what is open without regard to what becomes of it."""
+        for writer in self._writers:
+            try:
+                writer.close()
+            except OSError:
+                continue
+
+
+def hf_descriptions(schema: pa.Schema, files: Sequence[File], run: Mapping[str, Any]) -> dict[str, bytes]:
+    """The JSON files of a `load_from_disk` folder, by path, for these data files.
+
+    run: the fingerprint of the run, which keys the caches of its users together with the content.
+    """
+    arrow = sorted((file for file in files if file.path.startswith("hf/")), key=lambda file: file.path)
+    names = [file.path.rpartition("/")[2] for file in arrow]
+    key = fingerprint_digest({"files": [file.digest for file in arrow], "run": run})[:16]
+    return {
+        "hf/train/dataset_info.json": _dataset_info(schema),
+        "hf/train/state.json": _state(names, key),
+        "hf/dataset_dict.json": b'{"splits": ["train"]}',
+    }
+
+
+def _dataset_info(schema: pa.Schema) -> bytes:
+    """dataset_info.json as `datasets` writes it."""
+    from datasets import Features
+
+    info = {
+        "citation": "",
+        "description": "",
+        "features": Features.from_arrow_schema(schema).to_dict(),
+        "homepage": "",
+        "license": "",
+    }
+    return json.dumps(info, indent=2).encode()
+
+
+def _state(file_names: Sequence[str], fingerprint: str) -> bytes:
+    """state.json as `datasets` writes it; `fingerprint` keys the caches of its users, so it must follow the content."""
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in file_names],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": "train",
+    }
+    return json.dumps(state, indent=2, sort_keys=True).encode()

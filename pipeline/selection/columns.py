@@ -1,0 +1,170 @@
+"""The narrow columns of all rows, in memory: what rules look at, and never a text.
+
+A row takes 8 bytes for the hash of its id and 8 for each quantity that a metric or the report reads; 16 more for its
+prompt where select.per_prompt is set, 4 for its group.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline import schema
+from pipeline.config import Labels
+from pipeline.errors import DataError
+from pipeline.metrics.columns import BoolArray, FloatArray, single_array
+from pipeline.metrics.ids import HashArray, id_hashes
+from pipeline.metrics.ranker import SIGNED_EXPLICIT, Quantity
+from pipeline.selection.labels import contradicted, swap_sides
+from pipeline.selection.passes import Passes
+from pipeline.selection.per_prompt import KeyArray, prompt_keys
+from pipeline.selection.source import Source, check_columns
+from pipeline.shown import shown
+
+MOST_GROUPS: Final = 1000
+
+Codes: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What to read. `quantities` whose columns are not there are left out; labels are treated before they are taken."""
+
+    quantities: tuple[Quantity, ...]
+    labels: Labels = "keep"
+    prompts: bool = False
+    groups: tuple[str, ...] = ()
+
+    def columns(self, available: Sequence[str]) -> list[str]:
+        """The scored columns to read, of those available."""
+        there = [q for q in self.quantities if set(q.columns) <= set(available)]
+        names = [name for quantity in there for name in quantity.columns]
+        names += [] if self.labels == "keep" else SIGNED_EXPLICIT.columns
+        names += [schema.PROMPT] if self.prompts else []
+        return list(dict.fromkeys([schema.ID, *names, *self.groups]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Columns:
+    """Rows of a source in its order; every array is [num_rows].
+
+    num_values: values that are not null, by column. hashes: of the ids. against: pairs whose label the reward
+    contradicts, where labels are treated. prompts: `prompt_keys`, where they are wanted. groups: by column, the code of
+    a row's value, -1 for null, and the values in order of code.
+    """
+
+    num_values: Mapping[str, int]
+    hashes: HashArray
+    quantities: Mapping[Quantity, FloatArray]
+    against: BoolArray
+    prompts: KeyArray
+    groups: Mapping[str, tuple[Codes, list[str]]]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return int(self.hashes.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReadPart:
+    """Reads one part; picklable."""
+
+    wanted: Wanted
+    columns: tuple[str, ...]
+
+    def __call__(self, part: tuple[int, Source]) -> Columns:
+        _, source = part
+        pieces = [self._of(table) for table in source.tables(self.columns)]
+        return _joined(pieces or [self._of(source.schema.empty_table().select(self.columns))], self.wanted)
+
+    def _of(self, table: pa.Table) -> Columns:
+        wanted = self.wanted
+        against = np.zeros(table.num_rows, dtype=np.bool_)
+        if wanted.labels != "keep":
+            against = contradicted(table)
+        num_values = {name: table.num_rows - table.column(name).null_count for name in self.columns}
+        if wanted.labels == "swap":
+            table = swap_sides(table, against)
+        return Columns(
+            num_values=num_values,
+            hashes=id_hashes(single_array(table, schema.ID)),
+            quantities={q: q.of(table) for q in wanted.quantities if set(q.columns) <= set(self.columns)},
+            against=against,
+            prompts=prompt_keys(single_array(table, schema.PROMPT)) if wanted.prompts else _no_keys(table.num_rows),
+            groups={name: _coded(single_array(table, name), name) for name in wanted.groups},
+        )
+
+
+def read_columns(source: Source, wanted: Wanted, passes: Passes) -> Columns:
+    """Read the columns in one pass over the parts of the source.
+
+    Raises:
+        SchemaError: a column is missing or of another type.
+        DataError: a column of groups has more than MOST_GROUPS values.
+    """
+    columns = wanted.columns(source.schema.names)
+    check_columns(source.schema, columns)
+    task = _ReadPart(wanted=wanted, columns=tuple(columns))
+    return _joined(list(passes.map(task, source.split(passes.num_parts))), wanted)
+
+
+def _joined(parts: Sequence[Columns], wanted: Wanted) -> Columns:
+    if len(parts) == 1:
+        return parts[0]
+    num_values: Counter[str] = Counter()
+    for part in parts:
+        num_values.update(part.num_values)
+    return Columns(
+        num_values=num_values,
+        hashes=np.concatenate([part.hashes for part in parts]),
+        quantities={q: np.concatenate([part.quantities[q] for part in parts]) for q in parts[0].quantities},
+        against=np.concatenate([part.against for part in parts]),
+        prompts=np.concatenate([part.prompts for part in parts]),
+        groups={name: _joined_groups([part.groups[name] for part in parts], name) for name in wanted.groups},
+    )
+
+
+def check_group_type(column: str, kind: pa.DataType) -> None:
+    """Refuse a column that cannot name groups.
+
+    Raises:
+        DataError: it holds neither text nor whole numbers nor truth values.
+    """
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    named = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
+    if not any(test(kind) for test in named):
+        raise DataError(
+            f"select.group_by {shown(column)} has type {kind}; wanted text, whole numbers or true and false."
+        )
+
+
+def _coded(values: pa.Array, column: str) -> tuple[Codes, list[str]]:
+    check_group_type(column, values.type)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    encoded = values.cast(pa.string()).dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+    return codes, encoded.dictionary.to_pylist()
+
+
+def _joined_groups(parts: Sequence[tuple[Codes, list[str]]], column: str) -> tuple[Codes, list[str]]:
+    places: dict[str, int] = {}
+    joined = []
+    for codes, names in parts:
+        known = np.array([places.setdefault(name, len(places)) for name in names] + [-1], dtype=np.int32)
+        joined.append(known[codes])
+        if len(places) > MOST_GROUPS:
+            raise DataError(
+                f"select.group_by {shown(column)} has more than {MOST_GROUPS} values; wanted a column that names a few "
+                "groups, such as a domain or a source."
+            )
+    return np.concatenate(joined), list(places)
+
+
+def _no_keys(num_rows: int) -> KeyArray:
+    return np.zeros((num_rows, 0), dtype=np.uint64)

@@ -1,0 +1,163 @@
+"""The score of every row under one query, and why rows have none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline import schema
+from pipeline.config import Metric, Objective, Select
+from pipeline.errors import DataError, SchemaError
+from pipeline.metrics.columns import BoolArray, FloatArray
+from pipeline.metrics.normalise import Fitted
+from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, UNIFORM, Term
+from pipeline.metrics.ranker import SIGNED_EXPLICIT, Quantity, Ranker
+from pipeline.selection.columns import Columns, Wanted
+from pipeline.selection.fit import fit
+from pipeline.selection.source import Positions, Source, check_columns
+
+DUPLICATE: Final = "duplicate"
+CONTRADICTED: Final = "contradicted_by_reward"
+
+_NO_CANDIDATES: Final = "The source carries no rewards of all candidates: set metric.explicit to signed or absolute."
+_NO_REWARD: Final = "That model was not run: add a `reward` section and score again, or choose metric.name: implicit."
+_NO_LOGP: Final = "That model was not run: add its section and score again, or choose an objective without it."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One selection to find."""
+
+    objective: Objective
+    metric: Metric
+    rule: Select
+
+    @property
+    def ranker(self) -> Ranker:
+        """The metric as it ranks."""
+        return Ranker(objective=self.objective, metric=self.metric, seed=self.rule.seed)
+
+    @property
+    def explicit(self) -> Quantity:
+        """What the report shows as the explicit margin."""
+        return self.ranker.quantity(EXPLICIT)
+
+    @property
+    def implicit(self) -> Quantity:
+        """What the report shows as the implicit margin."""
+        return Quantity(kind="implicit", objective=self.objective)
+
+
+def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
+    """The columns that queries of one select.labels read together, those of the report included.
+
+    Raises:
+        SchemaError: the source lacks one that a metric reads.
+    """
+    quantities: dict[Quantity, None] = {}
+    for query in queries:
+        ranker = query.ranker
+        needed = [ranker.quantity(term) for term in (*ranker.terms, *ranker.sampled_terms)]
+        check_columns(source.schema, [name for quantity in needed for name in quantity.columns])
+        quantities |= dict.fromkeys([*needed, query.explicit, query.implicit, SIGNED_EXPLICIT])
+    return Wanted(
+        quantities=tuple(quantities),
+        labels=queries[0].rule.labels,
+        prompts=any(query.rule.per_prompt is not None for query in queries),
+        groups=tuple(dict.fromkeys(query.rule.group_by for query in queries if query.rule.group_by is not None)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ranking:
+    """Rows by score.
+
+    scores: float64 [num_rows], NaN where a row is not ranked. fitted: what the metric took from the set.
+    excluded: rows that are not ranked, by reason. num_contradicted: see Selection.
+    """
+
+    query: Query
+    scores: FloatArray
+    fitted: Fitted
+    excluded: dict[str, int]
+    num_contradicted: int
+
+    @property
+    def num_ranked(self) -> int:
+        """Rows that have a score."""
+        return self.scores.size - sum(self.excluded.values())
+
+
+def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted | None = None) -> Ranking:
+    """Score the rows that can be ranked. duplicates: rows to leave out; fitted: from another set, else fitted here.
+
+    Raises:
+        SchemaError: a column that is read is null in every row, because that model was not run.
+        DataError: no row can be ranked, a term to be normalised has no spread, or a score overflows.
+    """
+    ranker = query.ranker
+    rows = np.ones(columns.num_rows, dtype=np.bool_)
+    rows[duplicates] = False
+    num_contradicted = int(np.count_nonzero(columns.against & rows))
+    if query.rule.labels == "drop":
+        rows &= ~columns.against
+    num_unique = int(np.count_nonzero(rows))
+    excluded = {}
+    for term in ranker.terms:
+        finite = np.isfinite(columns.quantities[ranker.quantity(term)])
+        reason = f"{schema.MARGIN_EXPLICIT if term == EXPLICIT_SIGNED else term}_not_finite"
+        excluded[reason] = int(np.count_nonzero(rows & ~finite))
+        rows &= finite
+    excluded[DUPLICATE] = int(duplicates.size)
+    if query.rule.labels == "drop":
+        excluded[CONTRADICTED] = num_contradicted
+    _check_rankable(columns, query, num_unique, rows, excluded)
+    if fitted is None:
+        fitted = fit(ranker, columns.quantities, rows, columns.hashes)
+    scores = ranker.score({q: columns.quantities[q] for q in map(ranker.quantity, ranker.terms)}, fitted)
+    scores[~rows] = np.nan
+    _check_finite(scores, rows)
+    return Ranking(query=query, scores=scores, fitted=fitted, excluded=excluded, num_contradicted=num_contradicted)
+
+
+def _check_finite(scores: FloatArray, rows: BoolArray) -> None:
+    num_bad = int(np.count_nonzero(rows)) - int(np.count_nonzero(np.isfinite(scores)))
+    if num_bad:
+        raise DataError(
+            f"{num_bad} scores are infinite or NaN although their margins are finite: the metric overflows. "
+            "Lower metric.weight, or look for margins near the largest double."
+        )
+
+
+def _check_rankable(columns: Columns, query: Query, num_rows: int, rows: BoolArray, excluded: dict[str, Any]) -> None:
+    if num_rows == 0:
+        raise DataError(
+            "the scored dataset has no scored rows that select.labels leaves, so there is nothing to select. Check "
+            "the drop reasons."
+        )
+    ranker, labels = query.ranker, query.rule.labels
+    for term in (*ranker.terms, *ranker.sampled_terms):
+        empty = [name for name in ranker.quantity(term).columns if columns.num_values[name] == 0]
+        if empty:
+            raise SchemaError(_all_null(ranker, term, empty, num_rows))
+    empty = [name for name in SIGNED_EXPLICIT.columns if labels != "keep" and columns.num_values[name] == 0]
+    if empty:
+        raise SchemaError(
+            f"select.labels {labels} reads {', '.join(empty)}, null in all {num_rows} scored rows. {_NO_REWARD}"
+        )
+    if not rows.any():
+        counts = {reason: count for reason, count in excluded.items() if count}
+        raise DataError(f"none of {num_rows} scored rows can be ranked: {counts}.")
+
+
+def _all_null(ranker: Ranker, term: Term, empty: Sequence[str], num_rows: int) -> str:
+    if term in (EXPLICIT, EXPLICIT_SIGNED):
+        kind = ranker.metric.explicit if term == EXPLICIT else "signed"
+        reader = f"metric {ranker.metric.name} with the {kind} explicit margin"
+        remedy = _NO_CANDIDATES if kind == "candidates" else _NO_REWARD
+    elif term == UNIFORM:
+        reader, remedy = "metric random", "Every scored row has an id; read the output of `alignpot score`."
+    else:
+        reader, remedy = f"objective {ranker.objective.name}", _NO_LOGP
+    return f"{reader} reads {', '.join(empty)}, null in all {num_rows} scored rows. {remedy}"
