@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import frames, schema
-from pipeline.config import Config, Metric, Objective, Output, Select, Source, Storage, parse_config
+from pipeline.config import Config, Metric, Objective, Output, Source, Storage, parse_config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import ConfigError
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-_SECTIONS: Final = {"objective": Objective, "metric": Metric, "select": Select}
-_NO_RULE: Final = 1.0  # a fraction that keeps every row, for calls that keep none
+_KEYS: Final = {name: {*kind.model_fields} - {"name"} for name, kind in (("objective", Objective), ("metric", Metric))}
+_ALL: Final = 1.0  # the fraction of calls that select nothing
 
 
 class Rows:
@@ -80,7 +80,8 @@ class Pairs(Rows):
         for row in left_out:
             name = f"{row[schema.DROP_STAGE]}: {row[schema.DROP_REASON]}"
             self.dropped[name] = self.dropped.get(name, 0) + 1
-        super().__init__(table.filter(is_kept))
+        internal = {schema.CONTENT_DIGEST, *(field.name for field in (*schema.SCORE_FIELDS, *schema.OUTCOME_FIELDS))}
+        super().__init__(table.filter(is_kept).drop_columns([name for name in table.column_names if name in internal]))
 
 
 class Scored(Rows):
@@ -129,11 +130,11 @@ class Subset(Rows):
 
     def write(self, path: str | Path, **output: Any) -> None:
         """Write the subset as `alignpot select` does: `path` and further keys of the output section, and `storage`."""
-        from pipeline.flows.select import write_subset
+        from pipeline.flows.select import write_found
 
         storage = Storage.model_validate(output.pop("storage", {}))
         section = Output.model_validate({"path": str(path), **output})
-        write_subset(Place.open(section.path, storage), self._source, self._found, section)
+        write_found(self._found, self._source, section, Place.open(section.path, storage))
 
 
 def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source: Any) -> Pairs:
@@ -180,17 +181,17 @@ def score(
 
     folder = tempfile.TemporaryDirectory(prefix="alignpot-")
     work = Path(folder.name)
-    models = {"policy": (policy, {}), "reference": (reference, {}), "reward": (reward, {"backend": "classifier"})}
-    given = {name: section for name, section in sections.items() if name not in ("source", "run", "objective")}
+    given = {"policy": policy, "reference": reference, "reward": reward}
+    models = {role: _model_section(model, role, work / role) for role, model in given.items() if model is not None}
     metric = "potential" if policy is not None and reward is not None else "explicit" if policy is None else "implicit"
     config = parse_config({
         "source": {"path": _path_of(data, work / "rows"), **sections.get("source", {})},
-        **{role: _model_section(model, base, work / role) for role, (model, base) in models.items() if model is not None},
+        **models,
         "scored": str(path or work / "scored"),
         "objective": _named(sections.get("objective", {})),
         "metric": {"name": metric},
         "run": {"engine": engine, **sections.get("run", {})},
-        **given,
+        **{name: section for name, section in sections.items() if name not in ("source", "run", "objective")},
     })  # fmt: skip
     _, manifest = run_score(prepare_score(config))
     check_dropped(config, manifest)
@@ -207,9 +208,8 @@ def select(scored: Any, *, objective: Any = None, metric: Any = None, **keys: An
     Raises:
         AlignpotError: what is wrong with the keys or the scores.
     """
-    source = _scored_rows(scored)
-    query = _query(_objective_of(scored), objective, metric, keys)
-    [found] = select_many(source, [query])
+    source, config = _scored_rows(scored, keys.pop("storage", None))
+    [found] = select_many(source, [_query(config, objective, metric, keys)])
     return Subset(source, found, owner=scored)
 
 
@@ -221,32 +221,40 @@ def potential(scored: Any, *, objective: Any = None, metric: Any = None, **keys:
     Raises:
         AlignpotError: what is wrong with the keys or the scores.
     """
-    source = _scored_rows(scored)
-    query = _query(_objective_of(scored), objective, metric, {"fraction": _NO_RULE, **keys})
+    source, config = _scored_rows(scored, keys.pop("storage", None))
+    query = _query(config, objective, metric, {"fraction": _ALL, **keys})
     columns = read_columns(source, wanted_by([query], source), Threads())
     scores = rank(columns, query, no_positions()).scores
-    places = _kept_rows(scored)
-    if places is None:
+    if isinstance(source, Dataset) or isinstance(scored, Rows):
         return scores
-    every = np.full(places.size, np.nan)
-    every[places] = scores
+    table = frames.to_table(scored)
+    if table.num_rows == scores.size:
+        return scores
+    every = np.full(table.num_rows, np.nan)
+    every[pc.equal(table[schema.STATUS], schema.KEPT).to_numpy().astype(np.bool_)] = scores
     return every
 
 
 def compare(
-    scored: Any, *, metrics: Sequence[Any] = (), fractions: Sequence[float] = (0.1, 0.4), objective: Any = None
+    scored: Any,
+    *,
+    metrics: Sequence[str | Mapping[str, Any]] = (),
+    fractions: Sequence[float] = (0.1, 0.4),
+    objective: str | Mapping[str, Any] = "",
+    storage: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """How far metrics agree: overlap of what they select, rank correlation, contradiction.
 
-    metrics: names, `name:key=value,...` or sections as dicts; default: those that can be computed.
+    scored: as for `select`. metrics: names, `name:key=value,...` or sections as dicts; default: those that can be
+    computed. fractions: how much each selects. objective: as a metric is given; default: that of the run that scored.
 
     Raises:
         AlignpotError: what is wrong with the keys or the scores.
     """
-    from pipeline.flows.compare import compare_source
+    from pipeline.flows.compare import compare_rows, objective_of
 
-    given = None if objective is None else _named(objective)
-    return compare_source(_scored_rows(scored), given or _objective_of(scored), metrics, fractions)
+    source, config = _scored_rows(scored, storage)
+    return compare_rows(source, objective_of(objective, config), metrics, fractions)
 
 
 def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str:
@@ -281,10 +289,11 @@ def _path_of(data: Any, folder: Path) -> str:
     return str(folder)
 
 
-def _model_section(model: Any, base: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+def _model_section(model: Any, role: str, folder: Path) -> Mapping[str, Any]:
+    base = {"backend": "classifier"} if role == "reward" else {}
     if isinstance(model, Mapping):
         return model
-    if model == "columns":
+    if isinstance(model, str) and model == "columns":
         return {"backend": "columns"}
     if isinstance(model, str | Path):
         return {**base, "model": str(model)}
@@ -300,42 +309,30 @@ def _model_section(model: Any, base: Mapping[str, Any], folder: Path) -> Mapping
     return {**base, "model": str(folder), "dtype": str(model.dtype).removeprefix("torch.")}
 
 
-def _scored_rows(scored: Any) -> ScoredRows:
-    if isinstance(scored, Scored):
-        return scored.dataset
+def _scored_rows(scored: Any, storage: Mapping[str, Any] | None = None) -> tuple[ScoredRows, Mapping[str, Any]]:
+    """The kept rows, and the config that they were scored with, as far as it is known."""
     if isinstance(scored, str | Path):
-        return Dataset.open(Place.open(str(scored), Storage()))
-    table = frames.to_table(scored.to_arrow() if isinstance(scored, Rows) else scored)
+        dataset = Dataset.open(Place.open(str(scored), Storage.model_validate(storage or {})))
+        return dataset, dataset.manifest.config
+    if isinstance(scored, Scored):
+        return scored.dataset, scored.dataset.manifest.config
+    table = scored.to_arrow() if isinstance(scored, Rows) else frames.to_table(scored)
     if schema.ID not in table.column_names:
         table = table.append_column(schema.ID, pa.array([f"row-{i:012d}" for i in range(table.num_rows)]))
-    places = _kept_rows(table)
-    return TableSource(table=table if places is None else table.filter(pa.array(places)))
+    if schema.STATUS in table.column_names:
+        table = table.filter(pc.equal(table[schema.STATUS], schema.KEPT))
+    return TableSource(table=table), {}
 
 
-def _kept_rows(scored: Any) -> Any:
-    """Which rows of a table in memory are kept, bool [num_rows]; None where none is dropped."""
-    if isinstance(scored, Rows | str | Path):
-        return None
-    table = frames.to_table(scored)
-    if schema.STATUS not in table.column_names:
-        return None
-    return pc.equal(table[schema.STATUS], schema.KEPT).to_numpy().astype(np.bool_)
-
-
-def _objective_of(scored: Any) -> Mapping[str, Any]:
-    """The objective that the rows were scored for, where it is known."""
-    source = _scored_rows(scored) if isinstance(scored, Scored | str | Path) else None
-    return source.manifest.config.get("objective") or {} if isinstance(source, Dataset) else {}
-
-
-def _query(known: Mapping[str, Any], objective: Any, metric: Any, keys: Mapping[str, Any]) -> Query:
-    named = {"objective": _named(objective or {}), "metric": _named(metric or {}), "select": {}}
-    if not named["objective"]:
-        named["objective"] = dict(known)
+def _query(scored_config: Mapping[str, Any], objective: Any, metric: Any, keys: Mapping[str, Any]) -> Query:
+    known = scored_config.get("objective") or {}
+    named: dict[str, dict[str, Any]] = {
+        "objective": _named(objective or known),
+        "metric": _named(metric or {}),
+        "select": {},
+    }
     for key, value in keys.items():
-        section = next(
-            (name for name, kind in _SECTIONS.items() if key in kind.model_fields and key != "name"), "select"
-        )
+        section = next((name for name, its_keys in _KEYS.items() if key in its_keys), "select")
         named[section] = {**named[section], key: value}
     config = parse_config({"scored": "scored", "output": {"path": "subset"}, **named}, where="the call")
     assert config.select is not None  # noqa: S101 - it was given

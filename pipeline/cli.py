@@ -1,5 +1,6 @@
 """The `alignpot` command. Parses first and imports the heavy parts after, so that help and config errors are quick."""
 
+import json
 import logging
 import re
 import sys
@@ -99,16 +100,13 @@ def compare(
 
     Overlap of what they select, rank correlation, and how much of what one selects another one ranks last.
     """
-    from pipeline.flows.compare import DEFAULT_FRACTIONS, CompareRequest, run_compare
+    from pipeline import api
+    from pipeline.selection.compare import render_comparison
 
-    request = CompareRequest(
-        scored=scored,
-        metrics=metrics or (),
-        fractions=fractions or DEFAULT_FRACTIONS,
-        objective=objective,
-        storage={"endpoint_url": endpoint_url},
-    )
-    _echo(run_compare(request, as_json=as_json))
+    given = {} if not fractions else {"fractions": fractions}
+    storage = _storage(endpoint_url).model_dump()
+    found = api.compare(scored, metrics=metrics or (), objective=objective, storage=storage, **given)
+    _say(json.dumps(found.to_dict()) if as_json else render_comparison(found))
 
 
 @app.command()

@@ -238,9 +238,9 @@ class Dataset:
 def _has_values(metadata: pq.FileMetaData, column: str) -> bool:
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        chunks = [group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == column]
-        for chunk in chunks:
-            if chunk.statistics is None or chunk.statistics.null_count != group.num_rows:
+        for chunk in (group.column(i) for i in range(group.num_columns)):
+            is_it = chunk.path_in_schema.partition(".")[0] == column
+            if is_it and (chunk.statistics is None or chunk.statistics.null_count < chunk.num_values):
                 return True
     return False
 

