@@ -105,12 +105,11 @@ def _prepare(config: Config, scored: Mapping[str, Any], plan: Plan | None) -> Se
 def _fingerprint(scored: str, query: Query, output: Output, former: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "scored": scored,
-        "objective": query.objective.model_dump(mode="json"),
-        "metric": query.metric.model_dump(mode="json"),
-        "select": query.rule.model_dump(mode="json", exclude={"engine", "stats_from"}),
+        "objective": query.objective.fingerprint(),
+        "metric": query.metric.fingerprint(),
+        "select": query.rule.fingerprint(),
         "stats_from": None if former is None else fingerprint_digest(former),
-        "slim": output.slim,
-        "formats": sorted(output.formats),
+        **output.fingerprint(),
     }
 
 

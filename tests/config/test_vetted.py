@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from pipeline.demo.self_play import self_play_demo_config
 
 from pipeline.config import load_config, load_self_play, parse_self_play
 from pipeline.data.sealed import differences
+from pipeline.demo.run import self_play_demo_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "jobs" / "configs").glob("*.yaml"))
 

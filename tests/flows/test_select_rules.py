@@ -192,7 +192,7 @@ BAD = {
     "k beyond what repeats leave": (
         {}, {"select": {"k": 380, "deduplicate": "near"}, "metric": {"name": "random"}}, "DataError", ["select.k"],
     ),
-    "fraction 0": ({}, {"select": {"fraction": 0}}, "ConfigError", ["select.fraction", "greater than 0"]),
+    "fraction 0": ({}, {"select": {"fraction": 0}}, "ConfigError", ["select.fraction", "wanted a number above 0"]),
     "fraction 1.5": ({}, {"select": {"fraction": 1.5}}, "ConfigError", ["select.fraction", "1.5"]),
     "fraction of no row": ({}, {"select": {"fraction": 0.001}}, "DataError", ["no row at all", "Raise it"]),
     "both numbers": ({}, {"select": {"fraction": 0.1, "k": 3}}, "ConfigError", ["exactly one of fraction and k"]),
