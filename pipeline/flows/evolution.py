@@ -17,8 +17,8 @@ from pipeline.config import Storage
 from pipeline.config_self_play import SelfPlayConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SUBSET
-from pipeline.data.parts import digest
 from pipeline.data.place import Place
+from pipeline.data.sealed import digest
 from pipeline.flows.expansion import PROMPTS, Counts, Models, generation_fingerprint
 from pipeline.flows.step import OwnRows, Step, run_step
 from pipeline.generation.evolve import plan_evolution, selected_prompts
