@@ -46,7 +46,7 @@ def file_shards(num_rows: int, rows_per_file: int) -> tuple[Mapping[str, Any], .
 
 
 def with_layout(plan: Plan) -> Plan:
-    """The plan with its number of rows, formats and columns in the fingerprint; which rows a file has is not."""
+    """The plan with its number of rows, formats and columns in the fingerprint; rows per file stay out of it."""
     layout = {
         "num_rows": sum(shard["num_rows"] for shard in plan.shards),
         "formats": sorted(plan.formats),
