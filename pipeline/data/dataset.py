@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from pipeline import schema as names
 from pipeline.data.files import arrow_tables
 from pipeline.data.manifest import EXPORT, SCORED, SUBSET, File, Manifest, check_sizes, find_manifest
-from pipeline.data.parts import digest, footer_of, read_footer
+from pipeline.data.parts import footer_of, read_footer
 from pipeline.data.place import Place, in_order
 from pipeline.data.run import Run, find_plan
+from pipeline.data.sealed import digest
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import storage_errors, translated
 

@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from pipeline.data.commit import create, create_from_file
 from pipeline.data.manifest import File, Manifest, schema_json
-from pipeline.data.parts import digest, footer_bytes
+from pipeline.data.parts import footer_bytes
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
+from pipeline.data.sealed import digest
 from pipeline.data.writers import LocalFiles, hf_descriptions
 from pipeline.errors import IntegrityError, SchemaError
 from pipeline.faults import storage_errors
@@ -45,7 +46,7 @@ def file_shards(num_rows: int, rows_per_file: int) -> tuple[Mapping[str, Any], .
 
 
 def with_layout(plan: Plan) -> Plan:
-    """The plan with its number of rows, formats and columns in the fingerprint; which rows a file has is not."""
+    """The plan with its number of rows, formats and columns in the fingerprint; rows per file stay out of it."""
     layout = {
         "num_rows": sum(shard["num_rows"] for shard in plan.shards),
         "formats": sorted(plan.formats),
@@ -91,7 +92,7 @@ def finish_files(run: Run, files: Iterable[File], beside: Mapping[str, bytes], e
         place = run.place / path
         if not create(place, data) and place.read() != data:
             raise _other_content(place)
-        published.append(File(path=path, size=len(data), digest=_blake2b(data).hexdigest()))
+        published.append(File(path=path, size=len(data), digest=digest(data)))
     facts = {"num_rows": num_rows, "num_kept": num_rows, "files": files, "beside": tuple(published), "extra": extra}
     return run.publish(run.manifest(**facts))
 
@@ -237,8 +238,8 @@ def _chunks(place: Place, size: int) -> Iterator[bytes]:
     return (place.read_range(start, min(size, start + _CHUNK_BYTES)) for start in range(0, size, _CHUNK_BYTES))
 
 
-def _blake2b(data: bytes = b"") -> Any:
-    return hashlib.blake2b(data, digest_size=16)
+def _blake2b() -> Any:
+    return hashlib.blake2b(digest_size=16)
 
 
 def _canonical(table: pa.Table) -> pa.Table:

@@ -7,7 +7,6 @@ believed. Pages carry checksums; scores are stored plainly, each column apart fr
 
 import collections
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline import schema as names
 from pipeline.data.commit import create
 from pipeline.data.place import Place
-from pipeline.data.sealed import FORMAT
+from pipeline.data.sealed import FORMAT, digest
 from pipeline.drops import check_drop
 from pipeline.errors import IntegrityError, SchemaError
 from pipeline.faults import translated
@@ -174,22 +173,6 @@ def footer_of(data: bytes) -> bytes:
     return data[-footer_bytes(data) :]
 
 
-def check_footer(footer: bytes, where: str) -> None:
-    """See that a footer's own digest fits it, before a byte of it is decoded.
-
-    Raises:
-        IntegrityError: it does not.
-    """
-    found = _SEAL.search(footer)
-    if found is None or found[0] != _seal(_SEAL.sub(_NO_SEAL, footer)):
-        raise IntegrityError(f"{where} is damaged: its footer is not as written. Restore it, or score again.")
-
-
-def digest(data: bytes) -> str:
-    """blake2b of `data`, 32 hex digits."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
 def add_id_digests(digests: Iterable[str]) -> str:
     """The id digest of several parts together."""
     return f"{sum(int(each, 16) for each in digests) % 2**128:032x}"
@@ -213,7 +196,9 @@ def _check_source(found: str | None, spec: PartSpec, where: str) -> None:
 
 
 def _summary(footer: bytes, size: int, where: str) -> PartSummary:
-    check_footer(footer, where)
+    seal = _SEAL.search(footer)  # compared before a byte of the footer is decoded
+    if seal is None or seal[0] != _seal(_SEAL.sub(_NO_SEAL, footer)):
+        raise IntegrityError(f"{where} is damaged: its footer is not as written. Restore it, or score again.")
     try:
         facts = json.loads(pq.read_metadata(pa.BufferReader(footer)).metadata[_SUMMARY_KEY])
         if facts.pop("format") != FORMAT:

@@ -62,10 +62,6 @@ class Plan:
             for index in indices
         }
 
-    def part_spec(self, index: int) -> PartSpec:
-        """What a worker needs to commit part `index`."""
-        return self.part_specs([index])[index]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
@@ -83,7 +79,8 @@ class Run:
             IntegrityError: its run.json is damaged.
         """
         path = place / RUN_FILE
-        wanted = as_json({**_fields(plan), "schema": schema_json(plan.schema)})
+        fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(Plan)}
+        wanted = as_json({**fields, "schema": schema_json(plan.schema)})
         stored = read_sealed(path)
         if stored is None:
             stored = wanted if create(path, sealed(wanted)) else read_sealed(path)
@@ -110,8 +107,8 @@ class Run:
 
     def manifest(self, **facts: Any) -> Manifest:
         """A manifest of this run with these facts."""
-        own = {name: getattr(self.plan, name) for name in _ABOUT}
-        return Manifest(**own, **facts)
+        about = ("kind", "version", "config", "fingerprint", "source_format", "schema")
+        return Manifest(**{name: getattr(self.plan, name) for name in about}, **facts)
 
     def publish(self, manifest: Manifest, check: Callable[[Manifest], None] | None = None) -> Manifest:
         """Create the manifest, or compare it with the one that is there, which is returned. Raises as `finish`."""
@@ -123,19 +120,15 @@ class Run:
                 return manifest
         stored = find_manifest(self.place, self.plan.kind)
         assert stored is not None  # noqa: S101
-        own = ("version", "config", "extra", "beside")
-        names = [field.name for field in dataclasses.fields(Manifest) if field.name not in own]
-        found = stored.to_json(), as_json(manifest.to_json())
-        differing = [name for name in names if found[0][name] != found[1][name]]
+        there, ours = stored.to_json(), as_json(manifest.to_json())
+        may_differ = ("version", "config", "extra", "beside")
+        differing = [name for name in ours if name not in may_differ and there[name] != ours[name]]
         if differing:
             raise IntegrityError(
                 f"{path} and the files beside it differ in {', '.join(differing)}: they were changed after the run was "
                 "complete. Restore them, or use another path."
             )
         return stored
-
-
-_ABOUT: Final = ("kind", "version", "config", "fingerprint", "source_format", "schema")
 
 
 def find_plan(place: Place, kind: str) -> Plan | None:
@@ -156,10 +149,6 @@ def check_claim(place: Place, kind: str, fingerprint: Mapping[str, Any]) -> None
     if plan is not None:
         known = {name: value for name, value in plan.fingerprint.items() if name in fingerprint}
         _check_fingerprint(known, as_json(fingerprint), place / RUN_FILE)
-
-
-def _fields(plan: Plan) -> dict[str, Any]:
-    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
 
 
 def _plan(stored: Mapping[str, Any], kind: str, path: Place) -> Plan:

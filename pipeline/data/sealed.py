@@ -36,11 +36,11 @@ def read_sealed(place: Place) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(data)
-        layout, digest = value.pop("format", None), value.pop(_SEAL, None)
-        is_whole = digest == fingerprint_digest({"format": layout, **value})
+        layout, seal = value.pop("format", None), value.pop(_SEAL, None)
+        is_whole = seal == fingerprint_digest({"format": layout, **value})
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise IntegrityError(f"{place} is damaged: not a JSON mapping. Restore it, or use another path.") from None
-    if layout != FORMAT and (is_whole or digest is None):
+    if layout != FORMAT and (is_whole or seal is None):
         raise FingerprintError(
             f"{place} has layout {layout!r}; this version reads {FORMAT}. "
             "Use another path, or the version that wrote it."
@@ -50,10 +50,15 @@ def read_sealed(place: Place) -> dict[str, Any] | None:
     return dict(value)
 
 
+def digest(data: bytes) -> str:
+    """blake2b of `data`, 32 hex digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def fingerprint_digest(fingerprint: Mapping[str, Any]) -> str:
     """A short name of the fingerprint: 32 hex digits, independent of the order of keys."""
     text = json.dumps(as_json(fingerprint), sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return digest(text.encode())
 
 
 def as_json(value: Mapping[str, Any]) -> Any:

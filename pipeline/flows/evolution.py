@@ -16,8 +16,8 @@ from pipeline import schema
 from pipeline.config import SelfPlayConfig, Storage
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SUBSET
-from pipeline.data.parts import digest
 from pipeline.data.place import Place
+from pipeline.data.sealed import digest
 from pipeline.flows.expansion import PROMPTS, Counts, Models
 from pipeline.flows.step import OwnRows, Step, run_step
 from pipeline.generation.evolve import plan_evolution, selected_prompts

@@ -29,10 +29,9 @@ from pipeline.data.commit import check_writable, create
 from pipeline.data.dataset import Dataset
 from pipeline.data.files import REPORT_FILE
 from pipeline.data.manifest import SUBSET
-from pipeline.data.parts import digest
 from pipeline.data.place import Place
 from pipeline.data.run import MINOR_VERSION, Plan, Run, find_plan
-from pipeline.data.sealed import read_sealed, sealed
+from pipeline.data.sealed import digest, read_sealed, sealed
 from pipeline.errors import DataError
 from pipeline.faults import storage_errors
 from pipeline.flows.evolution import Known, evolve_prompts, prompts_of, write_prompts

@@ -33,7 +33,7 @@ def render_score(summary: ScoreSummary) -> str:
     """The summary as a table for the terminal."""
     rows: list[tuple[str, str]] = [
         ("rows read", f"{summary.num_rows:,}"),
-        ("rows scored", f"{summary.num_kept:,}"),
+        ("rows kept", f"{summary.num_kept:,}"),
         ("rows dropped", f"{summary.num_dropped:,}"),
         *((f"  {shown(reason)}", f"{count:,}") for reason, count in sorted(summary.drops.items())),
         ("shards", f"{summary.num_shards:,} ({summary.num_shards_done_now or 'none'} now)"),

@@ -34,7 +34,7 @@ class TokeniseResponses:
         self._tokenizer = tokenizer
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Tokenise the K dialogues of the rows still to be scored."""
+        """Tokenise the K dialogues of the kept rows."""
         rows = kept_rows(table)
         found = [self._dialogues(row) for row in table.select([ID, PROMPT, RESPONSES]).take(pa.array(rows)).to_pylist()]
         ids = [[None if isinstance(one, Reason) else one.ids for one in dialogues] for dialogues in found]
@@ -64,7 +64,7 @@ class AnnotateResponses:
         self._checked = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the rows still to be scored; drop those of which no response has a reward.
+        """Score the kept rows; drop those of which no response has a reward.
 
         Raises:
             ModelError: on the first rows, the engine's numbers are not those of the model's own forward.

@@ -2,7 +2,7 @@
 
 The policy reads a prompt by its own chat template. Where generate.system_prompt is put before a prompt, it stands in
 the column of prompts from then on: what is scored and trained on is what the policy has answered. A prompt that cannot
-be used is dropped with one of the reasons of pipeline.drops, with empty_prompt or with empty_responses.
+be used is dropped, with a reason of pipeline.drops.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,16 +1,6 @@
 """Which new prompts are kept.
 
-A prompt that is not is dropped with stage `filter` and the first of these reasons that holds:
-
-    empty_prompt       nothing but white space and punctuation
-    length_ratio       many times as long or as short, in characters, as its parent
-    refusal            the model declined to write one
-    meta_phrase        it speaks of "the rewritten prompt" and the like, and its parent does not
-    other_language     in another script or, as far as function words tell, in another language than its parent
-    repeats_parent     nearly the same words as its parent
-    contaminated       it shares a run of words with a benchmark
-    near_duplicate     nearly the same words as a given prompt, or as a new one that is kept
-
+A prompt that is not kept is dropped with stage `filter` and the first reason that holds, in the order of `why_unfit`.
 What is compared is the last user turn. All but the last reason judge a row by itself, so they may run on shards.
 `drop_repeated` has to see all new prompts at once: it goes through them by id, and the first of two that are alike is
 kept, so that neither their order nor their shards matter. Likeness is that of `pipeline.selection.near_duplicates`.

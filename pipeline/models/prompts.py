@@ -5,7 +5,7 @@ prompt rendered with the generation prompt, prompt and response rendered and tok
 starting after the longest token prefix that all three have in common. Preset `paper` is in paper_prompts.
 `DialogueTokenizer` serves reward models: whole dialogues without a generation prompt.
 
-A row that cannot be used gives the reason in place of tokens: one of those below, of templates or of paper_prompts.
+A row that cannot be used gives one of the reasons of pipeline.drops in place of tokens.
 """
 
 import datetime

@@ -58,7 +58,7 @@ class ScoreLogprobs:
         self._checked = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the rows still to be scored; drop those without a finite log-probability, each with its reason.
+        """Score the kept rows; drop those without a finite log-probability, each with its reason.
 
         Raises:
             ModelError: on the first rows, the engine's numbers are not those of the model's own forward.
@@ -89,7 +89,7 @@ class ScoreRewards:
         self._checked = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the rows still to be scored; drop those without a finite reward. Raises as ScoreLogprobs."""
+        """Score the kept rows; drop those without a finite reward. Raises as ScoreLogprobs."""
         rows = kept_rows(table)
         groups = dialogue_groups(table, rows)
         if groups and not self._checked:

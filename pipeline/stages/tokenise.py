@@ -44,7 +44,7 @@ class TokenisePairs:
         self._tokenizer = tokenizer
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Tokenise the rows still to be scored; drop those the template or the length limit makes unusable."""
+        """Tokenise the kept rows; drop those the template or the length limit makes unusable."""
         kept, table = _tokenise(table, self._tokenizer)
         pairs: dict[int, TokenizedPair] = kept
         columns: Columns = {
@@ -67,7 +67,7 @@ class TokeniseDialogues:
         self._tokenizer = tokenizer
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Tokenise both dialogues of the rows still to be scored."""
+        """Tokenise both dialogues of the kept rows."""
         kept, table = _tokenise(table, self._tokenizer)
         dialogues: dict[int, TokenizedDialogues] = kept
         columns: Columns = {

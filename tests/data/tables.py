@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline import schema as names
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SCORED
-from pipeline.data.parts import commit_part
+from pipeline.data.parts import PartSpec, commit_part
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
 
@@ -68,5 +68,10 @@ def write_dataset(place: Place, tables: Sequence[pa.Table]) -> Dataset:
     """A complete scored dataset with these tables as parts."""
     run = Run.claim(place, plan_for([table.num_rows for table in tables]))
     for index, table in enumerate(tables):
-        commit_part(place, run.plan.part_spec(index), table)
+        commit_part(place, spec_of(run.plan, index), table)
     return Dataset(place, run.finish({}))
+
+
+def spec_of(plan: Plan, index: int) -> PartSpec:
+    """What a worker needs to commit a part."""
+    return plan.part_specs([index])[index]

@@ -19,7 +19,7 @@ from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
 from pipeline.data.sealed import differences, fingerprint_digest, sealed
 from pipeline.errors import FingerprintError, IntegrityError, SchemaError, SourceError
-from tests.data.tables import FINGERPRINT, SCHEMA, plan_for, scored_table, write_dataset
+from tests.data.tables import FINGERPRINT, SCHEMA, plan_for, scored_table, spec_of, write_dataset
 
 
 def ids(start: int, count: int) -> list[str]:
@@ -114,14 +114,14 @@ def test_subset_path_is_refused_as_scored_path(local_place):
 
 def test_first_writer_of_a_part_wins(place):
     run = Run.claim(place, plan_for([5]))
-    first = commit_part(place, run.plan.part_spec(0), scored_table(ids(0, 5)))
-    second = commit_part(place, run.plan.part_spec(0), scored_table(ids(0, 5), dropped={1}))
+    first = commit_part(place, spec_of(run.plan, 0), scored_table(ids(0, 5)))
+    second = commit_part(place, spec_of(run.plan, 0), scored_table(ids(0, 5), dropped={1}))
     assert second == first
     assert run.pending() == []
 
 
 def test_part_spec_survives_pickling():
-    spec = plan_for([5]).part_spec(0)
+    spec = spec_of(plan_for([5]), 0)
     assert pickle.loads(pickle.dumps(spec)) == spec
 
 
@@ -145,7 +145,7 @@ def test_part_with_rows_that_do_not_add_up_is_refused(local_place, table, error,
     place = local_place
     run = Run.claim(place, plan_for([5]))
     with pytest.raises(error, match=says) as caught:
-        commit_part(place, run.plan.part_spec(0), table)
+        commit_part(place, spec_of(run.plan, 0), table)
     assert "text row" not in str(caught.value)
     assert len(run.pending()) == len(run.plan.shards)
 
@@ -163,7 +163,7 @@ def test_scores_are_stored_plain_and_pages_with_checksums(local_place):
 
 def test_finish_names_missing_parts(place):
     run = Run.claim(place, plan_for([5, 5, 5]))
-    commit_part(place, run.plan.part_spec(1), scored_table(ids(0, 5)))
+    commit_part(place, spec_of(run.plan, 1), scored_table(ids(0, 5)))
     with pytest.raises(IntegrityError, match=r"missing: parts/00000000.parquet, parts/00000002.parquet"):
         run.finish({})
     with pytest.raises(SourceError, match=r"unfinished dataset of kind scored \(1 of 3 parts\)"):
@@ -173,13 +173,13 @@ def test_finish_names_missing_parts(place):
 def test_finish_refuses_short_and_foreign_parts(local_place, tmp_path):
     place = local_place
     run = Run.claim(place, plan_for([5, 5]))
-    commit_part(place, run.plan.part_spec(0), scored_table(ids(0, 5)))
-    short = dataclasses.replace(run.plan.part_spec(1), num_rows=4)
+    commit_part(place, spec_of(run.plan, 0), scored_table(ids(0, 5)))
+    short = dataclasses.replace(spec_of(run.plan, 1), num_rows=4)
     commit_part(place, short, scored_table(ids(5, 4)))
     with pytest.raises(IntegrityError, match=r"do not add up: parts/00000001.parquet \(4 rows of 5"):
         run.finish({})
     place.fs.rm_file(f"{place.root}/{parts.part_path(1)}")
-    foreign = dataclasses.replace(run.plan.part_spec(1), fingerprint_digest="0" * 32)
+    foreign = dataclasses.replace(spec_of(run.plan, 1), fingerprint_digest="0" * 32)
     commit_part(place, foreign, scored_table(ids(5, 5)))
     with pytest.raises(IntegrityError, match="part of another run"):
         run.finish({})
@@ -192,7 +192,7 @@ def test_finish_refuses_parts_changed_after_the_manifest(local_place):
     place.fs.rm_file(f"{place.root}/{parts.part_path(0)}")
     with pytest.raises(IntegrityError, match="is gone"):
         list(dataset.tables())
-    commit_part(place, run.plan.part_spec(0), scored_table(ids(0, 5), dropped={0}))
+    commit_part(place, spec_of(run.plan, 0), scored_table(ids(0, 5), dropped={0}))
     with pytest.raises(IntegrityError, match="differ in num_kept"):
         run.finish({})
     with pytest.raises(IntegrityError, match="00000000"):
@@ -260,9 +260,9 @@ def test_part_of_another_source_file_is_neither_committed_nor_published(local_pl
     table = scored_table(ids(0, 5))
     for read_from in ({}, {names.READ_FROM: "blake2b:new"}):
         with pytest.raises(IntegrityError, match=r"00000000\.parquet holds rows of a source file with digest"):
-            commit_part(place, run.plan.part_spec(0), table.replace_schema_metadata(read_from))
+            commit_part(place, spec_of(run.plan, 0), table.replace_schema_metadata(read_from))
     assert len(run.pending()) == len(run.plan.shards)
-    foreign = dataclasses.replace(run.plan.part_spec(0), source_digest="blake2b:new")
+    foreign = dataclasses.replace(spec_of(run.plan, 0), source_digest="blake2b:new")
     commit_part(place, foreign, table.replace_schema_metadata({names.READ_FROM: "blake2b:new"}))
     with pytest.raises(IntegrityError, match="digest blake2b:new; wanted blake2b:old"):
         run.finish({})

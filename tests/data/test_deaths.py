@@ -15,7 +15,7 @@ from pipeline.data.manifest import SUBSET
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
 from pipeline.data.sealed import sealed
-from tests.data.tables import FINGERPRINT, plan_for, scored_table
+from tests.data.tables import FINGERPRINT, plan_for, scored_table, spec_of
 
 SHARDS = [scored_table([f"row-{i}-{j}" for j in range(6)], dropped={i}) for i in range(4)]
 
@@ -27,7 +27,7 @@ class Death(BaseException):
 def score_and_select(folder: Path) -> None:
     run = Run.claim(Place.open(str(folder / "scored"), config.Storage()), plan_for([6, 6, 6, 6]))
     for index in run.pending():
-        parts.commit_part(run.place, run.plan.part_spec(index), SHARDS[index])
+        parts.commit_part(run.place, spec_of(run.plan, index), SHARDS[index])
     dataset = Dataset(run.place, run.finish({}))
     place = Place.open(str(folder / "subset"), config.Storage())
     if Dataset.find(place, SUBSET) is None:

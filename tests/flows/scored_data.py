@@ -20,6 +20,7 @@ from pipeline.data.manifest import SCORED
 from pipeline.data.parts import commit_part
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
+from tests.data.tables import spec_of
 
 TOPIC = "topic"
 TOPICS = ("math", "code", "chat", None)
@@ -107,7 +108,7 @@ def write_scored(url: str | Path, storage: Storage, table: pa.Table, shard_rows:
         source_format="messages",
     ))  # fmt: skip
     for index, start in enumerate(starts):
-        commit_part(place, run.plan.part_spec(index), table.slice(start, shard_rows))
+        commit_part(place, spec_of(run.plan, index), table.slice(start, shard_rows))
     run.finish({})
     return str(url)
 

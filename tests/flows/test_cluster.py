@@ -178,7 +178,7 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
 
     code, output = submitted(path, head)
     assert code == 0, output
-    assert "rows scored" in output
+    assert "rows kept" in output
     from pipeline.data.place import Place
 
     place = Place.open(config.output.path, s3.storage)

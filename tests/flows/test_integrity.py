@@ -58,8 +58,8 @@ def test_rows_of_a_file_that_came_and_went_are_in_no_dataset(
     source = write_jsonl(tmp_path / "in" / "pairs.jsonl", pairs)
     other = write_jsonl(tmp_path / "other.jsonl", [{**pair, "id": f"other-{pair['id']}"} for pair in pairs])
     old, config = source.read_bytes(), config_of(tmp_path, source.parent)
-    run = prepare_score(config)
     during(monkeypatch, 5, lambda: other.replace(source) if how == "renamed" else shutil.copy(other, source))
+    run = prepare_score(config)
     with pytest.raises(IntegrityError, match=r"pairs\.jsonl was replaced since the run was planned"):
         score(run)
     assert len(list((tmp_path / "scored" / "parts").glob("*.parquet"))) == 5
@@ -96,8 +96,8 @@ def test_object_replaced_in_mid_run_is_refused_on_s3(
     config = config_of(
         tmp_path, f"{url}/pairs.jsonl", storage=s3.storage.model_dump(), run={"engine": "plain", "shard_rows": 1000}
     )
-    run = prepare_score(config)
     during(monkeypatch, 2, lambda: place.fs.pipe_file(place.root, "\n".join(texts[::-1]).encode()))
+    run = prepare_score(config)
     with pytest.raises(IntegrityError, match=r"pairs\.jsonl was replaced"):
         score(run)
     assert len(list((tmp_path / "scored" / "parts").glob("*.parquet"))) == 2

@@ -183,7 +183,7 @@ def test_every_row_is_scored_or_dropped_with_a_reason(tmp_path: Path, pairs: lis
     assert summary.drops["source: identical_responses"] == 1
     assert summary.drops["source: empty_response"] == 1
     assert summary.drops["source: null_field"] == 1
-    assert summary.drops["tokens: prompt_too_long"] == 1
+    assert summary.drops["tokenise: prompt_too_long"] == 1
     with pytest.raises(TooManyDroppedError, match=r"4 of 24 rows.*identical_responses: 1") as error:
         check_dropped(config, manifest)
     assert error.value.exit_code == 3

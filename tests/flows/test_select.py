@@ -167,5 +167,5 @@ def test_variant_that_is_wrong_is_one_clear_error(sweep: list[dict], says: str, 
 def test_report_before_select_names_the_subset_that_is_missing(scored: str, tmp_path: Path):
     config = data.select_config(scored, tmp_path / "out", sweep=SWEEP[:2])
     select_subsets(prepare_select(data.select_config(scored, tmp_path / "out", sweep=SWEEP[:1])))
-    with pytest.raises(AlignpotError, match=r"out/quotas holds no complete subset.*alignpot select"):
+    with pytest.raises(AlignpotError, match=r"out/quotas holds no dataset of kind subset.*alignpot select"):
         list(report_only(config))

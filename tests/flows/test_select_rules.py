@@ -181,7 +181,7 @@ def test_counts_of_the_report_add_up(rule: dict[str, Any], scored: str, scored_r
 
 FLAT = {names.REWARD_CHOSEN: 1.5, names.REWARD_REJECTED: 0.5}
 NO_REFERENCE = {names.REFERENCE_LOGP_CHOSEN: None, names.REFERENCE_LOGP_REJECTED: None}
-DROPPED = {names.STATUS: names.DROPPED, names.DROP_STAGE: "tokens", names.DROP_REASON: "too_long"}
+DROPPED = {names.STATUS: names.DROPPED, names.DROP_STAGE: "tokenise", names.DROP_REASON: "prompt_too_long"}
 BAD = {
     "no spread": (FLAT, {}, "DataError", ["no spread", "metric.normalise"]),
     "one row": ({"num_rows": 1}, {"select": {"k": 1}}, "DataError", ["no spread"]),

@@ -20,6 +20,7 @@ from pipeline.data.manifest import SCORED
 from pipeline.data.parts import commit_part
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
+from tests.data.tables import spec_of
 from tests.fixtures_storage import S3Server
 from tests.flows import scored_data as data
 
@@ -97,7 +98,7 @@ def big(s3: S3Server) -> tuple[str, np.ndarray]:
     margins = np.empty((3, ROWS))
     for index, (start, num_rows) in enumerate(zip(cuts, sizes, strict=False)):
         table, margins[:, start : start + num_rows] = part_of(start, num_rows)
-        commit_part(place, run.plan.part_spec(index), table)
+        commit_part(place, spec_of(run.plan, index), table)
     run.finish({})
     return url, margins
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from pipeline.config import Tokens
+from pipeline.drops import Reason
 from pipeline.models.cpu import has_arithmetic
 from pipeline.models.logprobs import LogprobEngine
-from pipeline.models.prompts import PROMPT_TOO_LONG, PairTokenizer, TokenizedPair
+from pipeline.models.prompts import PairTokenizer, TokenizedPair
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import Row, demo_pairs, hh_pairs, score_pairs
 from tests.models.smollm2 import smollm2
@@ -57,7 +58,7 @@ def test_tokens_and_dropped_prompts_equal_trl_on_hh_pairs(smollm2_dir, shared_da
     rows = hh_pairs(shared_data / "hh_harmless.jsonl.gz", 64)
     assert_same_tokens(smollm2_dir, rows, tmp_path / "long", 2048)
     ours = assert_same_tokens(smollm2_dir, rows, tmp_path / "short", 128)
-    assert PROMPT_TOO_LONG in ours
+    assert Reason.PROMPT_TOO_LONG in ours
 
 
 def assert_same_logps(directory: Path, rows: list[Row], output: Path) -> None:

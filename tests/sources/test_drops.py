@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import row_faults
+from pipeline import drops
 from pipeline.config import Prompts, Source
 from pipeline.errors import TemporaryError
 from pipeline.sources.formats import FORMATS
@@ -115,7 +115,7 @@ def test_unforeseen_error_on_a_row_drops_it_alone_and_is_told_once(tmp_path, mon
         return strings.build(row)
 
     monkeypatch.setitem(FORMATS, "strings", replace(strings, build=build))
-    monkeypatch.setattr(row_faults, "_told", set())
+    monkeypatch.setattr(drops, "_told", set())
     rows = [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in ("p", "bad", "q", "bad")]
     to.write_jsonl(tmp_path / "a.jsonl", rows)
     found = outcomes(tmp_path)
