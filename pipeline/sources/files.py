@@ -6,6 +6,7 @@ they describe the data. Files are ordered by their path relative to the root, so
 plan.
 """
 
+import bisect
 import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,11 +73,7 @@ class SourceFile:
 
     def mark_before(self, row: int) -> tuple[int, int]:
         """The last place to start reading from that is not after `row`."""
-        low, high = 0, len(self.marks)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.marks[middle][0] <= row else (low, middle)
-        return self.marks[low]
+        return self.marks[max(bisect.bisect_right(self.marks, row, key=lambda mark: mark[0]) - 1, 0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

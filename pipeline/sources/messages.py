@@ -78,6 +78,7 @@ MESSAGES = Format(
     needs=_explicit_needs,
     claims=lambda columns, _sample: not _is_own(columns) and not has_candidates(columns),
     build=any_pair,
+    layout="turns",
 )
 
 IMPLICIT = Format(
@@ -87,6 +88,7 @@ IMPLICIT = Format(
     needs=_implicit_needs,
     claims=_claims_implicit,
     build=_implicit_pair,
+    layout="dialogues",
 )
 
 SCORED = Format(
@@ -96,4 +98,5 @@ SCORED = Format(
     needs=_explicit_needs,
     claims=lambda columns, _sample: _is_own(columns) and not has_candidates(columns),
     build=_scored_pair,
+    layout="turns",
 )

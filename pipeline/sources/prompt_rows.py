@@ -7,7 +7,6 @@ of their pair; where only the answers are unfit, such as two equal ones, a promp
 same. Prompts that were written for tools are dropped: without the tools they would ask for something else.
 """
 
-import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +16,7 @@ from typing import Any, Final
 from pipeline import schema as s
 from pipeline.config_self_play import Prompts
 from pipeline.errors import ConfigError, SchemaError, SourceError
-from pipeline.shown import shown_path
-from pipeline.sources.blocks import Span, read_span
+from pipeline.sources.blocks import read_rows
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.decode import rows_of_columns, rows_of_lines, sample_rows
 from pipeline.sources.detect import SAMPLE_ROWS, described, detect, resolve_format
@@ -89,18 +87,8 @@ class PromptSource:
             OSError: the storage failed.
         """
         for shard in plan_shards(self.files, _SHARD_ROWS):
-            span = Span(
-                path=posixpath.join(self.root, shard.file),
-                kind=shard.kind,
-                first_row=shard.first_row,
-                num_rows=shard.num_rows,
-                mark=shard.mark,
-                columns=self.columns,
-                digest=shard.digest,
-                state=shard.state,
-            )
-            table = read_span(self.fs, span, shown=shown_path(shard.file))
-            rows = rows_of_lines(table) if shard.kind.is_json else rows_of_columns(table, self.columns)
+            table = read_rows(self.fs, self.root, shard, self.columns)
+            rows = rows_of_lines(table) if shard.kind.is_json else rows_of_columns(table)
             for offset, row in enumerate(rows):
                 yield self._read(row, f"{shard.file}:{shard.first_row + offset}")
 

@@ -116,6 +116,7 @@ def candidates_format(name: str, texts_column: str, scores_column: str) -> Forma
         needs=partial(candidates_need, texts_column, scores_column),
         claims=lambda _columns, _sample: True,
         build=partial(candidates_pair, texts_column, scores_column),
+        layout="turns",
         build_sweet_spot=partial(sweet_spot_pair, texts_column, scores_column),
     )
 
@@ -202,6 +203,7 @@ BINARIZED = Format(
     needs=_binarized_needs,
     claims=lambda columns, _sample: columns.get(PROMPT) is not Kind.TURNS and not has_candidates(columns),
     build=_binarized_pair,
+    layout="texts",
 )
 CANDIDATES = candidates_format("candidates", "all_generated_responses", "all_rm_scores")
 RESPONSES = candidates_format("responses", "responses", "rewards")

@@ -21,6 +21,10 @@ Pairs = Literal["best-worst", "sweet-spot"]
 """How a pair is picked from candidates; a pair that the row names is taken as it is with best-worst only."""
 BEST_WORST: Final = "best-worst"
 
+Layout = Literal["turns", "texts", "dialogues"]
+"""What `column_pairs` may take a format's rows for: those of `turns.any_pair`, the same with a prompt that is never
+turns, or pairs of full dialogues."""
+
 
 class Reason(StrEnum):
     """Why a row of the source was dropped. The names are stable: reports and tests count them."""
@@ -121,6 +125,7 @@ class Format:
     claims: Callable[[Columns, Sequence[Row]], bool]
     build: Callable[[Row], PairRow]
     build_sweet_spot: Callable[[Row], PairRow] | None = None
+    layout: Layout | None = None
 
     def matches(self, columns: Columns, sample: Sequence[Row]) -> bool:
         """Whether auto detection counts this format among the candidates for a table."""

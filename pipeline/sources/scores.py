@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
 from pipeline import schema as s
 from pipeline.errors import SchemaError
 from pipeline.sources.columns import Columns, Kind
@@ -110,6 +114,38 @@ def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any] | Dr
         return Drop(drop.reason)
 
 
+def column_scores(
+    columns: Mapping[str, pa.Array], plan: ScorePlan, good: npt.NDArray[np.bool_]
+) -> dict[str, pa.Array] | None:
+    """`read_scores` of whole columns of plain numbers; rows that have none to use are no longer `good`.
+
+    None if the scores must be read row by row.
+    """
+    if plan.candidates:
+        return None
+    scores: dict[str, pa.Array] = {}
+    for name in (*plan.rewards, *plan.logps, *plan.counts):
+        values = _floats(columns[name])
+        good &= np.isfinite(values)
+        if name in plan.logps:
+            good &= values <= _LOGP_ROUNDING
+        elif name in plan.counts:
+            good &= (values >= 1) & (values <= _MOST_TOKENS) & (values == np.trunc(values))
+            values = np.where(good, values, 0).astype(np.int64)
+        scores[name] = pa.array(values)
+    if plan.rewards:
+        scores[s.REWARD_CHOSEN] = scores.pop(plan.rewards[0])
+        margin_alone = plan.rewards == (MARGIN,)
+        scores[s.REWARD_REJECTED] = pa.array(np.zeros(len(good))) if margin_alone else scores.pop(plan.rewards[1])
+    if plan.rewards_all:
+        scores[s.REWARDS_ALL] = every = columns[plan.rewards_all].cast(pa.list_(pa.float64()))
+        num_odd = np.concatenate([[0], np.cumsum(~np.isfinite(_floats(every.values)))])
+        good &= np.diff(num_odd[every.offsets.to_numpy()]) == 0
+    if plan.truncated:
+        scores[s.TRUNCATED] = columns[s.TRUNCATED]
+    return scores
+
+
 def recognised_rewards(columns: Columns) -> list[tuple[str, ...]]:
     """Every spelling of rewards that a table has: pairs of columns, then the margin."""
     pairs = [pair for pair in (OWN_REWARDS, *OTHER_REWARDS) if all(columns.get(n) is Kind.NUMBER for n in pair)]
@@ -163,6 +199,11 @@ def _rewards(row: Row, pair: PairRow, plan: ScorePlan) -> Mapping[str, Any]:
         listed = row.get(plan.rewards_all) if plan.rewards_all else None
         every = None if listed is None else list(numbers_of(listed))
     return {**rewards, s.REWARDS_ALL: every}
+
+
+def _floats(column: pa.Array) -> npt.NDArray[np.float64]:
+    """The numbers as float64, null as NaN."""
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
 def _logp(value: Any) -> float:

@@ -49,4 +49,5 @@ STRINGS = Format(
     needs=_needs,
     claims=_claims,
     build=_pair,
+    layout="texts",
 )

@@ -21,7 +21,7 @@ SYSTEM_TEXT_COLUMNS: Final = ("system", "system_prompt")
 _MAX_DEPTH: Final = 500
 
 # Keys of a message that change what a model would read or write, so that role and content alone are not the turn.
-_BEYOND_TEXT: Final = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")
+BEYOND_TEXT: Final = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")
 
 
 def text_of(value: Any) -> str:
@@ -164,7 +164,7 @@ def _turn(item: Any) -> Turn:
     role = text_of(item.get("role"))
     if role not in ROLES:
         raise DropRow(Reason.WRONG_ROLES)
-    if any(item.get(key) for key in _BEYOND_TEXT):
+    if any(item.get(key) for key in BEYOND_TEXT):
         raise DropRow(Reason.UNSUPPORTED_CONTENT)
     return {"role": role, "content": _content(item.get("content"))}
 

@@ -13,7 +13,7 @@ from pipeline.errors import IntegrityError
 _CHUNK_BYTES: Final = 1 << 20
 
 
-class Moved(Exception):  # noqa: N818 - seen by read_span alone, which looks again
+class Moved(Exception):  # noqa: N818 - seen by read_rows alone, which looks again
     """The file's state changed between two looks at it."""
 
 
@@ -62,7 +62,7 @@ def check_planned(fs: Any, path: str, digest: str, states: tuple[str, str], *, s
         )
 
 
-def is_pinned(file: Any, digest: str | None) -> bool:
+def is_pinned(file: Any, digest: str) -> bool:
     """Whether every byte that an open file gives is of one object, as on S3, where reads carry `If-Match`.
 
     Raises:
@@ -71,7 +71,7 @@ def is_pinned(file: Any, digest: str | None) -> bool:
     etag = (getattr(file, "details", None) or {}).get("ETag")
     if etag is None:
         return False
-    if digest is not None and _of_etag(etag) != digest:
+    if _of_etag(etag) != digest:
         raise Moved
     return True
 
