@@ -65,7 +65,7 @@ def prepare_score(config: Config) -> ScoreRun:
         version=__version__,
         fingerprint={"alignpot": MINOR_VERSION, "source": _source_fingerprint(reader, files), **models},
         config=resolved(config),
-        shards=tuple(shard.to_dict() for shard in plan_shards(files, config.run.shard_rows)),
+        shards=tuple(shard.to_dict() for shard in plan_shards(files, _shard_rows(config))),
         schema=reader.schema,
         source_format=reader.format,
     )
@@ -104,6 +104,11 @@ def score(run: ScoreRun) -> tuple[ScoreSummary, Manifest]:
         overlap_s=timeline.overlap_s(),
     )
     return summary, manifest
+
+
+def _shard_rows(config: Config) -> int:
+    """Rows in a shard: few where models may fail in the middle of one, many where only files are read and written."""
+    return config.run.shard_rows or (256 if config.torch_models() else 8192)
 
 
 def _check_fp8(run: ScoreRun, pending: Sequence[Shard]) -> None:

@@ -191,8 +191,8 @@ def _num_common(one: _Turns, other: _Turns) -> _Ints:
     """How many turns two dialogues have in common at their beginning, row by row."""
     shorter = np.minimum(one.length, other.length)
     (ours, offsets), (theirs, _) = _places(one.start, shorter), _places(other.start, shorter)
-    sizes = [pc.fill_null(pc.binary_length(side.text), -1).to_numpy() for side in (one, other)]
-    alike = (one.role[ours] == other.role[theirs]) & (sizes[0][ours] == sizes[1][theirs])
+    our_sizes, their_sizes = (pc.binary_length(side.text).to_numpy(zero_copy_only=False) for side in (one, other))
+    alike = (one.role[ours] == other.role[theirs]) & (our_sizes[ours] == their_sizes[theirs])
     maybe = np.flatnonzero(alike)
     alike[maybe] = is_true(pc.equal(one.text.take(pa.array(ours[maybe])), other.text.take(pa.array(theirs[maybe]))))
     unlike = np.append(np.flatnonzero(~alike), len(alike))
@@ -235,9 +235,9 @@ def _is_written(texts: pa.Array, places: _Ints) -> Bools:
 
 
 def _is_null(column: pa.Array) -> Bools:
-    return is_true(pc.is_null(column))
+    return is_true(column.is_null())
 
 
-def is_true(found: Any) -> Bools:
+def is_true(found: pa.Array) -> Bools:
     """Arrow's truth values as numpy's; null is false."""
-    return pc.fill_null(found, False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    return (found.fill_null(False) if found.null_count else found).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
