@@ -134,7 +134,8 @@ class Run(Section):
     """Ray cluster to join; left out, RAY_ADDRESS or else a local one."""
     placement: Literal["pooled", "colocated"] = "pooled"
     """Each model in its own pool of actors, or all of them in every actor."""
-    shard_rows: int = Field(default=256, ge=1)
+    shard_rows: int | None = Field(default=None, ge=1)
+    """Rows in a shard, the unit of work and of commit. Left out: 256, or 8,192 where no model runs."""
     stage_timeout_s: float = Field(default=3600.0, gt=0, le=1e6)
     """Longest that a stage may be busy with one shard: a process that is longer has hung, and is ended."""
     max_dropped: float = Field(default=0.1, ge=0, le=1)
