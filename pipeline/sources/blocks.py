@@ -122,7 +122,8 @@ def _unmoved(fs: Any, path: str, shard: Shard, columns: tuple[str, ...]) -> list
         now = state_of(fs, path)
         check_planned(fs, path, shard.digest, (shard.state, now), shown=shown_path(shard.file))
         key = (type(fs), path, now, columns)
-        cursor = _borrowed(key)
+        with _CURSORS_LOCK:
+            cursor = _CURSORS.pop(key, None)
         # A mark past the cursor is a shorter way than reading on to it.
         if cursor is not None and not shard.mark[0] <= cursor.row <= shard.first_row:
             cursor.close()
@@ -143,11 +144,6 @@ def _unmoved(fs: Any, path: str, shard: Shard, columns: tuple[str, ...]) -> list
         return None
     _keep(key, cursor)
     return batches
-
-
-def _borrowed(key: tuple[Any, ...]) -> Cursor | None:
-    with _CURSORS_LOCK:
-        return _CURSORS.pop(key, None)
 
 
 def _keep(key: tuple[Any, ...], cursor: Cursor) -> None:

@@ -1,12 +1,12 @@
 """Pairs of a whole table at once, by Arrow and numpy kernels, for rows that hold plain turns and texts.
 
-This only takes rows that are sure to be kept. All others, and whatever it does not know, are left to
-`Format.convert`, which decides what a row holds and why it is dropped. Both give the same pair for the same row.
+Only rows that are sure to be kept are taken. All others are left to `Format.convert`, which decides what a row holds
+and why it is dropped. Both give the same pair for the same row.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -112,7 +112,15 @@ def _is_plain(data_type: pa.DataType) -> bool:
         return len({*names}) == len(names) and all(_is_plain(field.type) for field in data_type)
     if pat.is_list(data_type) or pat.is_large_list(data_type):
         return _is_plain(data_type.value_type)
-    tests = (pat.is_string, pat.is_large_string, pat.is_null, pat.is_boolean, pat.is_integer, pat.is_float32, pat.is_float64)
+    tests = (
+        pat.is_string,
+        pat.is_large_string,
+        pat.is_null,
+        pat.is_boolean,
+        pat.is_integer,
+        pat.is_float32,
+        pat.is_float64,
+    )
     return any(test(data_type) for test in tests)
 
 
@@ -197,7 +205,8 @@ def _num_common(one: _Turns, other: _Turns) -> _Ints:
     alike[maybe] = is_true(pc.equal(one.text.take(pa.array(ours[maybe])), other.text.take(pa.array(theirs[maybe]))))
     unlike = np.append(np.flatnonzero(~alike), len(alike))
     first_unlike = unlike[np.searchsorted(unlike, offsets[:-1])]
-    return np.minimum(first_unlike - offsets[:-1], shorter)
+    num_alike: _Ints = np.minimum(first_unlike - offsets[:-1], shorter)
+    return num_alike
 
 
 def _places(start: _Ints, length: _Ints) -> tuple[_Ints, _Ints]:
@@ -208,7 +217,7 @@ def _places(start: _Ints, length: _Ints) -> tuple[_Ints, _Ints]:
 
 def _num_in(turns: _Turns, flags: Bools) -> _Ints:
     """Flagged turns of each row."""
-    before = np.concatenate([[0], np.cumsum(flags)])
+    before: _Ints = np.concatenate([[0], np.cumsum(flags)])
     return before[turns.stop] - before[turns.start]
 
 
@@ -240,4 +249,5 @@ def _is_null(column: pa.Array) -> Bools:
 
 def is_true(found: pa.Array) -> Bools:
     """Arrow's truth values as numpy's; null is false."""
-    return (found.fill_null(False) if found.null_count else found).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    values: Bools = pc.fill_null(found, fill_value=False).to_numpy(zero_copy_only=False)
+    return values

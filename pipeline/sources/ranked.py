@@ -3,6 +3,7 @@
     binarized    UltraFeedback-binarized: prompt text, chosen and rejected as full dialogues
     candidates   SimPO's sets and the paper's: all_generated_responses, all_rm_scores, and mostly chosen and rejected
     responses    Online-RLHF: prompt, responses, rewards
+    judged       distilabel: generations and ratings, mostly with chosen and rejected made of them
 
 Candidates give each side its reward: that of the candidate whose text is the side's last turn. Where a row names no
 chosen and rejected, they are the candidates of the highest and the lowest reward, the first one on a tie.
@@ -207,3 +208,4 @@ BINARIZED = Format(
 )
 CANDIDATES = candidates_format("candidates", "all_generated_responses", "all_rm_scores")
 RESPONSES = candidates_format("responses", "responses", "rewards")
+JUDGED = candidates_format("judged", "generations", "ratings")

@@ -24,9 +24,8 @@ from pipeline.sources.blocks import read_rows
 from pipeline.sources.column_pairs import column_pairs, is_true, plain_arrays
 from pipeline.sources.columns import plain_type
 from pipeline.sources.decode import Sample, rows_of_columns, rows_of_lines, sample_rows
-from pipeline.sources.detect import SAMPLE_ROWS, resolve_format
 from pipeline.sources.files import SourceFile, SourceScan, ignored_text, scan_files
-from pipeline.sources.formats import FORMATS, check_format_name
+from pipeline.sources.formats import FORMATS, SAMPLE_ROWS, check_format_name, resolve_format
 from pipeline.sources.ids import content_digest, content_digests
 from pipeline.sources.passthrough import fitted, kept_only, passthrough_fields, plain_columns, undecodable_rows
 from pipeline.sources.probe import FileKind
@@ -67,8 +66,8 @@ class PairReader:
     def read(self, shard: Shard) -> pa.Table:
         """The shard's rows, exactly `shard.num_rows` in source order; `shard.digest` is in the schema's metadata.
 
-        A row that yields no pair has status dropped, stage source, a reason, and nulls but for its id (where it has
-        one) and its place. Scores that are not wanted are null.
+        A row that yields no pair has status dropped, stage source and a reason. Of its other columns only id, if it has
+        one, and place are not null. Scores that are not wanted are null.
 
         Raises:
             SourceError: the file is corrupt (for Parquet: a page fails its checksum), gone or short.
@@ -189,7 +188,13 @@ def open_source(
     scan = scan_files(fs, root)
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
-    sample = _decoded_sample(fs, root, scan)
+    sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
+    if not sample.decoded:
+        reasons = ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))
+        raise SourceError(
+            f"source {shown_path(root)}: none of the first {len(sample.rows)} rows of {shown_path(scan.files[0].path)} "
+            f"can be decoded ({reasons}). Give files of the kind their names tell."
+        )
     name = resolve_format(source.format, sample.columns, sample.decoded)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
@@ -211,16 +216,6 @@ def open_source(
     )
     s.scored_schema(passthrough)
     return reader, list(scan.files)
-
-
-def _decoded_sample(fs: Any, root: str, scan: SourceScan) -> Sample:
-    sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
-    if not sample.decoded:
-        raise SourceError(
-            f"source {shown_path(root)}: none of the first {len(sample.rows)} rows of {shown_path(scan.files[0].path)} "
-            f"can be decoded ({_reasons(sample)}). Give files of the kind their names tell."
-        )
-    return sample
 
 
 def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
@@ -260,7 +255,3 @@ def id_of(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise DropRow(Reason.ID_TYPE)
     return text_of(str(value))
-
-
-def _reasons(sample: Sample) -> str:
-    return ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))

@@ -16,8 +16,7 @@ import pyarrow as pa
 from pipeline import schema as s
 from pipeline.errors import SchemaError
 from pipeline.sources.columns import Columns, Kind
-from pipeline.sources.detect import described
-from pipeline.sources.formats import FORMATS
+from pipeline.sources.formats import FORMATS, described
 from pipeline.sources.ranked import number_of, numbers_of
 from pipeline.sources.rows import Drop, DropRow, PairRow, Reason, Row
 
@@ -90,7 +89,7 @@ def plan_scores(
     truncated = policy_logps and columns.get(s.TRUNCATED) is Kind.FLAG
     if not rewards:
         return ScorePlan(logps=logps, counts=counts, truncated=truncated)
-    candidates = _gives_candidates(format_name)
+    candidates = not set(CANDIDATE_SCORES).isdisjoint(FORMATS[format_name].reads)
     return ScorePlan(
         rewards=_reward_columns(columns, candidates=candidates),
         candidates=candidates,
@@ -108,7 +107,7 @@ def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any] | Dr
             **_rewards(row, pair, plan),
             **{name: _logp(row.get(name)) for name in plan.logps},
             **{name: _count(row.get(name)) for name in plan.counts},
-            **({s.TRUNCATED: _flag(row.get(s.TRUNCATED))} if plan.truncated else {}),
+            **_truncated(row, plan),
         }
     except DropRow as drop:
         return Drop(drop.reason)
@@ -155,10 +154,6 @@ def recognised_rewards(columns: Columns) -> list[tuple[str, ...]]:
 def recognised_candidate_scores(columns: Columns) -> str | None:
     """The column with the rewards of all candidates, if a table has one."""
     return next((name for name in CANDIDATE_SCORES if columns.get(name) is Kind.NUMBERS), None)
-
-
-def _gives_candidates(format_name: str) -> bool:
-    return not set(CANDIDATE_SCORES).isdisjoint(FORMATS[format_name].reads)
 
 
 def _reward_columns(columns: Columns, *, candidates: bool) -> tuple[str, ...]:
@@ -220,7 +215,8 @@ def _count(value: Any) -> int:
     return int(count)
 
 
-def _flag(value: Any) -> bool | None:
-    if value is not None and not isinstance(value, bool):
+def _truncated(row: Row, plan: ScorePlan) -> dict[str, Any]:
+    value = row.get(s.TRUNCATED)
+    if plan.truncated and not isinstance(value, (bool, type(None))):
         raise DropRow(Reason.WRONG_TYPE)
-    return value
+    return {s.TRUNCATED: value} if plan.truncated else {}

@@ -51,12 +51,7 @@ def turns_of(value: Any) -> list[Turn]:
 
 def completion_of(value: Any) -> list[Turn]:
     """Turns of a completion that is given as messages or as text, which becomes one assistant turn."""
-    return [{"role": "assistant", "content": value}] if isinstance(text_or(value), str) else turns_of(value)
-
-
-def text_or(value: Any) -> Any:
-    """The value, checked to be writable if it is text."""
-    return text_of(value) if isinstance(value, str) else value
+    return [{"role": "assistant", "content": text_of(value)}] if isinstance(value, str) else turns_of(value)
 
 
 def user_turn(text: str) -> Turn:

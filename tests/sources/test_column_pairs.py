@@ -14,7 +14,20 @@ from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
 
 FS = fsspec.filesystem("file")
-ODD_TEXTS = ["", " \n", "\u3000", "\x1c", "\u200b", "é", "中文", 'say "\\n"', "a\tb\r\n\x00\x1f\x7f", "\u2028", "🙂", " x"]
+ODD_TEXTS = [
+    "",
+    " \n",
+    "\u3000",
+    "\x1c",
+    "\u200b",
+    "é",
+    "中文",
+    'say "\\n"',
+    "a\tb\r\n\x00\x1f\x7f",
+    "\u2028",
+    "🙂",
+    " x",
+]
 TEXT = st.sampled_from(["Hi", "Yes.", "No.", *ODD_TEXTS]) | st.text(max_size=6)
 ROLE = st.sampled_from(["user", "assistant"] * 4 + ["system", "tool", "developer", "narrator", None])
 TURN = st.fixed_dictionaries(
@@ -22,7 +35,9 @@ TURN = st.fixed_dictionaries(
 ) | st.builds(lambda role, text: {"role": role, "content": text}, st.sampled_from(["user", "assistant"]), TEXT)
 TURNS = st.none() | st.lists(st.none() | TURN, max_size=4)
 PROMPT = st.lists(TURN, min_size=1, max_size=2)
-NUMBER = st.sampled_from([1.0, 2.0, 3.0]) | st.sampled_from([None, 0.0, -0.0, -1.5, 3.0, 1e-4, 2.0**41, float("nan"), float("inf")])
+NUMBER = st.sampled_from([1.0, 2.0, 3.0]) | st.sampled_from(
+    [None, 0.0, -0.0, -1.5, 3.0, 1e-4, 2.0**41, float("nan"), float("inf")]
+)
 MESSAGES = pa.list_(pa.struct([(name, pa.string()) for name in ("name", "role", "content", "thinking")]))
 SCORES = {name: pa.float64() for name in ("reward_chosen", "reward_rejected", "margin")}
 LOGPS = {name: pa.float32() for name in ("policy_logp_chosen", "policy_logp_rejected")}
@@ -92,7 +107,9 @@ def spoiled(column, index):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(max_examples=40, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_columns_give_what_rows_give(layout, tmp_path, monkeypatch, data):
     row, types = LAYOUTS[layout]
@@ -105,7 +122,8 @@ def test_columns_give_what_rows_give(layout, tmp_path, monkeypatch, data):
             columns[index] = spoiled(columns[index], spoil + len(rows))
     pq.write_table(pa.table(columns, schema=schema), tmp_path / "a.parquet")
     wanted = {
-        "rewards": not {"margin", "reward_chosen"}.isdisjoint(names) and "reward_rejected" in names or "margin" in names,
+        "rewards": (not {"margin", "reward_chosen"}.isdisjoint(names) and "reward_rejected" in names)
+        or "margin" in names,
         "policy_logps": {*LOGPS, *COUNTS} <= {*names},
         "id_column": "key" if "key" in names else None,
         "passthrough": ("key",) if "key" in names else (),
