@@ -5,7 +5,7 @@ and why it is dropped. Both give the same pair for the same row.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -30,8 +30,11 @@ _MOST_BYTES: Final = 128 << 20  # of a table; escaped sixfold, its texts still f
 
 
 @dataclass(frozen=True, slots=True)
-class _Turns:
-    """Turns `start` to `stop` of a row, as places in `role` (a place in _ROLES, or -1 for an odd turn) and `text`."""
+class ColumnTurns:
+    """Turns of each row, which are those from `start` to `stop` of a flat list with `role` and `text`.
+
+    A role is a place in _ROLES, or -1 for an odd turn.
+    """
 
     role: npt.NDArray[np.int64]
     text: pa.Array
@@ -43,10 +46,10 @@ class _Turns:
         """Number of turns of each row."""
         return self.stop - self.start
 
-    def cut(self, num_turns: _Ints) -> "tuple[_Turns, _Turns]":
+    def cut(self, num_turns: _Ints) -> "tuple[ColumnTurns, ColumnTurns]":
         """The first `num_turns` turns of each row, and the others."""
         middle = self.start + num_turns
-        return _Turns(self.role, self.text, self.start, middle), _Turns(self.role, self.text, middle, self.stop)
+        return replace(self, stop=middle), replace(self, start=middle)
 
     def to_messages(self, rows: _Ints) -> pa.Array:
         """These rows' turns as Arrow messages."""
@@ -64,8 +67,8 @@ def plain_arrays(table: pa.Table) -> dict[str, pa.Array] | None:
     return {name: array.cast(plain_type(array.type)) for name, array in columns.items()}
 
 
-def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -> dict[str, pa.Array] | None:
-    """Prompt, chosen and rejected of the rows that are `good`; those whose turns are not plain no longer are.
+def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -> dict[str, ColumnTurns] | None:
+    """Prompt, chosen and rejected of the rows that are `good`; rows whose turns are not plain no longer are.
 
     None if a column is of a kind that no row is plain in.
     """
@@ -100,9 +103,35 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
         good &= (_num_in(completion, others) == 0) & _starts_with_answer(completion)
         _check_last(completion, _ASSISTANT, good)
     good &= (chosen.length != rejected.length) | (_num_common(chosen, rejected) != chosen.length)
-    rows = np.flatnonzero(good)
-    sides = {s.PROMPT: prompt, s.CHOSEN: chosen, s.REJECTED: rejected}
-    return {name: turns.to_messages(rows) for name, turns in sides.items()}
+    return {s.PROMPT: prompt, s.CHOSEN: chosen, s.REJECTED: rejected}
+
+
+def candidate_rewards(
+    texts: pa.Array, scores: pa.Array, sides: Mapping[str, ColumnTurns], good: Bools
+) -> dict[str, pa.Array]:
+    """Rewards that chosen and rejected have as candidates, and those of all candidates.
+
+    A row is no longer `good` if a side is none of the candidates to the letter, or equals several with other scores.
+    """
+    every = scores.cast(pa.list_(pa.float64()))
+    texts_from, scores_from = texts.offsets.to_numpy(), every.offsets.to_numpy()
+    good &= ~_is_null(texts) & ~_is_null(every) & (np.diff(texts_from) == np.diff(scores_from))
+    length = np.where(good, np.diff(texts_from), 0)
+    row = np.repeat(np.arange(len(good)), length)
+    candidates, rewards = _places(texts_from[:-1], length)[0], _places(scores_from[:-1], length)[0]
+    values = every.values.to_numpy(zero_copy_only=False)[rewards]
+    good[row[~np.isfinite(values) | _is_null(texts.values)[candidates]]] = False
+    found = {s.REWARDS_ALL: every}
+    for name, side in ((s.REWARD_CHOSEN, s.CHOSEN), (s.REWARD_REJECTED, s.REJECTED)):
+        turns = sides[side]
+        hits = np.flatnonzero(good[row])
+        hits = hits[_alike(texts.values, candidates[hits], turns.text, turns.stop[row[hits]] - 1)]
+        reward = np.full(len(good), np.nan)
+        reward[row[hits[::-1]]] = values[hits[::-1]]  # the first one stays
+        good &= ~np.isnan(reward)
+        good[row[hits[values[hits] != reward[row[hits]]]]] = False
+        found[name] = pa.array(reward)
+    return found
 
 
 def _is_plain(data_type: pa.DataType) -> bool:
@@ -124,12 +153,12 @@ def _is_plain(data_type: pa.DataType) -> bool:
     return any(test(data_type) for test in tests)
 
 
-def _turns_of(column: pa.Array, good: Bools) -> _Turns | None:
+def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns | None:
     """The turns of a column of texts, which are answers, or of messages; rows with others are no longer `good`."""
     good &= ~_is_null(column)
     places = np.arange(len(column) + 1)
     if pat.is_string(column.type):
-        return _Turns(np.full(len(column), _ASSISTANT), column, places[:-1], places[1:])
+        return ColumnTurns(np.full(len(column), _ASSISTANT), column, places[:-1], places[1:])
     if not pat.is_list(column.type) or not pat.is_struct(column.type.value_type):
         return None
     offsets = column.offsets.to_numpy().astype(np.int64)
@@ -143,12 +172,12 @@ def _turns_of(column: pa.Array, good: Bools) -> _Turns | None:
     for name in BEYOND_TEXT:
         if name in fields:
             role[~_is_null(fields[name])] = -1
-    turns = _Turns(role, fields["content"], offsets[:-1], offsets[1:])
+    turns = ColumnTurns(role, fields["content"], offsets[:-1], offsets[1:])
     good &= _num_in(turns, role < 0) == 0
     return turns
 
 
-def _prompt_of_texts(columns: Mapping[str, pa.Array], good: Bools) -> _Turns | None:
+def _prompt_of_texts(columns: Mapping[str, pa.Array], good: Bools) -> ColumnTurns | None:
     """As `turns.prompt_from_texts`."""
     texts, systems = (
         [columns[name] for name in names if name in columns and not pat.is_null(columns[name].type)]
@@ -168,16 +197,16 @@ def _prompt_of_texts(columns: Mapping[str, pa.Array], good: Bools) -> _Turns | N
             text = pc.if_else(pa.array(has_both), both, text)
     places = np.arange(len(text))
     if not systems:
-        return _Turns(np.full(len(text), _USER), text, places, places + 1)
+        return ColumnTurns(np.full(len(text), _USER), text, places, places + 1)
     system = pc.fill_null(pc.coalesce(*systems), "")
     has_system = np.zeros_like(good)
     has_system[good] = _is_written(system, places[good])
     order = pa.array(np.stack([places, places + len(text)], axis=1).ravel())
     turns = pa.concat_arrays([system, text]).take(order)
-    return _Turns(np.tile([_SYSTEM, _USER], len(text)), turns, 2 * places + ~has_system, 2 * places + 2)
+    return ColumnTurns(np.tile([_SYSTEM, _USER], len(text)), turns, 2 * places + ~has_system, 2 * places + 2)
 
 
-def _split(chosen: _Turns, rejected: _Turns) -> tuple[_Turns, _Turns, _Turns]:
+def _split(chosen: ColumnTurns, rejected: ColumnTurns) -> tuple[ColumnTurns, ColumnTurns, ColumnTurns]:
     """As `turns.split_dialogues`."""
     common = _num_common(chosen, rejected)
     rows = np.flatnonzero(common)
@@ -189,24 +218,31 @@ def _split(chosen: _Turns, rejected: _Turns) -> tuple[_Turns, _Turns, _Turns]:
     return prompt, chosen, rejected.cut(common)[1]
 
 
-def _without(prompt: _Turns, dialogue: _Turns) -> _Turns:
+def _without(prompt: ColumnTurns, dialogue: ColumnTurns) -> ColumnTurns:
     """As `turns.without_prompt`."""
     is_repeated = _num_common(prompt, dialogue) == prompt.length
     return dialogue.cut(np.where(is_repeated, prompt.length, 0))[1]
 
 
-def _num_common(one: _Turns, other: _Turns) -> _Ints:
+def _num_common(one: ColumnTurns, other: ColumnTurns) -> _Ints:
     """How many turns two dialogues have in common at their beginning, row by row."""
     shorter = np.minimum(one.length, other.length)
     (ours, offsets), (theirs, _) = _places(one.start, shorter), _places(other.start, shorter)
-    our_sizes, their_sizes = (pc.binary_length(side.text).to_numpy(zero_copy_only=False) for side in (one, other))
-    alike = (one.role[ours] == other.role[theirs]) & (our_sizes[ours] == their_sizes[theirs])
-    maybe = np.flatnonzero(alike)
-    alike[maybe] = is_true(pc.equal(one.text.take(pa.array(ours[maybe])), other.text.take(pa.array(theirs[maybe]))))
+    alike = (one.role[ours] == other.role[theirs]) & _alike(one.text, ours, other.text, theirs)
     unlike = np.append(np.flatnonzero(~alike), len(alike))
     first_unlike = unlike[np.searchsorted(unlike, offsets[:-1])]
     num_alike: _Ints = np.minimum(first_unlike - offsets[:-1], shorter)
     return num_alike
+
+
+def _alike(ours: pa.Array, our_places: _Ints, theirs: pa.Array, their_places: _Ints) -> Bools:
+    """Whether texts at these places equal each other; null equals nothing."""
+    our_sizes, their_sizes = (pc.binary_length(texts).to_numpy(zero_copy_only=False) for texts in (ours, theirs))
+    alike: Bools = our_sizes[our_places] == their_sizes[their_places]
+    maybe = np.flatnonzero(alike)
+    left, right = ours.take(pa.array(our_places[maybe])), theirs.take(pa.array(their_places[maybe]))
+    alike[maybe] = is_true(pc.equal(left, right))
+    return alike
 
 
 def _places(start: _Ints, length: _Ints) -> tuple[_Ints, _Ints]:
@@ -215,19 +251,19 @@ def _places(start: _Ints, length: _Ints) -> tuple[_Ints, _Ints]:
     return np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], length), offsets
 
 
-def _num_in(turns: _Turns, flags: Bools) -> _Ints:
+def _num_in(turns: ColumnTurns, flags: Bools) -> _Ints:
     """Flagged turns of each row."""
     before: _Ints = np.concatenate([[0], np.cumsum(flags)])
     return before[turns.stop] - before[turns.start]
 
 
-def _starts_with_answer(turns: _Turns) -> Bools:
+def _starts_with_answer(turns: ColumnTurns) -> Bools:
     found = turns.length > 0
     found[found] = turns.role[turns.start[found]] == _ASSISTANT
     return found
 
 
-def _check_last(turns: _Turns, role: int, good: Bools) -> None:
+def _check_last(turns: ColumnTurns, role: int, good: Bools) -> None:
     """Rows whose last turn is not of this role, or only white space, are no longer `good`."""
     good &= turns.length > 0
     last = turns.stop[good] - 1

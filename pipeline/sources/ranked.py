@@ -118,6 +118,7 @@ def candidates_format(name: str, texts_column: str, scores_column: str) -> Forma
         claims=lambda _columns, _sample: True,
         build=partial(candidates_pair, texts_column, scores_column),
         layout="turns",
+        candidates=(texts_column, scores_column),
         build_sweet_spot=partial(sweet_spot_pair, texts_column, scores_column),
     )
 

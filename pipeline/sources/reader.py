@@ -21,7 +21,7 @@ from pipeline.config import Source
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.shown import shown_path
 from pipeline.sources.blocks import read_rows
-from pipeline.sources.column_pairs import column_pairs, is_true, plain_arrays
+from pipeline.sources.column_pairs import candidate_rewards, column_pairs, is_true, plain_arrays
 from pipeline.sources.columns import plain_type
 from pipeline.sources.decode import Sample, rows_of_columns, rows_of_lines, sample_rows
 from pipeline.sources.files import SourceFile, SourceScan, ignored_text, scan_files
@@ -114,9 +114,9 @@ class PairReader:
         self, table: pa.Table, unwanted: Sequence[int]
     ) -> tuple[Sequence[int], Mapping[str, Sequence[Any]]]:
         """Rows whose pairs could be made of whole columns, and the columns of these pairs."""
-        layout = FORMATS[self.format].layout
-        columns = None if layout is None or self.pairs != BEST_WORST else plain_arrays(table)
-        if layout is None or columns is None:
+        known = FORMATS[self.format]
+        columns = None if known.layout is None or self.pairs != BEST_WORST else plain_arrays(table)
+        if known.layout is None or columns is None:
             return (), {}
         good = np.ones(table.num_rows, np.bool_)
         good[[*unwanted, *undecodable_rows(columns)]] = False
@@ -124,10 +124,14 @@ class PairReader:
         if ids is not None:
             good &= is_true(pc.greater(pc.binary_length(ids), 0))
         scores = column_scores(columns, self.scores, good)
-        messages = None if scores is None else column_pairs(columns, layout, good)
-        if scores is None or messages is None:
+        sides = column_pairs(columns, known.layout, good)
+        if sides is None:
             return (), {}
+        if known.candidates and self.scores.candidates:
+            texts, rewards = (columns[name] for name in known.candidates)
+            scores = {**candidate_rewards(texts, rewards, sides, good), **scores}
         rows = np.flatnonzero(good)
+        messages = {name: turns.to_messages(rows) for name, turns in sides.items()}
         digests = content_digests(**messages)
         made = {s.ID: ids.take(pa.array(rows)) if ids is not None else digests, s.CONTENT_DIGEST: digests}
         scores = {name: array.take(pa.array(rows)) for name, array in scores.items()}

@@ -126,6 +126,8 @@ class Format:
     build: Callable[[Row], PairRow]
     build_sweet_spot: Callable[[Row], PairRow] | None = None
     layout: Layout | None = None
+    candidates: tuple[str, str] | None = None
+    """Columns of the candidates' texts and of their scores."""
 
     def matches(self, columns: Columns, sample: Sequence[Row]) -> bool:
         """Whether auto detection counts this format among the candidates for a table."""

@@ -113,15 +113,8 @@ def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any] | Dr
         return Drop(drop.reason)
 
 
-def column_scores(
-    columns: Mapping[str, pa.Array], plan: ScorePlan, good: npt.NDArray[np.bool_]
-) -> dict[str, pa.Array] | None:
-    """`read_scores` of whole columns of plain numbers; rows that have none to use are no longer `good`.
-
-    None if the scores must be read row by row.
-    """
-    if plan.candidates:
-        return None
+def column_scores(columns: Mapping[str, pa.Array], plan: ScorePlan, good: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
+    """`read_scores` of whole columns, but for those of candidates; rows that have none to use are no longer `good`."""
     scores: dict[str, pa.Array] = {}
     for name in (*plan.rewards, *plan.logps, *plan.counts):
         values = _floats(columns[name])

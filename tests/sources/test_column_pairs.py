@@ -59,12 +59,38 @@ BINARIZED_ROWS = st.builds(lambda row, text: {**row, "prompt": text}, dialogues(
 STRING_ROWS = st.fixed_dictionaries(
     {name: st.none() | TEXT for name in ("prompt", "instruction", "input", "system", "chosen", "rejected")}
 )
+CANDIDATES = st.lists(st.none() | st.sampled_from(["Hi", "Hi", " Hi", "Yes.", "No."]), max_size=4)
+CANDIDATE_ROWS = st.builds(
+    lambda row, texts, scores, fit: {
+        **row,
+        "all_generated_responses": texts,
+        "all_rm_scores": scores[: len(texts)] if fit and scores and texts else scores,
+        **({} if not fit or not texts or not all(texts) else {
+            side: [{"role": "assistant", "content": text}]
+            for side, text in (("chosen", texts[0]), ("rejected", texts[-1]))
+        }),
+    },
+    st.fixed_dictionaries({"prompt": st.just("Hi?") | st.none() | TEXT, "chosen": TURNS, "rejected": TURNS}),
+    st.none() | CANDIDATES,
+    st.none() | st.lists(NUMBER, max_size=4),
+    st.integers(0, 4).map(bool),
+)  # fmt: skip
 ANSWER_ROWS = st.fixed_dictionaries({"prompt": TURNS, "chosen": st.none() | TEXT, "rejected": st.none() | TEXT})
 LAYOUTS = {
     "messages": (MESSAGE_ROWS, {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}),
     "answers": (ANSWER_ROWS, {"prompt": MESSAGES, "chosen": pa.string(), "rejected": pa.string()}),
     "implicit": (IMPLICIT_ROWS, {"chosen": MESSAGES, "rejected": MESSAGES}),
     "binarized": (BINARIZED_ROWS, {"prompt": pa.string(), "chosen": MESSAGES, "rejected": MESSAGES}),
+    "candidates": (
+        CANDIDATE_ROWS,
+        {
+            "prompt": pa.string(),
+            "chosen": MESSAGES,
+            "rejected": MESSAGES,
+            "all_generated_responses": pa.list_(pa.string()),
+            "all_rm_scores": pa.list_(pa.float64()),
+        },
+    ),
     "strings": (
         STRING_ROWS,
         dict.fromkeys(("prompt", "instruction", "input", "system", "chosen", "rejected"), pa.string()),
@@ -96,6 +122,9 @@ def spoiled(column, index):
     """The texts of a column, or of its turns, one of which is no UTF-8."""
     if isinstance(column.type, pa.ListType):
         turns = column.values
+        if not isinstance(turns.type, pa.StructType):
+            items = spoiled(turns, index) if pa.types.is_string(turns.type) else turns
+            return pa.ListArray.from_arrays(column.offsets, items, type=column.type, mask=column.is_null())
         parts = [spoiled(part, index) if field.name == "content" else part
                  for field, part in zip(turns.type, turns.flatten(), strict=True)]  # fmt: skip
         items = pa.StructArray.from_arrays(parts, fields=list(turns.type), mask=turns.is_null())
