@@ -12,6 +12,7 @@ from pipeline.errors import SourceError
 from pipeline.sources import reader as readers
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
+from tests.sources import layouts as to
 
 FS = fsspec.filesystem("file")
 ODD_TEXTS = [
@@ -137,7 +138,7 @@ def spoiled(column, index):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(
-    max_examples=40, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_columns_give_what_rows_give(layout, tmp_path, monkeypatch, data):
@@ -164,3 +165,17 @@ def test_columns_give_what_rows_give(layout, tmp_path, monkeypatch, data):
         reject()
     assert by_columns.schema.equals(by_rows.schema, check_metadata=True)
     assert repr(by_columns.to_pylist()) == repr(by_rows.to_pylist())
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "stream.arrow", "file.arrow"])
+@pytest.mark.parametrize("shape", [dict, to.as_strings, to.as_implicit])
+def test_plain_rows_are_not_looked_at_one_by_one(tmp_path, monkeypatch, name, shape):
+    to.WRITERS[name](tmp_path / name, [shape(to.pair(prompt=f"Question {n}?")) for n in range(50)])
+    one_by_one = []
+    monkeypatch.setattr(readers, "rows_of_columns", lambda table: one_by_one.extend(table.to_pylist()) or [])
+    reader, files = open_source(
+        FS, str(tmp_path), Source(path=str(tmp_path)), rewards=False, policy_logps=False, reference_logps=False
+    )
+    table = reader.read(plan_shards(files, 100)[0])
+    assert table["status"].to_pylist() == ["scored"] * 50
+    assert one_by_one == []
