@@ -60,7 +60,7 @@ class ColumnTurns:
 
 
 def plain_arrays(table: pa.Table) -> dict[str, pa.Array] | None:
-    """Each column in one piece; None where one is too large, or of a type of which only Python tells what it holds."""
+    """Each column in one piece. None if they are too large, or if one is of a type that must be read row by row."""
     if table.nbytes > _MOST_BYTES or not all(_is_plain(field.type) for field in table.schema):
         return None
     columns = {name: one_array(table.column(name)) for name in table.column_names}

@@ -238,7 +238,7 @@ def _kind_of_name(name: str) -> FileKind | None:
 
 
 def _may_hold_data(name: str) -> bool:
-    """Whether a file of no known extension is worth a word, being no description of the data."""
+    """Whether a file is of no known extension and does not describe the data either."""
     lowered = name.lower()
     described = lowered in _NOT_DATA or lowered.startswith(_DESCRIBING) or lowered.endswith(_DESCRIPTIONS)
     return _kind_of_name(name) is None and not described

@@ -214,7 +214,7 @@ def _converted(name: str | None, row: Row | Drop, plan: ScorePlan) -> PairRow | 
 
 
 def _score_plan(columns: Columns, name: str) -> ScorePlan:
-    """The scores that a run would read that takes from the table whatever it has."""
+    """The scores of a run that reads every score that the table has."""
     found = {*_score_columns(columns)}
     return plan_scores(
         columns,

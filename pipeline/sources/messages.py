@@ -1,7 +1,8 @@
 """Message lists, as TRL's conversational formats and alignpot's own tables have them.
 
-`messages` has the prompt apart and the completions alone, or repeating the prompt; `implicit` has full dialogues, and
-the prompt is what they share; `scored` is `messages` with scores or outcomes beside it.
+messages    a prompt column; the completions may repeat the prompt
+implicit    full dialogues; the prompt is what the two share
+scored      `messages` with alignpot's own scores or outcomes in further columns
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Source columns that travel along unchanged: their types, and their values beside the rows that are kept.
+"""Source columns that are passed through unchanged: their types, and their values in rows that are kept.
 
-Columns of Parquet and Arrow stay Arrow all the way, but for dictionaries and extension types, which become plain.
+Columns of Parquet and Arrow keep their types, except that dictionaries and extension types become plain.
 Columns of JSON Lines get the commonest type of the sampled rows: text, whole number, number or flag; lists and objects
 travel as JSON text. A later value of another type drops its row.
 """

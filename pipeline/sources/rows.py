@@ -22,8 +22,8 @@ Pairs = Literal["best-worst", "sweet-spot"]
 BEST_WORST: Final = "best-worst"
 
 Layout = Literal["turns", "texts", "dialogues"]
-"""What `column_pairs` may take a format's rows for: those of `turns.any_pair`, the same with a prompt that is never
-turns, or pairs of full dialogues."""
+"""How `column_pairs` reads a format: as `turns.any_pair`, as the same with a prompt that is never turns, or as full
+dialogues."""
 
 
 class Reason(StrEnum):
@@ -42,7 +42,7 @@ class Reason(StrEnum):
     IDENTICAL_RESPONSES = "identical_responses"
     TOO_FEW_CANDIDATES = "too_few_candidates"
     CANDIDATE_COUNT_MISMATCH = "candidate_count_mismatch"  # not one score to each candidate
-    TIED_REWARDS = "tied_rewards"  # the candidates to pick from score the same, so none of them is the better one
+    TIED_REWARDS = "tied_rewards"  # the candidates to pick from have equal scores
     SCORE_NOT_FOUND = "score_not_found"  # no candidate equals the chosen or the rejected text
     AMBIGUOUS_SCORE = "ambiguous_score"  # equal candidates bear different scores
     NULL_SCORE = "null_score"

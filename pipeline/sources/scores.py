@@ -1,4 +1,4 @@
-"""Scores that the source already holds, beside pairs of any format.
+"""Scores that the source already holds, for pairs of any format.
 
 Rewards are, in this order: `reward_chosen` and `reward_rejected`; one other spelling of the two; the row's own
 candidates; `margin`, which is stored as reward_chosen = margin and reward_rejected = 0. Log-probs and token counts
@@ -114,7 +114,7 @@ def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any] | Dr
 
 
 def column_scores(columns: Mapping[str, pa.Array], plan: ScorePlan, good: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
-    """`read_scores` of whole columns, but for those of candidates; rows that have none to use are no longer `good`."""
+    """`read_scores` of whole columns, without candidates. Rows that have no usable score are no longer `good`."""
     scores: dict[str, pa.Array] = {}
     for name in (*plan.rewards, *plan.logps, *plan.counts):
         values = _floats(columns[name])

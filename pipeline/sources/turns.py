@@ -17,10 +17,10 @@ ROLES: Final = SYSTEM_ROLES | {"user", "assistant", "tool"}
 PROMPT_TEXT_COLUMNS: Final = ("prompt", "instruction", "question", "input")
 SYSTEM_TEXT_COLUMNS: Final = ("system", "system_prompt")
 
-# Half of what Python's stack has room for, so that where a row is read does not decide.
+# Half of what Python's stack has room for: the outcome must not depend on how deep the reader's own calls are.
 _MAX_DEPTH: Final = 500
 
-# Keys of a message that change what a model would read or write, so that role and content alone are not the turn.
+# Keys of a message that change what a model reads or writes: role and content alone are not the whole turn then.
 BEYOND_TEXT: Final = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")
 
 
@@ -126,8 +126,8 @@ def check_prompt(prompt: Sequence[Turn]) -> None:
 def any_pair(row: Row) -> PairRow:
     """The pair of a row whose prompt, chosen and rejected may each be text or messages.
 
-    Full dialogues beside a prompt text are trusted over it: they hold the system turn and the history that the text
-    lacks. The text is the prompt where the dialogues hold the answers only.
+    Full dialogues win over a prompt text: they hold the system turn and the history, which the text lacks. If they hold
+    the answers only, the text is the prompt.
     """
     chosen, rejected = completion_of(row.get("chosen")), completion_of(row.get("rejected"))
     prompt = row.get("prompt")

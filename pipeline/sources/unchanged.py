@@ -1,7 +1,7 @@
-"""Whether a source file still is the one that was planned: asked before and after each read of it.
+"""Checks before and after each read that a source file still is the one that was planned.
 
-Storage is asked for the file's state first, which is cheap. The same state means the same content. Another state may
-mean anything, from chmod to another file under the name: then the content decides.
+Asking storage for the file's state is cheap. The same state means the same content. Another state may mean anything,
+from chmod to another file of that name: then the content is read and compared.
 """
 
 import functools
@@ -57,8 +57,8 @@ def check_planned(fs: Any, path: str, digest: str, states: tuple[str, str], *, s
     planned, now = states
     if now != planned and _digest_in_state(fs, path, now) != digest:
         raise IntegrityError(
-            f"source file {shown} was replaced since the run was planned: its content is another one, of which no row "
-            "was written. Put the old file back and run again, or write to another output."
+            f"source file {shown} was replaced since the run was planned. Its content differs, and no row of it was "
+            "written. Put the old file back and run again, or write to another output."
         )
 
 
