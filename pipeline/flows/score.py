@@ -132,6 +132,11 @@ def score(scoring: ScoreRun) -> tuple[ScoreSummary, Manifest]:
     return summary, manifest
 
 
+def _shard_rows(config: Config) -> int:
+    """Rows in a shard: few where models may fail in the middle of one, many where only files are read and written."""
+    return config.run.shard_rows or (256 if config.torch_models() else 8192)
+
+
 def _check_fp8(config: Config, step: Step, pending: Sequence[AnyShard]) -> None:
     """See check_ranks; on Ray, where one of the cluster's GPUs is."""
     tables: list[pa.Table] = []
@@ -230,7 +235,7 @@ def _of_source(config: Config) -> _Given:
         "files": {file.path: file.digest for file in files},
     }
     return _Given(
-        rows=SourceRows(reader=reader, files=files, shard_rows=config.run.shard_rows),
+        rows=SourceRows(reader=reader, files=files, shard_rows=_shard_rows(config)),
         schema=reader.schema,
         fingerprint=fingerprint,
         format=reader.format,
@@ -254,7 +259,7 @@ def _of_dataset(config: Config, pairs: Dataset) -> _Given:
     blank = frozenset(own - taken)
     return _Given(
         rows=OwnRows(
-            rows=pairs, shard_rows=config.run.shard_rows, prepare=partial(_as_scored, wanted=wanted, blank=blank)
+            rows=pairs, shard_rows=_shard_rows(config), prepare=partial(_as_scored, wanted=wanted, blank=blank)
         ),
         schema=wanted,
         fingerprint={"dataset": pairs.content},

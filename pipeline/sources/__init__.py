@@ -3,8 +3,8 @@
     files      pre-flight: which data files there are, and every bad one at once
     shards     the files cut into row ranges, the unit of work and of commit
     rows       what a format makes of a row: a pair, or the reason to drop it
-    messages, strings, transcript, ranked, judged    one module per family of formats, listed in `formats`
-    detect     the format of a table, or a refusal that names the candidates
+    messages, texts, ranked    one module for each family of formats
+    formats    all formats, and which of them a table is of
     scores     reward and log-prob columns that the source already holds
     reader     a shard of the source as a table of `pipeline.schema.scored_schema`
     inspect    what a source is, for people

@@ -1,7 +1,7 @@
-"""Arrow data that comes from outside: what is looked at before Arrow, or anything else, goes by it.
+"""Checks of Arrow data from outside, made before Arrow, or anything else, relies on it.
 
-Arrow takes offsets, sizes and indices as they stand in the file, and a wrong one reads beside its buffers. The heads
-of messages are flatbuffers; they are read here without the data that they describe.
+Arrow trusts the offsets, sizes and indices in a file. A wrong one makes it read outside of its buffers. The heads of
+messages are flatbuffers. They are read here without the data that they describe.
 """
 
 import operator
@@ -19,7 +19,7 @@ from pipeline.sources.bounds import CELL_BYTES, BadFile, check_expansion
 
 _TAIL: Final = struct.Struct("<i6s")  # of a file: size of the footer, magic
 _MAGIC: Final = b"ARROW1"
-_CONTINUED: Final = b"\xff\xff\xff\xff"  # stands before the size of a head, but for the oldest writers
+_CONTINUED: Final = b"\xff\xff\xff\xff"  # before the size of a head; the oldest writers leave it out
 _DICTIONARY, _BATCH = 2, 3  # kinds of message
 _EMPTY_VALUES: Final = 1 << 16  # nulls take no bytes
 

@@ -6,9 +6,9 @@ next range of the same file costs only that range.
 """
 
 import contextlib
+import posixpath
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
@@ -16,48 +16,35 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import is_missing
+from pipeline.shown import shown_path
 from pipeline.sources.arrow_checks import sound, within_bounds
 from pipeline.sources.bounds import BadFile
 from pipeline.sources.lines import lines, unpacked
 from pipeline.sources.probe import DAMAGE, FileKind, first_line, raise_if_storage
+from pipeline.sources.shards import Shard
 from pipeline.sources.unchanged import Moved, check_planned, is_pinned, state_of
 
 LINE: Final = "line"
 """The one column, of bytes, in which JSON Lines are handed out."""
 
-_BATCH_ROWS: Final = 256
+_BATCH_ROWS: Final = 1024
 _KEPT_CURSORS: Final = 4
 _LOOKS: Final = 5  # at a file that changes under the reader
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """A range of rows of one file; `mark` as in `shards.Shard`, `columns` are ignored for JSON Lines."""
-
-    path: str
-    kind: FileKind
-    first_row: int
-    num_rows: int
-    mark: tuple[int, int]
-    columns: tuple[str, ...]
-    digest: str | None = None
-    """Of the content that is wanted, last seen in `state`; null for whatever is there."""
-    state: str = ""
 
 
 class Cursor:
     """A file being read forward; holds it open until closed."""
 
-    def __init__(self, fs: Any, span: Span) -> None:
+    def __init__(self, fs: Any, path: str, shard: Shard, columns: Sequence[str]) -> None:
         self._stack = contextlib.ExitStack()
         self._pending: list[pa.RecordBatch] = []
-        self.row = span.mark[0]
+        self.row = shard.mark[0]
         try:
             # Whole column chunks are asked for at once, so read-ahead would only fetch bytes twice.
-            kwargs = {"cache_type": "none"} if span.kind is FileKind.PARQUET else {}
-            file = self._stack.enter_context(fs.open(span.path, "rb", **kwargs))
-            self.is_pinned = is_pinned(file, span.digest)
-            self._batches = _batches(file, span)
+            kwargs = {"cache_type": "none"} if shard.kind is FileKind.PARQUET else {}
+            file = self._stack.enter_context(fs.open(path, "rb", **kwargs))
+            self.is_pinned = is_pinned(file, shard.digest)
+            self._batches = _batches(file, shard, columns)
         except BaseException:
             self.close()
             raise
@@ -94,16 +81,19 @@ _CURSORS: dict[tuple[Any, ...], Cursor] = {}
 _CURSORS_LOCK = threading.Lock()
 
 
-def read_span(fs: Any, span: Span, *, shown: str) -> pa.Table:
-    """Exactly the rows of the span, in order; JSON Lines as one column of bytes. `shown` names the file in errors.
+def read_rows(fs: Any, root: str, shard: Shard, columns: tuple[str, ...]) -> pa.Table:
+    """Exactly the rows of the shard, in order. JSON Lines come as one column of bytes, whatever `columns` names.
 
     Raises:
         SourceError: the file is corrupt, gone, or has fewer rows than when it was planned.
-        IntegrityError: its content is not the one of the span's digest.
+        IntegrityError: its content is not the one of the shard's digest.
         OSError: the storage failed.
     """
+    shown = shown_path(shard.file)
+    path = posixpath.join(root, shard.file)
     try:
-        batches = next((found for _ in range(_LOOKS) if (found := _unmoved(fs, span, shown)) is not None), None)
+        looks = (_unmoved(fs, path, shard, columns) for _ in range(_LOOKS))
+        batches = next((found for found in looks if found is not None), None)
     except FileNotFoundError as error:
         if not is_missing(error):
             raise
@@ -112,36 +102,36 @@ def read_span(fs: Any, span: Span, *, shown: str) -> pa.Table:
         raise SourceError(f"source file {shown} {bad}. Replace it.") from None
     except DAMAGE as error:
         raise_if_storage(error)
-        rows = f"rows {span.first_row} to {span.first_row + span.num_rows - 1}"
+        rows = f"rows {shard.first_row} to {shard.first_row + shard.num_rows - 1}"
         why = first_line(error)
         raise SourceError(f"source file {shown} is corrupt in {rows} or before: {why}. Replace it.") from None
     if batches is None:
         raise IntegrityError(f"source file {shown} changes while it is read. Run again when nothing writes to it.")
     num_read = sum(batch.num_rows for batch in batches)
-    if num_read != span.num_rows:
+    if num_read != shard.num_rows:
         raise SourceError(
             f"source file {shown} has changed since the run was planned: {num_read} rows from row "
-            f"{span.first_row} on, wanted {span.num_rows}. Put the old file back, or write to another output."
+            f"{shard.first_row} on, wanted {shard.num_rows}. Put the old file back, or write to another output."
         )
     return pa.Table.from_batches(batches)
 
 
-def _unmoved(fs: Any, span: Span, shown: str) -> list[pa.RecordBatch] | None:
-    """The rows of the span, read while the file was in one state; None if it changed meanwhile."""
+def _unmoved(fs: Any, path: str, shard: Shard, columns: tuple[str, ...]) -> list[pa.RecordBatch] | None:
+    """The rows of the shard, read while the file was in one state; None if it changed meanwhile."""
     try:
-        now = state_of(fs, span.path)
-        if span.digest is not None:
-            check_planned(fs, span.path, span.digest, (span.state, now), shown=shown)
-        key = (type(fs), span.path, now, span.columns)
-        cursor = _borrowed(key)
+        now = state_of(fs, path)
+        check_planned(fs, path, shard.digest, (shard.state, now), shown=shown_path(shard.file))
+        key = (type(fs), path, now, columns)
+        with _CURSORS_LOCK:
+            cursor = _CURSORS.pop(key, None)
         # A mark past the cursor is a shorter way than reading on to it.
-        if cursor is not None and not span.mark[0] <= cursor.row <= span.first_row:
+        if cursor is not None and not shard.mark[0] <= cursor.row <= shard.first_row:
             cursor.close()
             cursor = None
-        cursor = cursor or Cursor(fs, span)
+        cursor = cursor or Cursor(fs, path, shard, columns)
         try:
-            batches = cursor.take(span.first_row, span.num_rows)
-            if not cursor.is_pinned and state_of(fs, span.path) != now:
+            batches = cursor.take(shard.first_row, shard.num_rows)
+            if not cursor.is_pinned and state_of(fs, path) != now:
                 raise Moved
         except BaseException:
             cursor.close()
@@ -156,11 +146,6 @@ def _unmoved(fs: Any, span: Span, shown: str) -> list[pa.RecordBatch] | None:
     return batches
 
 
-def _borrowed(key: tuple[Any, ...]) -> Cursor | None:
-    with _CURSORS_LOCK:
-        return _CURSORS.pop(key, None)
-
-
 def _keep(key: tuple[Any, ...], cursor: Cursor) -> None:
     with _CURSORS_LOCK:
         surplus = [_CURSORS.pop(key)] if key in _CURSORS else []
@@ -171,14 +156,15 @@ def _keep(key: tuple[Any, ...], cursor: Cursor) -> None:
         old.close()
 
 
-def _batches(file: Any, span: Span) -> Iterator[pa.RecordBatch]:
-    if span.kind is FileKind.PARQUET:
-        return _parquet_batches(file, span.columns, span.mark[1])
-    if span.kind is FileKind.ARROW_FILE:
-        return _arrow_file_batches(file, span.columns, span.mark[1])
-    if span.kind is FileKind.ARROW_STREAM:
-        return _arrow_stream_batches(file, span.columns, span.mark[1])
-    return _line_batches(file, span.kind.codec, span.mark)
+def _batches(file: Any, shard: Shard, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    if shard.kind.is_json:
+        return _line_batches(file, shard.kind.codec, shard.mark)
+    read = {
+        FileKind.PARQUET: _parquet_batches,
+        FileKind.ARROW_FILE: _arrow_file_batches,
+        FileKind.ARROW_STREAM: _arrow_stream_batches,
+    }
+    return read[shard.kind](file, columns, shard.mark[1])
 
 
 def _parquet_batches(file: Any, columns: Sequence[str], first_group: int) -> Iterator[pa.RecordBatch]:

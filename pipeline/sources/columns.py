@@ -1,6 +1,6 @@
 """What kind of thing each source column holds, told from an Arrow schema or from rows of JSON.
 
-Formats ask for kinds, not for Arrow types, so that Parquet, Arrow and JSON Lines are told apart by one rule.
+Formats ask for kinds, not for Arrow types. So one rule serves Parquet, Arrow and JSON Lines.
 """
 
 from collections import Counter

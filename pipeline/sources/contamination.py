@@ -1,7 +1,7 @@
 """Whether a prompt shares a run of n words with a benchmark: the usual test for contamination, by word n-grams.
 
-Words are those of `pipeline.sources.words`, of the normalised text, so that case, spacing and punctuation do not
-matter. A benchmark prompt of fewer than n words is found only where a text has its words and no others.
+Words are those of the normalised text, see `pipeline.sources.words`: case, spacing and punctuation do not matter. A
+benchmark prompt of fewer than n words is found only where a text has its words and no others.
 Memory: 8 bytes for each different n-gram of the benchmarks.
 """
 
@@ -102,7 +102,7 @@ def _grams(text: str, ngram: int) -> Iterator[int]:
     words = words_of(normalised(text))
     if not words:
         return
-    # Runs of n words and whole texts of fewer are hashed alike: their numbers of words tell them apart.
+    # A whole text of fewer words is hashed like a run of n words. The two cannot be equal: they differ in length.
     for start in range(max(1, len(words) - ngram + 1)):
         gram = " ".join(words[start : start + ngram]).encode()
         yield int.from_bytes(hashlib.blake2b(gram, digest_size=8).digest(), "little")

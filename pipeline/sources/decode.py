@@ -4,7 +4,6 @@ A row that cannot be decoded becomes a Drop in its place, so that no row shifts.
 """
 
 import json
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.drops import Drop, Reason
-from pipeline.shown import shown_path
-from pipeline.sources.blocks import LINE, Span, read_span
+from pipeline.sources.blocks import LINE, read_rows
 from pipeline.sources.columns import Columns, Kind, is_json_type, kinds_of_rows, kinds_of_schema
 from pipeline.sources.files import SourceScan
 from pipeline.sources.formats import FORMATS
 from pipeline.sources.rows import Row
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
+from pipeline.sources.shards import shard_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +38,8 @@ def rows_of_lines(table: pa.Table) -> list[Row | Drop]:
     return [_row_of_line(line) for line in table.column(LINE).to_pylist()]
 
 
-def rows_of_columns(table: pa.Table, names: Sequence[str]) -> list[Row | Drop]:
-    """The rows of these columns, in the table's order; columns of Arrow's JSON type are parsed."""
-    table = table.select([name for name in table.column_names if name in names])
+def rows_of_columns(table: pa.Table) -> list[Row | Drop]:
+    """The rows of a table of source columns; those of Arrow's JSON type are parsed."""
     json_columns = [field.name for field in table.schema if is_json_type(field.type)]
     try:
         rows: list[Any] = table.to_pylist()
@@ -56,19 +54,10 @@ def sample_rows(fs: Any, scan: SourceScan, num_rows: int, *, first_file_only: bo
     columns = () if scan.schema is None else tuple(name for name in scan.schema.names if name in names)
     rows: list[Row | Drop] = []
     for file in (file for file in scan.files if file.num_rows):
-        span = Span(
-            path=posixpath.join(scan.root, file.path),
-            kind=file.kind,
-            first_row=0,
-            num_rows=min(num_rows - len(rows), file.num_rows),
-            mark=file.marks[0],
-            columns=columns,
-            digest=file.digest,
-            state=file.state,
-        )
         if columns or file.kind.is_json:
-            table = read_span(fs, span, shown=shown_path(file.path))
-            rows += rows_of_lines(table) if file.kind.is_json else rows_of_columns(table, columns)
+            shard = shard_of(file, 0, min(num_rows - len(rows), file.num_rows))
+            table = read_rows(fs, scan.root, shard, columns)
+            rows += rows_of_lines(table) if file.kind.is_json else rows_of_columns(table)
         if first_file_only or len(rows) >= num_rows:
             break
     decoded = [row for row in rows if not isinstance(row, Drop)]

@@ -6,6 +6,7 @@ they describe the data. Files are ordered by their path relative to the root, so
 plan.
 """
 
+import bisect
 import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,11 +73,7 @@ class SourceFile:
 
     def mark_before(self, row: int) -> tuple[int, int]:
         """The last place to start reading from that is not after `row`."""
-        low, high = 0, len(self.marks)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.marks[middle][0] <= row else (low, middle)
-        return self.marks[low]
+        return self.marks[max(bisect.bisect_right(self.marks, row, key=lambda mark: mark[0]) - 1, 0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +238,7 @@ def _kind_of_name(name: str) -> FileKind | None:
 
 
 def _may_hold_data(name: str) -> bool:
-    """Whether a file of no known extension is worth a word, being no description of the data."""
+    """Whether a file is of no known extension and does not describe the data either."""
     lowered = name.lower()
     described = lowered in _NOT_DATA or lowered.startswith(_DESCRIBING) or lowered.endswith(_DESCRIPTIONS)
     return _kind_of_name(name) is None and not described

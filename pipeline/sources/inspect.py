@@ -15,9 +15,8 @@ from pipeline.shown import shown, shown_path
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.decode import Sample
 from pipeline.sources.decode import sample_rows as rows_sampled
-from pipeline.sources.detect import SAMPLE_ROWS, resolve_format
-from pipeline.sources.files import SourceScan, ignored_text, scan_files
-from pipeline.sources.formats import AUTO, FORMATS, check_format_name
+from pipeline.sources.files import ignored_text, scan_files
+from pipeline.sources.formats import AUTO, FORMATS, SAMPLE_ROWS, check_format_name, resolve_format
 from pipeline.sources.ids import content_digest
 from pipeline.sources.rows import PairRow, Row, Turn, reason_of
 from pipeline.sources.scores import (
@@ -122,7 +121,9 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         num_rows=scan.num_rows,
         num_bytes=sum(file.size for file in scan.files),
         file_kinds=tuple(sorted({str(file.kind) for file in scan.files})),
-        columns=_column_types(scan, sample.columns),
+        columns=tuple(
+            sample.columns.items() if scan.schema is None else ((field.name, str(field.type)) for field in scan.schema)
+        ),
         num_sampled=len(sample.rows),
         pairs=_pair_figures(pairs),
         drop_reasons=dict(sorted(drops.items())),
@@ -136,6 +137,10 @@ def render(inspection: Inspection) -> str:
     """The inspection as plain text for a terminal."""
     found, pairs = inspection, inspection.pairs
     kinds = ", ".join(found.file_kinds)
+    counts = "pairs not counted: no format"
+    if found.readable:
+        tools = f"{pairs.num_with_tools:,} with tools"
+        counts = f"{pairs.num_pairs:,} pairs, {pairs.num_with_system:,} with a system turn, {tools}"
     out = [
         f"source    {shown_path(found.root)}",
         f"files     {found.num_files:,} ({kinds}), {found.num_bytes:,} bytes",
@@ -145,7 +150,7 @@ def render(inspection: Inspection) -> str:
         "columns",
         *(f"  {shown(name)}: {shown(kind, _LONGEST_TYPE)}" for name, kind in found.columns),
         f"scores    {', '.join(found.score_columns) or 'none'}",
-        f"sample    {found.num_sampled:,} rows, {_pair_counts(found)}",
+        f"sample    {found.num_sampled:,} rows, {counts}",
     ]
     for title, table in (("turns", pairs.turns), ("characters", pairs.chars)):
         if table:
@@ -157,15 +162,6 @@ def render(inspection: Inspection) -> str:
     out.append("problems" if found.problems else "problems  none")
     out += [f"  {line}" for problem in found.problems for line in problem.splitlines()]
     return "\n".join(out)
-
-
-def _pair_counts(found: Inspection) -> str:
-    if not found.readable:
-        return "pairs not counted: no format"
-    pairs = found.pairs
-    return (
-        f"{pairs.num_pairs:,} pairs, {pairs.num_with_system:,} with a system turn, {pairs.num_with_tools:,} with tools"
-    )
 
 
 def _pairs(name: str | None, sample: Sample, plan: ScorePlan) -> tuple[list[PairRow], Counter[str], int]:
@@ -199,7 +195,11 @@ def _pair_figures(pairs: Sequence[PairRow]) -> PairFigures:
         num_with_system=sum(any(turn["role"] in SYSTEM_ROLES for turn in pair.prompt) for pair in pairs),
         num_with_tools=sum(pair.tools is not None for pair in pairs),
         turns={name: _figures([len(turns) for turns in side]) for name, side in sides.items() if pairs},
-        chars={name: _figures([_num_chars(turns) for turns in side]) for name, side in sides.items() if pairs},
+        chars={
+            name: _figures([sum(len(turn["content"]) for turn in turns) for turns in side])
+            for name, side in sides.items()
+            if pairs
+        },
     )
 
 
@@ -215,17 +215,12 @@ def _converted(name: str | None, row: Row | Drop, plan: ScorePlan) -> PairRow | 
 
 
 def _score_plan(columns: Columns, name: str) -> ScorePlan:
-    """The scores that a run with columns for every backend that the table can serve would read.
-
-    Raises:
-        SchemaError: rewards have several columns that could differ.
-    """
+    """The scores of a run that reads every score that the table has."""
     found = {*_score_columns(columns)}
-    rewards = bool(found - _NO_REWARDS)
     return plan_scores(
         columns,
         name,
-        rewards=rewards,
+        rewards=bool(found - _NO_REWARDS),
         policy_logps=found >= {*POLICY_LOGPS, *RESPONSE_COUNTS},
         reference_logps=found >= {*REFERENCE_LOGPS},
     )
@@ -246,22 +241,8 @@ def _score_columns(columns: Columns) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(ALL_SCORE_COLUMNS) if columns.get(name) in wanted)
 
 
-def _column_types(scan: SourceScan, columns: Columns) -> tuple[tuple[str, str], ...]:
-    if scan.schema is None:
-        return tuple((name, str(kind)) for name, kind in columns.items())
-    return tuple((field.name, str(field.type)) for field in scan.schema)
-
-
-def _num_chars(turns: Sequence[Turn]) -> int:
-    return sum(len(turn["content"]) for turn in turns)
-
-
 def _figures(counts: Sequence[int]) -> Figures:
     ordered = sorted(counts)
     last = len(ordered) - 1
-    return Figures(
-        least=ordered[0],
-        median=ordered[last // 2],
-        p95=ordered[-(-len(ordered) * 95 // 100) - 1],
-        most=ordered[last],
-    )
+    p95 = ordered[-(-len(ordered) * 95 // 100) - 1]
+    return Figures(least=ordered[0], median=ordered[last // 2], p95=p95, most=ordered[last])

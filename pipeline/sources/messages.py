@@ -1,7 +1,8 @@
 """Message lists, as TRL's conversational formats and alignpot's own tables have them.
 
-`messages` has the prompt apart and the completions alone, or repeating the prompt; `implicit` has full dialogues, and
-the prompt is what they share; `scored` is `messages` with scores or outcomes beside it.
+messages    a prompt column; the completions may repeat the prompt
+implicit    full dialogues; the prompt is what the two share
+scored      `messages` with alignpot's own scores or outcomes in further columns
 """
 
 from collections.abc import Sequence
@@ -79,6 +80,7 @@ MESSAGES = Format(
     needs=_explicit_needs,
     claims=lambda columns, _sample: not _is_own(columns) and not has_candidates(columns),
     build=any_pair,
+    layout="turns",
 )
 
 IMPLICIT = Format(
@@ -88,6 +90,7 @@ IMPLICIT = Format(
     needs=_implicit_needs,
     claims=_claims_implicit,
     build=_implicit_pair,
+    layout="dialogues",
 )
 
 SCORED = Format(
@@ -97,4 +100,5 @@ SCORED = Format(
     needs=_explicit_needs,
     claims=lambda columns, _sample: _is_own(columns) and not has_candidates(columns),
     build=_scored_pair,
+    layout="turns",
 )

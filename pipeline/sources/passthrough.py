@@ -1,18 +1,20 @@
-"""Source columns that travel along unchanged: their types, and their values beside the rows that are kept.
+"""Source columns that are passed through unchanged: their types, and their values in rows that are kept.
 
-Columns of Parquet and Arrow stay Arrow all the way, but for dictionaries and extension types, which become plain.
+Columns of Parquet and Arrow keep their types, except that dictionaries and extension types become plain.
 Columns of JSON Lines get the commonest type of the sampled rows: text, whole number, number or flag; lists and objects
 travel as JSON text. A later value of another type drops its row.
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.drops import Drop, DropRow, Reason
+from pipeline.drops import DropRow, Reason
 from pipeline.errors import SchemaError
 from pipeline.sources.columns import is_json_type
 from pipeline.sources.rows import Row
@@ -67,10 +69,18 @@ def fitted(row: Row, field: pa.Field) -> Any:
 
 def plain_columns(table: pa.Table, fields: Sequence[pa.Field]) -> dict[str, pa.Array]:
     """The columns of these fields, each in one piece and of its field's type."""
-    return {field.name: _plain(table.column(field.name), field.type) for field in fields}
+    return {field.name: _plain(one_array(table.column(field.name)), field.type) for field in fields}
 
 
-def undecodable_rows(columns: dict[str, pa.Array]) -> set[int]:
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    return array
+
+
+def undecodable_rows(columns: Mapping[str, pa.Array]) -> set[int]:
     """Rows in which a column holds bytes that are no UTF-8."""
     rows: set[int] = set()
     for array in columns.values():
@@ -80,9 +90,9 @@ def undecodable_rows(columns: dict[str, pa.Array]) -> set[int]:
     return rows
 
 
-def kept_only(array: pa.Array, drops: Sequence[Drop | None]) -> pa.Array:
-    """The array with nulls where a row is dropped."""
-    return array.take(pa.array([None if drop else index for index, drop in enumerate(drops)], pa.int64()))
+def kept_only(array: pa.Array, kept: npt.NDArray[np.bool_]) -> pa.Array:
+    """The array with nulls where a row is not kept."""
+    return array if kept.all() else array.take(pa.array(np.arange(len(array)), mask=~kept))
 
 
 def _field_of_values(name: str, values: Sequence[Any]) -> pa.Field:
@@ -106,10 +116,7 @@ def _writable_type(data_type: pa.DataType) -> pa.DataType:
     return data_type
 
 
-def _plain(column: pa.ChunkedArray, data_type: pa.DataType) -> pa.Array:
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+def _plain(array: pa.Array, data_type: pa.DataType) -> pa.Array:
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     return array if array.type == data_type else array.cast(data_type)

@@ -1,30 +1,31 @@
 """The prompts of a source, row by row: those of any pair format, or of a dataset of prompts alone.
 
-A row of prompts alone has `prompt` or `messages` as turns, of which trailing assistant turns are cut off in
-`messages`, or its prompt as text in the columns that pair formats read it from; `text` counts as one where the format
-is named, as texts of any kind bear that name. Rows of a pair format give the prompt
-of their pair; where only the answers are unfit, such as two equal ones, a prompt that stands apart is taken all the
-same. Prompts that were written for tools are dropped: without the tools they would ask for something else.
+A row of prompts alone has one of these:
+
+    prompt or messages as turns; assistant turns at the end of `messages` are cut off
+    text in the columns from which pair formats read prompts
+    text in the column `text`, if the format is named: texts of any kind bear that name
+
+Rows of a pair format give the prompt of their pair. If only the answers are unfit, such as two equal ones, a prompt
+that stands apart is used nevertheless. Prompts that were written for tools are dropped: without the tools they would
+ask for something else.
 """
 
-import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pipeline import schema as s
 from pipeline.config import Prompts
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.errors import ConfigError, SchemaError, SourceError
-from pipeline.shown import shown_path
-from pipeline.sources.blocks import Span, read_span
+from pipeline.sources.blocks import read_rows
 from pipeline.sources.columns import Columns, Kind
 from pipeline.sources.decode import rows_of_columns, rows_of_lines, sample_rows
-from pipeline.sources.detect import SAMPLE_ROWS, described, detect, resolve_format
 from pipeline.sources.files import SourceFile, scan_files
-from pipeline.sources.formats import AUTO, FORMATS
+from pipeline.sources.formats import AUTO, FORMATS, SAMPLE_ROWS, described, detect, resolve_format
 from pipeline.sources.reader import check_id_column, id_of
 from pipeline.sources.rows import Row, Turn, reason_of
 from pipeline.sources.shards import plan_shards
@@ -60,14 +61,14 @@ _ANSWERS_UNFIT: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptRow:
-    """What a row of the source holds: its prompt, or why it has none to use."""
+class PromptRow(NamedTuple):
+    """What a row of the source holds: its prompt, or why it has none to use.
+
+    `place` is file and 0-based row. `id` is from the id column, if one is named and the row has a prompt.
+    """
 
     place: str
-    """File and 0-based row."""
     id: str | None
-    """From the id column, if one is named and the row has a prompt."""
     prompt: list[Turn] | Drop
 
 
@@ -90,30 +91,20 @@ class PromptSource:
             OSError: the storage failed.
         """
         for shard in plan_shards(self.files, _SHARD_ROWS):
-            span = Span(
-                path=posixpath.join(self.root, shard.file),
-                kind=shard.kind,
-                first_row=shard.first_row,
-                num_rows=shard.num_rows,
-                mark=shard.mark,
-                columns=self.columns,
-                digest=shard.digest,
-                state=shard.state,
-            )
-            table = read_span(self.fs, span, shown=shown_path(shard.file))
-            rows = rows_of_lines(table) if shard.kind.is_json else rows_of_columns(table, self.columns)
+            table = read_rows(self.fs, self.root, shard, self.columns)
+            rows = rows_of_lines(table) if shard.kind.is_json else rows_of_columns(table)
             for offset, row in enumerate(rows):
                 yield self._read(row, f"{shard.file}:{shard.first_row + offset}")
 
     def _read(self, row: Row | Drop, place: str) -> PromptRow:
         if isinstance(row, Drop):
-            return PromptRow(place=place, id=None, prompt=row)
+            return PromptRow(place, None, row)
         try:
             prompt = prompt_alone(row) if self.format == PROMPTS_FORMAT else _prompt_of_pair(row, self.format)
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
-            return PromptRow(place=place, id=None, prompt=Drop(reason_of(error, place)))
-        return PromptRow(place=place, id=row_id, prompt=prompt)
+            return PromptRow(place, None, Drop(reason_of(error, place)))
+        return PromptRow(place, row_id, prompt)
 
 
 def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptSource:
@@ -172,11 +163,8 @@ def _prompt_of_pair(row: Row, name: str) -> list[Turn]:
 
 
 def _format_of(name: str, columns: Columns, sample: list[Row]) -> str:
-    can_be_prompts = (
-        prompt_text_column(columns) is not None
-        or columns.get(s.PROMPT) is Kind.TURNS
-        or columns.get(_MESSAGES) is Kind.TURNS
-    )
+    has_turns = Kind.TURNS in {columns.get(s.PROMPT), columns.get(_MESSAGES)}
+    can_be_prompts = has_turns or prompt_text_column(columns) is not None
     if name == PROMPTS_FORMAT and not can_be_prompts and columns.get(_TEXT) is not Kind.TEXT:
         raise SchemaError(
             f"prompts.format {PROMPTS_FORMAT} needs prompt or messages as turns, or prompt, instruction, question, "

@@ -1,15 +1,15 @@
 """The prompts that self-play starts from, as a table of PROMPT_SCHEMA.
 
-Every row of the source is a row of the table. Those to use come first, by id; then come the others, dropped with stage
-and reason. An id is that of the id column, or else the digest of the prompt; rows that have no prompt, and repetitions
-of one, bear their place, file and row, as id.
+Every row of the source is a row of the table. First come the usable ones by id, then the others, dropped with stage and
+reason. The id is that of the id column, or else the digest of the prompt. Rows without a prompt, and rows that repeat
+one, have their place (file and row) as id.
 
 The prompts of one run are held in memory: about 2 KiB each with the texts of usual datasets, so 1e5 of them take
 some 200 MB. Dropped rows keep no text.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,8 @@ def read_prompts(fs: Any, root: str, prompts: Prompts, benchmarks: Contamination
         first = set(by_hash([*kept], prompts.seed)[: prompts.limit])
         dropped += [_dropped(id_, Drop(Reason.BEYOND_LIMIT)) for id_ in sorted(kept) if id_ not in first]
         kept = {id_: prompt for id_, prompt in kept.items() if id_ in first}
-    rows = [_usable(id_, kept[id_]) for id_ in sorted(kept)]
+    seed = {s.STRATEGY: SEED_STRATEGY, s.ROUND: 0, s.STATUS: s.KEPT}
+    rows = [{s.ID: id_, s.PROMPT: kept[id_], **seed} for id_ in sorted(kept)]
     seeds = SeedPrompts(
         table=pa.Table.from_pylist([*rows, *dropped], schema=s.PROMPT_SCHEMA), files=source.files, format=source.format
     )
@@ -112,10 +113,6 @@ def _each_once(rows: Iterable[PromptRow]) -> tuple[dict[str, list[Turn]], list[d
             repeated = max(before, here, key=lambda found: found[:2])
             dropped.append(_dropped(repeated[1], Drop(Reason.DUPLICATE_PROMPT)))
     return {id_: prompt for id_, _, prompt in of_digest.values()}, dropped
-
-
-def _usable(id_: str, prompt: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    return {s.ID: id_, s.PROMPT: prompt, s.STRATEGY: SEED_STRATEGY, s.ROUND: 0, s.STATUS: s.KEPT}
 
 
 def _dropped(id_: str, drop: Drop) -> dict[str, Any]:

@@ -3,14 +3,14 @@
     binarized    UltraFeedback-binarized: prompt text, chosen and rejected as full dialogues
     candidates   SimPO's sets and the paper's: all_generated_responses, all_rm_scores, and mostly chosen and rejected
     responses    Online-RLHF: prompt, responses, rewards
+    judged       distilabel: generations and ratings, mostly with chosen and rejected made of them
 
 Candidates give each side its reward: that of the candidate whose text is the side's last turn. Where a row names no
 chosen and rejected, they are the candidates of the highest and the lowest reward, the first one on a tie.
 
-Asked for sweet-spot pairs, every row is picked from its candidates, whatever pair it names: chosen is the highest
-reward, rejected the reward nearest to mean - 2 x population standard deviation of them all (arXiv 2502.16825), the
-first one on a tie. No reward lies further below the mean than that among five candidates or fewer, so that the two ways
-differ from six candidates on.
+Sweet-spot pairs are picked from the candidates even if the row names a pair. Chosen has the highest reward. Rejected
+has the reward nearest to mean - 2 x population standard deviation (arXiv 2502.16825). The first one wins a tie. Among
+five candidates or fewer no reward is lower than that, so the two ways differ from six candidates on.
 """
 
 import math
@@ -117,12 +117,14 @@ def candidates_format(name: str, texts_column: str, scores_column: str) -> Forma
         needs=partial(candidates_need, texts_column, scores_column),
         claims=lambda _columns, _sample: True,
         build=partial(candidates_pair, texts_column, scores_column),
+        layout="turns",
+        candidates=(texts_column, scores_column),
         build_sweet_spot=partial(sweet_spot_pair, texts_column, scores_column),
     )
 
 
 def _named_prompt(row: Row) -> list[Turn] | None:
-    """The prompt in the dialogues of the pair that a row names; None where the prompt stands beside them."""
+    """The prompt in the dialogues of the pair that a row names; None if the prompt is in a column of its own."""
     if row.get(CHOSEN) is None or row.get(REJECTED) is None or isinstance(row.get(PROMPT), (list, Mapping)):
         return None
     try:
@@ -174,7 +176,7 @@ def _candidates(row: Row, texts_column: str, scores_column: str) -> tuple[list[s
 
 
 def _score_of(answer: str, texts: Sequence[str], scores: Sequence[float]) -> float:
-    """The reward of the candidate that equals the answer, first to the letter, else but for outer white space."""
+    """The reward of the candidate that equals the answer, first to the letter, else without outer white space."""
     found = {score for text, score in zip(texts, scores, strict=True) if text == answer}
     if not found:
         found = {score for text, score in zip(texts, scores, strict=True) if text.strip() == answer.strip()}
@@ -203,6 +205,8 @@ BINARIZED = Format(
     needs=_binarized_needs,
     claims=lambda columns, _sample: columns.get(PROMPT) is not Kind.TURNS and not has_candidates(columns),
     build=_binarized_pair,
+    layout="texts",
 )
 CANDIDATES = candidates_format("candidates", "all_generated_responses", "all_rm_scores")
 RESPONSES = candidates_format("responses", "responses", "rewards")
+JUDGED = candidates_format("judged", "generations", "ratings")

@@ -1,39 +1,43 @@
 """From a shard of the source to a table of pairs: one row out for each row in, in the same order.
 
 `open_source` does everything that can fail for the whole source before anything runs: files, format, columns.
-After that a `PairReader` raises only for a file that is corrupt or has changed; a malformed row is a dropped row.
+After that a `PairReader` raises only for a file that is corrupt or has changed. A malformed row is a dropped row.
+
+Pairs of Parquet and Arrow are made of whole columns where `column_pairs` can, the other rows one by one. Both ways
+give the same table.
 """
 
 import logging
-import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema as s
 from pipeline.config import Source
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.shown import shown_path
-from pipeline.sources.blocks import Span, read_span
+from pipeline.sources.blocks import read_rows
+from pipeline.sources.column_pairs import candidate_rewards, column_pairs, is_true, plain_arrays
 from pipeline.sources.columns import plain_type
 from pipeline.sources.decode import Sample, rows_of_columns, rows_of_lines, sample_rows
-from pipeline.sources.detect import SAMPLE_ROWS, resolve_format
 from pipeline.sources.files import SourceFile, SourceScan, ignored_text, scan_files
-from pipeline.sources.formats import FORMATS, check_format_name
-from pipeline.sources.ids import content_digest
+from pipeline.sources.formats import FORMATS, SAMPLE_ROWS, check_format_name, resolve_format
+from pipeline.sources.ids import content_digest, content_digests
 from pipeline.sources.passthrough import fitted, kept_only, passthrough_fields, plain_columns, undecodable_rows
+from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BEST_WORST, Pairs, Row, reason_of
-from pipeline.sources.scores import NO_SCORES, ScorePlan, plan_scores, read_scores
+from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, plan_shards
 from pipeline.sources.turns import text_of
 
 _log = logging.getLogger(__name__)
 _READ_ROWS: Final = 4096
-
-"""Value of drop_stage for rows that are dropped here."""
+_PIECE_ROWS: Final = 1024  # converted at once: few enough for a processor's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,80 +64,115 @@ class PairReader:
     def read(self, shard: Shard) -> pa.Table:
         """The shard's rows, exactly `shard.num_rows` in source order; `shard.digest` is in the schema's metadata.
 
-        A row that yields no pair has status dropped, stage source, a reason, and nulls but for its id (where it has
-        one) and its place. Scores that are not wanted are null.
+        A row that yields no pair has status dropped, stage source and a reason. Of its other columns only id, if it has
+        one, and place are not null. Scores that are not wanted are null.
 
         Raises:
             SourceError: the file is corrupt (for Parquet: a page fails its checksum), gone or short.
             IntegrityError: it was replaced since it was planned.
             OSError: the storage failed.
         """
-        span = Span(
-            path=posixpath.join(self.root, shard.file),
-            kind=shard.kind,
-            first_row=shard.first_row,
-            num_rows=shard.num_rows,
-            mark=shard.mark,
-            digest=shard.digest,
-            state=shard.state,
-            columns=tuple(dict.fromkeys([*self.columns, *(field.name for field in self.passthrough)])),
-        )
-        table = read_span(self.fs, span, shown=shown_path(shard.file))
-        if shard.kind.is_json:
-            rows = rows_of_lines(table)
-            return self._table([self._outcome(row, shard, i, fit=True) for i, row in enumerate(rows)], shard, None)
-        passed = plain_columns(table, self.passthrough)
-        rows = rows_of_columns(table, self.columns)
-        for index in undecodable_rows(passed):
-            rows[index] = Drop(Reason.UNDECODABLE_TEXT)
-        return self._table([self._outcome(row, shard, i, fit=False) for i, row in enumerate(rows)], shard, passed)
+        columns = dict.fromkeys([*self.columns, *(field.name for field in self.passthrough)])
+        table = read_rows(self.fs, self.root, shard, tuple(columns))
+        starts = range(0, shard.num_rows, _PIECE_ROWS)
+        pieces = [self._converted(table.slice(first, _PIECE_ROWS), shard, shard.first_row + first) for first in starts]
+        return pa.concat_tables(pieces).replace_schema_metadata({s.READ_FROM: shard.digest})
 
-    def _outcome(
-        self, row: Row | Drop, shard: Shard, offset: int, *, fit: bool
-    ) -> dict[str, Any] | tuple[Drop, str | None]:
-        """The columns of a kept row, or why it is dropped, with its id where it has one."""
+    def _converted(self, table: pa.Table, shard: Shard, first_row: int) -> pa.Table:
+        """The pairs of some rows, which stand in the shard's file from `first_row` on."""
+        known: dict[str, pa.Array] = {}
+        plain: Sequence[int] = ()
+        if shard.kind.is_json:
+            rows = dict(enumerate(rows_of_lines(table)))
+        else:
+            known = plain_columns(table, self.passthrough)
+            rows = dict.fromkeys(undecodable_rows(known), Drop(Reason.UNDECODABLE_TEXT))
+            table = table.select(self.columns)
+            plain, pairs = self._pairs_of_columns(table, unwanted=[*rows])
+            others = sorted({*range(table.num_rows)} - {*rows, *plain})
+            odd = rows_of_columns(table if len(others) == table.num_rows else table.take(pa.array(others, pa.int64())))
+            rows |= zip(others, odd, strict=True)
+        known |= {
+            s.SOURCE_FILE: pa.repeat(shard.file, table.num_rows),
+            s.SOURCE_ROW: pa.array(range(first_row, first_row + table.num_rows)),
+        }
+        fields = [field for field in self.schema if field.name not in known]
+        outcomes = [self._outcome(row, f"{shard.file}:{first_row + index}", shard.kind) for index, row in rows.items()]
+        own = _table({name: [outcome.get(name) for outcome in outcomes] for name in _names(outcomes)}, fields)
+        if plain:
+            own = pa.concat_tables([_table(pairs, fields), own])
+        if rows:
+            own = own.take(pa.array(np.argsort([*plain, *rows])))
+        kept = pc.equal(own.column(s.STATUS), s.KEPT).to_numpy()
+        known |= {field.name: kept_only(known[field.name], kept) for field in self.passthrough if field.name in known}
+        arrays = [known[name] if name in known else own.column(name) for name in self.schema.names]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def _pairs_of_columns(
+        self, table: pa.Table, unwanted: Sequence[int]
+    ) -> tuple[Sequence[int], Mapping[str, Sequence[Any]]]:
+        """Rows whose pairs could be made of whole columns, and the columns of these pairs."""
+        known = FORMATS[self.format]
+        columns = None if known.layout is None or self.pairs != BEST_WORST else plain_arrays(table)
+        if known.layout is None or columns is None:
+            return (), {}
+        good = np.ones(table.num_rows, np.bool_)
+        good[[*unwanted, *undecodable_rows(columns)]] = False
+        ids = None if self.id_column is None else columns[self.id_column].cast(pa.string())
+        if ids is not None:
+            good &= is_true(pc.greater(pc.binary_length(ids), 0))
+        scores = column_scores(columns, self.scores, good)
+        sides = column_pairs(columns, known.layout, good)
+        if sides is None:
+            return (), {}
+        if known.candidates and self.scores.candidates:
+            texts, rewards = (columns[name] for name in known.candidates)
+            scores = {**candidate_rewards(texts, rewards, sides, good), **scores}
+        rows = np.flatnonzero(good)
+        messages = {name: turns.to_messages(rows) for name, turns in sides.items()}
+        digests = content_digests(**messages)
+        made = {s.ID: ids.take(pa.array(rows)) if ids is not None else digests, s.CONTENT_DIGEST: digests}
+        scores = {name: array.take(pa.array(rows)) for name, array in scores.items()}
+        return rows.tolist(), {**made, **messages, **scores, s.STATUS: [s.KEPT] * len(rows)}
+
+    def _outcome(self, row: Row | Drop, place: str, kind: FileKind) -> dict[str, Any]:
+        """The columns of one row, kept or dropped; its id where it has one."""
         if isinstance(row, Drop):
-            return row, None
+            return _dropped(row.reason)
         row_id: str | None = None
         try:
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
             pair = FORMATS[self.format].convert(row, self.pairs)
             if isinstance(pair, Drop):
-                return pair, row_id
+                return _dropped(pair.reason, row_id)
             digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools)
             row_id = row_id or digest
             scores = read_scores(row, pair, self.scores)
             if isinstance(scores, Drop):
-                return scores, row_id
-            passed = {field.name: fitted(row, field) for field in self.passthrough} if fit else {}
+                return _dropped(scores.reason, row_id)
+            passed = {field.name: fitted(row, field) for field in self.passthrough} if kind.is_json else {}
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
-            place = f"{shard.file}:{shard.first_row + offset}"
-            return Drop(reason_of(error, row_id or place)), row_id
+            return _dropped(reason_of(error, row_id or place), row_id)
         own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
         return {**passed, **own, s.TOOLS: pair.tools, s.CONTENT_DIGEST: digest, s.STATUS: s.KEPT, **scores}
 
-    def _table(
-        self,
-        outcomes: Sequence[dict[str, Any] | tuple[Drop, str | None]],
-        shard: Shard,
-        passed: dict[str, pa.Array] | None,
-    ) -> pa.Table:
-        drops = [None if isinstance(outcome, dict) else outcome[0] for outcome in outcomes]
-        rows: list[dict[str, Any]] = []
-        for offset, outcome in enumerate(outcomes):
-            place = {s.SOURCE_FILE: shard.file, s.SOURCE_ROW: shard.first_row + offset}
-            if isinstance(outcome, dict):
-                rows.append({**outcome, **place})
-            else:
-                drop, row_id = outcome
-                rows.append({s.ID: row_id, **drop.columns, **place})
-        schema, arrays = self.schema, []
-        for field in schema:
-            if passed is not None and field.name in passed:
-                arrays.append(kept_only(passed[field.name], drops))
-            else:
-                arrays.append(pa.array([row.get(field.name) for row in rows], field.type))
-        return pa.Table.from_arrays(arrays, schema=schema.with_metadata({s.READ_FROM: shard.digest}))
+
+def _dropped(reason: Reason, row_id: str | None = None) -> dict[str, Any]:
+    return {s.ID: row_id, **Drop(reason).columns}
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {name for row in rows for name in row}
+
+
+def _table(columns: Mapping[str, Sequence[Any]], fields: Sequence[pa.Field]) -> pa.Table:
+    """A table of these fields; a column that is not there is null."""
+    num_rows = len(next(iter(columns.values()), ()))
+    arrays = [
+        pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(num_rows, field.type)
+        for field in fields
+    ]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def open_source(
@@ -151,7 +190,13 @@ def open_source(
     scan = scan_files(fs, root)
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
-    sample = _decoded_sample(fs, root, scan)
+    sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
+    if not sample.decoded:
+        reasons = ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))
+        raise SourceError(
+            f"source {shown_path(root)}: none of the first {len(sample.rows)} rows of {shown_path(scan.files[0].path)} "
+            f"can be decoded ({reasons}). Give files of the kind their names tell."
+        )
     name = resolve_format(source.format, sample.columns, sample.decoded)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
@@ -180,16 +225,6 @@ def read_all(fs: Any, root: str, source: Source) -> pa.Table:
     reader, files = open_source(fs, root, source, rewards=False, policy_logps=False, reference_logps=False)
     tables = [reader.read(shard) for shard in plan_shards(files, _READ_ROWS)]
     return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
-
-
-def _decoded_sample(fs: Any, root: str, scan: SourceScan) -> Sample:
-    sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
-    if not sample.decoded:
-        raise SourceError(
-            f"source {shown_path(root)}: none of the first {len(sample.rows)} rows of {shown_path(scan.files[0].path)} "
-            f"can be decoded ({_reasons(sample)}). Give files of the kind their names tell."
-        )
-    return sample
 
 
 def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
@@ -229,7 +264,3 @@ def id_of(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise DropRow(Reason.ID_TYPE)
     return text_of(str(value))
-
-
-def _reasons(sample: Sample) -> str:
-    return ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))

@@ -20,6 +20,10 @@ Pairs = Literal["best-worst", "sweet-spot"]
 """How a pair is picked from candidates; a pair that the row names is taken as it is with best-worst only."""
 BEST_WORST: Final = "best-worst"
 
+Layout = Literal["turns", "texts", "dialogues"]
+"""How `column_pairs` reads a format: as `turns.any_pair`, as the same with a prompt that is never turns, or as full
+dialogues."""
+
 
 def reason_of(error: Exception, row: str) -> Reason:
     """Why a row is dropped on which this was raised. `row` is its id or place, for the log.
@@ -75,6 +79,9 @@ class Format:
     claims: Callable[[Columns, Sequence[Row]], bool]
     build: Callable[[Row], PairRow]
     build_sweet_spot: Callable[[Row], PairRow] | None = None
+    layout: Layout | None = None
+    candidates: tuple[str, str] | None = None
+    """Columns of the candidates' texts and of their scores."""
 
     def matches(self, columns: Columns, sample: Sequence[Row]) -> bool:
         """Whether auto detection counts this format among the candidates for a table."""

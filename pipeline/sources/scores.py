@@ -1,4 +1,4 @@
-"""Scores that the source already holds, beside pairs of any format.
+"""Scores that the source already holds, for pairs of any format.
 
 Rewards are, in this order: `reward_chosen` and `reward_rejected`; one other spelling of the two; the row's own
 candidates; `margin`, which is stored as reward_chosen = margin and reward_rejected = 0. Log-probs and token counts
@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
 from pipeline import schema as s
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.errors import SchemaError
 from pipeline.sources.columns import Columns, Kind
-from pipeline.sources.detect import described
-from pipeline.sources.formats import FORMATS
+from pipeline.sources.formats import FORMATS, described
 from pipeline.sources.ranked import number_of, numbers_of
 from pipeline.sources.rows import PairRow, Row
 
@@ -87,7 +90,7 @@ def plan_scores(
     truncated = policy_logps and columns.get(s.TRUNCATED) is Kind.FLAG
     if not rewards:
         return ScorePlan(logps=logps, counts=counts, truncated=truncated)
-    candidates = _gives_candidates(format_name)
+    candidates = not set(CANDIDATE_SCORES).isdisjoint(FORMATS[format_name].reads)
     return ScorePlan(
         rewards=_reward_columns(columns, candidates=candidates),
         candidates=candidates,
@@ -105,10 +108,35 @@ def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any] | Dr
             **_rewards(row, pair, plan),
             **{name: _logp(row.get(name)) for name in plan.logps},
             **{name: _count(row.get(name)) for name in plan.counts},
-            **({s.TRUNCATED: _flag(row.get(s.TRUNCATED))} if plan.truncated else {}),
+            **_truncated(row, plan),
         }
     except DropRow as drop:
         return Drop(drop.reason)
+
+
+def column_scores(columns: Mapping[str, pa.Array], plan: ScorePlan, good: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
+    """`read_scores` of whole columns, without candidates. Rows that have no usable score are no longer `good`."""
+    scores: dict[str, pa.Array] = {}
+    for name in (*plan.rewards, *plan.logps, *plan.counts):
+        values = _floats(columns[name])
+        good &= np.isfinite(values)
+        if name in plan.logps:
+            good &= values <= _LOGP_ROUNDING
+        elif name in plan.counts:
+            good &= (values >= 1) & (values <= _MOST_TOKENS) & (values == np.trunc(values))
+            values = np.where(good, values, 0).astype(np.int64)
+        scores[name] = pa.array(values)
+    if plan.rewards:
+        scores[s.REWARD_CHOSEN] = scores.pop(plan.rewards[0])
+        margin_alone = plan.rewards == (MARGIN,)
+        scores[s.REWARD_REJECTED] = pa.array(np.zeros(len(good))) if margin_alone else scores.pop(plan.rewards[1])
+    if plan.rewards_all:
+        scores[s.REWARDS_ALL] = every = columns[plan.rewards_all].cast(pa.list_(pa.float64()))
+        num_odd = np.concatenate([[0], np.cumsum(~np.isfinite(_floats(every.values)))])
+        good &= np.diff(num_odd[every.offsets.to_numpy()]) == 0
+    if plan.truncated:
+        scores[s.TRUNCATED] = columns[s.TRUNCATED]
+    return scores
 
 
 def recognised_rewards(columns: Columns) -> list[tuple[str, ...]]:
@@ -120,10 +148,6 @@ def recognised_rewards(columns: Columns) -> list[tuple[str, ...]]:
 def recognised_candidate_scores(columns: Columns) -> str | None:
     """The column with the rewards of all candidates, if a table has one."""
     return next((name for name in CANDIDATE_SCORES if columns.get(name) is Kind.NUMBERS), None)
-
-
-def _gives_candidates(format_name: str) -> bool:
-    return not set(CANDIDATE_SCORES).isdisjoint(FORMATS[format_name].reads)
 
 
 def _reward_columns(columns: Columns, *, candidates: bool) -> tuple[str, ...]:
@@ -166,6 +190,11 @@ def _rewards(row: Row, pair: PairRow, plan: ScorePlan) -> Mapping[str, Any]:
     return {**rewards, s.REWARDS_ALL: every}
 
 
+def _floats(column: pa.Array) -> npt.NDArray[np.float64]:
+    """The numbers as float64, null as NaN."""
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
 def _logp(value: Any) -> float:
     logp = number_of(value)
     if logp > _LOGP_ROUNDING:
@@ -180,7 +209,8 @@ def _count(value: Any) -> int:
     return int(count)
 
 
-def _flag(value: Any) -> bool | None:
-    if value is not None and not isinstance(value, bool):
+def _truncated(row: Row, plan: ScorePlan) -> dict[str, Any]:
+    value = row.get(s.TRUNCATED)
+    if plan.truncated and not isinstance(value, (bool, type(None))):
         raise DropRow(Reason.WRONG_TYPE)
-    return value
+    return {s.TRUNCATED: value} if plan.truncated else {}

@@ -48,7 +48,8 @@ def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:
         raise ConfigError(f"run.shard_rows must be at least 1, got {shard_rows}.")
     ranges = [(file, first) for file in files for first in range(0, file.num_rows, shard_rows)]
     return [
-        _shard(index, file, first, min(shard_rows, file.num_rows - first)) for index, (file, first) in enumerate(ranges)
+        shard_of(file, first, min(shard_rows, file.num_rows - first), index)
+        for index, (file, first) in enumerate(ranges)
     ]
 
 
@@ -64,7 +65,7 @@ def stored_shards(plan: Sequence[Mapping[str, Any]], files: Sequence[SourceFile]
         file, num_rows = by_path.get(stored.get("file", "")), stored.get("num_rows")
         if file is None or not isinstance(num_rows, int) or num_rows < 1:
             break
-        shard = _shard(index, file, num_seen[file.path], num_rows)
+        shard = shard_of(file, num_seen[file.path], num_rows, index)
         if shard.to_dict() != stored:
             break
         num_seen[file.path] += num_rows
@@ -76,7 +77,8 @@ def stored_shards(plan: Sequence[Mapping[str, Any]], files: Sequence[SourceFile]
     return shards
 
 
-def _shard(index: int, file: SourceFile, first_row: int, num_rows: int) -> Shard:
+def shard_of(file: SourceFile, first_row: int, num_rows: int, index: int = 0) -> Shard:
+    """These rows of a file."""
     return Shard(
         index=index,
         file=file.path,

@@ -18,11 +18,11 @@ ROLES: Final = SYSTEM_ROLES | {"user", "assistant", "tool"}
 PROMPT_TEXT_COLUMNS: Final = ("prompt", "instruction", "question", "input")
 SYSTEM_TEXT_COLUMNS: Final = ("system", "system_prompt")
 
-# Half of what Python's stack has room for, so that where a row is read does not decide.
+# Half of what Python's stack has room for: the outcome must not depend on how deep the reader's own calls are.
 _MAX_DEPTH: Final = 500
 
-# Keys of a message that change what a model would read or write, so that role and content alone are not the turn.
-_BEYOND_TEXT: Final = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")
+# Keys of a message that change what a model reads or writes: role and content alone are not the whole turn then.
+BEYOND_TEXT: Final = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")
 
 
 def text_of(value: Any) -> str:
@@ -52,12 +52,7 @@ def turns_of(value: Any) -> list[Turn]:
 
 def completion_of(value: Any) -> list[Turn]:
     """Turns of a completion that is given as messages or as text, which becomes one assistant turn."""
-    return [{"role": "assistant", "content": value}] if isinstance(text_or(value), str) else turns_of(value)
-
-
-def text_or(value: Any) -> Any:
-    """The value, checked to be writable if it is text."""
-    return text_of(value) if isinstance(value, str) else value
+    return [{"role": "assistant", "content": text_of(value)}] if isinstance(value, str) else turns_of(value)
 
 
 def user_turn(text: str) -> Turn:
@@ -132,8 +127,8 @@ def check_prompt(prompt: Sequence[Turn]) -> None:
 def any_pair(row: Row) -> PairRow:
     """The pair of a row whose prompt, chosen and rejected may each be text or messages.
 
-    Full dialogues beside a prompt text are trusted over it: they hold the system turn and the history that the text
-    lacks. The text is the prompt where the dialogues hold the answers only.
+    Full dialogues win over a prompt text: they hold the system turn and the history, which the text lacks. If they hold
+    the answers only, the text is the prompt.
     """
     chosen, rejected = completion_of(row.get("chosen")), completion_of(row.get("rejected"))
     prompt = row.get("prompt")
@@ -165,7 +160,7 @@ def _turn(item: Any) -> Turn:
     role = text_of(item.get("role"))
     if role not in ROLES:
         raise DropRow(Reason.WRONG_ROLES)
-    if any(item.get(key) for key in _BEYOND_TEXT):
+    if any(item.get(key) for key in BEYOND_TEXT):
         raise DropRow(Reason.UNSUPPORTED_CONTENT)
     return {"role": role, "content": _content(item.get("content"))}
 

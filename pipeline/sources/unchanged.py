@@ -1,7 +1,7 @@
-"""Whether a source file still is the one that was planned: asked before and after each read of it.
+"""Checks before and after each read that a source file still is the one that was planned.
 
-Storage is asked for the file's state first, which is cheap. The same state means the same content. Another state may
-mean anything, from chmod to another file under the name: then the content decides.
+Asking storage for the file's state is cheap. The same state means the same content. Another state may mean anything,
+from chmod to another file of that name: then the content is read and compared.
 """
 
 import functools
@@ -13,7 +13,7 @@ from pipeline.errors import IntegrityError
 _CHUNK_BYTES: Final = 1 << 20
 
 
-class Moved(Exception):  # noqa: N818 - seen by read_span alone, which looks again
+class Moved(Exception):  # noqa: N818 - seen by read_rows alone, which looks again
     """The file's state changed between two looks at it."""
 
 
@@ -57,12 +57,12 @@ def check_planned(fs: Any, path: str, digest: str, states: tuple[str, str], *, s
     planned, now = states
     if now != planned and _digest_in_state(fs, path, now) != digest:
         raise IntegrityError(
-            f"source file {shown} was replaced since the run was planned: its content is another one, of which no row "
-            "was written. Put the old file back and run again, or write to another output."
+            f"source file {shown} was replaced since the run was planned. Its content differs, and no row of it was "
+            "written. Put the old file back and run again, or write to another output."
         )
 
 
-def is_pinned(file: Any, digest: str | None) -> bool:
+def is_pinned(file: Any, digest: str) -> bool:
     """Whether every byte that an open file gives is of one object, as on S3, where reads carry `If-Match`.
 
     Raises:
@@ -71,7 +71,7 @@ def is_pinned(file: Any, digest: str | None) -> bool:
     etag = (getattr(file, "details", None) or {}).get("ETag")
     if etag is None:
         return False
-    if digest is not None and _of_etag(etag) != digest:
+    if _of_etag(etag) != digest:
         raise Moved
     return True
 

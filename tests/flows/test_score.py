@@ -292,3 +292,10 @@ def test_of_rows_with_one_content_the_same_is_kept_whatever_their_order(tmp_path
         kept.append(selected_ids(config))
     assert kept[0] == kept[1]
     assert len(set(kept[0])) == 24
+
+
+def test_shards_are_large_where_no_model_runs(tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", [dict(pairs[0], id=str(n)) for n in range(300)])
+    random_only = make_config(tmp_path / "a", source, metric={"name": "random"}, run={"shard_rows": None})
+    with_models = make_config(tmp_path / "b", source, **models, run={"shard_rows": None})
+    assert [len(prepare_score(config).shards) for config in (random_only, with_models)] == [1, 2]

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.sources.columns import Kind, kinds_of_rows
-from pipeline.sources.detect import detect, resolve_format
+from pipeline.sources.formats import detect, resolve_format
 from tests.sources import layouts as to
 
 P = to.pair()

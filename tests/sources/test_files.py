@@ -17,10 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import SourceError, TemporaryError
 from pipeline.faults import storage_errors
-from pipeline.sources.blocks import Span, read_span
+from pipeline.sources.blocks import read_rows
 from pipeline.sources.files import scan_files
 from pipeline.sources.hf_folder import dataset_files
-from pipeline.sources.probe import FileKind
+from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 
 FS = fsspec.filesystem("file")
@@ -365,11 +365,11 @@ def throttling():
 def test_throttling_is_not_taken_for_a_missing_file(tmp_path):
     fs = Throttled(skip_instance_cache=True)
     to.write_jsonl(tmp_path / "a.jsonl", ROWS)
-    span = Span(path=str(tmp_path / "a.jsonl"), kind=FileKind.JSONL, first_row=0, num_rows=1, mark=(0, 0), columns=())
+    shard = plan_shards(scan(tmp_path).files, 1)[0]
     for act in (
         lambda: scan_files(fs, str(tmp_path)),
         lambda: dataset_files(fs, str(tmp_path), ["state.json"], "x"),
-        lambda: read_span(fs, span, shown="a.jsonl"),
+        lambda: read_rows(fs, str(tmp_path), shard, ()),
     ):
         with pytest.raises(TemporaryError, match="busy"), storage_errors("s3://bucket/x"):
             act()
