@@ -124,13 +124,13 @@ class Subset(Rows):
 
     def to_arrow(self) -> pa.Table:
         """The kept rows as an Arrow table."""
-        from pipeline.flows.select import kept_columns
+        from pipeline.steps.select import kept_columns
 
         return pa.concat_tables(self._found.selection.rows(self._source, kept_columns(self._source, slim=False)))
 
     def write(self, path: str | Path, **output: Any) -> None:
         """Write the subset as `alignpot select` does: `path` and further keys of the output section, and `storage`."""
-        from pipeline.flows.select import write_found
+        from pipeline.steps.select import write_found
 
         storage = Storage.model_validate(output.pop("storage", {}))
         section = Output.model_validate({"path": str(path), **output})
@@ -176,8 +176,8 @@ def score(
     Raises:
         AlignpotError: what is wrong with the arguments, the data or a model.
     """
-    from pipeline.flows.score import check_dropped, prepare_score
-    from pipeline.flows.score import score as run_score
+    from pipeline.steps.score import check_dropped, prepare_score
+    from pipeline.steps.score import score as run_score
 
     folder = tempfile.TemporaryDirectory(prefix="alignpot-")
     work = Path(folder.name)
@@ -251,7 +251,7 @@ def compare(
     Raises:
         AlignpotError: what is wrong with the keys or the scores.
     """
-    from pipeline.flows.compare import compare_rows, objective_of
+    from pipeline.steps.compare import compare_rows, objective_of
 
     source, config = _scored_rows(scored, storage)
     return compare_rows(source, objective_of(objective, config), metrics, fractions)
@@ -275,7 +275,7 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:
     """Rounds of self-play by a config as a dict; yields what the command prints."""
     from pipeline.config import parse_self_play
-    from pipeline.flows.self_play import self_play as play
+    from pipeline.selfplay.rounds import self_play as play
 
     return play(parse_self_play(dict(config)))
 

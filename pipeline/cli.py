@@ -38,8 +38,8 @@ Overrides = Annotated[
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Score, select and report: the whole job."""
+    from pipeline.commands import run_all
     from pipeline.config import load_config
-    from pipeline.flows.run import run_all
 
     _echo(run_all(load_config(config, overrides or ())))
 
@@ -50,8 +50,8 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Goes on where an earlier run stopped.
     """
+    from pipeline.commands import score_only
     from pipeline.config import load_config
-    from pipeline.flows.run import score_only
 
     _echo(score_only(load_config(config, overrides or ())))
 
@@ -69,8 +69,8 @@ def select(
 
     Needs no model and no GPU.
     """
+    from pipeline.commands import select_only
     from pipeline.config import load_config
-    from pipeline.flows.run import select_only
 
     stats = [] if stats_from is None else [f"select.stats_from={stats_from}"]
     _echo(select_only(load_config(config, [*(overrides or ()), *stats])))
@@ -112,8 +112,8 @@ def compare(
 @app.command()
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the report of a subset that was written before."""
+    from pipeline.commands import report_only
     from pipeline.config import load_config
-    from pipeline.flows.run import report_only
 
     _echo(report_only(load_config(config, overrides or ())))
 
@@ -229,7 +229,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow the job and end with its exit code.")] = True,
 ) -> None:
     """Submit a job to a Ray cluster through its Job API."""
-    from pipeline.flows.submit import submit_job
+    from pipeline.on_ray.submit import submit_job
 
     raise typer.Exit(submit_job(job, config, overrides or [], address=address, wait=wait, echo=_say))
 
@@ -249,11 +249,11 @@ def self_play(
 
     loaded = load_self_play(config, overrides or ())
     if dry_run:
-        from pipeline.flows.dry_run import dry_run as estimated
+        from pipeline.selfplay.dry_run import dry_run as estimated
 
         _echo(estimated(loaded))
         return
-    from pipeline.flows.self_play import self_play as play
+    from pipeline.selfplay.rounds import self_play as play
 
     _echo(play(loaded))
 

@@ -35,8 +35,8 @@ class Run(Section):
     placement: Literal["pooled", "colocated"] = "pooled"
     """`pooled` gives each model its own actors; `colocated` holds all models in every actor."""
     shard_rows: int | None = Field(default=None, ge=1)
-    """Rows of one shard. A shard is the unit of work: it is scored and stored as a whole. Default: 256, or 8192 where no
-    model runs. On GPUs another value may move a score by a rounding."""
+    """Rows of one shard. A shard is the unit of work: it is scored and stored as a whole. Default: 256, or 8192 where
+    no model runs. On GPUs another value may move a score by a rounding."""
     stage_timeout_s: float = Field(default=3600.0, gt=0, le=1e6)
     """Seconds that a stage may work on one shard. A process that takes longer counts as hung and is ended."""
     max_dropped: float = Field(default=0.1, ge=0, le=1)

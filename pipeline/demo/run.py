@@ -38,7 +38,7 @@ def run_demo(workdir: Path, num_pairs: int, overrides: Sequence[str] = ()) -> It
         ConfigError: there are not so many pairs.
         AlignpotError: what stopped the run.
     """
-    from pipeline.flows.run import run_all
+    from pipeline.commands import run_all
 
     config = write_demo(workdir, num_pairs)
     yield from run_all(load_config(config, overrides))
@@ -51,7 +51,7 @@ def run_self_play_demo(workdir: Path, overrides: Sequence[str] = ()) -> Iterator
     Raises:
         AlignpotError: what stopped the run.
     """
-    from pipeline.flows.self_play import self_play
+    from pipeline.selfplay.rounds import self_play
 
     config = write_self_play_demo(workdir)
     yield from self_play(load_self_play(config, overrides))

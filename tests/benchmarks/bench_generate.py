@@ -30,20 +30,20 @@ from pipeline.demo.sample_pairs import load_prompts
 from pipeline.demo.smollm2 import ensure_smollm2
 
 from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
-from pipeline.flows.on_ray import RayJob, run_on_ray
-from pipeline.flows.session import ray_session
-from pipeline.generation.candidates import PromptRenderer
-from pipeline.generation.decoding import load_decoder
-from pipeline.generation.engines import environment
-from pipeline.generation.sampler import seed_of
-from pipeline.generation.stages import generate_stage
-from pipeline.generation.vllm_sampler import engine_arguments
-from pipeline.stages.work import ShardWork
+from pipeline.on_ray.engine import RayJob, run_on_ray
+from pipeline.on_ray.session import ray_session
+from pipeline.selfplay.candidates import PromptRenderer
+from pipeline.selfplay.decoding import load_decoder
+from pipeline.selfplay.engines import environment
+from pipeline.selfplay.plan import generate_stage
+from pipeline.selfplay.sampler import seed_of
+from pipeline.selfplay.vllm_sampler import engine_arguments
+from pipeline.steps.work import ShardWork
 from tests.benchmarks.generate_direct import Direct, DirectEngine, direct_engine
 from tests.benchmarks.scoring_data import machine
 from tests.fixtures_models import tiny_model, tiny_tokenizer
-from tests.generation.tables import prompt_table
-from tests.stages.kept import Keep
+from tests.selfplay.tables import prompt_table
+from tests.steps.kept import Keep
 
 K = 4
 WARM_UP = 4

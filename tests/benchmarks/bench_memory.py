@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 _RUN = """
 import json, sys
 from pipeline.config import load_config
-from pipeline.flows.run import run_all
+from pipeline.commands import run_all
 from tests.benchmarks.peak import peak_mib
 list(run_all(load_config(sys.argv[1])))
 print(json.dumps(peak_mib()))

@@ -19,13 +19,13 @@ from pipeline.demo.smollm2 import ensure_smollm2
 
 from pipeline.config import Config, parse_config
 from pipeline.data.dataset import Dataset
-from pipeline.flows.on_ray import RayJob, run_on_ray
-from pipeline.flows.score import ScoreRun, prepare_score
-from pipeline.flows.session import ray_session
-from pipeline.flows.step import CommitTo, pending_shards
-from pipeline.stages.plan import Apply, score_stages
-from pipeline.stages.rows import without_transient
-from pipeline.stages.work import AnyShard, ShardWork, read_shard
+from pipeline.on_ray.engine import RayJob, run_on_ray
+from pipeline.on_ray.session import ray_session
+from pipeline.steps.plan import Apply, score_stages
+from pipeline.steps.rows import without_transient
+from pipeline.steps.score import ScoreRun, prepare_score
+from pipeline.steps.step import CommitTo, pending_shards
+from pipeline.steps.work import AnyShard, ShardWork, read_shard
 from tests.benchmarks.scoring_data import read_rows
 from tests.benchmarks.scoring_processes import CpuMeter
 from tests.fixtures_models import tiny_model, tiny_tokenizer

@@ -13,11 +13,11 @@ import ray.data
 
 from pipeline.config import Run, Source, Storage, TorchModel
 from pipeline.data.place import Place
-from pipeline.flows.on_ray import RayJob, run_on_ray
-from pipeline.flows.session import ray_session
+from pipeline.on_ray.engine import RayJob, run_on_ray
+from pipeline.on_ray.session import ray_session
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
-from pipeline.stages.plan import Apply, Stage, StageName
+from pipeline.steps.plan import Apply, Stage, StageName
 
 ROWS: Final = 64
 NAMES: tuple[StageName, ...] = ("reward", "policy", "reference")

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.config import Storage
-from tests.flows.scored_data import write_scored
+from tests.steps.scored_data import write_scored
 
 _WORDS = np.array([f"{stem}{end}" for stem in ("an", "re", "con", "pro", "un", "in", "de", "ex") for end in
                    ("", "tion", "ly", "ing", "ment", "er", "ed", "s", "able", "ness")])  # fmt: skip

@@ -10,7 +10,7 @@ from datasets import Dataset, load_from_disk
 from pipeline.errors import DataError, ModelError
 from pipeline.training.precomputed import check_tokens, precomputed_dpo_trainer
 from tests.exports.conftest import export, good_rows
-from tests.flows.conftest import make_config, run_all, write_jsonl
+from tests.steps.conftest import make_config, run_all, write_jsonl
 
 NUM_STEPS = 2
 

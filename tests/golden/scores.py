@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline import cli, schema
 from pipeline.demo.models import build_reward_model
 from pipeline.demo.run import PAIRS_FILE, demo_config
-from tests.flows import scored_data
+from tests.steps import scored_data
 
 FILE: Final = Path(__file__).with_name("scores.json")
 NUM_PAIRS: Final = 30

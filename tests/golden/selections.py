@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import cli, schema
 from pipeline.config import Storage
-from tests.flows import scored_data
+from tests.steps import scored_data
 
 FILE: Final = Path(__file__).with_name("selections.json")
 GROUPED: Final = {"group_by": scored_data.TOPIC}

@@ -14,7 +14,7 @@ from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion, Group
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedPair
 from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, MESSAGES, PROMPT, REJECTED, SCORED, STATUS, TOOLS
-from pipeline.stages.tokenise import TokeniseDialogues, TokenisePairs
+from pipeline.steps.tokenise import TokeniseDialogues, TokenisePairs
 from tests.fixtures_models import tiny_tokenizer
 
 Row = dict[str, list[dict[str, str]]]

@@ -13,7 +13,7 @@ from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED
-from pipeline.stages.score import ScoreLogprobs, ScoreRewards
+from pipeline.steps.score_stages import ScoreLogprobs, ScoreRewards
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
 

@@ -13,8 +13,8 @@ from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.fp8 import Fp8Linear, use_fp8
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.rewards import ClassifierEngine
-from pipeline.stages.score import ScoreRewards
-from pipeline.stages.tokenise import pair_groups
+from pipeline.steps.score_stages import ScoreRewards
+from pipeline.steps.tokenise import pair_groups
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
 

@@ -13,7 +13,7 @@ from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.prompts import PairTokenizer
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import ID, POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED, REWARD_CHOSEN, REWARD_REJECTED
-from pipeline.stages.score import ScoreLogprobs, ScoreRewards
+from pipeline.steps.score_stages import ScoreLogprobs, ScoreRewards
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, pair_groups, tokenized_pairs
 from tests.models.plain import num_read, rows_stand_alone

@@ -9,7 +9,7 @@ from pipeline.models.memory import Budget, is_memory_error, run_in_steps
 from pipeline.models.packing import Completion
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, POLICY_LOGP_CHOSEN, REWARD_CHOSEN, STATUS
-from pipeline.stages.score import ScoreLogprobs, ScoreRewards
+from pipeline.steps.score_stages import ScoreLogprobs, ScoreRewards
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
 

@@ -14,7 +14,7 @@ from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion
 from pipeline.models.vllm_engine import environment
 from pipeline.models.vllm_logprobs import VllmLogprobEngine, response_logp
-from pipeline.stages.score import ScoreLogprobs
+from pipeline.steps.score_stages import ScoreLogprobs
 from tests.models.plain import num_read
 
 # vLLM's modules warn of each other's deprecations.

@@ -1,4 +1,4 @@
-"""Comparisons of selections, against sets and sorts; the command is tested in tests/flows."""
+"""Comparisons of selections, against sets and sorts; the command is tested in tests/steps."""
 
 import itertools
 

@@ -1,0 +1,44 @@
+"""The commands as functions: each takes a config and yields the texts to print, as soon as they are known."""
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.config import Config
+from pipeline.selection.report import render
+from pipeline.steps.score import ScoreRun, check_dropped, prepare_score, score
+from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
+from pipeline.steps.summary import render_score
+
+
+def run_all(config: Config) -> Iterator[str]:
+    """Score, select and report. What a config can be seen to be wrong about is found before a model loads."""
+    score_run = prepare_score(config)
+    subsets = prepare_select(config, score_run.plan)
+    yield from _score(score_run)
+    yield from _select(subsets)
+
+
+def score_only(config: Config) -> Iterator[str]:
+    """Write the scored dataset."""
+    yield from _score(prepare_score(config))
+
+
+def select_only(config: Config) -> Iterator[str]:
+    """Write a subset of a scored dataset, or those of a sweep."""
+    yield from _select(prepare_select(config))
+
+
+def report_only(config: Config) -> Iterator[str]:
+    """The report of a subset that was written before."""
+    yield from map(render, load_reports(config))
+
+
+def _score(run: ScoreRun) -> Iterator[str]:
+    summary, manifest = score(run)
+    yield f"{render_score(summary)}\n"
+    check_dropped(run.config, manifest)
+
+
+def _select(runs: Sequence[SelectRun]) -> Iterator[str]:
+    for run, report in zip(runs, select_subsets(runs), strict=True):
+        yield f"{render(report)}\n"
+        yield run.where()

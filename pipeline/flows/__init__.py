@@ -1,1 +1,0 @@
-"""The flows from config to result: score, select, run. The only folder that knows Ray."""

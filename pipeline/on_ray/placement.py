@@ -1,0 +1,107 @@
+"""How many GPUs the actors of each pool reserve, and whether the cluster can place every pool at once.
+
+A pool that finds no place waits for ever while the others wait for it, so this is decided before anything starts.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Final, Literal
+
+import ray
+
+from pipeline.config import Replicas
+from pipeline.errors import ConfigError
+from pipeline.models.vllm_engine import num_shards
+from pipeline.steps.plan import Stage
+
+TOKENISE_CPUS: Final = 0.5
+IO_CPUS: Final = 0.25
+"""CPUs of one task that reads or commits."""
+
+_log = logging.getLogger(__name__)
+
+
+def num_replicas(group: Sequence[Stage]) -> int:
+    """Actors of the pool that runs a group of stages."""
+    return max((stage.model.replicas for stage in group if stage.model is not None), default=1)
+
+
+def cpus_per_actor(group: Sequence[Stage]) -> float:
+    """CPUs that one actor of the pool reserves."""
+    return max((stage.model.num_cpus for stage in group if stage.model is not None), default=TOKENISE_CPUS)
+
+
+def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[float]:
+    """GPUs that one actor of each pool reserves, from what the config asks for and Ray has now.
+
+    may_grow: whether this is a cluster that nodes may still join; then a shortage is a warning.
+
+    Raises:
+        ConfigError: Ray cannot place every pool at once, and will not grow.
+    """
+    cluster = ray.cluster_resources()
+    gpus = share_gpus(groups, cluster.get("GPU", 0.0))
+    needed = {
+        "GPU": sum(num * num_replicas(group) for num, group in zip(gpus, groups, strict=True)),
+        "CPU": IO_CPUS + sum(cpus_per_actor(group) * num_replicas(group) for group in groups),
+    }
+    _check_fit(needed, cluster, may_grow=may_grow)
+    return gpus
+
+
+def reserved_by_one_call(models: Sequence[Replicas]) -> dict[str, float]:
+    """GPUs and CPUs of one call that runs a replica of each model in turn; options of a Ray task."""
+    one_gpu = min(1.0, ray.cluster_resources().get("GPU", 0.0))
+    asked = [_asked(model, one_gpu) for model in models]
+    return {
+        "num_gpus": max((one_gpu if number == "auto" else number for number in asked), default=0.0),
+        "num_cpus": max((model.num_cpus for model in models), default=1.0),
+    }
+
+
+def share_gpus(groups: Sequence[Sequence[Stage]], num_gpus: float) -> list[float]:
+    """GPUs of one actor of each pool, where the cluster has `num_gpus`.
+
+    Pools that ask for a number get it, and those on `auto` whose engine splits its model get one for each shard. The
+    others on `auto` share what is left: a GPU an actor where there are enough, else as many actors on each GPU as it
+    takes to place them all; none where there is no GPU.
+
+    Raises:
+        ConfigError: a number that is lower than the shards of the model.
+    """
+    asked = [[_asked(s.model, num_gpus) for s in group if s.model is not None] for group in groups]
+    fixed = [max((n for n in numbers if n != "auto"), default=0.0) for numbers in asked]
+    on_auto = ["auto" in numbers for numbers in asked]
+    left = num_gpus - sum(n * num_replicas(g) for n, g, auto in zip(fixed, groups, on_auto, strict=True) if not auto)
+    num_sharing = sum(num_replicas(group) for group, auto in zip(groups, on_auto, strict=True) if auto)
+    share = 0.0 if left < 1 or not num_sharing else 1.0 / ceil(num_sharing / int(left))
+    return [max(share, n) if auto else n for n, auto in zip(fixed, on_auto, strict=True)]
+
+
+def _asked(model: Replicas, num_gpus: float) -> Literal["auto"] | float:
+    """What one replica asks for, in a cluster of so many GPUs."""
+    shards = num_shards(getattr(model, "engine_args", {}))
+    if model.num_gpus == "auto":
+        return float(shards) if shards > 1 and num_gpus else "auto"
+    if 0 < model.num_gpus < shards:
+        raise ConfigError(
+            f"num_gpus: {model.num_gpus:g} does not fit engine_args, which splits the model into {shards}: "
+            f"set num_gpus: {shards}, or lower engine_args.tensor_parallel_size."
+        )
+    return model.num_gpus
+
+
+def _check_fit(needed: Mapping[str, float], cluster: Mapping[str, float], *, may_grow: bool) -> None:
+    short = [
+        f"{number:g} {kind}s of {cluster.get(kind, 0.0):g}"
+        for kind, number in needed.items()
+        if number > cluster.get(kind, 0.0) + 1e-9
+    ]
+    if not short:
+        return
+    problem = f"the model pools need {' and '.join(short)} that there are"
+    remedy = "lower replicas, num_gpus or num_cpus, or set run.placement: colocated"
+    if not may_grow:
+        raise ConfigError(f"{problem}: {remedy}.")
+    _log.warning("%s: waiting for nodes to join. Without an autoscaler, %s.", problem, remedy)

@@ -1,0 +1,178 @@
+"""From the K responses to a prompt and their rewards to pairs of them.
+
+Responses that can take part are those with text, a finite reward, `min_tokens` tokens, and, if asked for, an end of
+their own. Equal answers count once, with the better of their rewards. What is left is put in order, best first, ties
+by text, so that the pairs do not depend on the order in which the responses were sampled. Then the rule picks:
+
+    best-worst   the best against the worst, the second best against the second worst, and so on inwards
+    sweet-spot   the best against the one nearest to two deviations below the mean; again among those that are left
+    random       two of different rewards by a seeded hash of the prompt's id; again among those that are left
+
+No response stands in two pairs, and responses of equal reward never make one. Bounds of margin and length judge the
+pairs that the rule picked: one beyond them is left out, and no other takes its place. A prompt that gives no pair is
+one dropped row, under the prompt's id, with stage `pair` and the reason.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import schema as s
+from pipeline.config import Pairing
+from pipeline.drops import Drop, DropRow, Reason
+from pipeline.selfplay.sampler import seed_of
+from pipeline.sources.ids import content_digest
+from pipeline.sources.ranked import sweet_spot
+from pipeline.sources.turns import completion_of
+
+Row = dict[str, Any]
+Picks = Iterator[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A response that can take part in a pair."""
+
+    text: str
+    reward: float
+    num_tokens: int
+
+
+def make_pairs(annotated: pa.Table, rule: Pairing) -> pa.Table:
+    """The pairs of each prompt of a table of ANNOTATED_SCHEMA, as GENERATED_PAIR_SCHEMA, in the order of the prompts.
+
+    The id of a pair is the digest of its content, so that it is unique over all rounds; `rewards_all` holds the
+    rewards of all responses that could take part, best first. Prompts dropped before stay dropped as they are.
+    """
+    rows = itertools.chain.from_iterable(_rows_of(row, rule) for row in annotated.to_pylist())
+    return pa.Table.from_pylist(list(rows), schema=s.GENERATED_PAIR_SCHEMA)
+
+
+def _rows_of(row: Row, rule: Pairing) -> list[Row]:
+    prompt = {s.PROMPT: row[s.PROMPT], s.PROMPT_ID: row[s.ID]}
+    prompt |= {field.name: row[field.name] for field in s.PROVENANCE_FIELDS}
+    if row[s.STATUS] == s.DROPPED:
+        return [{**prompt, s.ID: row[s.ID], **{field.name: row[field.name] for field in s.STATUS_FIELDS}}]
+    try:
+        return [{**prompt, **pair} for pair in _pairs_of(row, rule)]
+    except DropRow as drop:
+        return [{**prompt, s.ID: row[s.ID], **Drop(drop.reason, "pair").columns}]
+
+
+def _pairs_of(row: Row, rule: Pairing) -> list[Row]:
+    candidates, excluded = _usable(row, rule)
+    if len(candidates) < 2:
+        # The most frequent reason of exclusion; of several, the last alphabetically.
+        most_telling = max(excluded, key=lambda reason: (excluded[reason], reason), default=Reason.TOO_FEW_CANDIDATES)
+        raise DropRow(most_telling)
+    picks = list(itertools.islice(_picks(candidates, rule, row[s.ID]), rule.per_prompt))
+    if not picks:
+        raise DropRow(Reason.TIED_REWARDS)
+    outcomes = [_out_of_bounds(candidates[better], candidates[worse], rule) for better, worse in picks]
+    kept = [pick for pick, reason in zip(picks, outcomes, strict=True) if reason is None]
+    if not kept and outcomes[0] is not None:
+        raise DropRow(outcomes[0])
+    rewards = [candidate.reward for candidate in candidates]
+    return [_pair(row[s.PROMPT], candidates[better], candidates[worse], rewards) for better, worse in kept]
+
+
+def _pair(prompt: list[dict[str, str]], better: Candidate, worse: Candidate, rewards: Sequence[float]) -> Row:
+    chosen, rejected = completion_of(better.text), completion_of(worse.text)
+    digest = content_digest(prompt, chosen, rejected)
+    return {
+        s.ID: digest,
+        s.CHOSEN: chosen,
+        s.REJECTED: rejected,
+        s.CONTENT_DIGEST: digest,
+        s.REWARD_CHOSEN: better.reward,
+        s.REWARD_REJECTED: worse.reward,
+        s.REWARDS_ALL: list(rewards),
+        s.STATUS: s.KEPT,
+    }
+
+
+def _usable(row: Row, rule: Pairing) -> tuple[list[Candidate], Counter[Reason]]:
+    """The candidates, best first, and how many responses were left out for which reason."""
+    columns = [row[name] or [] for name in (s.RESPONSES, s.RESPONSE_REWARDS, s.RESPONSE_TOKENS, s.FINISH_REASONS)]
+    if len({len(column) for column in columns}) > 1:
+        raise DropRow(Reason.CANDIDATE_COUNT_MISMATCH)
+    excluded: Counter[Reason] = Counter()
+    found: list[Candidate] = []
+    for text, reward, num_tokens, finish in zip(*columns, strict=True):
+        reason = _why_left_out(text, reward, num_tokens, finish, rule)
+        if reason is None:
+            found.append(Candidate(text=text, reward=reward, num_tokens=num_tokens))
+        else:
+            excluded[reason] += 1
+    found.sort(key=lambda candidate: (-candidate.reward, candidate.text, candidate.num_tokens))
+    distinct: dict[str, Candidate] = {}
+    for candidate in found:
+        distinct.setdefault(candidate.text, candidate)
+    if len(found) > len(distinct):
+        excluded[Reason.IDENTICAL_RESPONSES] += len(found) - len(distinct)
+    return list(distinct.values()), excluded
+
+
+def _why_left_out(text: str | None, reward: float | None, num_tokens: int, finish: str, rule: Pairing) -> Reason | None:
+    if text is None or not text.strip():
+        return Reason.EMPTY_RESPONSE
+    if reward is None:
+        return Reason.NULL_SCORE
+    if not math.isfinite(reward):
+        return Reason.NON_FINITE_SCORE
+    if rule.finished_only and finish != "stop":
+        return Reason.UNFINISHED_RESPONSE
+    return Reason.LENGTH_OUT_OF_BOUNDS if num_tokens < rule.min_tokens else None
+
+
+def _picks(candidates: Sequence[Candidate], rule: Pairing, prompt_id: str) -> Picks:
+    """Positions of the better and the worse one of each pair, in the order in which the rule finds them."""
+    rewards = [candidate.reward for candidate in candidates]
+    if rule.rule == "best-worst":
+        return _outside_in(rewards)
+    return _sweet_spots(rewards) if rule.rule == "sweet-spot" else _drawn(rewards, rule.seed, prompt_id)
+
+
+def _outside_in(rewards: Sequence[float]) -> Picks:
+    for better in range(len(rewards) // 2):
+        worse = len(rewards) - 1 - better
+        if rewards[better] == rewards[worse]:
+            return
+        yield better, worse
+
+
+def _sweet_spots(rewards: Sequence[float]) -> Picks:
+    left = list(range(len(rewards)))
+    while len(left) > 1:
+        try:
+            worse = left[sweet_spot([rewards[i] for i in left])]
+        except DropRow:
+            return
+        yield left[0], worse
+        left = [i for i in left[1:] if i != worse]
+
+
+def _drawn(rewards: Sequence[float], seed: int, prompt_id: str) -> Picks:
+    """Every pair of different rewards is as likely as any other; the hash of a pair reads no text."""
+    pairs = [pair for pair in itertools.combinations(range(len(rewards)), 2) if rewards[pair[0]] != rewards[pair[1]]]
+    taken: set[int] = set()
+    for pair in sorted(pairs, key=lambda pair: seed_of(seed, prompt_id, str(pair[0]), str(pair[1]))):
+        if taken.isdisjoint(pair):
+            taken.update(pair)
+            yield pair
+
+
+def _out_of_bounds(better: Candidate, worse: Candidate, rule: Pairing) -> Reason | None:
+    margin = better.reward - worse.reward
+    most = math.inf if rule.max_margin is None else rule.max_margin
+    if not (rule.min_margin <= margin <= most and math.isfinite(margin)):
+        return Reason.MARGIN_OUT_OF_BOUNDS
+    shorter, longer = sorted((better.num_tokens, worse.num_tokens))
+    if rule.max_length_ratio is not None and longer > rule.max_length_ratio * shorter:
+        return Reason.LENGTH_OUT_OF_BOUNDS
+    return None

@@ -1,0 +1,261 @@
+"""Select subsets of a scored dataset: narrow columns into memory, rules there, then tasks that write files.
+
+    check the output -> read narrow columns -> choose rows -> report -> files -> _SUCCESS.json
+
+Text is read for the chosen rows alone. Reading and writing are tasks over parts and files, run by threads of this
+machine or on a Ray cluster with the same results and bytes. Run again, the same config finds its subsets and does
+nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipeline import schema
+from pipeline.config import Config, Output, Select, resolved
+from pipeline.data.commit import check_writable
+from pipeline.data.dataset import Dataset
+from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_file
+from pipeline.data.manifest import SUBSET, File
+from pipeline.data.place import Place
+from pipeline.data.run import Plan, Run, check_claim
+from pipeline.data.sealed import differences, fingerprint_digest, read_sealed, sealed
+from pipeline.errors import ConfigError, FingerprintError, SourceError
+from pipeline.selection.columns import check_group_type
+from pipeline.selection.former import apply_former, former_rule
+from pipeline.selection.passes import Passes, Threads
+from pipeline.selection.ranking import Query, rank
+from pipeline.selection.report import summarise
+from pipeline.selection.rules import choose, num_selected
+from pipeline.selection.selection import Found, Reader, Selection, found
+from pipeline.selection.source import Source
+from pipeline.shown import shown_path
+from pipeline.steps.passes_for import passes_for
+
+_SCORING: Final = ("policy", "reference", "reward", "tokens")
+_SLIM: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
+_INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTCOME_FIELDS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectRun:
+    """A checked selection: where it reads and writes, and what identifies it. former: the selection it takes over."""
+
+    config: Config
+    output: Output
+    select: Select
+    place: Place
+    fingerprint: Mapping[str, Any]
+    former: Mapping[str, Any] | None = None
+
+    @property
+    def query(self) -> Query:
+        """What is to be found."""
+        return Query(objective=self.config.objective, metric=self.config.metric, rule=self.select)
+
+    def where(self) -> str:
+        """Where the subset lies and how to load it."""
+        path = shown_path(self.output.path.rstrip("/"))
+        lines = [f"subset: {path}"]
+        if "hf" in self.output.formats:
+            lines.append(f'  datasets.load_from_disk("{path}/hf")["train"]')
+        if "parquet" in self.output.formats:
+            lines.append(f'  datasets.load_dataset("parquet", data_files="{path}/parquet/*.parquet")["train"]')
+        return "\n".join(lines)
+
+
+def prepare_select(config: Config, plan: Plan | None = None) -> list[SelectRun]:
+    """Check the outputs and what may be there already; one run, or one for each variant of a sweep.
+
+    plan: of the scored dataset, where it is not complete yet; left out, the scored dataset must be complete.
+
+    Raises:
+        AlignpotError: what is wrong, before a row is read.
+    """
+    scored = plan.fingerprint if plan is not None else open_scored(config).manifest.fingerprint
+    return [_prepare(variant, scored, plan) for variant in config.variants()]
+
+
+def _prepare(config: Config, scored: Mapping[str, Any], plan: Plan | None) -> SelectRun:
+    if config.select is None or config.output is None:
+        raise ConfigError("select needs a select section (fraction or k) and an output section (path); add them.")
+    place = Place.open(config.output.path, config.storage)
+    if Dataset.find(place, SUBSET) is None:
+        check_writable(place)
+    rule, former = config.select, None
+    if rule.stats_from is not None:
+        former = _former(config, rule.stats_from, scored)
+        rule = former_rule(former, Query(objective=config.objective, metric=config.metric, rule=rule))
+    query = Query(objective=config.objective, metric=config.metric, rule=rule)
+    fingerprint = _fingerprint(fingerprint_digest(scored), query, config.output, former)
+    if plan is not None and rule.group_by is not None:
+        remedy = "Name it in source.passthrough."
+        schema.require_columns(plan.schema, [rule.group_by], where="select.group_by", remedy=remedy)
+        check_group_type(rule.group_by, plan.schema.field(rule.group_by).type)
+    if plan is not None and former is None:
+        num_selected(rule, sum(shard["num_rows"] for shard in plan.shards))
+    check_claim(place, SUBSET, fingerprint)
+    return SelectRun(
+        config=config, output=config.output, select=rule, place=place, fingerprint=fingerprint, former=former
+    )
+
+
+def _fingerprint(scored: str, query: Query, output: Output, former: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "scored": scored,
+        "objective": query.objective.fingerprint(),
+        "metric": query.metric.fingerprint(),
+        "select": query.rule.fingerprint(),
+        "stats_from": None if former is None else fingerprint_digest(former),
+        **output.fingerprint(),
+    }
+
+
+def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
+    """Write the subsets, where they are not there already, and return their reports.
+
+    Raises:
+        AlignpotError: the scored dataset does not allow a selection, or is damaged.
+    """
+    pending = [run for run in runs if Dataset.find(run.place, SUBSET) is None]
+    if pending:
+        config = pending[0].config
+        dataset = open_scored(config)
+        with passes_for(config, pending[0].config.select) as passes:
+            reader = Reader(dataset, [run.query for run in pending], passes)
+            for run in pending:
+                _write(passes, dataset, run, _found(dataset, run, reader))
+    return [_report(run.place) for run in runs]
+
+
+def load_reports(config: Config) -> list[dict[str, Any]]:
+    """The reports of the subsets at `output.path`.
+
+    Raises:
+        SourceError: there is no complete subset.
+    """
+    if config.output is None:
+        raise ConfigError("report needs an output section with the path of the subset; the config has none.")
+    reports = []
+    for variant in config.variants():
+        path = variant.output.path if variant.output is not None else config.output.path
+        reports.append(_report(Dataset.open(Place.open(path, config.storage), SUBSET).place))
+    return reports
+
+
+def open_scored(config: Config) -> Dataset:
+    """The complete dataset at `scored`. Raises a SourceError if there is none."""
+    return Dataset.open(Place.open(config.scored, config.storage))
+
+
+def kept_columns(source: Source, *, slim: bool) -> list[str]:
+    """Columns of the scored rows that a subset keeps; tools only where a pair has some."""
+    names = list(_SLIM) if slim else [name for name in source.schema.names if name not in _INTERNAL]
+    names = [name for name in names if name != schema.TOOLS]
+    has_tools = schema.TOOLS in source.schema.names and source.has_values(schema.TOOLS)
+    return [*names, schema.TOOLS] if has_tools else names
+
+
+def write_found(found: Found, source: Source, output: Output, place: Place) -> None:
+    """Write a selection that was made in memory as a subset.
+
+    Raises:
+        FingerprintError: the place holds another subset.
+    """
+    scored = source.manifest.fingerprint if isinstance(source, Dataset) else {"rows": found.selection.id_digest}
+    fingerprint = _fingerprint(fingerprint_digest(scored), found.selection.query, output, None)
+    _write_files(Threads(), source, found, _Target(place, output, fingerprint, {}, {"scored_by": _scored_by(scored)}))
+
+
+def _found(dataset: Dataset, run: SelectRun, reader: Reader) -> Found:
+    columns, duplicates = reader.for_query(run.query)
+    if run.former is not None:
+        return apply_former(dataset, columns, duplicates, run.former, run.query)
+    ranking = rank(columns, run.query, duplicates)
+    return found(columns, ranking, choose(dataset, columns, ranking))
+
+
+def _write(passes: Passes, dataset: Dataset, run: SelectRun, found: Found) -> None:
+    extra = {"scored_by": _scored_by(dataset.manifest.fingerprint)}
+    _write_files(passes, dataset, found, _Target(run.place, run.output, run.fingerprint, resolved(run.config), extra))
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a subset goes, and what its manifest says beside the selection."""
+
+    place: Place
+    output: Output
+    fingerprint: Mapping[str, Any]
+    config: Mapping[str, Any]
+    extra: Mapping[str, Any]
+
+
+def _write_files(passes: Passes, source: Source, found: Found, target: _Target) -> None:
+    slim = target.output.slim
+    columns = kept_columns(source, slim=slim)
+    fields = [source.schema.field(name) for name in columns]
+    plan = Plan(
+        kind=SUBSET,
+        fingerprint=target.fingerprint,
+        config=target.config,
+        schema=pa.schema(fields if slim else [*fields, *schema.SUBSET_FIELDS]),
+        shards=file_shards(found.selection.k, target.output.rows_per_file),
+        formats=target.output.formats,
+    )
+    run = Run.claim(target.place, with_layout(plan))
+    report = summarise(found, source)
+    task = _WriteFile(run=run, source=source, selection=found.selection, columns=tuple(columns))
+    files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
+    extra = {"selection": report["selection"], **target.extra}
+    finish_files(run, files, {REPORT_FILE: sealed(report)}, extra)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WriteFile:
+    """Writes one file of a subset; picklable."""
+
+    run: Run
+    source: Source
+    selection: Selection
+    columns: tuple[str, ...]
+
+    def __call__(self, index: int) -> list[File]:
+        shard, schema_ = self.run.plan.shards[index], self.run.plan.schema
+        rows = slice(shard["first_row"], shard["first_row"] + shard["num_rows"])
+        tables = self.selection.rows(self.source, self.columns, rows)
+        return write_file(self.run, index, (table.select(schema_.names).cast(schema_) for table in tables))
+
+
+def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the scores of a row, whatever data it is of."""
+    return {name: fingerprint.get(name) for name in _SCORING}
+
+
+def _former(config: Config, path: str, scored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The selection in a subset's manifest, which must be of scores like those of `scored`."""
+    manifest = read_sealed(Place.open(path, config.storage))
+    path = shown_path(path)
+    if manifest is None:
+        raise SourceError(f"select.stats_from: {path} is not there. Give the _SUCCESS.json of a subset.")
+    extra = manifest.get("extra")
+    selection = extra.get("selection") if isinstance(extra, dict) else None
+    if not isinstance(extra, dict) or not isinstance(selection, dict):
+        raise SourceError(f"select.stats_from: {path} holds no selection. Give the _SUCCESS.json of a subset.")
+    differing = list(differences(extra.get("scored_by") or {}, _scored_by(scored)))
+    if differing:
+        raise FingerprintError(
+            f"select.stats_from: {path} was made from scores of other models or settings; what differs: "
+            f"{', '.join(field for field, _, _ in differing)}. Thresholds hold for one set of models: score with the "
+            "same."
+        )
+    return selection
+
+
+def _report(place: Place) -> dict[str, Any]:
+    report = read_sealed(place / REPORT_FILE)
+    if report is None:
+        raise SourceError(f"{place / REPORT_FILE} is missing from a complete subset. Select again to another path.")
+    return report

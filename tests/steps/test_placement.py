@@ -1,0 +1,121 @@
+"""GPUs of the pools: what is asked for is given, the rest is shared so that every pool finds a place at once.
+
+And how many shards an actor holds and works on.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import pyarrow as pa
+import pytest
+
+from pipeline.config import Generate, TorchModel
+from pipeline.errors import ConfigError
+from pipeline.models.vllm_engine import gpu_share
+from pipeline.on_ray.engine import StageActor, _pool, shards_at_hand
+from pipeline.on_ray.envelope import from_block, to_block
+from pipeline.on_ray.placement import share_gpus
+from pipeline.steps.plan import Stage
+from pipeline.steps.work import ShardWork
+
+
+def pool(*models: tuple[str | float, int]) -> list[Stage]:
+    return [
+        Stage(name="policy", build=lambda: lambda table: table, model=TorchModel(model="m", num_gpus=n, replicas=r))
+        for n, r in models
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pools", "num_gpus", "expected"),
+    [
+        ([pool(("auto", 1)), pool(("auto", 1)), pool(("auto", 1))], 0, [0, 0, 0]),
+        ([pool(("auto", 1)), pool(("auto", 1)), pool(("auto", 1))], 1, [1 / 3, 1 / 3, 1 / 3]),
+        ([pool(("auto", 1)), pool(("auto", 1)), pool(("auto", 1))], 2, [1 / 2, 1 / 2, 1 / 2]),
+        ([pool(("auto", 1)), pool(("auto", 1)), pool(("auto", 1))], 8, [1, 1, 1]),
+        ([pool(("auto", 4)), pool(("auto", 2))], 3, [1 / 2, 1 / 2]),
+        ([pool((2, 1)), pool(("auto", 1))], 3, [2, 1]),
+        ([pool((1, 1)), pool(("auto", 1))], 1, [1, 0]),
+        ([pool(("auto", 1), ("auto", 1), ("auto", 1))], 1, [1]),
+        ([[], pool((0, 1))], 4, [0, 0]),
+    ],
+)
+def test_gpus_are_shared_among_pools_on_auto(pools, num_gpus, expected):
+    assert share_gpus(pools, num_gpus) == pytest.approx(expected)
+
+
+def engine(num_gpus: str | float, num_shards: int = 1) -> Stage:
+    generate = Generate(num_gpus="auto", engine_args={"tensor_parallel_size": num_shards})
+    generate = generate.model_copy(update={"num_gpus": num_gpus})
+    return Stage(name="generate", build=lambda: lambda table: table, model=generate, env={"NAME": "value"})
+
+
+def test_an_engine_on_auto_reserves_a_gpu_for_each_shard():
+    assert share_gpus([[engine("auto", 2)], pool(("auto", 2))], 4) == [2, 1]
+    assert share_gpus([[engine("auto", 2)]], 0) == [0]
+    assert share_gpus([[engine(0, 2)], [engine(2, 2)]], 2) == [0, 2]
+
+
+def test_fewer_gpus_than_shards_are_refused():
+    with pytest.raises(ConfigError, match="num_gpus: 2"):
+        share_gpus([[engine(1, 2)]], 8)
+
+
+@pytest.mark.parametrize(
+    ("group", "num_gpus", "share"),
+    [
+        ([engine("auto")], 0.5, 0.5),
+        ([engine("auto")], 1, 1),
+        ([engine("auto", 2)], 2, 1),
+        ([engine("auto"), *pool(("auto", 1))], 1, 0.5),
+        ([engine("auto", 2), engine("auto", 2)], 2, 0.5),
+        ([engine(0.25)], 0.25, 0.25),
+        ([engine("auto")], 0, 1),
+    ],
+)
+def test_an_engine_fills_the_share_of_a_gpu_that_ray_reserved_for_it(group, num_gpus, share, monkeypatch):
+    for name, value in _pool(group, num_gpus, num_shards=1)["runtime_env"]["env_vars"].items():
+        monkeypatch.setenv(name, value)
+    assert gpu_share(group[0].model, group[0].model.engine_args) == pytest.approx(share)
+
+
+def test_pools_without_an_engine_get_no_environment():
+    assert "runtime_env" not in _pool(pool(("auto", 1)), 1, num_shards=1)
+
+
+def test_an_engine_outside_ray_fills_what_its_place_asks_for():
+    assert [gpu_share(engine(n).model, {}) for n in ("auto", 0, 0.5, 1)] == [1, 1, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "num_shards", "expected"), [(1, 3, 6), (1, 1000, 6), (2, 5, 2), (2, 64, 4), (2, 1000, 6), (8, 100, 2)]
+)
+def test_actors_that_share_few_shards_hold_few(replicas, num_shards, expected):
+    assert shards_at_hand(replicas, num_shards) == expected
+
+
+def test_an_actor_works_on_one_shard_at_a_time_though_calls_overlap():
+    at_work, most = 0, 0
+
+    def apply(table):
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        time.sleep(0.05)
+        at_work -= 1
+        return table
+
+    actor = StageActor([Stage(name="reward", build=lambda: apply)])
+    blocks = [to_block(ShardWork(shard=i, table=pa.table({"id": ["a"]}))) for i in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = [from_block(block) for block in threads.map(actor, blocks)]
+    assert [work.shard for work in found] == [0, 1, 2, 3]
+    spans = sorted((work.timings[0].started_s, work.timings[0].ended_s) for work in found)
+    assert most == 1
+    assert all(ended <= started for (_, ended), (started, _) in pairwise(spans))
+
+
+def test_calls_of_an_engine_with_an_environment_of_its_own_do_not_overlap():
+    assert _pool([engine("auto")], 1, num_shards=4)["max_concurrency"] == 1
+    assert _pool(pool(("auto", 1)), 1, num_shards=4)["max_concurrency"] == 2

@@ -1,0 +1,301 @@
+"""Scoring: the plain loop and Ray Data in every layout give one and the same result; nothing is lost or done twice."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray.data
+import yaml
+
+from pipeline.config import Config, resolved
+from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
+from pipeline.errors import FingerprintError, TooManyDroppedError
+from pipeline.steps.plan import Stage
+from pipeline.steps.score import check_dropped, prepare_score, score
+from tests.data.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
+from tests.fixtures_storage import S3Server
+from tests.steps.conftest import Ended, make_config, run_all, shuffled, write_jsonl
+from tests.steps.scored_data import objects
+
+SCORES = [
+    "id",
+    "reward_chosen",
+    "reward_rejected",
+    "policy_logp_chosen",
+    "policy_logp_rejected",
+    "reference_logp_chosen",
+    "reference_logp_rejected",
+    "num_tokens_prompt",
+    "num_tokens_chosen",
+    "num_tokens_rejected",
+]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
+    """Policy, reference and reward as three tiny models of real classes."""
+    return {
+        "policy": {"model": str(tiny_model_dir("llama", seed=1)), "dtype": "float32"},
+        "reference": {"model": str(tiny_model_dir("llama", seed=2)), "dtype": "float32"},
+        "reward": {"backend": "classifier", "model": str(tiny_reward_dir), "dtype": "float32"},
+        "objective": {"name": "dpo", "beta": 0.1},
+    }
+
+
+def scores_of(config: Config) -> pa.Table:
+    """Raw scores of every scored row, sorted by id."""
+    run = prepare_score(config)
+    dataset = Dataset.open(run.run.place)
+    return pa.concat_tables(dataset.tables(SCORES)).sort_by("id").combine_chunks()
+
+
+def selected_ids(config: Config) -> list[str]:
+    files = sorted((Path(config.output.path) / "parquet").glob("*.parquet"))
+    return sorted(pa.concat_tables([pa.parquet.read_table(f, columns=["id"]) for f in files])["id"].to_pylist())
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models: dict) -> tuple[pa.Table, list[str]]:
+    """Scores and selected ids of the plain loop."""
+    workdir = tmp_path_factory.mktemp("plain")
+    config = make_config(workdir, write_jsonl(workdir / "pairs.jsonl", pairs), **models)
+    run_all(config)
+    return scores_of(config), selected_ids(config)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("run", "replicas"),
+    [
+        ({"engine": "plain", "shard_rows": 7}, 1),
+        ({"engine": "ray", "shard_rows": 1000, "placement": "colocated"}, 3),
+        ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 2),
+    ],
+    ids=["plain-7", "ray-one-shard-colocated-3", "ray-9-colocated-2"],
+)
+@pytest.mark.usefixtures("local_ray")
+def test_layout_does_not_move_a_score_or_the_selection(
+    run: dict, replicas: int, tmp_path: Path, pairs: list[dict], models: dict, expected: tuple[pa.Table, list[str]]
+):
+    source = write_jsonl(tmp_path / "pairs.jsonl", shuffled(pairs, seed=replicas))
+    sized = {role: {**models[role], "num_cpus": 0.5} for role in ("policy", "reference", "reward")}
+    sized["policy"]["replicas"] = replicas
+    config = make_config(tmp_path, source, **{**models, **sized, "run": run})
+    run_all(config)
+    assert scores_of(config).equals(expected[0])
+    assert selected_ids(config) == expected[1]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_pools_overlap_in_time_and_move_no_score(
+    tmp_path: Path,
+    pairs: list[dict],
+    models: dict,
+    expected: tuple[pa.Table, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # Shards as few and as small as these are all past the first actor before a slow start of the second is over.
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "wait_for_min_actors_s", 120)
+    source = write_jsonl(tmp_path / "pairs.jsonl", shuffled(pairs, seed=2))
+    sized = {role: {**models[role], "num_cpus": 0.5} for role in ("policy", "reference", "reward")}
+    sized["policy"]["replicas"] = 2
+    run = {"engine": "ray", "shard_rows": 5}
+    config = make_config(tmp_path, source, **{**models, **sized, "run": run})
+    summary, _ = score(prepare_score(config))
+    assert scores_of(config).equals(expected[0])
+    assert {"read", "tokenise", "reward", "policy", "reference", "commit"} <= set(summary.busy_s)
+    assert summary.overlap_s > 0
+
+
+def test_second_run_scores_nothing_and_needs_no_model_load(
+    tmp_path: Path, pairs: list[dict], models: dict, monkeypatch
+):
+    config = make_config(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", pairs), **models)
+    first = run_all(config)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a finished run must not load a model")
+
+    monkeypatch.setattr("pipeline.models.loading.load_causal_lm", refuse)
+    monkeypatch.setattr("pipeline.models.loading.load_classifier", refuse)
+    before = {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+    second = run_all(config)
+    assert "(none now)" in second
+    assert "(none now)" not in first
+    assert {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*")) if p.is_file()} == before
+
+
+def test_performance_settings_are_no_part_of_the_fingerprint(tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    run_all(make_config(tmp_path, source, **models))
+    other = {**models, "policy": {**models["policy"], "replicas": 2, "token_budget": 512, "num_threads": 2}}
+    assert "(none now)" in run_all(make_config(tmp_path, source, **other, run={"shard_rows": 3}))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"policy": {"dtype": "bfloat16"}}, "policy.dtype"),
+        ({"tokens": {"max_length": 77}}, "tokens.max_length"),
+        ({"reward": {"max_length": 77}}, "reward.max_length"),
+    ],
+)
+def test_other_numbers_on_the_same_output_are_refused(
+    change: dict, field: str, tmp_path: Path, pairs: list[dict], models: dict
+):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:8])
+    prepare_score(make_config(tmp_path, source, **models))
+    changed = {**models, **{name: {**models.get(name, {}), **section} for name, section in change.items()}}
+    with pytest.raises(FingerprintError, match=field.replace(".", r"\.")):
+        prepare_score(make_config(tmp_path, source, **changed))
+
+
+def test_changed_input_on_the_same_output_is_refused(tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:8])
+    prepare_score(make_config(tmp_path, source, **models))
+    write_jsonl(source, pairs[:9])
+    with pytest.raises(FingerprintError, match=r"pairs\.jsonl"):
+        prepare_score(make_config(tmp_path, source, **models))
+
+
+def test_every_row_is_scored_or_dropped_with_a_reason(tmp_path: Path, pairs: list[dict], models: dict):
+    message = [{"role": "assistant", "content": "The same answer."}]
+    bad = [
+        {**pairs[0], "id": "same", "chosen": message, "rejected": message},
+        {**pairs[1], "id": "empty", "chosen": [{"role": "assistant", "content": "  "}]},
+        {**pairs[2], "id": "null", "rejected": None},
+        {**pairs[3], "id": "long", "prompt": [{"role": "user", "content": "word " * 400}]},
+    ]
+    source = write_jsonl(tmp_path / "pairs.jsonl", [*pairs[:20], *bad])
+    config = make_config(tmp_path, source, **models, tokens={"max_length": 300}, run={"max_dropped": 0.1})
+    summary, manifest = score(prepare_score(config))
+    assert summary.num_rows == 24 == summary.num_kept + summary.num_dropped
+    assert summary.drops["source: identical_responses"] == 1
+    assert summary.drops["source: empty_response"] == 1
+    assert summary.drops["source: null_field"] == 1
+    assert summary.drops["tokenise: prompt_too_long"] == 1
+    with pytest.raises(TooManyDroppedError, match=r"4 of 24 rows.*identical_responses: 1") as error:
+        check_dropped(config, manifest)
+    assert error.value.exit_code == 3
+
+
+class HidesItsErrors:
+    """A stage that is terminated on its second shard, in code that lets no exception out."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if table.column("source_row")[0].as_py() == 4:
+            with contextlib.suppress(Exception):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+        return table
+
+
+def test_sigterm_that_a_library_swallows_ends_the_run_after_the_shard(
+    tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch, command: Callable[..., Ended]
+):
+    stage = Stage(name="tokenise", build=HidesItsErrors)
+    monkeypatch.setattr("pipeline.steps.score.score_stages", lambda config: [stage])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:12])
+    config = make_config(tmp_path, source, metric={"name": "random"}, run={"shard_rows": 4})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(resolved(config)))
+    ended = command("score", path)
+    assert (ended.code, "terminated by SIGTERM" in ended.err) == (75, True)
+    assert len(list((tmp_path / "scored/parts").glob("*.parquet"))) == 2
+    assert command("score", path).code == 0
+
+
+def test_further_sigterms_do_not_turn_an_orderly_end_into_a_crash(tmp_path: Path, pairs: list[dict]):
+    rows = [{**pair, "id": f"{pair['id']}-{copy}"} for copy in range(10) for pair in pairs]
+    source = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    config = make_config(tmp_path, source, metric={"name": "random"}, run={"shard_rows": 1})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(resolved(config)))
+    words = [sys.executable, "-m", "pipeline.cli", "score", str(path)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    while process.poll() is None and not (tmp_path / "scored" / "parts").exists():
+        time.sleep(0.01)
+    for _ in range(3):
+        process.terminate()
+        time.sleep(0.02)
+    log = process.communicate(timeout=60)[1]
+    assert (process.returncode, log.count("terminated by SIGTERM"), "Traceback" in log) == (75, 1, False), log
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_faults_of_an_object_store_move_no_row(tmp_path: Path, pairs: list[dict], s3: S3Server):
+    rows = [{**row, "reward_chosen": float(i % 7), "reward_rejected": 0.5} for i, row in enumerate(pairs)]
+    source = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    explicit = {"reward": {"backend": "columns"}, "metric": {"name": "explicit"}, "run": {"shard_rows": 6}}
+    run_all(make_config(tmp_path, source, **explicit))
+    expected = {name: digest for name, digest in objects(tmp_path / "subset").items() if name.startswith("parquet/")}
+
+    chance, met = random.Random(0), []
+
+    def fault(method: str, path: str) -> str | None:
+        kinds = [BUSY, BROKEN, RESET, LOSE_ANSWER if method == "PUT" else TRUNCATED]
+        if chance.random() >= 0.2:
+            return None
+        met.append(chance.choice(kinds))
+        return met[-1]
+
+    place = Place.open(s3.url("source"), s3.storage)
+    place.fs.pipe_file(f"{place.root}/pairs.jsonl", source.read_bytes())
+    with faulty(s3.endpoint_url, fault) as endpoint_url:
+        places = {"scored": s3.url("scored"), "output": {"path": s3.url("subset")}}
+        storage = {"endpoint_url": endpoint_url, "region": "us-east-1"}
+        config = make_config(tmp_path, f"s3://{place.root}", **explicit, **places, storage=storage)
+        run_all(config)
+        assert "(none now)" in run_all(config)
+    assert {*met} == {BUSY, BROKEN, RESET, LOSE_ANSWER, TRUNCATED}
+    assert expected.items() <= objects(config.output.path, s3.storage).items()
+
+
+def test_log_probs_and_rewards_may_come_from_columns(tmp_path: Path, pairs: list[dict], models: dict, expected):
+    """A scored table written out as plain rows and scored by the columns back ends gives the same selection."""
+    by_id = {row["id"]: row for row in expected[0].to_pylist()}
+    rows = [{**pair, **by_id[pair["id"]]} for pair in pairs]
+    columns = {"backend": "columns"}
+    config = make_config(
+        tmp_path,
+        write_jsonl(tmp_path / "scored.jsonl", rows),
+        policy=columns,
+        reference=columns,
+        reward=columns,
+        objective=models["objective"],
+    )
+    run_all(config)
+    assert scores_of(config).equals(expected[0])
+    assert selected_ids(config) == expected[1]
+
+
+def test_of_rows_with_one_content_the_same_is_kept_whatever_their_order(tmp_path: Path, pairs: list[dict]):
+    rows = [{**row, "reward_chosen": float(i % 7), "reward_rejected": 0.5} for i, row in enumerate(pairs)]
+    rows += [{**rows[0], "reward_chosen": 99.0}, {**rows[1], "reward_chosen": -99.0}]
+    kept = []
+    for name, order in (("forward", rows), ("backward", rows[::-1])):
+        source = write_jsonl(tmp_path / f"{name}.jsonl", order)
+        explicit = {"reward": {"backend": "columns"}, "metric": {"name": "explicit"}}
+        config = make_config(tmp_path / name, source, source={"id_column": None}, **explicit)
+        assert "duplicate" in run_all(config)
+        kept.append(selected_ids(config))
+    assert kept[0] == kept[1]
+    assert len(set(kept[0])) == 24
+
+
+def test_shards_are_large_where_no_model_runs(tmp_path: Path, pairs: list[dict], models: dict):
+    source = write_jsonl(tmp_path / "pairs.jsonl", [dict(pairs[0], id=str(n)) for n in range(300)])
+    random_only = make_config(tmp_path / "a", source, metric={"name": "random"}, run={"shard_rows": None})
+    with_models = make_config(tmp_path / "b", source, **models, run={"shard_rows": None})
+    assert [len(prepare_score(config).shards) for config in (random_only, with_models)] == [1, 2]
