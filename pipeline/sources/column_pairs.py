@@ -72,8 +72,6 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
 
     None if a column is of a kind that no row is plain in.
     """
-    if not {s.CHOSEN, s.REJECTED} <= columns.keys():
-        return None
     if s.TOOLS in columns:
         good &= _is_null(columns[s.TOOLS])
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
