@@ -32,6 +32,7 @@ class InMemory:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
+        self.schema = table.schema
 
     def take(self, positions, columns):
         for position in positions.tolist():
