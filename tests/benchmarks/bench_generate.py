@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import ray
-from pipeline.demo.sample_pairs import load_prompts
+from jobs.demo_data.sample_pairs import load_prompts
 
 from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
 from pipeline.demo.models import ensure_smollm2
