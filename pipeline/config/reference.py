@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from pydantic.fields import FieldInfo
 
+from pipeline.config.problems import sections_of, takes
 from pipeline.config.root import Config
 from pipeline.config.section import PER_OUTPUT, Section, mark_of
 from pipeline.config.self_play import SelfPlayConfig
-from pipeline.config.takes import sections_of, takes
 
 _INTRODUCTION: Final = """\
 # The config

@@ -1,23 +1,19 @@
 """The whole file of `alignpot self-play`. What a round reads and writes in between is derived from `path`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.config.generation import Evaluate, Evolve, Generate, Pairing, Prompts
-from pipeline.config.metric import Metric
-from pipeline.config.models import ClassifierReward, ColumnsReward, TorchModel
-from pipeline.config.objective import Objective
+from pipeline.config.load import load, parse
+from pipeline.config.models import ClassifierReward, ColumnsReward, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
 from pipeline.config.root import Config
-from pipeline.config.run import Run
+from pipeline.config.round import Evaluate, Evolve, Generate, Pairing, Prompts, Train
 from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Section, Url
-from pipeline.config.select import Output, Select
-from pipeline.config.source import Storage
-from pipeline.config.tokens import Tokens
-from pipeline.config.training import Train
+from pipeline.config.selection import Metric, Objective, Output, Select
+from pipeline.config.source import Storage, Tokens
 
 _WEIGHT: Final = 2.5
 _FRACTION: Final = 0.25
@@ -167,6 +163,16 @@ class SelfPlayConfig(Section):
         """The folder of trained policies."""
         given = self.train.policies if self.train is not None else None
         return Path(given or self.path).expanduser().resolve() / "policies"
+
+
+def load_self_play(path: str | Path, overrides: Iterable[str] = ()) -> SelfPlayConfig:
+    """`load_config` for the config of self-play."""
+    return load(SelfPlayConfig, path, overrides)
+
+
+def parse_self_play(data: Mapping[str, Any], *, where: str = "config") -> SelfPlayConfig:
+    """`parse_config` for the config of self-play."""
+    return parse(SelfPlayConfig, data, where)
 
 
 def _with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
