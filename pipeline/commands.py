@@ -1,6 +1,4 @@
-"""The commands as functions: each takes a config and yields the texts to print, as soon as they are known."""
-
-from __future__ import annotations
+"""The commands that take a config, as functions: each yields the texts to print, as soon as they are known."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run_all(config: Config) -> Iterator[str]:
-    """Score, select and report. What a config can be seen to be wrong about is found before a model loads."""
+    """Score, select and report. Errors that the config shows are raised before a model loads."""
     from pipeline.steps.score import prepare_score
 
     scoring = prepare_score(config)
@@ -27,21 +25,21 @@ def score_only(config: Config) -> Iterator[str]:
     """Write the scored dataset."""
     from pipeline.steps.score import prepare_score
 
-    yield from _score(prepare_score(config))
+    return _score(prepare_score(config))
 
 
 def select_only(config: Config) -> Iterator[str]:
     """Write a subset of a scored dataset, or those of a sweep."""
-    yield from _select(prepare_select(config))
+    return _select(prepare_select(config))
 
 
 def report_only(config: Config) -> Iterator[str]:
     """The report of a subset that was written before."""
-    yield from map(render, load_reports(config))
+    return map(render, load_reports(config))
 
 
-def _score(scoring: ScoreRun) -> Iterator[str]:
-    # Not imported by select, which needs neither readers nor models.
+def _score(scoring: "ScoreRun") -> Iterator[str]:
+    # Imported here, as select needs neither readers nor models.
     from pipeline.steps.score import check_dropped, score
     from pipeline.steps.summary import render_score
 

@@ -84,7 +84,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _rounded_alike(self) -> "Config":
+    def _models_fit_each_other(self) -> "Config":
         both = [model for model in (self.policy, self.reference) if isinstance(model, TorchModel)]
         for name in ("fp8", "compile", "deterministic"):
             if len({getattr(model, name) for model in both}) > 1:
@@ -92,10 +92,6 @@ class Config(Section):
                     f"{name} must be the same for policy and reference: the roundings of one alone would stay in "
                     "the difference of their log-probs"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _margins_have_their_columns(self) -> "Config":
         if isinstance(self.policy, ColumnsModel) and isinstance(self.reference, TorchModel):
             raise ValueError(
                 "policy.backend columns takes token counts from the source, and a torch reference would replace them: "
@@ -106,13 +102,19 @@ class Config(Section):
                 "metric.explicit candidates reads the rewards of all candidates, and reward.backend classifier gives "
                 "only those of the pair: use reward.backend columns, or metric.explicit signed"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_have_their_rewards(self) -> "Config":
         labels = "keep" if self.select is None else self.select.labels
-        if labels != "keep" and self.metric.weight == "auto" and self.metric.ratio == "bradley-terry":
+        if labels == "keep":
+            return self
+        if self.metric.weight == "auto" and self.metric.ratio == "bradley-terry":
             raise ValueError(
                 f"metric.ratio bradley-terry reads the labels that the reward contradicts, and select.labels {labels} "
                 "leaves none: set select.labels: keep, or another ratio"
             )
-        if labels != "keep" and self.source is not None and self.reward is None:
+        if self.source is not None and self.reward is None:
             raise ValueError(f"select.labels {labels} reads the rewards: add a reward section")
         return self
 

@@ -1,4 +1,4 @@
-"""The whole file of `alignpot self-play`. What a round reads and writes in between is derived from `path`."""
+"""The whole file of `alignpot self-play`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,8 +17,7 @@ from pipeline.config.source import Storage, Tokens
 
 _WEIGHT: Final = 2.5
 _FRACTION: Final = 0.25
-_CARRIED: Final = ("prompt_id", "parent_id", "strategy", "round")
-"""Columns that pairs carry along."""
+_CARRIED: Final = ("prompt_id", "parent_id", "strategy", "round")  # columns that pairs carry along
 
 
 class Estimate(Section):
@@ -88,17 +87,29 @@ class SelfPlayConfig(Section):
         return _with_defaults(with_preset(data)) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
-    def _policies_have_a_place(self) -> "SelfPlayConfig":
-        if self.train is not None and self.train.policies is None and "://" in self.path:
+    def _sections_fit(self) -> "SelfPlayConfig":
+        train = self.train
+        if train is not None and train.policies is None and "://" in self.path:
             raise ValueError(
                 "path is a URL, and trained models need a folder that every node mounts: set train.policies"
             )
-        if self.rounds > 1 and self.train is None:
+        if self.rounds > 1 and train is None:
             raise ValueError("rounds above 1 need a train section: without training, every round would be the same")
         if self.select.stats_from is not None:
             raise ValueError("select.stats_from is not for self-play: thresholds do not hold for a policy that changes")
         if self.select.group_by not in (None, *_CARRIED):
             raise ValueError(f"select.group_by {self.select.group_by} is no column of the pairs; wanted {_CARRIED}")
+        needs_beta = train is not None and train.method != "command" and train.beta is None
+        if train is not None and needs_beta and not self.objective.name.startswith(train.method):
+            raise ValueError(
+                f"train.beta: objective {self.objective.name} has no beta for method {train.method}; give one"
+            )
+        # Refuse now, before anything is generated, what scoring and selection would refuse later.
+        try:
+            self.scoring(self.policy, scored="/scored", subset="/subset")
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
         return self
 
     @field_validator("reward")
@@ -108,29 +119,8 @@ class SelfPlayConfig(Section):
             raise ValueError("fp8 is not for self-play: rewards choose the pairs, and their roundings are not checked")
         return value
 
-    @model_validator(mode="after")
-    def _training_has_its_beta(self) -> "SelfPlayConfig":
-        train = self.train
-        if train is None or train.method == "command" or train.beta is not None:
-            return self
-        if not self.objective.name.startswith(train.method):
-            raise ValueError(
-                f"train.beta: objective {self.objective.name} has no beta for method {train.method}; give one"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pairs_can_be_scored(self) -> "SelfPlayConfig":
-        """Refuse now, before anything is generated, what scoring and selection would refuse later."""
-        try:
-            self.scoring(self.policy, scored="/scored", subset="/subset")
-        except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
-        return self
-
     def scoring(self, policy: TorchModel, *, scored: str, subset: str) -> Config:
-        """The config that scores and selects pairs of this run, which come as a dataset, not from a source.
+        """The config that scores and selects pairs of this run; they come as a dataset, not from a source.
 
         scored, subset: URLs.
 
