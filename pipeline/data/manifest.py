@@ -10,7 +10,6 @@ import pyarrow as pa
 from pipeline.data.place import Place
 from pipeline.data.sealed import read_sealed
 from pipeline.errors import FingerprintError, IntegrityError
-from pipeline.shown import listed, quoted
 
 MANIFEST_FILE: Final = "_SUCCESS.json"
 SCORED: Final = "scored"
@@ -53,10 +52,10 @@ class Manifest:
     num_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Sums over kept rows, by column."""
     id_digest: str = ""
-    """Names the set of kept ids, see PartSummary."""
+    """Identifies the set of kept ids, see PartSummary."""
     files: tuple[File, ...] = ()
     beside: tuple[File, ...] = ()
-    """The report and what describes the data files to their readers."""
+    """The report, and descriptions of the data files for their readers."""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the run added: timings, the selection, the digest of a trained model."""
 
@@ -100,18 +99,6 @@ def check_kind(stored: Mapping[str, Any], kind: str, path: Place) -> None:
     """Raise a FingerprintError if run.json or the manifest is of another kind."""
     if stored["kind"] != kind:
         raise FingerprintError(f"{path} belongs to a run of kind {stored['kind']!r}, not {kind}. Use another path.")
-
-
-def check_sizes(place: Place, manifest: Manifest) -> None:
-    """See that every file that the manifest names is there in its full size, without reading it.
-
-    Raises:
-        IntegrityError: files are gone or cut short.
-    """
-    sizes = place.sizes()
-    lost = [file.path for file in (*manifest.files, *manifest.beside) if sizes.get(file.path) != file.size]
-    if lost:
-        raise IntegrityError(f"{place}: files are gone or cut short: [{listed(lost, show=quoted)}]. Use another path.")
 
 
 def schema_json(schema: pa.Schema) -> dict[str, Any]:

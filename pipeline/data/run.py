@@ -21,7 +21,7 @@ from pipeline.data.parts import PartSpec, PartSummary, add_id_digests, part_path
 from pipeline.data.place import Place, in_order
 from pipeline.data.sealed import ABSENT, as_json, differences, fingerprint_digest, read_sealed, sealed
 from pipeline.errors import FingerprintError, IntegrityError, TemporaryError
-from pipeline.shown import shown
+from pipeline.shown import listed, shown
 
 RUN_FILE: Final = "run.json"
 MINOR_VERSION: Final = ".".join(__version__.split(".")[:2])
@@ -165,7 +165,11 @@ def _check_fingerprint(stored: Any, wanted: Any, path: Place) -> None:
     found = list(differences(stored, wanted))
     if not found:
         return
-    lines = [f"  {shown(name)}: {_short(old)} there, {_short(new)} now" for name, old, new in found[:_MOST_NAMED]]
+
+    def short(value: Any) -> str:
+        return ABSENT if value == ABSENT else shown(json.dumps(value, ensure_ascii=False))
+
+    lines = [f"  {shown(name)}: {short(old)} there, {short(new)} now" for name, old, new in found[:_MOST_NAMED]]
     if len(found) > _MOST_NAMED:
         lines.append(f"  and {len(found) - _MOST_NAMED} more")
     raise FingerprintError(
@@ -178,35 +182,24 @@ def _check_fingerprint(stored: Any, wanted: Any, path: Place) -> None:
 def _checked_parts(run: Run) -> list[PartSummary]:
     sizes = part_sizes(run.place)
     indices = range(len(run.plan.shards))
-    _refuse(
-        [part_path(i) for i in indices if i not in sizes],
-        f"{run.place}: parts are missing",
-        "Run the same command again",
-    )
+    missing = [part_path(i) for i in indices if i not in sizes]
+    if missing:
+        raise IntegrityError(
+            f"{run.place}: parts are missing: {listed(missing, show=str)}. Run the same command again."
+        )
     specs = run.plan.part_specs(indices)
     summaries = list(in_order(lambda i: read_part_summary(run.place, specs[i], sizes[i]), indices, num_threads=16))
-    _refuse(
-        [
-            f"{part_path(part.index)} ({part.num_rows} rows of {shard.get('num_rows', 'some')}, "
-            f"{part.num_kept} kept, {part.num_dropped} dropped)"
-            for part, shard in zip(summaries, run.plan.shards, strict=True)
-            if part.num_rows != shard.get("num_rows", part.num_rows)
-            or part.num_rows != part.num_kept + part.num_dropped
-        ],
-        f"{run.place}: the rows of parts do not add up",
-        "Use another path",
-    )
+    wrong = [
+        f"{part_path(part.index)} ({part.num_rows} rows of {shard.get('num_rows', 'some')}, "
+        f"{part.num_kept} kept, {part.num_dropped} dropped)"
+        for part, shard in zip(summaries, run.plan.shards, strict=True)
+        if part.num_rows != shard.get("num_rows", part.num_rows) or part.num_rows != part.num_kept + part.num_dropped
+    ]
+    if wrong:
+        raise IntegrityError(
+            f"{run.place}: the rows of parts do not add up: {listed(wrong, show=str)}. Use another path."
+        )
     return summaries
-
-
-def _refuse(found: Sequence[str], problem: str, remedy: str) -> None:
-    if found:
-        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-        raise IntegrityError(f"{problem}: {', '.join(found[:_MOST_NAMED])}{more}. {remedy}.")
-
-
-def _short(value: Any) -> str:
-    return ABSENT if value == ABSENT else shown(json.dumps(value, ensure_ascii=False))
 
 
 def _manifest_of_parts(run: Run, parts: Sequence[PartSummary], extra: Mapping[str, Any]) -> Manifest:

@@ -17,7 +17,7 @@ from pipeline import schema
 from pipeline.config import Config, Output, Select, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_file
+from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_files
 from pipeline.data.manifest import SUBSET, File
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
@@ -226,7 +226,7 @@ class _WriteFile:
         shard, schema_ = self.run.plan.shards[index], self.run.plan.schema
         rows = slice(shard["first_row"], shard["first_row"] + shard["num_rows"])
         tables = self.selection.rows(self.source, self.columns, rows)
-        return write_file(self.run, index, (table.select(schema_.names).cast(schema_) for table in tables))
+        return write_files(self.run, (table.select(schema_.names).cast(schema_) for table in tables), only=index)
 
 
 def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
