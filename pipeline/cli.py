@@ -284,7 +284,7 @@ def _root(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command line and exit with its code: one clear line on stderr for every error of ours."""
+    """Run a command line and exit with its code: one clear message on stderr for every AlignpotError."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

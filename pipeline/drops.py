@@ -65,7 +65,7 @@ class Reason(StrEnum):
     NULL_ID = "null_id", "source", "the id column is null"
     ID_TYPE = "id_type", "source", "an id that is neither text nor a whole number"
     PASSTHROUGH_TYPE = "passthrough_type", "source", "a passed-through value that does not fit the column's type"
-    DROPPED_BEFORE = "dropped_before", "source", "dropped in the dataset of ours that is read as a source"
+    DROPPED_BEFORE = "dropped_before", "source", "dropped already in the dataset that is read as a source"
     ROW_ERROR = "row_error", "source", "the conversion failed with an error of Python's, which the log names"
     DUPLICATE_PROMPT = "duplicate_prompt", "source", "another row has the same prompt"
     BEYOND_LIMIT = "beyond_limit", "source", "more prompts than prompts.limit"

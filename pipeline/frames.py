@@ -1,6 +1,6 @@
 """Rows as people hold them: data frames, datasets, lists of dicts; as Arrow tables and back.
 
-A library is imported only where its own object is asked for.
+A library is imported only if its own object is asked for.
 """
 
 from collections.abc import Iterable, Mapping

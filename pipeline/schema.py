@@ -40,7 +40,7 @@ TRUNCATED: Final = "truncated"
 STATUS: Final = "status"
 KEPT: Final = "kept"
 DROPPED: Final = "dropped"
-DROP_STAGE: Final = "drop_stage"  # see pipeline.drops, as for the reason
+DROP_STAGE: Final = "drop_stage"  # stages and reasons: see pipeline.drops
 DROP_REASON: Final = "drop_reason"
 SOURCE_FILE: Final = "source_file"  # relative to source.path
 SOURCE_ROW: Final = "source_row"  # 0-based row in that file
@@ -49,7 +49,7 @@ READ_FROM: Final = b"alignpot.read_from"  # in the metadata of a shard's schema:
 # --- subset ----------------------------------------------------------------------------------------
 MARGIN_EXPLICIT: Final = "margin_explicit"
 MARGIN_IMPLICIT: Final = "margin_implicit"
-POTENTIAL: Final = "potential"  # the score that was ranked, whatever the metric
+POTENTIAL: Final = "potential"  # the score that was ranked, by any metric
 
 # --- self-play: prompts, the K responses to each, their rewards, the pairs made of them ----------------
 PARENT_ID: Final = "parent_id"  # id of the prompt that this one was made from; null for a given one
@@ -140,7 +140,7 @@ def scored_schema(passthrough: Iterable[pa.Field] = ()) -> pa.Schema:
     Every part of a run has every column; one that does not apply holds nulls.
 
     Raises:
-        SchemaError: a passthrough column bears the name of one of ours.
+        SchemaError: a passthrough column has the name of a column of alignpot.
     """
     own = pa.schema([*PAIR_SCHEMA, *SCORE_FIELDS, *OUTCOME_FIELDS])
     extra = list(passthrough)

@@ -118,7 +118,7 @@ class TorchModel(Replicas):
     value."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """With the shape of every forward where that is fixed."""
+        """With the token budget if every forward is padded to it."""
         shape = {"token_budget": self.token_budget} if self.deterministic else {}
         return super().fingerprint() | shape
 
@@ -195,9 +195,8 @@ class ClassifierReward(TorchModel):
 
 def _backend(default: str) -> Discriminator:
     def tag(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return str(value.get("backend", default))
-        return str(getattr(value, "backend", default))
+        given = value.get("backend", default) if isinstance(value, Mapping) else getattr(value, "backend", default)
+        return str(given)
 
     return Discriminator(tag)
 

@@ -66,7 +66,7 @@ def reference() -> Iterator[str]:
 
 
 def docstrings(kind: type[Section]) -> dict[str, str]:
-    """The docstring of each key, on one line. Reading the source takes too long to be done at every import."""
+    """The docstring of each key, on one line. Read on demand, as it is too slow for every import."""
     found: dict[str, str] = {}
     for part in [base for base in reversed(kind.__mro__) if issubclass(base, Section)]:
         [tree] = ast.parse(inspect.getsource(part)).body

@@ -42,11 +42,11 @@ class Config(Section):
     source: Source | None = None
     storage: Storage = Storage()
     policy: Model | None = None
-    """The model to be trained. Needed where the metric reads the implicit margin."""
+    """The model to be trained. Needed if the metric reads the implicit margin."""
     reference: Model | None = None
     """The reference model of the objective. Needed by objectives that read one, such as dpo."""
     reward: Reward | None = None
-    """Where rewards come from. Needed where the metric reads the explicit margin."""
+    """Where rewards come from. Needed if the metric reads the explicit margin."""
     tokens: Tokens = Tokens()
     scored: Url = Field(json_schema_extra=LAYOUT)
     """Folder or URL of the scored dataset: every row once, with rewards, log-probs and token counts."""
@@ -89,7 +89,7 @@ class Config(Section):
         for name in ("fp8", "compile", "deterministic"):
             if len({getattr(model, name) for model in both}) > 1:
                 raise ValueError(
-                    f"{name} must be the same for policy and reference: the roundings of one alone would stay in "
+                    f"{name} must be the same for policy and reference: otherwise the roundings of one would stay in "
                     "the difference of their log-probs"
                 )
         if isinstance(self.policy, ColumnsModel) and isinstance(self.reference, TorchModel):

@@ -21,20 +21,20 @@ _CARRIED: Final = ("prompt_id", "parent_id", "strategy", "round")  # columns tha
 
 
 class Estimate(Section):
-    """What `--dry-run` assumes where it cannot look. The defaults are the authors' data, 8B models and one H100."""
+    """What `--dry-run` assumes for all that it cannot look up. Defaults: the authors' data, 8B models and one H100."""
 
     model_config = ConfigDict(json_schema_extra=LAYOUT)
 
     num_prompts: int = Field(default=61_135, ge=1)
-    """Prompts, where they cannot be counted."""
+    """Number of prompts, if they cannot be counted."""
     prompt_tokens: float = Field(default=200.0, gt=0)
     """Mean tokens of a prompt."""
     response_tokens: float = Field(default=350.0, gt=0)
     """Mean tokens of a response."""
     policy_params: float = Field(default=8.03e9, gt=0)
-    """Parameters of the policy, where its files are not there."""
+    """Parameters of the policy, if its files are missing."""
     reward_params: float = Field(default=7.5e9, gt=0)
-    """Parameters of the reward model, where its files are not there."""
+    """Parameters of the reward model, if its files are missing."""
     evolved_kept: float = Field(default=0.8, gt=0, le=1)
     """Share of new prompts that the filters keep."""
     gpu_flops: float = Field(default=9.9e14, gt=0)
@@ -60,15 +60,15 @@ class SelfPlayConfig(Section):
     policy: TorchModel = Field(json_schema_extra=BY_CONTENT)
     """The model of round 0."""
     reference: TorchModel | None = Field(default=None, json_schema_extra=BY_CONTENT)
-    """Default: the policy of round 0, where the objective or the training needs a reference."""
+    """Default: the policy of round 0, if the objective or the training needs a reference."""
     reward: ClassifierReward = Field(json_schema_extra=BY_CONTENT)
     """The reward model that judges responses; fp8 is not for it."""
     tokens: Tokens = Tokens()
     objective: Objective = Objective()
     metric: Metric = Metric(weight=_WEIGHT)
-    """With weight 2.5 where none is given."""
+    """The weight is 2.5 if none is given."""
     select: Select = Field(default=Select(fraction=_FRACTION), json_schema_extra=PER_OUTPUT)
-    """With fraction 0.25 where no rule is given."""
+    """The fraction is 0.25 if no rule is given."""
     generate: Generate = Generate()
     pair: Pairing = Pairing()
     evolve: Evolve | None = Evolve()
@@ -166,7 +166,7 @@ def parse_self_play(data: Mapping[str, Any], *, where: str = "config") -> SelfPl
 
 
 def _with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config with self-play's own weight and share where sections are given that leave them out."""
+    """The config with self-play's own weight and fraction in sections that leave them out."""
     merged = dict(data)
     metric, select = data.get("metric"), data.get("select")
     if isinstance(metric, Mapping):

@@ -1,9 +1,9 @@
-"""A complete dataset of ours, read in its order, as often as needed, in memory that does not grow.
+"""Reads a complete dataset of alignpot in its order, as often as needed, in constant memory.
 
-It is opened by its manifest. The files that the manifest names are read and no others: what was committed is what comes
-out, or an IntegrityError names the file. Parquet (all parts, and subsets that have it) is read by column and row group;
-the footer is checked against the manifest, every page against its checksum. Subsets in Arrow alone are copied to local
-disk and their digest is compared before a row is used.
+It is opened by its manifest. Only files that the manifest names are read, and rows come out as they were committed, or
+an IntegrityError names the file. Parquet (all parts, and subsets that have it) is read by column and row group; the
+footer is checked against the manifest, every page against its checksum. A subset that has Arrow files only is copied to
+local disk, and its digest is compared before a row is used.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import storage_errors, translated
 from pipeline.shown import listed, quoted
 
-_WHOLE_BYTES = 2**20  # a part up to this size is fetched by one request, whatever columns are wanted
+_WHOLE_BYTES = 2**20  # a part up to this size is fetched by one request, all columns included
 _REMEDIES = {
     SCORED: "Run `alignpot score` with its config, or correct `scored`.",
     SUBSET: "Give the folder that `alignpot select` or `run` wrote, once it is complete.",
@@ -192,7 +192,7 @@ class Dataset:
                 yield rows.select(wanted)
 
     def _rows(self, part: _OpenPart, group: int, wanted: list[str], *, kept_only: bool) -> pa.Table:
-        """Rows of a row group; their status is read where the manifest says that some were dropped."""
+        """Rows of a row group; their status is read only if the manifest says that some were dropped."""
         some_dropped = kept_only and part.file.num_kept < part.file.num_rows
         read = list(dict.fromkeys([*wanted, names.STATUS])) if some_dropped else wanted or self.schema.names[:1]
         table = self._read(part, [group], read)

@@ -124,7 +124,7 @@ def check_file(dataset: Place, file: File) -> None:
 
 
 class _Stream:
-    """The rows of tables, taken in whatever numbers."""
+    """The rows of several tables, taken in any numbers."""
 
     def __init__(self, run: Run, tables: Iterable[pa.Table]) -> None:
         self._place, self._tables = run.place, iter(tables)

@@ -35,7 +35,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A complete run: what it was made with, what became of every row, and where the rows are."""
+    """A complete run: its settings, the outcome of every row, and the files that hold the rows."""
 
     kind: str
     """What the rows are: scored pairs, a subset, or what self-play makes on the way to them."""
@@ -61,7 +61,7 @@ class Manifest:
 
     @property
     def fraction_dropped(self) -> float:
-        """Dropped rows as a share of all rows; 0 where there are none."""
+        """Dropped rows as a share of all rows; 0 if there are none."""
         return self.num_dropped / self.num_rows if self.num_rows else 0.0
 
     @property

@@ -89,7 +89,7 @@ def commit_part(dataset: Place, spec: PartSpec, table: pa.Table) -> PartSummary:
     The metadata of its schema says what the rows were read from, see `schema.READ_FROM`.
 
     Returns:
-        The summary of what is committed, which is another writer's part if that came first.
+        The summary of the committed part; if another writer was first, of that part.
 
     Raises:
         SchemaError: the table has not the columns of the run.
@@ -109,10 +109,10 @@ def commit_part(dataset: Place, spec: PartSpec, table: pa.Table) -> PartSummary:
 
 
 def read_part_summary(dataset: Place, spec: PartSpec, size: int | None = None) -> PartSummary:
-    """The summary of a committed part, from its footer alone; `size` in bytes saves a request where it is known.
+    """The summary of a committed part, from its footer alone; `size` in bytes, if known, saves a request.
 
     Raises:
-        IntegrityError: the part is missing or damaged, bears another fingerprint or index, or is of another source.
+        IntegrityError: the part is missing or damaged, or has another fingerprint, index or source.
     """
     place = dataset / part_path(spec.index)
     where = str(place)

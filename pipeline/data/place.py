@@ -1,4 +1,4 @@
-"""Opens the place that a URL names, and reads and checks it so that a fault is never mistaken for absence.
+"""Opens the place that a URL names, and reads and checks it. A fault is never mistaken for a missing object.
 
 Supports local paths, file://, s3:// and other stores whose client can create an object only if it is absent; never
 http. Everything below is read through a `Place`, so that every fault leaves as an error of pipeline.errors. Listing

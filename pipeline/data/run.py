@@ -1,7 +1,7 @@
 """One run of anything that writes: claim the place, see what is done, create what is not, publish the manifest last.
 
 `run.json`, put if absent, is the first object. It holds the fingerprint (everything that can move a number) and the
-plan. A second run with the same fingerprint goes on with the stored plan, whatever plan it brought along; another
+plan. A second run with the same fingerprint continues the stored plan, even if its own plan differs; another
 fingerprint is refused, naming the fields. So results of different fingerprints are never mixed, and a run may be
 started any number of times. `_SUCCESS.json`, put if absent, is the last object.
 """
@@ -40,7 +40,7 @@ class Plan:
     """The resolved config, for people; nothing is read back from it."""
     schema: pa.Schema = dataclasses.field(default_factory=lambda: pa.schema([]))
     shards: tuple[Mapping[str, Any], ...] = ()
-    """JSON values: `num_rows`, where it is known beforehand, and what else leads to the rows in the source."""
+    """JSON values: `num_rows`, if known beforehand, and how to find the rows in the source."""
     formats: tuple[str, ...] = ()
     """hf, parquet, jsonl for files that others read; empty for parts."""
     source_format: str = "alignpot"
@@ -92,7 +92,7 @@ class Run:
         return cls(place, joined)
 
     def pending(self) -> list[int]:
-        """Indices of the shards that have no part yet; other objects in the folder are left out of account."""
+        """Indices of the shards that have no part yet; other objects in the folder are ignored."""
         return sorted({*range(len(self.plan.shards))} - part_sizes(self.place).keys())
 
     def finish(self, extra: Mapping[str, Any], check: Callable[[Manifest], None] | None = None) -> Manifest:

@@ -1,4 +1,4 @@
-"""Checks a dataset of ours whole: every file that its manifest names, every page, every row and every sum."""
+"""Checks a whole dataset: every file that its manifest names, every page, every row and every sum."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ _MOST_NAMED: Final = 10
 
 
 def verify(place: Place) -> str:
-    """Read everything at `place` that a manifest of ours names; what was found, as a line.
+    """Read everything that the manifest at `place` names; returns the result as a line.
 
     Raises:
         SourceError: there is no dataset, or it is not complete.

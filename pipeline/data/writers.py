@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,20 +40,19 @@ def finite(value: Any) -> Any:
     return [finite(each) for each in value] if isinstance(value, list) else value
 
 
+_WRITERS: Final[Mapping[str, Callable[[Path, pa.Schema], Any]]] = {
+    "hf": lambda path, schema: pa.ipc.new_stream(str(path), schema),
+    "parquet": lambda path, schema: pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True),
+    "jsonl": lambda path, _: JsonLinesWriter(path),
+}
+
+
 class LocalFiles:
     """One file per format, growing batch by batch in `folder`; each format has a thread."""
 
     def __init__(self, folder: Path, schema: pa.Schema, formats: Sequence[str]) -> None:
         self.paths = {form: folder / f"current.{form}" for form in formats}
-        self._writers: list[Any] = []
-        if "hf" in formats:
-            self._writers.append(pa.ipc.new_stream(str(self.paths["hf"]), schema))
-        if "parquet" in formats:
-            self._writers.append(
-                pq.ParquetWriter(self.paths["parquet"], schema, compression="zstd", write_page_checksum=True)
-            )
-        if "jsonl" in formats:
-            self._writers.append(JsonLinesWriter(self.paths["jsonl"]))
+        self._writers: list[Any] = [_WRITERS[form](path, schema) for form, path in self.paths.items()]
         self._pool = ThreadPoolExecutor(len(self._writers))
 
     def write(self, table: pa.Table) -> None:
