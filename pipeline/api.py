@@ -11,8 +11,10 @@ Every function raises an AlignpotError that says what is wrong with the argument
 """
 
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,15 +59,15 @@ class Pairs(Rows):
 class Scored(Rows):
     """A scored dataset: the kept rows with their rewards, log-probs and token counts.
 
-    path: where it lies. dropped: left-out rows by stage and reason.
+    path: where it lies; temporary files go with this object. dropped: left-out rows by stage and reason.
     """
 
-    def __init__(self, config: Config, folder: "tempfile.TemporaryDirectory[str]") -> None:
+    def __init__(self, config: Config, files: ExitStack) -> None:
         self.dataset = Dataset.open(Place.open(config.scored, config.storage))
         self.config = config
         self.path = config.scored
         self.dropped = self.dataset.manifest.drops_by_reason
-        self._folder = folder  # goes with this object
+        weakref.finalize(self, files.close)
 
     def __len__(self) -> int:
         return self.dataset.num_kept
@@ -140,23 +142,22 @@ def score(
     from pipeline.steps.score import check_dropped, prepare_score
     from pipeline.steps.score import score as run_score
 
-    folder = tempfile.TemporaryDirectory(prefix="alignpot-")
-    work = Path(folder.name)
     given = {"policy": policy, "reference": reference, "reward": reward}
-    models = {role: _model_section(model, role, work / role) for role, model in given.items() if model is not None}
     metric = "potential" if policy is not None and reward is not None else "explicit" if policy is None else "implicit"
-    config = parse_config({
-        "source": {"path": _path_of(data, work / "rows"), **sections.pop("source", {})},
-        **models,
-        "scored": str(path or work / "scored"),
-        "objective": _named(sections.pop("objective", {})),
-        "metric": {"name": metric},
-        "run": {"engine": engine, **sections.pop("run", {})},
-        **sections,
-    })  # fmt: skip
-    _, manifest = run_score(prepare_score(config))
-    check_dropped(config, manifest)
-    return Scored(config, folder)
+    with ExitStack() as files:
+        work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="alignpot-")))
+        config = parse_config({
+            "source": {"path": _path_of(data, work / "rows"), **sections.pop("source", {})},
+            **{role: _model_section(model, role, work / role) for role, model in given.items() if model is not None},
+            "scored": str(path or work / "scored"),
+            "objective": _named(sections.pop("objective", {})),
+            "metric": {"name": metric},
+            "run": {"engine": engine, **sections.pop("run", {})},
+            **sections,
+        })  # fmt: skip
+        _, manifest = run_score(prepare_score(config))
+        check_dropped(config, manifest)
+        return Scored(config, files.pop_all())
 
 
 def select(scored: Any, *, objective: Any = None, metric: Any = None, **keys: Any) -> Subset:

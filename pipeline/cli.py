@@ -30,8 +30,7 @@ app = typer.Typer(
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config file.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one key of the config; may be repeated."),
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one key; may be repeated.")
 ]
 _EXPORTS: Final = "trl, trl-kto, trl-reward, openrlhf, llama-factory, llama-factory-kto, axolotl or nemo-rl."
 EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")]
@@ -234,12 +233,12 @@ def demo(
     """Run the whole job on data that ships with alignpot and on small, but real, models."""
     from pipeline.demo.run import run_demo, run_self_play_demo
 
-    if not self_play:
-        _echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
-    elif pairs is None:
+    if self_play and pairs is not None:
+        raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
+    if self_play:
         _echo(run_self_play_demo(workdir or Path(".demo-self-play"), overrides or ()))
     else:
-        raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
+        _echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
 
 
 def _config(path: Path, overrides: Sequence[str] | None) -> "Config":
