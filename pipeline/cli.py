@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="alignpot",
-    help="Choose the preference pairs a language model can still learn most from.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -222,9 +221,7 @@ def self_play(
 
 @app.command()
 def demo(
-    workdir: Annotated[
-        Path | None, typer.Option(help="Folder of all files; default: .demo or .demo-self-play.")
-    ] = None,
+    workdir: Annotated[Path | None, typer.Option(help="Folder; default: .demo or .demo-self-play.")] = None,
     pairs: Annotated[int | None, typer.Option(help="How many of the 307 pairs to score; default: 100.")] = None,
     overrides: Overrides = None,
     *,

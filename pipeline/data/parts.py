@@ -28,7 +28,8 @@ from pipeline.shown import listed, quoted
 PARTS_FOLDER: Final = "parts"
 ROW_GROUP_ROWS: Final = 4096  # text of some 16 MB; a group is the unit of reading
 _SUMMARY_KEY: Final = b"alignpot.part"
-_NO_SEAL: Final = b"alignpot.seal:" + b"0" * 32  # is replaced by the footer's own digest
+_SEAL_START: Final = b"alignpot.seal:"
+_NO_SEAL: Final = _SEAL_START + b"0" * 32  # is replaced by the footer's own digest
 _SEAL: Final = re.compile(rb"alignpot\.seal:[0-9a-f]{32}")
 _TAIL_BYTES: Final = 64 * 2**10
 _PART_NAME = re.compile(r"^(\d{8,})\.parquet$")
@@ -169,17 +170,13 @@ def read_footer(place: Place, size: int) -> bytes:
 
 
 def add_id_digests(digests: Iterable[str]) -> str:
-    """The id digest of several parts together."""
+    """The id digest of several ids or parts together."""
     return f"{sum(int(each, 16) for each in digests) % 2**128:032x}"
 
 
 def footer_bytes(data: bytes | bytearray) -> int:
     """Length of a Parquet footer, given the end of the object."""
     return int.from_bytes(data[-8:-4], "little") + 8
-
-
-def _seal(footer: bytes) -> bytes:
-    return _NO_SEAL[:-32] + digest(footer).encode()
 
 
 def _check_source(found: str | None, spec: PartSpec, where: str) -> None:
@@ -192,7 +189,7 @@ def _check_source(found: str | None, spec: PartSpec, where: str) -> None:
 
 def _summary(footer: bytes, size: int, where: str) -> PartSummary:
     seal = _SEAL.search(footer)  # compared before a byte of the footer is decoded
-    if seal is None or seal[0] != _seal(_SEAL.sub(_NO_SEAL, footer)):
+    if seal is None or seal[0] != _SEAL_START + digest(_SEAL.sub(_NO_SEAL, footer)).encode():
         raise IntegrityError(f"{where} is damaged: its footer is not as written. Restore it, or score again.")
     try:
         facts = json.loads(pq.read_metadata(pa.BufferReader(footer)).metadata[_SUMMARY_KEY])
@@ -279,5 +276,5 @@ def _encoded(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
         writer.add_key_value_metadata({_SUMMARY_KEY.decode(): json.dumps(facts), "seal": _NO_SEAL.decode()})
     data = bytearray(sink.getvalue())
     footer = slice(len(data) - footer_bytes(data), len(data))
-    data[footer] = _SEAL.sub(_seal(bytes(data[footer])), data[footer])
+    data[footer] = _SEAL.sub(_SEAL_START + digest(bytes(data[footer])).encode(), data[footer])
     return bytes(data)
