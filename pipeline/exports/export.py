@@ -7,12 +7,11 @@ command finds its export and does nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 
-from pipeline.config import Storage
+from pipeline import schema
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.files import file_shards, finish_files, write_files
@@ -22,11 +21,12 @@ from pipeline.data.run import Plan, Run, check_claim
 from pipeline.data.sealed import fingerprint_digest
 from pipeline.errors import ConfigError, DataError
 from pipeline.exports.formats import FORMATS
-from pipeline.exports.layout import PAIR, ExportFormat, Facts, Row
-from pipeline.exports.survey import Survey, describe_unfit, fit_blocks, survey
-from pipeline.shown import listed, shown, shown_path
+from pipeline.exports.layout import ANSWER, WANTED, ExportFormat, Row
+from pipeline.exports.survey import Survey, fit_blocks, survey
+from pipeline.shown import listed, shown
 
-ROWS_PER_FILE: Final = 100_000
+_IDS_SHOWN: Final = 5
+_USED: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS)
 _INSIDE_LISTS: Final = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _JSON_TYPES: Final = (
     *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
@@ -34,110 +34,105 @@ _JSON_TYPES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
-    """What the command was asked for.
+def export_subset(
+    subset: Place,
+    to: str,
+    output: Place,
+    *,
+    slim: bool = False,
+    drop_unfit: bool = False,
+    rows_per_file: int = 100_000,
+) -> str:
+    """Write the export, unless it is there already; returns the text to print.
 
     slim: only what the trainer reads. drop_unfit: leave out pairs that the format cannot hold, instead of refusing.
-    """
-
-    subset: str
-    to: str
-    output: str
-    storage: Storage
-    slim: bool = False
-    drop_unfit: bool = False
-    rows_per_file: int = ROWS_PER_FILE
-
-
-def export_subset(request: ExportRequest) -> Iterator[str]:
-    """Write the export; the texts to print.
 
     Raises:
         ConfigError: an unknown format.
         DataError: pairs do not fit, and are not to be left out.
         AlignpotError: the subset cannot be read, or the output not written.
     """
-    form = FORMATS.get(request.to)
+    form = FORMATS.get(to)
     if form is None:
-        raise ConfigError(f"--to {shown(request.to)} is no format; wanted one of {', '.join(FORMATS)}.")
-    subset = Dataset.open(Place.open(request.subset, request.storage), SUBSET)
-    manifest = _export(subset, Place.open(request.output, request.storage), request, form)
-    yield _told(manifest, request, form)
-
-
-def _export(subset: Dataset, output: Place, request: ExportRequest, form: ExportFormat) -> Manifest:
-    fingerprint = _fingerprint(subset.manifest, request)
+        raise ConfigError(f"--to {shown(to)} is no format; wanted one of {', '.join(FORMATS)}.")
+    dataset = Dataset.open(subset, SUBSET)
+    # The rows of the subset decide the bytes, not the files or the place they lie in.
+    source = dataset.manifest.fingerprint
+    decisive = {name: value for name, value in source.items() if name not in ("formats", "layout")}
+    fingerprint = {
+        "subset": fingerprint_digest(decisive),
+        "subset_rows": dataset.manifest.num_rows,
+        "export": to,
+        "slim": slim,
+        "drop_unfit": drop_unfit,
+    }
     done = Dataset.find(output, EXPORT)
     if done is not None:
         check_claim(output, EXPORT, fingerprint)
-        about = done.manifest.extra
-        _check_fit(about["num_unfit"], about["unfit_ids"], about["num_pairs"], request)
-        return done.manifest
+        manifest = done.manifest
+        _check_fit(manifest.extra, to, drop_unfit=drop_unfit)
+        return _told(manifest, output, form)
     check_writable(output)
-    found = survey(subset, form)
-    _check_fit(dict(found.num_unfit), found.ids, found.num_pairs, request)
+    found = survey(dataset, form)
+    about: dict[str, Any] = {
+        "num_pairs": found.num_pairs,
+        "num_unfit": dict(sorted(found.num_unfit.items())),
+        "unfit_ids": dict(sorted(found.unfit_ids.items())),
+    }
+    _check_fit(about, to, drop_unfit=drop_unfit)
     if not found.num_fit:
-        where = shown_path(request.subset)
-        raise DataError(f"{where} has no pair to export: {found.num_pairs:,} pairs, none fits {request.to}.")
-    kept, left_out = _extra_columns(found, form, slim=request.slim)
+        raise DataError(f"{subset} has no pair to export: {found.num_pairs:,} pairs, none fits {to}.")
+    extra, about["columns_left_out"] = ([], []) if slim else _extra_columns(found, form)
+    own = [pa.field(column.name, column.type) for column in form.columns(found.facts)]
     plan = Plan(
         kind=EXPORT,
         fingerprint=fingerprint,
         config={},
-        schema=pa.schema([*form.columns(found.facts), *kept]),
-        shards=file_shards(found.num_fit * form.rows_per_pair, request.rows_per_file),
+        schema=pa.schema([*own, *extra]),
+        shards=file_shards(found.num_fit * form.rows_per_pair, rows_per_file),
         formats=(form.container,),
     )
     run = Run.claim(output, plan)
-    files = write_files(run, _tables(subset, form, found.facts, plan.schema))
-    about = {
-        "num_pairs": found.num_pairs,
-        "num_unfit": dict(sorted(found.num_unfit.items())),
-        "unfit_ids": dict(sorted(found.ids.items())),
-        "columns_left_out": left_out,
-    }
-    return finish_files(run, files, form.descriptions(found.facts), about)
+    files = write_files(run, _tables(dataset, form, found, plan.schema))
+    return _told(finish_files(run, files, form.descriptions(found.facts), about), output, form)
 
 
-def _fingerprint(subset: Manifest, request: ExportRequest) -> dict[str, Any]:
-    """What decides the bytes: the subset (its rows, not the files or the place they lie in), the format and `slim`."""
-    decisive = {name: value for name, value in subset.fingerprint.items() if name not in ("formats", "layout")}
-    return {
-        "subset": fingerprint_digest(decisive),
-        "subset_rows": subset.num_rows,
-        "export": request.to,
-        "slim": request.slim,
-        "drop_unfit": request.drop_unfit,
-    }
+def unpaired(pairs: Sequence[Row]) -> Iterator[Row]:
+    """Each answer of each pair as a row; chosen and rejected answers alternate.
+
+    The rejected answers are moved on by half a block, so that the two answers of a pair are far apart.
+    """
+    half = len(pairs) // 2
+    for index, pair in enumerate(pairs):
+        other = pairs[(index + half) % len(pairs)]
+        yield {**pair, ANSWER: pair[schema.CHOSEN], WANTED: True}
+        yield {**other, ANSWER: other[schema.REJECTED], WANTED: False}
 
 
-def _check_fit(
-    num_unfit: dict[str, int], ids: Mapping[str, Sequence[str]], num_pairs: int, request: ExportRequest
-) -> None:
-    if num_unfit and not request.drop_unfit:
-        raise DataError(
-            f"{sum(num_unfit.values()):,} of {num_pairs:,} pairs do not fit {request.to}:\n"
-            f"{describe_unfit(num_unfit, ids)}\nLeave them out with --drop-unfit, or export to another format."
-        )
+def _tables(subset: Dataset, form: ExportFormat, found: Survey, columns: pa.Schema) -> Iterator[pa.Table]:
+    own = form.columns(found.facts)
+    extra = columns.names[len(own) :]
+    for block in fit_blocks(subset, form):
+        rows = unpaired(block) if form.unpaired else block
+        values = [
+            {column.name: column.value(row) for column in own} | {name: row[name] for name in extra} for row in rows
+        ]
+        yield pa.Table.from_pylist(values, schema=columns)
 
 
-def _extra_columns(found: Survey, form: ExportFormat, *, slim: bool) -> tuple[list[pa.Field], list[str]]:
-    """Columns of the subset that go along, and the names of those that cannot."""
-    if slim:
-        return [], []
-    used = {"prompt", "chosen", "rejected", "tools"}
-    own = {field.name for field in form.columns(found.facts)}
+def _extra_columns(found: Survey, form: ExportFormat) -> tuple[list[pa.Field], list[str]]:
+    """Other columns of the subset that are kept, and the names of those that cannot be."""
+    unwanted = {column.name for column in form.columns(found.facts)} | form.misread
     kept, left_out = [], []
     for column in found.schema:
-        if column.name in used:
+        if column.name in _USED:
             continue
-        # Readers of JSON Lines infer types from the first lines: a column whose values begin later could not be loaded.
+        # Readers of JSON Lines infer types from the first lines: they could not load a column whose values begin later.
         holds = form.container != "jsonl" or (_is_json(column.type) and column.name not in found.gaps)
-        if column.name in own | form.misread or not holds:
-            left_out.append(column.name)
-        else:
+        if holds and column.name not in unwanted:
             kept.append(column)
+        else:
+            left_out.append(column.name)
     return kept, left_out
 
 
@@ -149,30 +144,34 @@ def _is_json(kind: pa.DataType) -> bool:
     return any(check(kind) for check in _JSON_TYPES)
 
 
-def _tables(subset: Dataset, form: ExportFormat, facts: Facts, schema: pa.Schema) -> Iterator[pa.Table]:
-    own = {field.name for field in form.columns(facts)}
-    extra = [name for name in schema.names if name not in own]
-    for block in fit_blocks(subset, form):
-        values = [_with_extra(row, block, extra) for row in form.convert(block, facts)]
-        yield pa.Table.from_pylist(values, schema=schema)
+def _check_fit(about: Mapping[str, Any], to: str, *, drop_unfit: bool) -> None:
+    num_unfit = sum(about["num_unfit"].values())
+    if num_unfit and not drop_unfit:
+        raise DataError(
+            f"{num_unfit:,} of {about['num_pairs']:,} pairs do not fit {to}:\n{_unfit_lines(about)}\n"
+            "Leave them out with --drop-unfit, or export to another format."
+        )
 
 
-def _with_extra(row: dict[str, Any], block: Sequence[Row], extra: Sequence[str]) -> dict[str, Any]:
-    pair = block[row.pop(PAIR)]
-    return {**row, **{name: pair[name] for name in extra}}
+def _unfit_lines(about: Mapping[str, Any]) -> str:
+    lines = []
+    for reason, count in about["num_unfit"].items():
+        more = ", ..." if count > _IDS_SHOWN else ""
+        lines.append(f"  {reason}: {count:,} ({listed(about['unfit_ids'][reason][:_IDS_SHOWN])}{more})")
+    return "\n".join(lines)
 
 
-def _told(manifest: Manifest, request: ExportRequest, form: ExportFormat) -> str:
-    path, about = shown_path(request.output.rstrip("/")), manifest.extra
+def _told(manifest: Manifest, output: Place, form: ExportFormat) -> str:
+    about = manifest.extra
     num_unfit = sum(about["num_unfit"].values())
     lines = [
         f"export: {manifest.num_rows:,} rows from {about['num_pairs'] - num_unfit:,} pairs, for {form.reads}",
-        f"  {path}",
-        f"  {form.usage.format(path=path)}",
+        f"  {output}",
+        f"  {form.usage.format(path=output)}",
     ]
     if num_unfit:
-        lines.append(f"left out, {num_unfit:,} pairs:\n{describe_unfit(about['num_unfit'], about['unfit_ids'])}")
+        lines.append(f"left out, {num_unfit:,} pairs:\n{_unfit_lines(about)}")
     if about["columns_left_out"]:
         why = "" if form.container == "hf" else ", or without a value in every pair"
-        lines.append(f"columns that {request.to} has no place for{why}: {listed(about['columns_left_out'], 100)}")
+        lines.append(f"columns that {form.name} has no place for{why}: {listed(about['columns_left_out'], 100)}")
     return "\n".join(lines)
