@@ -61,12 +61,12 @@ def train_policy(models: Models, start: TorchModel, subsets: Sequence[str], plac
         return _found(config, done.extra, url, output)
     for subset in subsets:
         verify(Place.open(subset, config.storage))
-    result = _run(replace(job, output=output), config)
-    seconds = float(result.summary["seconds_in_all"])
-    facts = {"digest": result.digest, "policy": str(result.policy), "summary": result.summary, "seconds": seconds}
-    run.publish(run.manifest(extra=facts))
+    summary = _run(job.model_copy(update={"output": output}), config)
+    seconds = float(summary["seconds_in_all"])
     policy = _trained_model(config, output)
-    return Trained(url=url, policy=policy, digest=result.digest, summary=result.summary, seconds=seconds)
+    digest = model_fingerprint(policy)["weights"]
+    run.publish(run.manifest(extra={"digest": digest, "policy": str(output), "summary": summary, "seconds": seconds}))
+    return Trained(url=url, policy=policy, digest=digest, summary=summary, seconds=seconds)
 
 
 def training_job(config: SelfPlayConfig, start: TorchModel, subsets: Sequence[str]) -> TrainJob:

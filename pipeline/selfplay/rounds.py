@@ -45,7 +45,7 @@ from pipeline.selfplay.rounds_table import render_rounds
 from pipeline.sources.contamination import Contamination, read_benchmark
 from pipeline.sources.prompts import read_prompts
 from pipeline.steps.score import pinned
-from pipeline.training.check import check_training
+from pipeline.training.job import check_training
 
 KIND: Final = "self-play"
 
