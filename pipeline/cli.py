@@ -256,7 +256,7 @@ def self_play(
 
     loaded = load_self_play(config, overrides or ())
     if dry_run:
-        from pipeline.selfplay.dry_run import dry_run as estimated
+        from pipeline.selfplay.estimate import dry_run as estimated
 
         _echo(estimated(loaded))
         return

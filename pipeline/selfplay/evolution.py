@@ -27,41 +27,34 @@ from pipeline.sources.contamination import Contamination
 from pipeline.steps.step import OwnRows, Step, run_step
 
 
-def open_subset(url: str, storage: Storage) -> Dataset:
-    """The complete subset at `url`.
-
-    Raises:
-        SourceError: there is none.
-    """
-    return Dataset.open(Place.open(url, storage), SUBSET)
-
-
-def prompts_of(url: str, storage: Storage) -> pa.Table:
-    """The prompts of a subset's pairs, each once, by id, as a table of PROMPT_SCHEMA."""
-    provenance = [field.name for field in schema.PROVENANCE_FIELDS]
-    return selected_prompts(open_subset(url, storage).table([schema.PROMPT_ID, schema.PROMPT, *provenance]))
-
-
-def write_prompts(config: SelfPlayConfig, table: pa.Table, url: str, fingerprint: Mapping[str, Any]) -> Dataset:
-    """A table of PROMPT_SCHEMA as a dataset; another table, or the same with another fingerprint, is refused there."""
-    step = Step(
-        kind=PROMPTS,
-        url=url,
-        rows=OwnRows(rows=table, shard_rows=4096),
-        stages=(),
-        schema=schema.PROMPT_SCHEMA,
-        fingerprint={**fingerprint, "rows": _content(table)},
-        config=config.model_dump(mode="json"),
-    )
-    return run_step(step, config.run.model_copy(update={"engine": "plain"}), config.storage)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
     """What no new prompt may repeat: prompts that were given or made before, and benchmarks."""
 
     prompts: tuple[pa.Table, ...]
     benchmarks: Contamination | None
+
+
+def prompts_of(url: str, storage: Storage) -> pa.Table:
+    """The prompts of a subset's pairs, each once, by id, as a table of PROMPT_SCHEMA."""
+    provenance = [field.name for field in schema.PROVENANCE_FIELDS]
+    subset = Dataset.open(Place.open(url, storage), SUBSET)
+    return selected_prompts(subset.table([schema.PROMPT_ID, schema.PROMPT, *provenance]))
+
+
+def write_prompts(config: SelfPlayConfig, table: pa.Table, url: str, fingerprint: Mapping[str, Any]) -> Dataset:
+    """A table of PROMPT_SCHEMA as a dataset; a dataset of another table or fingerprint at `url` is refused."""
+    rows = table.combine_chunks().cast(schema.PROMPT_SCHEMA).to_pylist()
+    step = Step(
+        kind=PROMPTS,
+        url=url,
+        rows=OwnRows(rows=table, shard_rows=4096),
+        stages=(),
+        schema=schema.PROMPT_SCHEMA,
+        fingerprint={**fingerprint, "rows": digest(json.dumps(rows, ensure_ascii=False).encode())},
+        config=config.model_dump(mode="json"),
+    )
+    return run_step(step, config.run.model_copy(update={"engine": "plain"}), config.storage)
 
 
 def evolve_prompts(models: Models, known: Known, number: int, subset: str, url: str, counts: Counts) -> Dataset:
@@ -73,12 +66,9 @@ def evolve_prompts(models: Models, known: Known, number: int, subset: str, url: 
     assert config.evolve is not None  # noqa: S101
     parents = prompts_of(subset, config.storage)
     settings = config.evolve.model_dump(mode="json")
-    asked = write_prompts(
-        config,
-        plan_evolution(parents, config.evolve, round_=number),
-        f"{url}/tasks",
-        {"evolve": settings, "subset": open_subset(subset, config.storage).content},
-    )
+    content = Dataset.open(Place.open(subset, config.storage), SUBSET).content
+    tasks = plan_evolution(parents, config.evolve, round_=number)
+    asked = write_prompts(config, tasks, f"{url}/tasks", {"evolve": settings, "subset": content})
     step = Step(
         kind=PROMPTS,
         url=f"{url}/drafts",
@@ -103,8 +93,3 @@ def evolve_prompts(models: Models, known: Known, number: int, subset: str, url: 
     counts.tokens_generated += pc.sum(table[schema.NUM_TOKENS_DRAFT], min_count=0).as_py()
     counts.seconds["evolve"] = time.monotonic() - started
     return written
-
-
-def _content(table: pa.Table) -> str:
-    rows = table.combine_chunks().cast(schema.PROMPT_SCHEMA).to_pylist()
-    return digest(json.dumps(rows, ensure_ascii=False).encode())

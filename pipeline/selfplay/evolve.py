@@ -1,10 +1,10 @@
-"""Prompts made of prompts: each one is rewritten by the policy in some of five ways.
+"""Prompts made of prompts: the policy rewrites each one in some of five ways.
 
-    plan_evolution   prompts -> one row for each prompt and strategy, which is a task; decides everything but the text
+    plan_evolution   prompts -> tasks, one row for each prompt and strategy; decides everything but the text
     evolve           tasks -> drafts, one row for one row: dropped, or with the text that the policy wrote
 
-A task bears its parent's prompt, and an id of parent, strategy and round; a new prompt bears its own prompt, and the
-digest of parent, strategy and text as its id. The last user turn is rewritten; system turn and earlier turns stay.
+A task has its parent's prompt, and an id of parent, strategy and round. A new prompt has the digest of parent, strategy
+and text as its id. The last user turn is rewritten; system turn and earlier turns stay.
 """
 
 import re
@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema as s
 from pipeline.config import Evolve, Strategy
 from pipeline.drops import Drop, Reason
 from pipeline.errors import DataError, IntegrityError
-from pipeline.selfplay.sampler import Response, seed_of
+from pipeline.selfplay.candidates import PromptRenderer
+from pipeline.selfplay.sampler import Request, Response, Sampler, Sampling, seed_of
 from pipeline.selfplay.strategies import template_of
 from pipeline.shown import quoted
 from pipeline.sources.ids import json_digest
@@ -25,8 +27,7 @@ from pipeline.sources.rows import Turn
 from pipeline.sources.turns import user_turn
 
 Ask = Callable[[Sequence[list[Turn]], Sequence[int]], Sequence[Response | None]]
-"""One response to each list of messages, given a seed for each; None where the messages are too long for the model."""
-
+"""One response to each list of messages, given a seed for each; None if the messages are too long for the model."""
 
 _SPEAKERS: Final = {"user": "User", "assistant": "Assistant"}
 _QUOTES: Final = {'"': '"', "\u201c": "\u201d", "\u00ab": "\u00bb", "\u201e": "\u201c", "`": "`"}
@@ -60,19 +61,12 @@ def plan_evolution(prompts: pa.Table, config: Evolve, *, round_: int) -> pa.Tabl
 
     With `per_prompt`, the strategies of a prompt are those of the smallest hashes of seed, round, prompt and strategy.
     """
-    rows = [
-        {
-            s.ID: json_digest([row[s.ID], strategy, round_]),
-            s.PROMPT: row[s.PROMPT],
-            s.PARENT_ID: row[s.ID],
-            s.STRATEGY: strategy,
-            s.ROUND: round_,
-            s.STATUS: s.KEPT,
-        }
-        for row in prompts.to_pylist()
-        if row[s.STATUS] != s.DROPPED
-        for strategy in _strategies_for(row[s.ID], config, round_)
-    ]
+    rows = []
+    for row in prompts.filter(pc.not_equal(prompts[s.STATUS], s.DROPPED)).to_pylist():
+        hashes = {name: seed_of(config.seed, str(round_), row[s.ID], name) for name in config.strategies}
+        for strategy in sorted(sorted(hashes, key=hashes.__getitem__)[: config.per_prompt]):
+            task = {s.ID: json_digest([row[s.ID], strategy, round_]), s.PROMPT: row[s.PROMPT], s.STATUS: s.KEPT}
+            rows.append(task | {s.PARENT_ID: row[s.ID], s.STRATEGY: strategy, s.ROUND: round_})
     return pa.Table.from_pylist(rows, schema=s.PROMPT_SCHEMA)
 
 
@@ -89,7 +83,7 @@ def evolve(tasks: pa.Table, ask: Ask, config: Evolve) -> pa.Table:
         if row[s.PROMPT] and row[s.PROMPT][-1]["role"] == "user":
             asked.append(row)
         else:
-            _drop(row, Reason.NO_LAST_USER_TURN)
+            row.update(Drop(Reason.NO_LAST_USER_TURN, "evolve").columns)
     requests = [request_for(row[s.PROMPT], row[s.STRATEGY]) for row in asked]
     seeds = [seed_of(config.seed, row[s.PARENT_ID], row[s.STRATEGY], str(row[s.ROUND])) for row in asked]
     answers = ask(requests, seeds) if asked else []
@@ -98,6 +92,42 @@ def evolve(tasks: pa.Table, ask: Ask, config: Evolve) -> pa.Table:
     for row, answer in zip(asked, answers, strict=True):
         _fill(row, answer)
     return pa.Table.from_pylist(rows, schema=s.DRAFT_SCHEMA)
+
+
+class EvolvePrompts:
+    """`evolve` by a policy: tasks in, new prompts out, a row each; the whole table is sampled as one call.
+
+    Args:
+        sampler: the policy, loaded.
+        renderer: how the policy reads messages; longer requests than it allows are not asked.
+        config: sampling and its seed.
+    """
+
+    def __init__(self, sampler: Sampler, renderer: PromptRenderer, config: Evolve) -> None:
+        self._sampler = sampler
+        self._renderer = renderer
+        self._config = config
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The new prompt of each task, or why there is none."""
+        return evolve(table, self._ask, self._config)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._sampler.close()
+
+    def _ask(self, messages: Sequence[list[Turn]], seeds: Sequence[int]) -> list[Response | None]:
+        ids = [self._renderer.token_ids(turns) for turns in messages]
+        requests = {
+            i: Request(prompt_ids=found, seed=seeds[i]) for i, found in enumerate(ids) if not isinstance(found, Reason)
+        }
+        config = self._config
+        sampling = Sampling(
+            num_responses=1, temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens
+        )
+        answers = self._sampler.sample(list(requests.values()), sampling) if requests else []
+        said = {i: responses[0] for i, responses in zip(requests, answers, strict=True)}
+        return [said.get(i) for i in range(len(ids))]
 
 
 def request_for(prompt: Sequence[Turn], strategy: Strategy) -> list[Turn]:
@@ -122,27 +152,16 @@ def cleaned(text: str) -> str:
     return text
 
 
-def _strategies_for(prompt_id: str, config: Evolve, round_: int) -> list[Strategy]:
-    drawn = sorted(
-        dict.fromkeys(config.strategies), key=lambda name: seed_of(config.seed, str(round_), prompt_id, name)
-    )
-    return sorted(drawn[: config.per_prompt])
-
-
 def _fill(row: dict[str, Any], answer: Response | None) -> None:
     if answer is None:
-        _drop(row, Reason.REQUEST_TOO_LONG)
+        row.update(Drop(Reason.REQUEST_TOO_LONG, "evolve").columns)
         return
     row[s.NUM_TOKENS_DRAFT] = answer.num_tokens
     text = cleaned(answer.text)
-    if answer.finish_reason != "stop":
-        _drop(row, Reason.UNFINISHED_RESPONSE)
-    elif not text:
-        _drop(row, Reason.EMPTY_PROMPT)
+    if answer.finish_reason != "stop" or not text:
+        unfinished = answer.finish_reason != "stop"
+        reason = Reason.UNFINISHED_RESPONSE if unfinished else Reason.EMPTY_PROMPT
+        row.update(Drop(reason, "evolve").columns)
     else:
         row[s.PROMPT] = [*row[s.PROMPT][:-1], user_turn(text)]
         row[s.ID] = json_digest([row[s.PARENT_ID], row[s.STRATEGY], text])
-
-
-def _drop(row: dict[str, Any], reason: Reason) -> None:
-    row.update(Drop(reason, "evolve").columns)

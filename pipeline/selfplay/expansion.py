@@ -1,5 +1,5 @@
 """From prompts to a subset of pairs: generate, annotate, pair, score, select. A round does it for its prompts, and
-again for those that were made of the selected ones.
+again for new prompts that were made of the selected ones.
 
     prompts -> candidates/ -> annotated/ -> pairs/ -> scored/ -> subset/
 
@@ -21,7 +21,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.selfplay.pairing import make_pairs
 from pipeline.selfplay.plan import annotate_stages, generate_stage
-from pipeline.steps.plan import Stage
+from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
 from pipeline.steps.step import OwnRows, Step, run_step
@@ -43,7 +43,7 @@ class Models:
     config: SelfPlayConfig
     policy: TorchModel
     fingerprints: Mapping[str, Any]
-    """By role: policy, reward and, where there is one, reference."""
+    """By role: policy, reward and, if there is one, reference."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +61,11 @@ class Counts:
     seconds: dict[str, float] = field(default_factory=dict)
     margins: dict[str, Any] = field(default_factory=dict)
 
+    def add(self, name: str, manifest: Manifest) -> None:
+        """Count what a step dropped, and its seconds."""
+        self.seconds[name] = manifest.extra.get("seconds", 0.0)
+        self.add_drops(manifest)
+
     def add_drops(self, manifest: Manifest) -> None:
         """Count what a step dropped."""
         for reason, count in manifest.drops_by_reason.items():
@@ -74,11 +79,8 @@ def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts)
         TooManyDroppedError: a larger share of the prompts than run.max_dropped has no response with a reward.
     """
     config = models.config
-    tokens = config.tokens.fingerprint()
-    candidates = _made(
-        models,
-        counts,
-        "generate",
+    tokens, plain = config.tokens.fingerprint(), config.model_dump(mode="json")
+    candidates = run_step(
         Step(
             kind=CANDIDATES,
             url=f"{url}/{CANDIDATES}",
@@ -91,29 +93,29 @@ def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts)
                 "generate": config.generate.fingerprint(),
                 "tokens": {name: tokens[name] for name in ("chat_template", "date")},
             },
-            config=config.model_dump(mode="json"),
+            config=plain,
         ),
+        config.run,
+        config.storage,
     )
+    counts.add("generate", candidates.manifest)
     counts.prompts, counts.candidates = prompts.num_kept, candidates.num_kept
     counts.tokens_generated += candidates.manifest.num_tokens.get(schema.RESPONSE_TOKENS, 0)
-    annotated = _made(
-        models,
-        counts,
-        "annotate",
+    reward = models.fingerprints["reward"]
+    annotated = run_step(
         Step(
             kind=ANNOTATED,
             url=f"{url}/{ANNOTATED}",
             rows=OwnRows(rows=candidates, shard_rows=config.generate.shard_prompts),
             stages=annotate_stages(config),
             schema=schema.ANNOTATED_SCHEMA,
-            fingerprint={
-                "input": candidates.content,
-                "reward": models.fingerprints["reward"],
-                "date": tokens["date"],
-            },
-            config=config.model_dump(mode="json"),
+            fingerprint={"input": candidates.content, "reward": reward, "date": tokens["date"]},
+            config=plain,
         ),
+        config.run,
+        config.storage,
     )
+    counts.add("annotate", annotated.manifest)
     dropped = prompts.num_kept - annotated.num_kept
     if dropped > config.run.max_dropped * prompts.num_kept:
         raise TooManyDroppedError(
@@ -125,46 +127,37 @@ def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts)
 
 
 def expand(models: Models, prompts: Dataset, url: str, counts: Counts) -> None:
-    """Everything from prompts to the subset at `url`/subset; none is written where there is nothing to select.
+    """Everything from prompts to the subset at `url`/subset; none is written if there is nothing to select.
 
     Raises:
         AlignpotError: what stopped it.
     """
     config = models.config
     annotated = generate_answers(models, prompts, url, counts)
-    pairs = _made(
-        models,
-        counts,
-        "pair",
+    pairs = run_step(
         Step(
             kind=PAIRS,
             url=f"{url}/{PAIRS}",
             rows=OwnRows(rows=annotated, shard_rows=_PAIR_SHARD_ROWS, rows_out=None),
-            stages=[Stage(name="pair", build=partial(_pair_stage, config))],
+            stages=[Stage(name="pair", build=partial(_build_pair, config))],
             schema=schema.GENERATED_PAIR_SCHEMA,
             fingerprint={"input": annotated.content, "pair": config.pair.fingerprint()},
             config=config.model_dump(mode="json"),
         ),
-        engine="plain",
+        config.run.model_copy(update={"engine": "plain"}),
+        config.storage,
     )
+    counts.add("pair", pairs.manifest)
     counts.pairs = pairs.num_kept
-    if pairs.num_kept:
-        _score_and_select(models, pairs, url, counts)
-
-
-def _pair_stage(config: SelfPlayConfig) -> Any:
-    return partial(make_pairs, rule=config.pair)
-
-
-def _score_and_select(models: Models, pairs: Dataset, url: str, counts: Counts) -> None:
-    config = score_config(models, url, counts.pairs)
-    summary, manifest = score(prepare_score(config, pairs))
-    counts.add_drops(manifest)
+    if not pairs.num_kept:
+        return
+    scoring = score_config(models, url, counts.pairs)
+    summary, manifest = score(prepare_score(scoring, pairs))
+    counts.add("score", manifest)
     counts.scored, counts.tokens_scored = summary.num_kept, sum(manifest.num_tokens.values())
-    counts.seconds["score"] = manifest.extra.get("seconds", 0.0)
     started = time.monotonic()
     try:
-        [report] = select_subsets(prepare_select(config))
+        [report] = select_subsets(prepare_select(scoring))
     except DataError as error:
         _log.warning("Nothing can be selected from %s: %s", url, error)
         return
@@ -173,30 +166,18 @@ def _score_and_select(models: Models, pairs: Dataset, url: str, counts: Counts) 
 
 
 def score_config(models: Models, url: str, num_pairs: int | None = None) -> Config:
-    """The config that scores and selects the pairs at `url`, of which select.k takes no more than there are."""
-    config = models.config.scoring(models.policy, scored=f"{url}/scored", subset=f"{url}/subset")
-    changes: dict[str, Any] = {"metric": config.metric.model_copy(update=_weight(models))}
+    """The config that scores and selects the pairs at `url`; select.k is at most their number."""
+    ours = models.config
+    config = ours.scoring(models.policy, scored=f"{url}/scored", subset=f"{url}/subset")
+    changes: dict[str, Any] = {}
+    is_reference = models.fingerprints["policy"] == models.fingerprints.get("reference")
+    if is_reference and ours.metric.name == "potential" and ours.objective.reads_reference:
+        _log.warning("The policy is the reference still, so that all implicit margins are 0: metric.weight is 0 here")
+        changes["metric"] = config.metric.model_copy(update={"weight": 0.0})
     if config.select is not None and config.select.k is not None and num_pairs is not None:
         changes["select"] = config.select.model_copy(update={"k": min(config.select.k, num_pairs)})
     return config.model_copy(update=changes)
 
 
-def _weight(models: Models) -> dict[str, float]:
-    """A policy that still is the reference has implicit margins of zero: the potential is the explicit margin then."""
-    config = models.config
-    is_reference = models.fingerprints["policy"] == models.fingerprints.get("reference")
-    if is_reference and config.metric.name == "potential" and config.objective.reads_reference:
-        _log.warning("The policy is the reference still, so that all implicit margins are 0: metric.weight is 0 here")
-        return {"weight": 0.0}
-    return {}
-
-
-def _made(models: Models, counts: Counts, name: str, step: Step, engine: str | None = None) -> Dataset:
-    """The dataset of a step, made or found; what it took is counted."""
-    config = models.config
-    settings = config.run if engine is None else config.run.model_copy(update={"engine": engine})
-    _log.info("%s: to %s", name, step.url)
-    made = run_step(step, settings, config.storage)
-    counts.seconds[name] = made.manifest.extra.get("seconds", 0.0)
-    counts.add_drops(made.manifest)
-    return made
+def _build_pair(config: SelfPlayConfig) -> Apply:
+    return partial(make_pairs, rule=config.pair)

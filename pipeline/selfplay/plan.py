@@ -1,60 +1,35 @@
-"""The stages of a self-play round that hold a model: what they are called, and how each is built where it shall live.
+"""The stages of a self-play round that hold a model: what they are called, and how each is built in its own process.
 
     prompts --generate--> candidates --tokenise, annotate--> annotated candidates
     tasks   --evolve----> new prompts
 
-As `pipeline.steps.plan`: nothing is loaded before `Stage.build`.
+As in `pipeline.steps.plan`, nothing is loaded before `Stage.build`.
 """
 
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from pipeline.config import ClassifierReward, Evolve, Generate, SelfPlayConfig, Tokens, TorchModel
-from pipeline.errors import ConfigError
-from pipeline.selfplay.engines import environment
 from pipeline.steps.plan import Apply, Stage
 
-# Room that the instructions of the strategies take in a request, beside the prompt that is to be rewritten.
+# Room that the instructions of the strategies take in a request, beside the prompt to be rewritten.
 _INSTRUCTION_TOKENS: Final = 1024
 
 
 def generate_stage(config: SelfPlayConfig, policy: TorchModel, generate: Generate | None = None) -> Stage:
-    """Prompts to candidates, by a policy; `generate` left out is that of the config."""
+    """Prompts to candidates, by a policy. Default of `generate`: that of the config."""
     generate = config.generate if generate is None else generate
-    return Stage(
-        name="generate",
-        build=partial(_build_generate, generate, config.tokens, policy),
-        model=generate,
-        env=environment(generate),
-    )
-
-
-def evaluation(config: SelfPlayConfig) -> Generate:
-    """How held-out prompts are answered: as all prompts are, with what the section `evaluate` sets."""
-    section = config.evaluate
-    changes = {"num_responses": section.num_responses, "temperature": section.temperature, "seed": section.seed}
-    max_tokens = config.generate.max_tokens if section.max_tokens is None else section.max_tokens
-    return config.generate.model_copy(update={**changes, "max_tokens": max_tokens})
+    build = partial(_build_generate, generate, config.tokens, policy)
+    return Stage(name="generate", build=build, model=generate, env=environment(generate))
 
 
 def evolve_stage(config: SelfPlayConfig, policy: TorchModel) -> Stage:
-    """Tasks to new prompts, by a policy in the engine that also answers prompts.
-
-    Raises:
-        ConfigError: the config has no section evolve.
-    """
-    if config.evolve is None:
-        raise ConfigError(
-            "evolve: null says that no new prompts are made; the stage that makes them needs the section."
-        )
+    """Tasks to new prompts, by a policy in the engine that also answers prompts; needs the section evolve."""
+    assert config.evolve is not None  # noqa: S101
     length = config.generate.max_prompt_tokens + _INSTRUCTION_TOKENS
     generate = config.generate.model_copy(update={"max_prompt_tokens": length, "max_tokens": config.evolve.max_tokens})
-    return Stage(
-        name="evolve",
-        build=partial(_build_evolve, config.evolve, generate, config.tokens, policy),
-        model=generate,
-        env=environment(generate),
-    )
+    build = partial(_build_evolve, config.evolve, generate, config.tokens, policy)
+    return Stage(name="evolve", build=build, model=generate, env=environment(generate))
 
 
 def annotate_stages(config: SelfPlayConfig) -> list[Stage]:
@@ -65,27 +40,46 @@ def annotate_stages(config: SelfPlayConfig) -> list[Stage]:
     ]
 
 
-def _build_generate(generate: Generate, tokens: Tokens, policy: TorchModel) -> Apply:
-    from pipeline.selfplay.candidates import GenerateCandidates, PromptRenderer
-    from pipeline.selfplay.decoding import load_decoder
-    from pipeline.selfplay.engines import open_sampler
+def evaluation(config: SelfPlayConfig) -> Generate:
+    """How held-out prompts are answered: as all prompts are, with what the section `evaluate` sets."""
+    section = config.evaluate
+    changes = {"num_responses": section.num_responses, "temperature": section.temperature, "seed": section.seed}
+    max_tokens = config.generate.max_tokens if section.max_tokens is None else section.max_tokens
+    return config.generate.model_copy(update={**changes, "max_tokens": max_tokens})
 
-    decoder = load_decoder(policy)
-    renderer = PromptRenderer(decoder.tokenizer, tokens, generate.system_prompt)
-    longest = decoder.longest_prompt(generate.max_prompt_tokens)
-    return GenerateCandidates(open_sampler(policy, generate), renderer, generate, longest)
+
+def environment(generate: Generate) -> dict[str, str]:
+    """Environment variables that a process with the sampling engine must have from its start; the user's own win."""
+    if generate.engine != "vllm":
+        return {}
+    from pipeline.models import vllm_engine
+
+    return vllm_engine.environment(generate.num_threads, generate.engine_args)
+
+
+def _build_generate(generate: Generate, tokens: Tokens, policy: TorchModel) -> Apply:
+    from pipeline.selfplay.candidates import GenerateCandidates
+
+    return GenerateCandidates(*_answering(generate, tokens, policy, generate.system_prompt), generate)
 
 
 def _build_evolve(evolve: Evolve, generate: Generate, tokens: Tokens, policy: TorchModel) -> Apply:
-    from pipeline.selfplay.ask import EvolvePrompts
+    from pipeline.selfplay.evolve import EvolvePrompts
+
+    return EvolvePrompts(*_answering(generate, tokens, policy, None), evolve)
+
+
+def _answering(generate: Generate, tokens: Tokens, policy: TorchModel, system_prompt: str | None) -> tuple[Any, Any]:
+    """The policy in its engine, and how it reads prompts."""
     from pipeline.selfplay.candidates import PromptRenderer
-    from pipeline.selfplay.decoding import load_decoder
-    from pipeline.selfplay.engines import open_sampler
+    from pipeline.selfplay.sampler import load_decoder, open_sampler
 
     decoder = load_decoder(policy)
-    renderer = PromptRenderer(decoder.tokenizer, tokens, None)
-    longest = decoder.longest_prompt(generate.max_prompt_tokens)
-    return EvolvePrompts(open_sampler(policy, generate), renderer, evolve, longest)
+    longest = generate.max_prompt_tokens
+    if decoder.context is not None:
+        longest = min(longest, decoder.context - 1)  # room for an answer
+    renderer = PromptRenderer(decoder.tokenizer, tokens, longest, system_prompt)
+    return open_sampler(policy, generate), renderer
 
 
 def _build_tokenise(reward: ClassifierReward, tokens: Tokens) -> Apply:

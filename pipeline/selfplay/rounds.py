@@ -16,7 +16,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ from pipeline.selfplay.evaluation import compare_policies
 from pipeline.selfplay.evolution import Known, evolve_prompts, prompts_of, write_prompts
 from pipeline.selfplay.expansion import PROMPTS, Counts, Models, expand, score_config
 from pipeline.selfplay.held_out import split_held_out
-from pipeline.selfplay.policies import Trained, as_plain, margins_after, measure, train_policy, training_job
+from pipeline.selfplay.policies import Trained, margins_after, measure, train_policy, training_job
 from pipeline.selfplay.rounds_table import render_rounds
 from pipeline.sources.contamination import Contamination, read_benchmark
 from pipeline.sources.prompts import read_prompts
@@ -66,6 +66,10 @@ class SelfPlay:
         """The URL of something below the run's path."""
         return "/".join([self.config.path.rstrip("/"), *names])
 
+    def place(self, url: str) -> Place:
+        """The place at a URL."""
+        return Place.open(url, self.config.storage)
+
     def models(self, policy: TorchModel) -> Models:
         """The models with this policy."""
         fingerprints = {**self.fingerprints, "policy": model_fingerprint(policy)}
@@ -80,6 +84,7 @@ class Round:
     expansions: dict[str, Counts] = field(default_factory=dict)
     strategies: Counter[str] = field(default_factory=Counter)
     subsets: list[str] = field(default_factory=list)
+    trained: Trained | None = None
 
 
 def self_play(config: SelfPlayConfig) -> Iterator[str]:
@@ -97,14 +102,15 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
         run = prepare(config)
         yield f"{run.prompts.num_kept:,} prompts, {run.held_out.num_kept:,} held out\n"
         policy, subsets = config.policy, list[str]()
-        first = _measured(run, policy, run.url("measured-0"))
-        body = {"evaluation": compare_policies(first[0], first[0]), "measuring": first[1]}
-        reports = [_report(run, 0, body, run.url("measured-0"))]
+        place = run.url("measured-0")
+        first, counts = measure(run.models(policy), run.held_out, place)
+        body = {"evaluation": compare_policies(first, first), "measuring": asdict(counts)}
+        reports = [_report(run, 0, body, place)]
         for number in range(1, config.rounds + 1):
-            found, trained = _play_round(run, number, policy, subsets)
+            found = _play_round(run, number, policy, subsets)
             subsets += found.subsets
-            policy = policy if trained is None else trained.policy
-            reports.append(_close(run, found, trained, first[0]))
+            policy = policy if found.trained is None else found.trained.policy
+            reports.append(_close(run, found, first))
             yield f"{render_rounds(reports)}\n"
         yield f"policy: {policy.model}"
 
@@ -119,19 +125,23 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
     if config.train is not None:
         check_training(training_job(config, config.policy, ()))
     place = Place.open(config.path, config.storage)
-    if find_plan(place, KIND) is None:  # one that ended may lie where nothing can be written any more
+    if find_plan(place, KIND) is None:  # a run that ended may lie where nothing can be written any more
         check_writable(place)
     source = Place.open(config.prompts.path, config.storage)
     source.check_readable()
+    benchmarks = None
     with storage_errors(config.prompts.path):
-        benchmarks = _benchmarks(config)
+        if config.prompts.decontaminate:
+            places = [Place.open(url, config.storage) for url in config.prompts.decontaminate]
+            texts = [text for each in places for text in read_benchmark(each.fs, each.root)]
+            benchmarks = Contamination.of_texts(texts, config.prompts.ngram)
         seeds = read_prompts(source.fs, source.root, config.prompts, benchmarks)
     train, held_out, near = split_held_out(seeds.table, config.evaluate, config.prompts.seed)
+    files = {file.path: f"{file.size}:{file.digest}" for file in seeds.files}
     fingerprint = {
         "alignpot": MINOR_VERSION,
         **config.fingerprint(),
-        "prompts": config.prompts.fingerprint()
-        | {"files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files}},
+        "prompts": {**config.prompts.fingerprint(), "files": files},
         **fingerprints,
         "benchmarks": None if benchmarks is None else digest(benchmarks.grams.tobytes()),
     }
@@ -162,80 +172,64 @@ def _pinned(config: SelfPlayConfig) -> tuple[SelfPlayConfig, dict[str, Any]]:
     return config.model_copy(update={**pins, "path": path}), fingerprints
 
 
-def _benchmarks(config: SelfPlayConfig) -> Contamination | None:
-    if not config.prompts.decontaminate:
-        return None
-    places = [Place.open(url, config.storage) for url in config.prompts.decontaminate]
-    texts = [text for place in places for text in read_benchmark(place.fs, place.root)]
-    return Contamination.of_texts(texts, config.prompts.ngram)
-
-
-def _play_round(run: SelfPlay, number: int, policy: TorchModel, before: list[str]) -> tuple[Round, Trained | None]:
+def _play_round(run: SelfPlay, number: int, policy: TorchModel, before: list[str]) -> Round:
     """Expand, evolve, expand, train."""
     config, found = run.config, Round(number=number)
     models, place = run.models(policy), run.url(f"round-{number}")
-    found.expansions["base"] = Counts()
-    expand(models, run.prompts, f"{place}/base", found.expansions["base"])
-    if not _take(run, found, f"{place}/base"):
+    base = found.expansions["base"] = Counts()
+    expand(models, run.prompts, f"{place}/base", base)
+    if not _take(run, found, f"{place}/base/subset"):
         raise DataError(
-            f"round {number}: {run.prompts.num_kept} prompts gave {found.expansions['base'].pairs} pairs, too few to "
-            "select from. Give more prompts, a larger generate.num_responses, or a larger select.fraction."
+            f"round {number}: {run.prompts.num_kept} prompts gave {base.pairs} pairs, too few to select from. Give "
+            "more prompts, a larger generate.num_responses, or a larger select.fraction."
         )
     if config.evolve is not None:
+        earlier = [run.url(f"round-{i}", "evolved", PROMPTS) for i in range(1, number)]
+        urls = [run.url(PROMPTS), run.url("held_out"), *earlier]
+        given = tuple(Dataset.open(run.place(url), PROMPTS).table() for url in urls)
+        known = Known(prompts=given, benchmarks=run.benchmarks)
         counts = found.expansions["evolved"] = Counts()
-        url = f"{place}/evolved"
-        prompts = evolve_prompts(models, _known(run, number), number, f"{place}/base/subset", url, counts)
+        prompts = evolve_prompts(models, known, number, f"{place}/base/subset", f"{place}/evolved", counts)
         if prompts.num_kept:
-            expand(models, prompts, url, counts)
-            _take(run, found, url)
-    if config.train is None:
-        return found, None
-    start = config.policy if config.train.start_from == "base" else policy
-    subsets = found.subsets if config.train.data == "round" else [*before, *found.subsets]
-    _log.info("round %d: training on %d subsets", number, len(subsets))
-    return found, train_policy(models, start, subsets, place, number)
+            expand(models, prompts, f"{place}/evolved", counts)
+            _take(run, found, f"{place}/evolved/subset")
+    if config.train is not None:
+        start = config.policy if config.train.start_from == "base" else policy
+        subsets = found.subsets if config.train.data == "round" else [*before, *found.subsets]
+        _log.info("round %d: training on %d subsets", number, len(subsets))
+        found.trained = train_policy(models, start, subsets, place, number)
+    return found
 
 
-def _known(run: SelfPlay, number: int) -> Known:
-    """Every prompt of the run so far."""
-    earlier = [run.url(f"round-{i}", "evolved", PROMPTS) for i in range(1, number)]
-    urls = [run.url(PROMPTS), run.url("held_out"), *earlier]
-    datasets = [Dataset.open(Place.open(url, run.config.storage), PROMPTS) for url in urls]
-    return Known(prompts=tuple(dataset.table() for dataset in datasets), benchmarks=run.benchmarks)
-
-
-def _take(run: SelfPlay, found: Round, url: str) -> bool:
-    """Count the subset at `url` among those to train on; False if there is none."""
-    if Dataset.find(Place.open(f"{url}/subset", run.config.storage), SUBSET) is None:
+def _take(run: SelfPlay, found: Round, subset: str) -> bool:
+    """Count a subset among those to train on; False if it is not there."""
+    if Dataset.find(run.place(subset), SUBSET) is None:
         return False
-    found.subsets.append(f"{url}/subset")
-    found.strategies.update(prompts_of(f"{url}/subset", run.config.storage)[schema.STRATEGY].to_pylist())
+    found.subsets.append(subset)
+    found.strategies.update(prompts_of(subset, run.config.storage)[schema.STRATEGY].to_pylist())
     return True
 
 
-def _measured(run: SelfPlay, policy: TorchModel, url: str) -> tuple[pa.Table, dict[str, Any]]:
-    table, counts = measure(run.models(policy), run.held_out, url)
-    return table, as_plain(counts)
-
-
-def _close(run: SelfPlay, found: Round, trained: Trained | None, first: pa.Table) -> dict[str, Any]:
+def _close(run: SelfPlay, found: Round, first: pa.Table) -> dict[str, Any]:
     """Measure the new policy and write the round's report, or find it."""
-    place = run.url(f"round-{found.number}") if trained is None else trained.url
-    stored = _stored_report(run, place)
+    trained, url = found.trained, run.url(f"round-{found.number}")
+    place = url if trained is None else trained.url
+    stored = read_sealed(run.place(place) / REPORT_FILE)
     if stored is not None:
         return stored
     body: dict[str, Any] = {
-        "expansions": {name: as_plain(counts) for name, counts in found.expansions.items()},
+        "expansions": {name: asdict(counts) for name, counts in found.expansions.items()},
         "strategies": dict(sorted(found.strategies.items())),
     }
     if trained is not None:
-        answers, measuring = _measured(run, trained.policy, f"{trained.url}/measured")
-        config = score_config(run.models(trained.policy), run.url(f"round-{found.number}", "base"))
+        summary, policy = dict(trained.summary), trained.policy
+        answers, counts = measure(run.models(policy), run.held_out, f"{place}/measured")
+        config = score_config(run.models(policy), f"{url}/base")
         body |= {
-            "training": {"summary": dict(trained.summary), "seconds": trained.seconds, "policy": trained.policy.model},
+            "training": {"summary": summary, "seconds": float(summary["seconds_in_all"]), "policy": policy.model},
             "evaluation": compare_policies(answers, first),
-            "measuring": measuring,
-            "margins": margins_after(config, trained.policy, found.subsets[0], f"{trained.url}/after"),
+            "measuring": asdict(counts),
+            "margins": margins_after(config, policy, found.subsets[0], f"{place}/after"),
         }
     return _report(run, found.number, body, place)
 
@@ -243,10 +237,7 @@ def _close(run: SelfPlay, found: Round, trained: Trained | None, first: pa.Table
 def _report(run: SelfPlay, number: int, body: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The report of a round as it is stored: the first one wins, whose seconds are those of the work itself."""
     report = {"round": number, **body}
-    if create(Place.open(place, run.config.storage) / REPORT_FILE, sealed(report)):
+    file = run.place(place) / REPORT_FILE
+    if create(file, sealed(report)):
         return report
-    return _stored_report(run, place) or report
-
-
-def _stored_report(run: SelfPlay, place: str) -> dict[str, Any] | None:
-    return read_sealed(Place.open(place, run.config.storage) / REPORT_FILE)
+    return read_sealed(file) or report

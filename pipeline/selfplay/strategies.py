@@ -1,4 +1,4 @@
-"""What the policy is asked when a prompt is to be made into another: one file a strategy, with a version.
+"""What the policy is asked when it turns a prompt into another one: one file a strategy, with a version.
 
 A file opens with `version: N` and a blank line; `{context}` and `{prompt}` are filled in. The digest is that of the
 whole text, and is part of the fingerprint of every prompt made with it.
@@ -15,7 +15,6 @@ from typing import Final
 from pipeline.config import Strategy
 from pipeline.errors import IntegrityError
 
-_FOLDER: Final = Path(__file__).parent / "templates"
 _HEADER: Final = re.compile(r"\Aversion: (\d+)\n\n")
 _PLACES: Final = re.compile(r"\{(context|prompt)\}")
 
@@ -24,7 +23,6 @@ _PLACES: Final = re.compile(r"\{(context|prompt)\}")
 class Template:
     """The request that makes new prompts by one strategy."""
 
-    strategy: Strategy
     version: int
     text: str
     digest: str
@@ -42,15 +40,16 @@ def template_of(strategy: Strategy) -> Template:
     Raises:
         IntegrityError: the installed file has no header or lacks a place to fill in.
     """
-    whole = (_FOLDER / f"{strategy}.txt").read_text(encoding="utf-8")
+    path = Path(__file__).parent / "templates" / f"{strategy}.txt"
+    whole = path.read_text(encoding="utf-8")
     header = _HEADER.match(whole)
     if header is None or {*_PLACES.findall(whole)} != {"context", "prompt"}:
-        raise IntegrityError(f"template {strategy}.txt is damaged. Install alignpot again.")
+        raise IntegrityError(f"template {path.name} is damaged. Install alignpot again.")
     digest = hashlib.sha256(whole.encode()).hexdigest()[:32]
-    return Template(strategy=strategy, version=int(header[1]), text=whole[header.end() :].strip(), digest=digest)
+    return Template(version=int(header[1]), text=whole[header.end() :].strip(), digest=digest)
 
 
 def template_fingerprint(strategies: Sequence[Strategy]) -> dict[str, dict[str, int | str]]:
     """Version and digest of each strategy's template, by strategy."""
-    templates = map(template_of, sorted(strategies))
-    return {each.strategy: {"version": each.version, "digest": each.digest} for each in templates}
+    templates = {name: template_of(name) for name in sorted(strategies)}
+    return {name: {"version": each.version, "digest": each.digest} for name, each in templates.items()}

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import Generate, TorchModel
 from pipeline.errors import ConfigError, ModelError
-from pipeline.selfplay.engines import environment, open_sampler
-from pipeline.selfplay.sampler import Request, Sampling, seed_of
+from pipeline.selfplay.plan import environment
+from pipeline.selfplay.sampler import Request, Sampling, open_sampler, seed_of
 from pipeline.selfplay.transformers_sampler import TransformersSampler, draw
 from tests.fixtures_models import tiny_model
 

@@ -12,10 +12,11 @@ import torch
 from pipeline.config import Generate, TorchModel
 from pipeline.errors import ModelError
 from pipeline.models.cpu import has_arithmetic
-from pipeline.selfplay.engines import environment, open_sampler
-from pipeline.selfplay.sampler import Request, Sampling, seed_of
+from pipeline.models.vllm_engine import import_vllm
+from pipeline.selfplay.plan import environment
+from pipeline.selfplay.sampler import Request, Sampling, open_sampler, seed_of
 from pipeline.selfplay.transformers_sampler import TransformersSampler
-from pipeline.selfplay.vllm_sampler import VllmSampler, _import_vllm, engine_arguments
+from pipeline.selfplay.vllm_sampler import VllmSampler, engine_arguments
 from tests.fixtures_models import tiny_model
 
 # vLLM's modules warn of each other's deprecations.
@@ -109,7 +110,7 @@ def test_torch_keeps_its_ways_to_set_threads(sampler):
 @needs_vllm
 def test_processes_started_later_inherit_no_thread_count(sampler, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    _import_vllm(GENERATE)
+    import_vllm(environment(GENERATE), key="generate.engine", otherwise="")
     assert "OMP_NUM_THREADS" not in os.environ
 
 
