@@ -27,7 +27,7 @@ from pipeline.schema import (
     RESPONSE_TOKENS,
     RESPONSES,
 )
-from pipeline.selfplay.sampler import Request, Sampler, Sampling, seed_of
+from pipeline.selfplay.sampler import Request, Sampler, seed_of
 from pipeline.steps.rows import drop_rows, kept_rows, set_column, spread
 
 
@@ -84,24 +84,12 @@ class PromptRenderer:
 
 
 class GenerateCandidates:
-    """Adds K responses to every prompt.
-
-    Args:
-        sampler: the policy, loaded.
-        renderer: how the policy reads prompts.
-        generate: K, the sampling, and its seed.
-    """
+    """Adds K responses to every prompt."""
 
     def __init__(self, sampler: Sampler, renderer: PromptRenderer, generate: Generate) -> None:
         self._sampler = sampler
         self._renderer = renderer
-        self._seed = generate.seed
-        self._sampling = Sampling(
-            num_responses=generate.num_responses,
-            temperature=generate.temperature,
-            top_p=generate.top_p,
-            max_tokens=generate.max_tokens,
-        )
+        self._generate = generate
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Prompts in, candidates out: a row each, in the same order. The whole table is sampled as one call."""
@@ -116,10 +104,10 @@ class GenerateCandidates:
                 dropped[row] = ids
             else:
                 messages[row] = turns
-                requests[row] = Request(prompt_ids=ids, seed=seed_of(self._seed, "generate", name))
+                requests[row] = Request(prompt_ids=ids, seed=seed_of(self._generate.seed, "generate", name))
         sampled = [
             [response if response.text.strip() else replace(response, text="") for response in responses]
-            for responses in self._sampler.sample(list(requests.values()), self._sampling)
+            for responses in self._sampler.sample(list(requests.values()), self._generate)
         ]
         for row, responses in zip(requests, sampled, strict=True):
             if not any(response.text for response in responses):

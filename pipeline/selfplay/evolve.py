@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema as s
-from pipeline.config import Evolve, Strategy
+from pipeline.config import Evolve, Generate, Strategy
 from pipeline.drops import Drop, Reason
 from pipeline.errors import DataError, IntegrityError
 from pipeline.selfplay.candidates import PromptRenderer
-from pipeline.selfplay.sampler import Request, Response, Sampler, Sampling, seed_of
+from pipeline.selfplay.sampler import Request, Response, Sampler, seed_of
 from pipeline.selfplay.strategies import template_of
 from pipeline.shown import quoted
 from pipeline.sources.ids import json_digest
@@ -95,17 +95,12 @@ def evolve(tasks: pa.Table, ask: Ask, config: Evolve) -> pa.Table:
 
 
 class EvolvePrompts:
-    """`evolve` by a policy: tasks in, new prompts out, a row each; the whole table is sampled as one call.
+    """`evolve` by a policy. The whole table is sampled as one call; requests too long for the renderer are not asked."""
 
-    Args:
-        sampler: the policy, loaded.
-        renderer: how the policy reads messages; longer requests than it allows are not asked.
-        config: sampling and its seed.
-    """
-
-    def __init__(self, sampler: Sampler, renderer: PromptRenderer, config: Evolve) -> None:
+    def __init__(self, sampler: Sampler, renderer: PromptRenderer, generate: Generate, config: Evolve) -> None:
         self._sampler = sampler
         self._renderer = renderer
+        self._generate = generate
         self._config = config
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -121,11 +116,7 @@ class EvolvePrompts:
         requests = {
             i: Request(prompt_ids=found, seed=seeds[i]) for i, found in enumerate(ids) if not isinstance(found, Reason)
         }
-        config = self._config
-        sampling = Sampling(
-            num_responses=1, temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens
-        )
-        answers = self._sampler.sample(list(requests.values()), sampling) if requests else []
+        answers = self._sampler.sample(list(requests.values()), self._generate) if requests else []
         said = {i: responses[0] for i, responses in zip(requests, answers, strict=True)}
         return [said.get(i) for i in range(len(ids))]
 

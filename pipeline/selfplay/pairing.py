@@ -110,7 +110,8 @@ def _usable(row: Row, rule: Pairing) -> tuple[list[Candidate], Counter[Reason]]:
     distinct: dict[str, Candidate] = {}
     for candidate in found:
         distinct.setdefault(candidate.text, candidate)
-    excluded[Reason.IDENTICAL_RESPONSES] += len(found) - len(distinct)
+    if len(found) > len(distinct):
+        excluded[Reason.IDENTICAL_RESPONSES] = len(found) - len(distinct)
     return list(distinct.values()), excluded
 
 

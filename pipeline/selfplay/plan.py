@@ -26,9 +26,16 @@ def generate_stage(config: SelfPlayConfig, policy: TorchModel, generate: Generat
 def evolve_stage(config: SelfPlayConfig, policy: TorchModel) -> Stage:
     """Tasks to new prompts, by a policy in the engine that also answers prompts; needs the section evolve."""
     assert config.evolve is not None  # noqa: S101
-    length = config.generate.max_prompt_tokens + _INSTRUCTION_TOKENS
-    generate = config.generate.model_copy(update={"max_prompt_tokens": length, "max_tokens": config.evolve.max_tokens})
-    build = partial(_build_evolve, config.evolve, generate, config.tokens, policy)
+    evolve = config.evolve
+    changes = {
+        "num_responses": 1,
+        "temperature": evolve.temperature,
+        "top_p": evolve.top_p,
+        "max_tokens": evolve.max_tokens,
+        "max_prompt_tokens": config.generate.max_prompt_tokens + _INSTRUCTION_TOKENS,
+    }
+    generate = config.generate.model_copy(update=changes)
+    build = partial(_build_evolve, evolve, generate, config.tokens, policy)
     return Stage(name="evolve", build=build, model=generate, env=environment(generate))
 
 
@@ -66,7 +73,7 @@ def _build_generate(generate: Generate, tokens: Tokens, policy: TorchModel) -> A
 def _build_evolve(evolve: Evolve, generate: Generate, tokens: Tokens, policy: TorchModel) -> Apply:
     from pipeline.selfplay.evolve import EvolvePrompts
 
-    return EvolvePrompts(*_answering(generate, tokens, policy, None), evolve)
+    return EvolvePrompts(*_answering(generate, tokens, policy, None), generate, evolve)
 
 
 def _answering(generate: Generate, tokens: Tokens, policy: TorchModel, system_prompt: str | None) -> tuple[Any, Any]:

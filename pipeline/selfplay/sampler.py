@@ -15,20 +15,8 @@ from pipeline.errors import ConfigError
 from pipeline.models.loading import context_of, load_configuration, load_errors, load_tokenizer
 from pipeline.models.packing import Int32Array
 
-GREEDY: Final = 1e-5
-"""Temperatures below this take the likeliest token; all K responses are then the same."""
-_CUT_CHARACTER: Final = "\ufffd"
-"""What half a character at the end of a cut answer is decoded to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How to sample: K responses a request, each of at most `max_tokens` tokens. Temperature 0 is greedy."""
-
-    num_responses: int
-    temperature: float
-    top_p: float
-    max_tokens: int
+GREEDY: Final = 1e-5  # temperatures below this take the likeliest token; all K responses are then the same
+_CUT_CHARACTER: Final = "\ufffd"  # half a character at the end of a cut answer is decoded to this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,8 +42,8 @@ class Response:
 class Sampler(Protocol):
     """A model that is loaded and answers."""
 
-    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Response]]:
-        """K responses to each request, in the order of the requests."""
+    def sample(self, requests: Sequence[Request], sampling: Generate) -> list[list[Response]]:
+        """`num_responses` responses to each request, in order; temperature, top_p and max_tokens say how."""
 
     def close(self) -> None:
         """Free the model."""
@@ -81,17 +69,13 @@ def open_sampler(model: TorchModel, generate: Generate) -> Sampler:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Decoder:
-    """How token ids of one model become responses, whatever the engine.
-
-    Attributes:
-        tokenizer: the model's transformers tokenizer.
-        stop_ids: tokens that end an answer: those of the tokenizer and of the model's generation config; ascending.
-        context: most tokens of prompt and answer together; None if the model sets no limit.
-    """
+    """How token ids of one model become responses, whatever the engine."""
 
     tokenizer: Any
     stop_ids: tuple[int, ...]
+    """Tokens that end an answer, ascending: those of the tokenizer and of the model's generation config."""
     context: int | None
+    """Most tokens of prompt and answer together; None if the model sets no limit."""
 
     def response(self, ids: Sequence[int], *, stopped: bool) -> Response:
         """The response that was sampled as `ids`; the last one is a stop token if it `stopped` by itself."""

@@ -14,7 +14,7 @@ import torch
 from pipeline.config import Generate, TorchModel
 from pipeline.errors import ModelError
 from pipeline.models.loading import load_causal_lm
-from pipeline.selfplay.sampler import GREEDY, Request, Response, Sampling, load_decoder
+from pipeline.selfplay.sampler import GREEDY, Request, Response, load_decoder
 
 
 class TransformersSampler:
@@ -37,7 +37,7 @@ class TransformersSampler:
         self._device = next(self._model.parameters()).device
 
     @torch.inference_mode()
-    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Response]]:
+    def sample(self, requests: Sequence[Request], sampling: Generate) -> list[list[Response]]:
         """K responses to each request, in the order of the requests.
 
         Raises:
@@ -54,7 +54,7 @@ class TransformersSampler:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _respond(self, request: Request, sampling: Sampling) -> list[Response]:
+    def _respond(self, request: Request, sampling: Generate) -> list[Response]:
         context, num_prompt, length = self._decoder.context, len(request.prompt_ids), sampling.max_tokens
         if context is not None:
             if num_prompt >= context:
@@ -92,7 +92,7 @@ class TransformersSampler:
         return self._decoder.response(ids if end is None else ids[: end + 1], stopped=end is not None)
 
 
-def draw(logits: torch.Tensor, uniforms: np.ndarray[Any, Any], sampling: Sampling) -> torch.Tensor:
+def draw(logits: torch.Tensor, uniforms: np.ndarray[Any, Any], sampling: Generate) -> torch.Tensor:
     """One token a row, from the nucleus of its distribution.
 
     Args:

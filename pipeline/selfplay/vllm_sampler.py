@@ -22,7 +22,7 @@ from pipeline.models.vllm_engine import (
     starting,
     use_threads,
 )
-from pipeline.selfplay.sampler import GREEDY, Request, Response, Sampling, load_decoder
+from pipeline.selfplay.sampler import GREEDY, Request, Response, load_decoder
 
 _LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -49,7 +49,7 @@ class VllmSampler:
             self._lora = None if model.adapter is None else _lora_request(model)
             self._engine = vllm.LLM(**arguments)
 
-    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Response]]:
+    def sample(self, requests: Sequence[Request], sampling: Generate) -> list[list[Response]]:
         """K responses to each request, in the order of the requests.
 
         Raises:
