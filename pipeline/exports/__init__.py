@@ -2,7 +2,6 @@
 
     formats.py       the formats by name; each one is an `ExportFormat` in the file of its trainer
     layout.py        what a format is, and checks that several formats share
-    survey.py        first reading: what the pairs have, and which of them a format cannot hold
     export.py        the command; files and manifest are written like those of a subset
 
 A pair that a format cannot hold is never changed to fit: it is counted, named by id, and refused or left out. Nothing

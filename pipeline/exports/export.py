@@ -6,7 +6,9 @@ The subset is read twice, some rows at a time: once to see what every row has, o
 command finds its export and does nothing.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
@@ -19,13 +21,20 @@ from pipeline.data.manifest import EXPORT, SUBSET, Manifest
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
 from pipeline.data.sealed import fingerprint_digest
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.exports.formats import FORMATS
-from pipeline.exports.layout import ANSWER, WANTED, ExportFormat, Row
-from pipeline.exports.survey import Survey, fit_blocks, survey
+from pipeline.exports.layout import ANSWER, WANTED, ExportFormat, Facts, Row
 from pipeline.shown import listed, shown
+from pipeline.sources.columns import plain_type
 
+_BLOCK_PAIRS: Final = 1000
+_IDS_KEPT: Final = 100
 _IDS_SHOWN: Final = 5
+_COMPLETE: Final = {
+    "has_reference": (schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED),
+    "has_rewards": (schema.REWARD_CHOSEN, schema.REWARD_REJECTED),
+    "has_margin": (schema.MARGIN_EXPLICIT,),
+}
 _USED: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS)
 _INSIDE_LISTS: Final = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _JSON_TYPES: Final = (
@@ -73,14 +82,15 @@ def export_subset(
         _check_fit(manifest.extra, to, drop_unfit=drop_unfit)
         return _told(manifest, output, form)
     check_writable(output)
-    found = survey(dataset, form)
+    found = _survey(dataset, form)
     about: dict[str, Any] = {
         "num_pairs": found.num_pairs,
         "num_unfit": dict(sorted(found.num_unfit.items())),
         "unfit_ids": dict(sorted(found.unfit_ids.items())),
     }
     _check_fit(about, to, drop_unfit=drop_unfit)
-    if not found.num_fit:
+    num_fit = found.num_pairs - found.num_unfit.total()
+    if not num_fit:
         raise DataError(f"{subset} has no pair to export: {found.num_pairs:,} pairs, none fits {to}.")
     extra, about["columns_left_out"] = ([], []) if slim else _extra_columns(found, form)
     own = [pa.field(column.name, column.type) for column in form.columns(found.facts)]
@@ -89,7 +99,7 @@ def export_subset(
         fingerprint=fingerprint,
         config={},
         schema=pa.schema([*own, *extra]),
-        shards=file_shards(found.num_fit * form.rows_per_pair, rows_per_file),
+        shards=file_shards(num_fit * form.rows_per_pair, rows_per_file),
         formats=(form.container,),
     )
     run = Run.claim(output, plan)
@@ -109,10 +119,79 @@ def unpaired(pairs: Sequence[Row]) -> Iterator[Row]:
         yield {**other, ANSWER: other[schema.REJECTED], WANTED: False}
 
 
-def _tables(subset: Dataset, form: ExportFormat, found: Survey, columns: pa.Schema) -> Iterator[pa.Table]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Survey:
+    """What the first reading found."""
+
+    schema: pa.Schema
+    facts: Facts
+    num_pairs: int
+    gaps: frozenset[str]
+    """Columns without a value in some pair that fits."""
+    num_unfit: Counter[str]
+    """By reason."""
+    unfit_ids: Mapping[str, list[str]]
+    """The first ids of each reason, or row numbers if the rows have no id."""
+
+
+def _survey(subset: Dataset, form: ExportFormat) -> _Survey:
+    """Look at every pair.
+
+    Raises:
+        SchemaError: the subset lacks prompt, chosen or rejected as message lists.
+    """
+    found = pa.schema([pa.field(each.name, plain_type(each.type)) for each in subset.schema])
+    needed = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
+    schema.require_columns(found, needed, where="export", remedy="Select again.")
+    wrong = {name: found.field(name).type for name in needed if not found.field(name).type.equals(schema.MESSAGES)}
+    if wrong:
+        raise SchemaError(f"export needs message lists; the subset has {wrong}. Select again.")
+    absent: Counter[str] = Counter()
+    num_unfit: Counter[str] = Counter()
+    unfit_ids: dict[str, list[str]] = {}
+    num_pairs = num_tools = 0
+    for table in subset.tables():
+        for row in table.to_pylist():
+            reason = form.unfit(row)
+            if reason is not None:
+                num_unfit[reason] += 1
+                if len(unfit_ids.setdefault(reason, [])) < _IDS_KEPT:
+                    unfit_ids[reason].append(str(row.get(schema.ID, f"row {num_pairs}")))
+            else:
+                num_tools += row.get(schema.TOOLS) is not None
+                absent.update(name for name in found.names if row[name] is None)
+            num_pairs += 1
+    complete = {
+        fact: all(name in found.names and not absent[name] for name in columns) for fact, columns in _COMPLETE.items()
+    }
+    return _Survey(
+        schema=found,
+        facts=Facts(has_tools=num_tools > 0, **complete),
+        num_pairs=num_pairs,
+        gaps=frozenset(absent),
+        num_unfit=num_unfit,
+        unfit_ids=unfit_ids,
+    )
+
+
+def _fit_blocks(subset: Dataset, form: ExportFormat) -> Iterator[list[Row]]:
+    """The pairs that fit, in order, in blocks that do not depend on how the files are cut."""
+    block: list[Row] = []
+    for table in subset.tables():
+        for row in table.to_pylist():
+            if form.unfit(row) is None:
+                block.append(row)
+            if len(block) == _BLOCK_PAIRS:
+                yield block
+                block = []
+    if block:
+        yield block
+
+
+def _tables(subset: Dataset, form: ExportFormat, found: _Survey, columns: pa.Schema) -> Iterator[pa.Table]:
     own = form.columns(found.facts)
     extra = columns.names[len(own) :]
-    for block in fit_blocks(subset, form):
+    for block in _fit_blocks(subset, form):
         rows = unpaired(block) if form.unpaired else block
         values = [
             {column.name: column.value(row) for column in own} | {name: row[name] for name in extra} for row in rows
@@ -120,7 +199,7 @@ def _tables(subset: Dataset, form: ExportFormat, found: Survey, columns: pa.Sche
         yield pa.Table.from_pylist(values, schema=columns)
 
 
-def _extra_columns(found: Survey, form: ExportFormat) -> tuple[list[pa.Field], list[str]]:
+def _extra_columns(found: _Survey, form: ExportFormat) -> tuple[list[pa.Field], list[str]]:
     """Other columns of the subset that are kept, and the names of those that cannot be."""
     unwanted = {column.name for column in form.columns(found.facts)} | form.misread
     kept, left_out = [], []

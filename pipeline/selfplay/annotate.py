@@ -6,18 +6,22 @@ not empty.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.config import ClassifierReward, SelfPlayConfig, Tokens
 from pipeline.drops import Reason
 from pipeline.models.packing import Completion
-from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
-from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import ANNOTATED_SCHEMA, ID, PROMPT, RESPONSE_REWARDS, RESPONSES
+from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
-from pipeline.steps.score_stages import check_engine
+
+if TYPE_CHECKING:
+    from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
+    from pipeline.models.rewards import ClassifierEngine
 
 RESPONSE_IDS: Final = f"{TRANSIENT_PREFIX}response_ids"
 """Token ids of the whole dialogue of each response, null for one that gets no reward."""
@@ -25,10 +29,18 @@ RESPONSE_REASONS: Final = f"{TRANSIENT_PREFIX}response_reasons"
 """Why a response has no token ids, null for one that has."""
 
 
+def annotate_stages(config: SelfPlayConfig) -> list[Stage]:
+    """Candidates to annotated candidates, by the reward model."""
+    return [
+        Stage(name="tokenise", build=partial(_build_tokenise, config.reward, config.tokens)),
+        Stage(name="annotate", build=partial(_build_annotate, config.reward), model=config.reward),
+    ]
+
+
 class TokeniseResponses:
     """Adds the token ids that the reward model reads: each response with its prompt, by the model's own template."""
 
-    def __init__(self, tokenizer: DialogueTokenizer) -> None:
+    def __init__(self, tokenizer: "DialogueTokenizer") -> None:
         self._tokenizer = tokenizer
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -48,14 +60,14 @@ class TokeniseResponses:
             table = set_column(table, name, column)
         return table
 
-    def _dialogue(self, row: Mapping[str, Any], text: str) -> TokenizedDialogue | Reason:
+    def _dialogue(self, row: Mapping[str, Any], text: str) -> "TokenizedDialogue | Reason":
         return self._tokenizer.tokenize_one(row[PROMPT], [{"role": "assistant", "content": text}], row=row[ID])
 
 
 class AnnotateResponses:
     """Adds the rewards of the responses under a sequence classifier, float64, K to a row."""
 
-    def __init__(self, engine: ClassifierEngine) -> None:
+    def __init__(self, engine: "ClassifierEngine") -> None:
         self._engine = engine
         self._checked = False
 
@@ -76,6 +88,8 @@ class AnnotateResponses:
             ids = np.asarray(found[i][RESPONSE_IDS][k], np.int32)
             groups.setdefault(i, []).append(Completion(ids=ids, start=0))
         if groups and not self._checked:
+            from pipeline.steps.score_stages import check_engine
+
             check_engine(self._engine, list(groups.values()), [found[i][ID] for i in groups], "reward")
             self._checked = True
         scores = self._engine.score(list(groups.values()))
@@ -94,3 +108,16 @@ class AnnotateResponses:
         column = spread(rewards, rows.tolist(), num_rows=table.num_rows, of_type=of_type)
         table = set_column(table, RESPONSE_REWARDS, column).select(ANNOTATED_SCHEMA.names).cast(ANNOTATED_SCHEMA)
         return drop_rows(table, dropped, stage="annotate")
+
+
+def _build_tokenise(reward: ClassifierReward, tokens: Tokens) -> Apply:
+    from pipeline.models.loading import load_tokenizer
+    from pipeline.models.prompts import DialogueTokenizer
+
+    return TokeniseResponses(DialogueTokenizer(load_tokenizer(reward), reward.max_length, tokens.date))
+
+
+def _build_annotate(reward: ClassifierReward) -> Apply:
+    from pipeline.models.rewards import ClassifierEngine
+
+    return AnnotateResponses(ClassifierEngine.load(reward))

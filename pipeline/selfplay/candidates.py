@@ -7,12 +7,13 @@ is dropped, with a reason of pipeline.drops.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Generate, Tokens
+from pipeline.config import Generate, SelfPlayConfig, Tokens, TorchModel
 from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.packing import Int32Array
@@ -27,8 +28,33 @@ from pipeline.schema import (
     RESPONSE_TOKENS,
     RESPONSES,
 )
-from pipeline.selfplay.sampler import Request, Sampler, seed_of
+from pipeline.selfplay.sampler import Request, Sampler, load_decoder, open_sampler, seed_of
+from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.rows import drop_rows, kept_rows, set_column, spread
+
+
+def generate_stage(config: SelfPlayConfig, policy: TorchModel, generate: Generate | None = None) -> Stage:
+    """Prompts to candidates, by a policy. Default of `generate`: that of the config."""
+    generate = config.generate if generate is None else generate
+    build = partial(_build_generate, generate, config.tokens, policy)
+    return Stage(name="generate", build=build, model=generate, env=environment(generate))
+
+
+def evaluation(config: SelfPlayConfig) -> Generate:
+    """How held-out prompts are answered: as all prompts are, with what the section `evaluate` sets."""
+    section = config.evaluate
+    changes = {"num_responses": section.num_responses, "temperature": section.temperature, "seed": section.seed}
+    max_tokens = config.generate.max_tokens if section.max_tokens is None else section.max_tokens
+    return config.generate.model_copy(update={**changes, "max_tokens": max_tokens})
+
+
+def environment(generate: Generate) -> dict[str, str]:
+    """Environment variables that a process with the sampling engine must have from its start; the user's own win."""
+    if generate.engine != "vllm":
+        return {}
+    from pipeline.models import vllm_engine
+
+    return vllm_engine.environment(generate.num_threads, generate.engine_args)
 
 
 class PromptRenderer:
@@ -127,3 +153,19 @@ class GenerateCandidates:
     def close(self) -> None:
         """Free the policy."""
         self._sampler.close()
+
+
+def answering(
+    generate: Generate, tokens: Tokens, policy: TorchModel, system_prompt: str | None = None
+) -> tuple[Sampler, PromptRenderer]:
+    """The policy in its engine, and how it reads prompts."""
+    decoder = load_decoder(policy)
+    longest = generate.max_prompt_tokens
+    if decoder.context is not None:
+        longest = min(longest, decoder.context - 1)  # room for an answer
+    renderer = PromptRenderer(decoder.tokenizer, tokens, longest, system_prompt)
+    return open_sampler(policy, generate), renderer
+
+
+def _build_generate(generate: Generate, tokens: Tokens, policy: TorchModel) -> Apply:
+    return GenerateCandidates(*answering(generate, tokens, policy, generate.system_prompt), generate)

@@ -21,7 +21,7 @@ from pipeline.errors import AlignpotError, ConfigError, DataError
 from pipeline.faults import storage_errors
 from pipeline.selection.rules import num_selected
 from pipeline.selection.text import aligned
-from pipeline.selfplay.strategies import template_of
+from pipeline.selfplay.evolve import template_of
 from pipeline.sources.prompts import read_prompts
 
 _SECONDS_PER_HOUR: Final = 3600.0

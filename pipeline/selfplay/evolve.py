@@ -5,30 +5,41 @@
 
 A task has its parent's prompt, and an id of parent, strategy and round. A new prompt has the digest of parent, strategy
 and text as its id. The last user turn is rewritten; system turn and earlier turns stay.
+
+What the policy is asked is in templates/, one file a strategy. A file opens with `version: N` and a blank line;
+`{context}` and `{prompt}` are filled in. Its digest is part of the fingerprint of every prompt made with it.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema as s
-from pipeline.config import Evolve, Generate, Strategy
+from pipeline.config import Evolve, Generate, SelfPlayConfig, Strategy, Tokens, TorchModel
 from pipeline.drops import Drop, Reason
 from pipeline.errors import DataError, IntegrityError
-from pipeline.selfplay.candidates import PromptRenderer
+from pipeline.selfplay.candidates import PromptRenderer, answering, environment
 from pipeline.selfplay.sampler import Request, Response, Sampler, seed_of
-from pipeline.selfplay.strategies import template_of
 from pipeline.shown import quoted
 from pipeline.sources.ids import json_digest
 from pipeline.sources.rows import Turn
 from pipeline.sources.turns import user_turn
+from pipeline.steps.plan import Apply, Stage
 
 Ask = Callable[[Sequence[list[Turn]], Sequence[int]], Sequence[Response | None]]
 """One response to each list of messages, given a seed for each; None if the messages are too long for the model."""
 
+_HEADER: Final = re.compile(r"\Aversion: (\d+)\n\n")
+_PLACES: Final = re.compile(r"\{(context|prompt)\}")
+# Room that the instructions of the strategies take in a request, beside the prompt to be rewritten.
+_INSTRUCTION_TOKENS: Final = 1024
 _SPEAKERS: Final = {"user": "User", "assistant": "Assistant"}
 _QUOTES: Final = {'"': '"', "\u201c": "\u201d", "\u00ab": "\u00bb", "\u201e": "\u201c", "`": "`"}
 _FENCE: Final = re.compile(r"\A```[^\n`]*\n(.*?)\n?```\Z", re.DOTALL)
@@ -39,6 +50,42 @@ _LABEL: Final = re.compile(
     r"(?:prompt|request|question|instruction)\b(?:\s+(?:is|below|that[^\n:]{0,60}))?[#*_\s]*:[#*_\s]*(?=\S)",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """The request that makes new prompts by one strategy."""
+
+    version: int
+    text: str
+    digest: str
+
+    def filled(self, prompt: str, context: str = "") -> str:
+        """The request for this prompt; `context` tells what was said before it, and ends with a blank line."""
+        values = {"prompt": prompt, "context": context}
+        return _PLACES.sub(lambda place: values[place[1]], self.text)
+
+
+@cache
+def template_of(strategy: Strategy) -> Template:
+    """The template of a strategy.
+
+    Raises:
+        IntegrityError: the installed file has no header or lacks a place to fill in.
+    """
+    path = Path(__file__).parent / "templates" / f"{strategy}.txt"
+    whole = path.read_text(encoding="utf-8")
+    header = _HEADER.match(whole)
+    if header is None or {*_PLACES.findall(whole)} != {"context", "prompt"}:
+        raise IntegrityError(f"template {path.name} is damaged. Install alignpot again.")
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:32]
+    return Template(version=int(header[1]), text=whole[header.end() :].strip(), digest=digest)
+
+
+def template_fingerprint(strategies: Sequence[Strategy]) -> dict[str, dict[str, int | str]]:
+    """Version and digest of each strategy's template, by strategy."""
+    templates = {name: template_of(name) for name in sorted(strategies)}
+    return {name: {"version": each.version, "digest": each.digest} for name, each in templates.items()}
 
 
 def selected_prompts(pairs: pa.Table) -> pa.Table:
@@ -94,8 +141,24 @@ def evolve(tasks: pa.Table, ask: Ask, config: Evolve) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=s.DRAFT_SCHEMA)
 
 
+def evolve_stage(config: SelfPlayConfig, policy: TorchModel) -> Stage:
+    """Tasks to new prompts, by a policy in the engine that also answers prompts; needs the section evolve."""
+    assert config.evolve is not None  # noqa: S101
+    evolve = config.evolve
+    changes = {
+        "num_responses": 1,
+        "temperature": evolve.temperature,
+        "top_p": evolve.top_p,
+        "max_tokens": evolve.max_tokens,
+        "max_prompt_tokens": config.generate.max_prompt_tokens + _INSTRUCTION_TOKENS,
+    }
+    generate = config.generate.model_copy(update=changes)
+    build = partial(_build_evolve, evolve, generate, config.tokens, policy)
+    return Stage(name="evolve", build=build, model=generate, env=environment(generate))
+
+
 class EvolvePrompts:
-    """`evolve` by a policy. The whole table is sampled as one call; requests too long for the renderer are not asked."""
+    """`evolve` by a policy. The whole table is sampled as one call; too long requests are not asked."""
 
     def __init__(self, sampler: Sampler, renderer: PromptRenderer, generate: Generate, config: Evolve) -> None:
         self._sampler = sampler
@@ -156,3 +219,7 @@ def _fill(row: dict[str, Any], answer: Response | None) -> None:
     else:
         row[s.PROMPT] = [*row[s.PROMPT][:-1], user_turn(text)]
         row[s.ID] = json_digest([row[s.PARENT_ID], row[s.STRATEGY], text])
+
+
+def _build_evolve(evolve: Evolve, generate: Generate, tokens: Tokens, policy: TorchModel) -> Apply:
+    return EvolvePrompts(*answering(generate, tokens, policy), generate, evolve)

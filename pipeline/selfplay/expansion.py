@@ -1,7 +1,8 @@
-"""From prompts to a subset of pairs: generate, annotate, pair, score, select. A round does it for its prompts, and
-again for new prompts that were made of the selected ones.
+"""From prompts to a subset of pairs, and from the prompts of a subset to new prompts. A round does the first for its
+prompts, then the second, and the first again for the new prompts.
 
-    prompts -> candidates/ -> annotated/ -> pairs/ -> scored/ -> subset/
+    expand:          prompts -> candidates/ -> annotated/ -> pairs/ -> scored/ -> subset/
+    evolve_prompts:  subset/ -> tasks/ -> drafts/ -> prompts/
 
 Each arrow is a step of its own, so that a killed round goes on with the shard it was at.
 """
@@ -9,18 +10,27 @@ Each arrow is a step of its own, so that a killed round goes on with the shard i
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline import schema
-from pipeline.config import Config, SelfPlayConfig, TorchModel
+from pipeline.config import Config, Run, SelfPlayConfig, Storage, TorchModel
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import SUBSET, Manifest
+from pipeline.data.place import Place
+from pipeline.data.sealed import digest
 from pipeline.errors import DataError, TooManyDroppedError
+from pipeline.selfplay.annotate import annotate_stages
+from pipeline.selfplay.candidates import generate_stage
+from pipeline.selfplay.evolve import evolve_stage, plan_evolution, selected_prompts, template_fingerprint
+from pipeline.selfplay.filters import filter_prompts
 from pipeline.selfplay.pairing import make_pairs
-from pipeline.selfplay.plan import annotate_stages, generate_stage
+from pipeline.sources.contamination import Contamination
 from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
@@ -44,6 +54,8 @@ class Models:
     policy: TorchModel
     fingerprints: Mapping[str, Any]
     """By role: policy, reward and, if there is one, reference."""
+    benchmarks: Contamination | None
+    """What no new prompt may repeat."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,15 +73,21 @@ class Counts:
     seconds: dict[str, float] = field(default_factory=dict)
     margins: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, name: str, manifest: Manifest) -> None:
-        """Count what a step dropped, and its seconds."""
-        self.seconds[name] = manifest.extra.get("seconds", 0.0)
-        self.add_drops(manifest)
-
     def add_drops(self, manifest: Manifest) -> None:
         """Count what a step dropped."""
         for reason, count in manifest.drops_by_reason.items():
             self.drops[reason] = self.drops.get(reason, 0) + count
+
+
+def _run_counted(config: SelfPlayConfig, counts: Counts, source: Dataset, settings: Run, **step: Any) -> Dataset:
+    """Run a step over the rows of a dataset. Its name for `counts` is that of its last stage."""
+    rows = OwnRows(rows=source, shard_rows=config.generate.shard_prompts)
+    fingerprint = {"input": source.content, **step.pop("fingerprint")}
+    whole = {"rows": rows, "fingerprint": fingerprint, "config": config.model_dump(mode="json"), **step}
+    made = run_step(Step(**whole), settings, config.storage)
+    counts.seconds[step["stages"][-1].name] = made.manifest.extra.get("seconds", 0.0)
+    counts.add_drops(made.manifest)
+    return made
 
 
 def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts) -> Dataset:
@@ -79,43 +97,35 @@ def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts)
         TooManyDroppedError: a larger share of the prompts than run.max_dropped has no response with a reward.
     """
     config = models.config
-    tokens, plain = config.tokens.fingerprint(), config.model_dump(mode="json")
-    candidates = run_step(
-        Step(
-            kind=CANDIDATES,
-            url=f"{url}/{CANDIDATES}",
-            rows=OwnRows(rows=prompts, shard_rows=config.generate.shard_prompts),
-            stages=[generate_stage(config, models.policy)],
-            schema=schema.CANDIDATE_SCHEMA,
-            fingerprint={
-                "input": prompts.content,
-                "policy": models.fingerprints["policy"],
-                "generate": config.generate.fingerprint(),
-                "tokens": {name: tokens[name] for name in ("chat_template", "date")},
-            },
-            config=plain,
-        ),
+    tokens = config.tokens.fingerprint()
+    candidates = _run_counted(
+        config,
+        counts,
+        prompts,
         config.run,
-        config.storage,
+        kind=CANDIDATES,
+        url=f"{url}/{CANDIDATES}",
+        stages=[generate_stage(config, models.policy)],
+        schema=schema.CANDIDATE_SCHEMA,
+        fingerprint={
+            "policy": models.fingerprints["policy"],
+            "generate": config.generate.fingerprint(),
+            "tokens": {name: tokens[name] for name in ("chat_template", "date")},
+        },
     )
-    counts.add("generate", candidates.manifest)
     counts.prompts, counts.candidates = prompts.num_kept, candidates.num_kept
     counts.tokens_generated += candidates.manifest.num_tokens.get(schema.RESPONSE_TOKENS, 0)
-    reward = models.fingerprints["reward"]
-    annotated = run_step(
-        Step(
-            kind=ANNOTATED,
-            url=f"{url}/{ANNOTATED}",
-            rows=OwnRows(rows=candidates, shard_rows=config.generate.shard_prompts),
-            stages=annotate_stages(config),
-            schema=schema.ANNOTATED_SCHEMA,
-            fingerprint={"input": candidates.content, "reward": reward, "date": tokens["date"]},
-            config=plain,
-        ),
+    annotated = _run_counted(
+        config,
+        counts,
+        candidates,
         config.run,
-        config.storage,
+        kind=ANNOTATED,
+        url=f"{url}/{ANNOTATED}",
+        stages=annotate_stages(config),
+        schema=schema.ANNOTATED_SCHEMA,
+        fingerprint={"reward": models.fingerprints["reward"], "date": tokens["date"]},
     )
-    counts.add("annotate", annotated.manifest)
     dropped = prompts.num_kept - annotated.num_kept
     if dropped > config.run.max_dropped * prompts.num_kept:
         raise TooManyDroppedError(
@@ -134,26 +144,25 @@ def expand(models: Models, prompts: Dataset, url: str, counts: Counts) -> None:
     """
     config = models.config
     annotated = generate_answers(models, prompts, url, counts)
-    pairs = run_step(
-        Step(
-            kind=PAIRS,
-            url=f"{url}/{PAIRS}",
-            rows=OwnRows(rows=annotated, shard_rows=_PAIR_SHARD_ROWS, rows_out=None),
-            stages=[Stage(name="pair", build=partial(_build_pair, config))],
-            schema=schema.GENERATED_PAIR_SCHEMA,
-            fingerprint={"input": annotated.content, "pair": config.pair.fingerprint()},
-            config=config.model_dump(mode="json"),
-        ),
+    pairs = _run_counted(
+        config,
+        counts,
+        annotated,
         config.run.model_copy(update={"engine": "plain"}),
-        config.storage,
+        kind=PAIRS,
+        url=f"{url}/{PAIRS}",
+        rows=OwnRows(rows=annotated, shard_rows=_PAIR_SHARD_ROWS, rows_out=None),
+        stages=[Stage(name="pair", build=partial(_build_pair, config))],
+        schema=schema.GENERATED_PAIR_SCHEMA,
+        fingerprint={"pair": config.pair.fingerprint()},
     )
-    counts.add("pair", pairs.manifest)
     counts.pairs = pairs.num_kept
     if not pairs.num_kept:
         return
     scoring = score_config(models, url, counts.pairs)
     summary, manifest = score(prepare_score(scoring, pairs))
-    counts.add("score", manifest)
+    counts.seconds["score"] = manifest.extra.get("seconds", 0.0)
+    counts.add_drops(manifest)
     counts.scored, counts.tokens_scored = summary.num_kept, sum(manifest.num_tokens.values())
     started = time.monotonic()
     try:
@@ -163,6 +172,68 @@ def expand(models: Models, prompts: Dataset, url: str, counts: Counts) -> None:
         return
     counts.seconds["select"] = time.monotonic() - started
     counts.selected, counts.margins = report["selection"]["k"], report["margins"]
+
+
+def evolve_prompts(
+    models: Models, given: Sequence[pa.Table], number: int, subset: str, url: str, counts: Counts
+) -> Dataset:
+    """New prompts out of those of a subset: the dataset `url`/prompts, dropped ones with their reasons.
+
+    The policy writes `url`/drafts; the filters judge all drafts together. No new prompt may repeat a given one.
+    """
+    config, started = models.config, time.monotonic()
+    assert config.evolve is not None  # noqa: S101
+    parents = prompts_of(subset, config.storage)
+    settings = config.evolve.model_dump(mode="json")
+    content = Dataset.open(Place.open(subset, config.storage), SUBSET).content
+    tasks = plan_evolution(parents, config.evolve, round_=number)
+    asked = write_prompts(config, tasks, f"{url}/tasks", {"evolve": settings, "subset": content})
+    step = Step(
+        kind=PROMPTS,
+        url=f"{url}/drafts",
+        rows=OwnRows(rows=asked, shard_rows=config.generate.shard_prompts),
+        stages=[evolve_stage(config, models.policy)],
+        schema=schema.DRAFT_SCHEMA,
+        fingerprint={
+            "input": asked.content,
+            "policy": models.fingerprints["policy"],
+            "evolve": settings,
+            "templates": template_fingerprint(config.evolve.strategies),
+            "generate": config.generate.fingerprint(),
+        },
+        config=config.model_dump(mode="json"),
+    )
+    drafts = run_step(step, config.run, config.storage)
+    table = drafts.table(kept_only=False)
+    kept = filter_prompts(table, parents, given, config.evolve, models.benchmarks)
+    prompts = kept.select(schema.PROMPT_SCHEMA.names)
+    written = write_prompts(config, prompts, f"{url}/{PROMPTS}", {"input": drafts.content, "evolve": settings})
+    counts.add_drops(written.manifest)
+    counts.tokens_generated += pc.sum(table[schema.NUM_TOKENS_DRAFT], min_count=0).as_py()
+    counts.seconds["evolve"] = time.monotonic() - started
+    return written
+
+
+def prompts_of(url: str, storage: Storage) -> pa.Table:
+    """The prompts of a subset's pairs, each once, by id, as a table of PROMPT_SCHEMA."""
+    provenance = [field.name for field in schema.PROVENANCE_FIELDS]
+    subset = Dataset.open(Place.open(url, storage), SUBSET)
+    return selected_prompts(subset.table([schema.PROMPT_ID, schema.PROMPT, *provenance]))
+
+
+def write_prompts(config: SelfPlayConfig, table: pa.Table, url: str, fingerprint: Mapping[str, Any]) -> Dataset:
+    """A table of PROMPT_SCHEMA as a dataset; a dataset of another table or fingerprint at `url` is refused."""
+    rows = table.combine_chunks().cast(schema.PROMPT_SCHEMA).to_pylist()
+    step = Step(
+        kind=PROMPTS,
+        url=url,
+        rows=OwnRows(rows=table, shard_rows=4096),
+        stages=(),
+        schema=schema.PROMPT_SCHEMA,
+        fingerprint={**fingerprint, "rows": digest(json.dumps(rows, ensure_ascii=False).encode())},
+        config=config.model_dump(mode="json"),
+    )
+    return run_step(step, config.run.model_copy(update={"engine": "plain"}), config.storage)
 
 
 def score_config(models: Models, url: str, num_pairs: int | None = None) -> Config:

@@ -20,8 +20,8 @@ from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit
 from pipeline.metrics.objectives import objective_columns
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.on_ray.session import cluster_address
+from pipeline.selfplay.candidates import evaluation
 from pipeline.selfplay.expansion import CANDIDATES, Counts, Models, generate_answers
-from pipeline.selfplay.plan import evaluation
 from pipeline.steps.score import prepare_score, score
 from pipeline.training.hook import train
 from pipeline.training.job import TrainJob

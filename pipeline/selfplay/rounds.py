@@ -37,8 +37,16 @@ from pipeline.faults import storage_errors
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.loading import check_models
 from pipeline.selfplay.evaluation import compare_policies
-from pipeline.selfplay.evolution import Known, evolve_prompts, prompts_of, write_prompts
-from pipeline.selfplay.expansion import PROMPTS, Counts, Models, expand, score_config
+from pipeline.selfplay.expansion import (
+    PROMPTS,
+    Counts,
+    Models,
+    evolve_prompts,
+    expand,
+    prompts_of,
+    score_config,
+    write_prompts,
+)
 from pipeline.selfplay.held_out import split_held_out
 from pipeline.selfplay.policies import Trained, margins_after, measure, train_policy, training_job
 from pipeline.selfplay.rounds_table import render_rounds
@@ -73,7 +81,7 @@ class SelfPlay:
     def models(self, policy: TorchModel) -> Models:
         """The models with this policy."""
         fingerprints = {**self.fingerprints, "policy": model_fingerprint(policy)}
-        return Models(config=self.config, policy=policy, fingerprints=fingerprints)
+        return Models(config=self.config, policy=policy, fingerprints=fingerprints, benchmarks=self.benchmarks)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -186,10 +194,9 @@ def _play_round(run: SelfPlay, number: int, policy: TorchModel, before: list[str
     if config.evolve is not None:
         earlier = [run.url(f"round-{i}", "evolved", PROMPTS) for i in range(1, number)]
         urls = [run.url(PROMPTS), run.url("held_out"), *earlier]
-        given = tuple(Dataset.open(run.place(url), PROMPTS).table() for url in urls)
-        known = Known(prompts=given, benchmarks=run.benchmarks)
+        given = [Dataset.open(run.place(url), PROMPTS).table() for url in urls]
         counts = found.expansions["evolved"] = Counts()
-        prompts = evolve_prompts(models, known, number, f"{place}/base/subset", f"{place}/evolved", counts)
+        prompts = evolve_prompts(models, given, number, f"{place}/base/subset", f"{place}/evolved", counts)
         if prompts.num_kept:
             expand(models, prompts, f"{place}/evolved", counts)
             _take(run, found, f"{place}/evolved/subset")

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from pipeline.config import TorchModel
 from pipeline.errors import AlignpotError, ConfigError, ModelError, TemporaryError
+from pipeline.models.fingerprints import check_files
+from pipeline.models.loading import load_tokenizer
 from pipeline.training.job import TrainJob
 from pipeline.training.pairs import read_pairs
 
@@ -48,9 +50,6 @@ def train_with_command(job: TrainJob, folder: Path, scratch: Path) -> dict[str, 
 
 def _check_model(job: TrainJob, folder: Path) -> None:
     """See that the folder holds a model. If the command saved no tokenizer, the policy's is added."""
-    from pipeline.models.fingerprints import check_files
-    from pipeline.models.loading import load_tokenizer
-
     if not folder.is_dir():
         raise AlignpotError("train.command ended well but wrote nothing to {output}, a folder that it has to make.")
     held = sorted(path.name for path in folder.iterdir())

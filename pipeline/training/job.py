@@ -51,11 +51,7 @@ class TrainJob(Section):
 
     @property
     def beta(self) -> float:
-        """That of the settings, or else of the objective.
-
-        Raises:
-            ConfigError: neither has one.
-        """
+        """That of the settings, or else of the objective; ConfigError if neither has one."""
         beta = self.settings.beta if self.settings.beta is not None else self.objective.beta
         if beta is None:
             usual = OBJECTIVES["simpo" if self.settings.method == "simpo" else "dpo"].defaults["beta"]
@@ -70,11 +66,7 @@ class TrainJob(Section):
         return self.settings.num_gpus == 0
 
     def check_num_gpus(self) -> None:
-        """Refuse more than the one GPU that TRL's trainers use here.
-
-        Raises:
-            ConfigError: more are asked for.
-        """
+        """Raise ConfigError if a trainer of TRL is to use more than one GPU."""
         if self.settings.method != "command" and self.settings.num_gpus > 1:
             raise ConfigError(
                 f"train.num_gpus is {self.settings.num_gpus:g}; methods dpo and simpo train on one GPU. Use method "
@@ -82,11 +74,7 @@ class TrainJob(Section):
             )
 
     def check_policy_has_a_name(self) -> None:
-        """Refuse a policy that a command cannot be told, since it is told a name alone.
-
-        Raises:
-            ConfigError: it has an adapter or a revision.
-        """
+        """Raise ConfigError if a name alone does not say which policy is meant: a command is told no more."""
         if self.policy.adapter is not None or self.policy.revision != "main":
             raise ConfigError(
                 "train.command is told the policy by a name alone, which leaves out policy.adapter and "

@@ -8,18 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline import schema
 from pipeline.errors import DataError, SchemaError, SourceError
-from pipeline.schema import (
-    CHOSEN,
-    ID,
-    NUM_TOKENS_CHOSEN,
-    NUM_TOKENS_REJECTED,
-    PROMPT,
-    REFERENCE_LOGP_CHOSEN,
-    REFERENCE_LOGP_REJECTED,
-    REJECTED,
-    TOOLS,
-)
+from pipeline.schema import CHOSEN, ID, PROMPT, REJECTED, TOOLS
 from pipeline.shown import shown
 from pipeline.training.job import TrainJob
 
@@ -27,22 +18,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MESSAGE_COLUMNS: Final = (PROMPT, CHOSEN, REJECTED)
-REFERENCE_COLUMNS: Final = (REFERENCE_LOGP_CHOSEN, REFERENCE_LOGP_REJECTED)
+REFERENCE_COLUMNS: Final = (schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED)
 TOKEN_COLUMNS: Final = ("chosen_ids", "chosen_start", "rejected_ids", "rejected_start")
-TOKEN_COUNTS: Final = (NUM_TOKENS_CHOSEN, NUM_TOKENS_REJECTED)
+TOKEN_COUNTS: Final = (schema.NUM_TOKENS_CHOSEN, schema.NUM_TOKENS_REJECTED)
 
 
 def load_pairs(job: TrainJob, tokenizer: Any, scratch: Path, *, with_reference: bool) -> tuple["Dataset", int]:
-    """Read and tokenise the pairs of a job; temporary files go below `scratch`.
+    """The pairs of a job, tokenised, and how many were left out because they cannot be trained on.
 
-    Returns:
-        The pairs, and how many were left out because they cannot be trained on, for instance because the prompt fills
-        tokens.max_length. Columns: prompt, chosen, rejected, TOKEN_COLUMNS, the numbers of tokens that were scored,
-        tools if some pair has any, and the reference log-probs if they are wanted.
+    Columns: prompt, chosen, rejected, TOKEN_COLUMNS, the numbers of tokens that were scored, tools if some pair has
+    any, and the reference log-probs if they are wanted. Temporary files go below `scratch`.
 
     Raises:
-        SourceError: no saved dataset there, or no pair to train on.
-        SchemaError: a column is missing.
+        SourceError, SchemaError: as `read_pairs`, or no pair can be trained on.
         DataError: a pair has no reference log-probs.
     """
     import pyarrow as pa

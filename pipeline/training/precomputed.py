@@ -22,17 +22,12 @@ _TOKENS: Final = {"chosen_ids": schema.NUM_TOKENS_CHOSEN, "rejected_ids": schema
 def precomputed_dpo_trainer() -> type[Any]:
     """A subclass of TRL's DPOTrainer, to be used with `precompute_ref_log_probs=True`.
 
-    Datasets without the two columns are treated as TRL does, by running the reference model. If the dataset says how
-    many tokens the reference log-probs are sums over, the trainer's own tokens must be as many.
-
-    Raises:
-        ModelError: TRL is missing, or its trainer has another such method.
+    Without the two columns it runs the reference model, as TRL does. If the dataset says how many tokens the reference
+    log-probs are sums over, the trainer's own tokens must be as many.
     """
     base = checked_dpo_trainer()
 
     class PrecomputedDPOTrainer(base):  # type: ignore[misc, valid-type]
-        """DPOTrainer that takes reference log-probs from its dataset."""
-
         def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
             if not {*REFERENCE_COLUMNS} <= {*(dataset.column_names or ())}:
                 return super()._precompute_ref_logps(dataset, name, batch_size)

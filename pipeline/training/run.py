@@ -21,7 +21,6 @@ from pipeline.faults import translated
 from pipeline.training.job import TrainJob
 from pipeline.training.workplace import finished_summary, publish, workplace
 
-_VERSIONS: Final = ("alignpot", "torch", "transformers", "trl", "peft", "datasets")
 _NO_MEMORY: Final = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -58,7 +57,7 @@ def _train(job: TrainJob, place: Path) -> dict[str, Any]:
     finally:
         tempfile.tempdir = usual
     versions = {}
-    for name in _VERSIONS:
+    for name in ("alignpot", "torch", "transformers", "trl", "peft", "datasets"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     summary = {

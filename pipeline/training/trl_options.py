@@ -14,12 +14,7 @@ _NEVER: Final = frozenset({"model_init_kwargs", "trust_remote_code", "hub_token"
 
 
 def trl_config(job: TrainJob, scratch: Path, *, precomputed: bool) -> Any:
-    """The DPOConfig or CPOConfig of a job, which writes only below `scratch`.
-
-    Raises:
-        ConfigError: train.options has a key that TRL does not know or that the job decides, or a value it refuses.
-        ModelError: TRL is missing.
-    """
+    """The DPOConfig or CPOConfig of a job, which writes only below `scratch`. Raises as `options_class` does."""
     kind = options_class(job)
     try:
         return kind(**{**_decided(job, scratch, precomputed=precomputed), **job.settings.options})

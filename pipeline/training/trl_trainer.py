@@ -34,8 +34,7 @@ def train_with_trl(job: TrainJob, folder: Path, scratch: Path) -> dict[str, Any]
         The summary: rows, steps, and loss, reward accuracy and reward margin of the first and the last step.
 
     Raises:
-        ConfigError, ModelError, SourceError, SchemaError, DataError: what the job names cannot be used.
-        AlignpotError: the loss is no number any more.
+        AlignpotError: what the job names cannot be used, or the loss is no number any more.
     """
     from transformers import PrinterCallback, set_seed
 
@@ -176,6 +175,7 @@ def _summary(history: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _progress() -> Any:
+    """A callback that prints each step."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):  # type: ignore[misc]

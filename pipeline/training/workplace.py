@@ -51,21 +51,26 @@ def workplace(output: Path) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     hidden = f".{output.name}.training"
     with _locked(output.parent / f"{hidden}.lock"):
-        _clear(output.parent, hidden)
+        for path in output.parent.iterdir():
+            owner = re.fullmatch(re.escape(hidden) + "-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}", path.name)
+            if owner is not None and _is_dead(path, owner[1], int(owner[2])):
+                shutil.rmtree(path, ignore_errors=True)
         folder = output.parent / f"{hidden}-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
+        ended = threading.Event()
+        beating = threading.Thread(target=_beat, args=(folder, ended), daemon=True)
+        beating.start()
         try:
-            with _beating(folder):
-                yield folder
+            yield folder
         finally:
+            ended.set()
+            beating.join()
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(folder: Path, output: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """Add the summary to a finished model, see it safe on disk and give it its name.
-
-    Returns:
-        The summary of the model that has the name: of this one, or of another that was there before it.
+    """Add the summary to a finished model, sync it to disk and give it its name; returns the summary of the model that
+    has the name, which may be another one that was there first.
 
     Raises:
         ConfigError: something else has the name.
@@ -103,14 +108,6 @@ def _locked(lock: Path) -> Iterator[None]:
             return
 
 
-def _clear(parent: Path, hidden: str) -> None:
-    """Remove the folders whose process is surely dead."""
-    for path in parent.iterdir():
-        owner = re.fullmatch(re.escape(hidden) + "-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}", path.name)
-        if owner is not None and _is_dead(path, owner[1], int(owner[2])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _is_dead(folder: Path, machine: str, pid: int) -> bool:
     """Whether the process belongs to this machine and is gone, or has long given no sign of life."""
     if machine == _machine():
@@ -136,23 +133,11 @@ def _machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-@contextlib.contextmanager
-def _beating(folder: Path) -> Iterator[None]:
-    """Renew the folder's time while the block runs: a training may write nothing for days."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(_BEAT_S):
-            with contextlib.suppress(OSError):
-                os.utime(folder)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def _beat(folder: Path, ended: threading.Event) -> None:
+    """Renew the folder's time now and then: a training may write nothing for days."""
+    while not ended.wait(_BEAT_S):
+        with contextlib.suppress(OSError):
+            os.utime(folder)
 
 
 def _sync(path: Path) -> None:

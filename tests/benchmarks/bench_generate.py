@@ -32,8 +32,7 @@ from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
 from pipeline.demo.models import ensure_smollm2
 from pipeline.on_ray.engine import RayJob, run_on_ray
 from pipeline.on_ray.session import ray_session
-from pipeline.selfplay.candidates import PromptRenderer
-from pipeline.selfplay.plan import environment, generate_stage
+from pipeline.selfplay.candidates import PromptRenderer, environment, generate_stage
 from pipeline.selfplay.sampler import load_decoder, seed_of
 from pipeline.selfplay.vllm_sampler import engine_arguments
 from pipeline.steps.work import ShardWork

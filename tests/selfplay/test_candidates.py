@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from pipeline.config import Generate, SelfPlayConfig, Tokens, TorchModel
 from pipeline.errors import ModelError
 from pipeline.schema import CANDIDATE_SCHEMA, PROMPT, RESPONSES
-from pipeline.selfplay.candidates import GenerateCandidates, PromptRenderer
-from pipeline.selfplay.plan import evaluation, generate_stage
+from pipeline.selfplay.candidates import GenerateCandidates, PromptRenderer, evaluation, generate_stage
 from pipeline.selfplay.sampler import Response
 from pipeline.selfplay.transformers_sampler import TransformersSampler
 from tests.fixtures_models import CHATML, tiny_tokenizer

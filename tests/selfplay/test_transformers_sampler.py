@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import Generate, TorchModel
 from pipeline.errors import ConfigError, ModelError
-from pipeline.selfplay.plan import environment
+from pipeline.selfplay.candidates import environment
 from pipeline.selfplay.sampler import Request, open_sampler, seed_of
 from pipeline.selfplay.transformers_sampler import TransformersSampler, draw
 from tests.fixtures_models import tiny_model

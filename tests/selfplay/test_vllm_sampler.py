@@ -13,7 +13,7 @@ from pipeline.config import Generate, TorchModel
 from pipeline.errors import ModelError
 from pipeline.models.cpu import has_arithmetic
 from pipeline.models.vllm_engine import import_vllm
-from pipeline.selfplay.plan import environment
+from pipeline.selfplay.candidates import environment
 from pipeline.selfplay.sampler import Request, open_sampler, seed_of
 from pipeline.selfplay.transformers_sampler import TransformersSampler
 from pipeline.selfplay.vllm_sampler import VllmSampler, engine_arguments
