@@ -44,9 +44,6 @@ def build_reward_model(base_dir: Path, out_dir: Path, head: Path = HEAD_FILE) ->
 
     It loads as LlamaForSequenceClassification with one logit, read at the last token of the chat-templated dialogue.
     The directory is named after the head's digest, so another head never meets an old directory.
-
-    Raises:
-        ModelError: the head does not fit the base model.
     """
     digest = hashlib.sha256(head.read_bytes()).hexdigest()[:12]
     target = out_dir / f"smollm2-135m-reward-{digest}"

@@ -32,12 +32,7 @@ _SELF_PLAY_NOTE: Final = (
 
 
 def run_demo(workdir: Path, num_pairs: int, overrides: Sequence[str] = ()) -> Iterator[str]:
-    """Score and select `num_pairs` of the demo's pairs; yields the texts of `alignpot run`.
-
-    Raises:
-        ConfigError: there are not so many pairs.
-        AlignpotError: what stopped the run.
-    """
+    """Score and select `num_pairs` of the demo's pairs; yields the texts of `alignpot run`."""
     from pipeline.commands import run_all
 
     config = write_demo(workdir, num_pairs)
@@ -46,11 +41,7 @@ def run_demo(workdir: Path, num_pairs: int, overrides: Sequence[str] = ()) -> It
 
 
 def run_self_play_demo(workdir: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
-    """Two rounds of self-play on the demo's prompts; yields the texts of `alignpot self-play`.
-
-    Raises:
-        AlignpotError: what stopped the run.
-    """
+    """Two rounds of self-play on the demo's prompts; yields the texts of `alignpot self-play`."""
     from pipeline.selfplay.rounds import self_play
 
     config = write_self_play_demo(workdir)

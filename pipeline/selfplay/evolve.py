@@ -68,11 +68,7 @@ class Template:
 
 @cache
 def template_of(strategy: Strategy) -> Template:
-    """The template of a strategy.
-
-    Raises:
-        IntegrityError: the installed file has no header or lacks a place to fill in.
-    """
+    """The template of a strategy."""
     path = Path(__file__).parent / "templates" / f"{strategy}.txt"
     whole = path.read_text(encoding="utf-8")
     header = _HEADER.match(whole)
@@ -118,11 +114,7 @@ def plan_evolution(prompts: pa.Table, config: Evolve, *, round_: int) -> pa.Tabl
 
 
 def evolve(tasks: pa.Table, ask: Ask, config: Evolve) -> pa.Table:
-    """The new prompt of each task, or why there is none, as DRAFT_SCHEMA in the same order; what `ask` says is cleaned.
-
-    Raises:
-        IntegrityError: `ask` gave another number of responses than it was asked for.
-    """
+    """The new prompt of each task, or why there is none, as DRAFT_SCHEMA in the same order."""
     rows: list[dict[str, Any]] = tasks.to_pylist()
     live = [row for row in rows if row[s.STATUS] != s.DROPPED]
     asked = []

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.config import Config, Run, SelfPlayConfig, Storage, TorchModel
+from pipeline.config import Config, Run, SelfPlayConfig, TorchModel
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SUBSET, Manifest
 from pipeline.data.place import Place
 from pipeline.data.sealed import digest
 from pipeline.errors import DataError, TooManyDroppedError
+from pipeline.models.fingerprints import model_fingerprint
 from pipeline.selfplay.annotate import annotate_stages
 from pipeline.selfplay.candidates import generate_stage
 from pipeline.selfplay.evolve import evolve_stage, plan_evolution, selected_prompts, template_fingerprint
@@ -47,15 +48,28 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Models:
-    """The models of one round, and what identifies every number they give."""
+class SelfPlay:
+    """A checked run whose settings are claimed, with the policy of one of its rounds."""
 
     config: SelfPlayConfig
     policy: TorchModel
     fingerprints: Mapping[str, Any]
-    """By role: policy, reward and, if there is one, reference."""
+    """What identifies every number of a model, by role: policy, reward and, if there is one, reference."""
     benchmarks: Contamination | None
     """What no new prompt may repeat."""
+
+    def with_policy(self, policy: TorchModel) -> "SelfPlay":
+        """The same run with another policy."""
+        return replace(self, policy=policy, fingerprints={**self.fingerprints, "policy": model_fingerprint(policy)})
+
+    def dataset(self, url: str, kind: str = SUBSET) -> Dataset:
+        """The complete dataset at a URL. Raises SourceError if there is none."""
+        return Dataset.open(Place.open(url, self.config.storage), kind)
+
+    def prompts_of(self, subset: str) -> pa.Table:
+        """The prompts of a subset's pairs, each once, by id, as a table of PROMPT_SCHEMA."""
+        provenance = [field.name for field in schema.PROVENANCE_FIELDS]
+        return selected_prompts(self.dataset(subset).table([schema.PROMPT_ID, schema.PROMPT, *provenance]))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,13 +104,13 @@ def _run_counted(config: SelfPlayConfig, counts: Counts, source: Dataset, settin
     return made
 
 
-def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts) -> Dataset:
+def generate_answers(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) -> Dataset:
     """Candidates and their rewards: the datasets `url`/candidates and `url`/annotated; the second one is returned.
 
     Raises:
         TooManyDroppedError: a larger share of the prompts than run.max_dropped has no response with a reward.
     """
-    config = models.config
+    config = run.config
     tokens = config.tokens.fingerprint()
     candidates = _run_counted(
         config,
@@ -105,10 +119,10 @@ def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts)
         config.run,
         kind=CANDIDATES,
         url=f"{url}/{CANDIDATES}",
-        stages=[generate_stage(config, models.policy)],
+        stages=[generate_stage(config, run.policy)],
         schema=schema.CANDIDATE_SCHEMA,
         fingerprint={
-            "policy": models.fingerprints["policy"],
+            "policy": run.fingerprints["policy"],
             "generate": config.generate.fingerprint(),
             "tokens": {name: tokens[name] for name in ("chat_template", "date")},
         },
@@ -124,7 +138,7 @@ def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts)
         url=f"{url}/{ANNOTATED}",
         stages=annotate_stages(config),
         schema=schema.ANNOTATED_SCHEMA,
-        fingerprint={"reward": models.fingerprints["reward"], "date": tokens["date"]},
+        fingerprint={"reward": run.fingerprints["reward"], "date": tokens["date"]},
     )
     dropped = prompts.num_kept - annotated.num_kept
     if dropped > config.run.max_dropped * prompts.num_kept:
@@ -136,14 +150,10 @@ def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts)
     return annotated
 
 
-def expand(models: Models, prompts: Dataset, url: str, counts: Counts) -> None:
-    """Everything from prompts to the subset at `url`/subset; none is written if there is nothing to select.
-
-    Raises:
-        AlignpotError: what stopped it.
-    """
-    config = models.config
-    annotated = generate_answers(models, prompts, url, counts)
+def expand(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) -> None:
+    """Everything from prompts to the subset at `url`/subset; none is written if there is nothing to select."""
+    config = run.config
+    annotated = generate_answers(run, prompts, url, counts)
     pairs = _run_counted(
         config,
         counts,
@@ -159,7 +169,7 @@ def expand(models: Models, prompts: Dataset, url: str, counts: Counts) -> None:
     counts.pairs = pairs.num_kept
     if not pairs.num_kept:
         return
-    scoring = score_config(models, url, counts.pairs)
+    scoring = score_config(run, url, counts.pairs)
     summary, manifest = score(prepare_score(scoring, pairs))
     counts.seconds["score"] = manifest.extra.get("seconds", 0.0)
     counts.add_drops(manifest)
@@ -175,28 +185,27 @@ def expand(models: Models, prompts: Dataset, url: str, counts: Counts) -> None:
 
 
 def evolve_prompts(
-    models: Models, given: Sequence[pa.Table], number: int, subset: str, url: str, counts: Counts
+    run: SelfPlay, given: Sequence[pa.Table], number: int, subset: str, url: str, counts: Counts
 ) -> Dataset:
     """New prompts out of those of a subset: the dataset `url`/prompts, dropped ones with their reasons.
 
     The policy writes `url`/drafts; the filters judge all drafts together. No new prompt may repeat a given one.
     """
-    config, started = models.config, time.monotonic()
+    config, started = run.config, time.monotonic()
     assert config.evolve is not None  # noqa: S101
-    parents = prompts_of(subset, config.storage)
-    settings = config.evolve.model_dump(mode="json")
-    content = Dataset.open(Place.open(subset, config.storage), SUBSET).content
+    parents, settings = run.prompts_of(subset), config.evolve.model_dump(mode="json")
     tasks = plan_evolution(parents, config.evolve, round_=number)
-    asked = write_prompts(config, tasks, f"{url}/tasks", {"evolve": settings, "subset": content})
+    origin = {"evolve": settings, "subset": run.dataset(subset).content}
+    asked = write_prompts(config, tasks, f"{url}/tasks", origin)
     step = Step(
         kind=PROMPTS,
         url=f"{url}/drafts",
         rows=OwnRows(rows=asked, shard_rows=config.generate.shard_prompts),
-        stages=[evolve_stage(config, models.policy)],
+        stages=[evolve_stage(config, run.policy)],
         schema=schema.DRAFT_SCHEMA,
         fingerprint={
             "input": asked.content,
-            "policy": models.fingerprints["policy"],
+            "policy": run.fingerprints["policy"],
             "evolve": settings,
             "templates": template_fingerprint(config.evolve.strategies),
             "generate": config.generate.fingerprint(),
@@ -205,20 +214,13 @@ def evolve_prompts(
     )
     drafts = run_step(step, config.run, config.storage)
     table = drafts.table(kept_only=False)
-    kept = filter_prompts(table, parents, given, config.evolve, models.benchmarks)
+    kept = filter_prompts(table, parents, given, config.evolve, run.benchmarks)
     prompts = kept.select(schema.PROMPT_SCHEMA.names)
     written = write_prompts(config, prompts, f"{url}/{PROMPTS}", {"input": drafts.content, "evolve": settings})
     counts.add_drops(written.manifest)
     counts.tokens_generated += pc.sum(table[schema.NUM_TOKENS_DRAFT], min_count=0).as_py()
     counts.seconds["evolve"] = time.monotonic() - started
     return written
-
-
-def prompts_of(url: str, storage: Storage) -> pa.Table:
-    """The prompts of a subset's pairs, each once, by id, as a table of PROMPT_SCHEMA."""
-    provenance = [field.name for field in schema.PROVENANCE_FIELDS]
-    subset = Dataset.open(Place.open(url, storage), SUBSET)
-    return selected_prompts(subset.table([schema.PROMPT_ID, schema.PROMPT, *provenance]))
 
 
 def write_prompts(config: SelfPlayConfig, table: pa.Table, url: str, fingerprint: Mapping[str, Any]) -> Dataset:
@@ -236,12 +238,12 @@ def write_prompts(config: SelfPlayConfig, table: pa.Table, url: str, fingerprint
     return run_step(step, config.run.model_copy(update={"engine": "plain"}), config.storage)
 
 
-def score_config(models: Models, url: str, num_pairs: int | None = None) -> Config:
+def score_config(run: SelfPlay, url: str, num_pairs: int | None = None) -> Config:
     """The config that scores and selects the pairs at `url`; select.k is at most their number."""
-    ours = models.config
-    config = ours.scoring(models.policy, scored=f"{url}/scored", subset=f"{url}/subset")
+    ours = run.config
+    config = ours.scoring(run.policy, scored=f"{url}/scored", subset=f"{url}/subset")
     changes: dict[str, Any] = {}
-    is_reference = models.fingerprints["policy"] == models.fingerprints.get("reference")
+    is_reference = run.fingerprints["policy"] == run.fingerprints.get("reference")
     if is_reference and ours.metric.name == "potential" and ours.objective.reads_reference:
         _log.warning("The policy is the reference still, so that all implicit margins are 0: metric.weight is 0 here")
         changes["metric"] = config.metric.model_copy(update={"weight": 0.0})

@@ -21,7 +21,7 @@ from pipeline.metrics.objectives import objective_columns
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.on_ray.session import cluster_address
 from pipeline.selfplay.candidates import evaluation
-from pipeline.selfplay.expansion import CANDIDATES, Counts, Models, generate_answers
+from pipeline.selfplay.expansion import CANDIDATES, Counts, SelfPlay, generate_answers
 from pipeline.steps.score import prepare_score, score
 from pipeline.training.hook import train
 from pipeline.training.job import TrainJob
@@ -38,21 +38,20 @@ class Trained:
     summary: Mapping[str, Any]
 
 
-def train_policy(models: Models, start: TorchModel, subsets: Sequence[str], place: str, number: int) -> Trained:
+def train_policy(run: SelfPlay, start: TorchModel, subsets: Sequence[str], place: str, number: int) -> Trained:
     """Train on the subsets, or find what was trained with these settings; other settings are another training.
 
     Raises:
         IntegrityError: the model that was trained is not the one that is there.
         AlignpotError: the training failed.
     """
-    config = models.config
+    config = run.config
     job = training_job(config, start, subsets)
-    contents = [Dataset.open(Place.open(subset, config.storage), SUBSET).content for subset in subsets]
     fingerprint = {
         "alignpot": MINOR_VERSION,
         "start": model_fingerprint(job.policy),
         "reference": None if job.reference is None else model_fingerprint(job.reference),
-        "subsets": contents,
+        "subsets": [run.dataset(subset).content for subset in subsets],
         "train": job.settings.fingerprint(),
         "objective": config.objective.fingerprint(),
         "tokens": config.tokens.fingerprint(),
@@ -62,14 +61,14 @@ def train_policy(models: Models, start: TorchModel, subsets: Sequence[str], plac
     own = {"model": str(output), "revision": "main", "adapter": None, "adapter_revision": "main"}
     policy = config.policy.model_copy(update=own)
     plan = Plan(kind=TRAINING, fingerprint=fingerprint, config=config.model_dump(mode="json"))
-    run = Run.claim(Place.open(url, config.storage), plan)
-    done = find_manifest(run.place, TRAINING)
+    record = Run.claim(Place.open(url, config.storage), plan)
+    done = find_manifest(record.place, TRAINING)
     if done is None:
         for subset in subsets:
             verify(Place.open(subset, config.storage))
         summary = _train(job.model_copy(update={"output": output}), config)
         digest = model_fingerprint(policy)["weights"]
-        run.publish(run.manifest(extra={"digest": digest, "policy": str(output), "summary": summary}))
+        record.publish(record.manifest(extra={"digest": digest, "policy": str(output), "summary": summary}))
         return Trained(url=url, policy=policy, summary=summary)
     if not output.is_dir():
         raise StorageError(
@@ -105,17 +104,16 @@ def _train(job: TrainJob, config: SelfPlayConfig) -> dict[str, Any]:
     return call_on_cluster(train, job, num_gpus=job.settings.num_gpus, num_cpus=job.settings.num_threads)
 
 
-def measure(models: Models, held_out: Dataset, url: str) -> tuple[pa.Table, Counts]:
+def measure(run: SelfPlay, held_out: Dataset, url: str) -> tuple[pa.Table, Counts]:
     """The policy's answers to the held-out prompts with their rewards, and what it took to get them.
 
     The table has id, rewards, token counts and finish reasons of every prompt, including those without answers.
     """
-    config = models.config
+    config = run.config
     measuring = config.model_copy(update={"generate": evaluation(config)})
     counts = Counts()
-    answered = generate_answers(replace(models, config=measuring), held_out, url, counts)
-    candidates = Dataset.open(Place.open(f"{url}/{CANDIDATES}", config.storage), CANDIDATES)
-    every = candidates.table([schema.ID, schema.STATUS], kept_only=False)
+    answered = generate_answers(replace(run, config=measuring), held_out, url, counts)
+    every = run.dataset(f"{url}/{CANDIDATES}", CANDIDATES).table([schema.ID, schema.STATUS], kept_only=False)
     unanswered = every.filter(pc.equal(every[schema.STATUS], schema.DROPPED)).select([schema.ID])
     columns = [schema.ID, schema.RESPONSE_TOKENS, schema.FINISH_REASONS, schema.RESPONSE_REWARDS]
     answers = answered.table(columns, kept_only=False)

@@ -40,10 +40,9 @@ from pipeline.selfplay.evaluation import compare_policies
 from pipeline.selfplay.expansion import (
     PROMPTS,
     Counts,
-    Models,
+    SelfPlay,
     evolve_prompts,
     expand,
-    prompts_of,
     score_config,
     write_prompts,
 )
@@ -58,30 +57,6 @@ from pipeline.training.job import check_training
 KIND: Final = "self-play"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SelfPlay:
-    """A checked run: its settings are claimed, its prompts are written."""
-
-    config: SelfPlayConfig
-    prompts: Dataset
-    held_out: Dataset
-    fingerprints: Mapping[str, Any]
-    benchmarks: Contamination | None
-
-    def url(self, *names: str) -> str:
-        """The URL of something below the run's path."""
-        return "/".join([self.config.path.rstrip("/"), *names])
-
-    def place(self, url: str) -> Place:
-        """The place at a URL."""
-        return Place.open(url, self.config.storage)
-
-    def models(self, policy: TorchModel) -> Models:
-        """The models with this policy."""
-        fingerprints = {**self.fingerprints, "policy": model_fingerprint(policy)}
-        return Models(config=self.config, policy=policy, fingerprints=fingerprints, benchmarks=self.benchmarks)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,24 +82,26 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
 
             models: list[Replicas] = [config.generate, config.reward, config.policy, config.reference or config.policy]
             stack.enter_context(ray_session(config.run, models))
-        run = prepare(config)
-        yield f"{run.prompts.num_kept:,} prompts, {run.held_out.num_kept:,} held out\n"
-        policy, subsets = config.policy, list[str]()
-        place = run.url("measured-0")
-        first, counts = measure(run.models(policy), run.held_out, place)
+        run, prompts, held_out = prepare(config)
+        yield f"{prompts.num_kept:,} prompts, {held_out.num_kept:,} held out\n"
+        subsets: list[str] = []
+        place = f"{run.config.path}/measured-0"
+        first, counts = measure(run, held_out, place)
         body = {"evaluation": compare_policies(first, first), "measuring": asdict(counts)}
         reports = [_report(run, 0, body, place)]
         for number in range(1, config.rounds + 1):
-            found = _play_round(run, number, policy, subsets)
+            found = _play_round(run, number, prompts, subsets)
             subsets += found.subsets
-            policy = policy if found.trained is None else found.trained.policy
-            reports.append(_close(run, found, first))
+            if found.trained is not None:
+                run = run.with_policy(found.trained.policy)
+            reports.append(_close(run, found, held_out, first))
             yield f"{render_rounds(reports)}\n"
-        yield f"policy: {policy.model}"
+        yield f"policy: {run.policy.model}"
 
 
-def prepare(config: SelfPlayConfig) -> SelfPlay:
-    """Check models, training, prompts and places, claim the path, and write the prompts.
+def prepare(config: SelfPlayConfig) -> tuple[SelfPlay, Dataset, Dataset]:
+    """Check models, training, prompts and places, claim the path, and write the prompts: the run, the prompts to train
+    on, and those held out.
 
     Raises:
         AlignpotError: what is wrong, before a model is loaded.
@@ -157,14 +134,11 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
     left_out = [near, seeds.table.filter(pc.equal(seeds.table[schema.STATUS], schema.DROPPED))]
     for reason, count in Counter(pa.concat_tables(left_out)[schema.DROP_REASON].to_pylist()).most_common():
         _log.warning("%d prompts left out: %s", count, reason)
-    url = config.path.rstrip("/")
-    return SelfPlay(
-        config=config,
-        prompts=write_prompts(config, pa.concat_tables([train, *left_out]), f"{url}/{PROMPTS}", {"side": "train"}),
-        held_out=write_prompts(config, held_out, f"{url}/held_out", {"side": "held out"}),
-        fingerprints=fingerprints,
-        benchmarks=benchmarks,
-    )
+    run = SelfPlay(config=config, policy=config.policy, fingerprints=fingerprints, benchmarks=benchmarks)
+    run = run.with_policy(config.policy)
+    given = pa.concat_tables([train, *left_out])
+    prompts = write_prompts(config, given, f"{config.path}/{PROMPTS}", {"side": "train"})
+    return run, prompts, write_prompts(config, held_out, f"{config.path}/held_out", {"side": "held out"})
 
 
 def _pinned(config: SelfPlayConfig) -> tuple[SelfPlayConfig, dict[str, Any]]:
@@ -176,52 +150,52 @@ def _pinned(config: SelfPlayConfig) -> tuple[SelfPlayConfig, dict[str, Any]]:
     check_models(models, config.tokens)
     fingerprints = {role: model_fingerprint(model) for role, model in models.items()}
     pins: dict[str, Any] = {role: pinned(model, fingerprints[role]) for role, model in models.items()}
-    path = config.path if "://" in config.path else str(Path(config.path).expanduser().resolve())
+    path = config.path.rstrip("/") if "://" in config.path else str(Path(config.path).expanduser().resolve())
     return config.model_copy(update={**pins, "path": path}), fingerprints
 
 
-def _play_round(run: SelfPlay, number: int, policy: TorchModel, before: list[str]) -> Round:
+def _play_round(run: SelfPlay, number: int, prompts: Dataset, before: list[str]) -> Round:
     """Expand, evolve, expand, train."""
     config, found = run.config, Round(number=number)
-    models, place = run.models(policy), run.url(f"round-{number}")
+    place = f"{config.path}/round-{number}"
     base = found.expansions["base"] = Counts()
-    expand(models, run.prompts, f"{place}/base", base)
+    expand(run, prompts, f"{place}/base", base)
     if not _take(run, found, f"{place}/base/subset"):
         raise DataError(
-            f"round {number}: {run.prompts.num_kept} prompts gave {base.pairs} pairs, too few to select from. Give "
+            f"round {number}: {prompts.num_kept} prompts gave {base.pairs} pairs, too few to select from. Give "
             "more prompts, a larger generate.num_responses, or a larger select.fraction."
         )
     if config.evolve is not None:
-        earlier = [run.url(f"round-{i}", "evolved", PROMPTS) for i in range(1, number)]
-        urls = [run.url(PROMPTS), run.url("held_out"), *earlier]
-        given = [Dataset.open(run.place(url), PROMPTS).table() for url in urls]
+        earlier = [f"round-{i}/evolved/{PROMPTS}" for i in range(1, number)]
+        names = [PROMPTS, "held_out", *earlier]
+        given = [run.dataset(f"{config.path}/{name}", PROMPTS).table() for name in names]
         counts = found.expansions["evolved"] = Counts()
-        prompts = evolve_prompts(models, given, number, f"{place}/base/subset", f"{place}/evolved", counts)
-        if prompts.num_kept:
-            expand(models, prompts, f"{place}/evolved", counts)
+        new = evolve_prompts(run, given, number, f"{place}/base/subset", f"{place}/evolved", counts)
+        if new.num_kept:
+            expand(run, new, f"{place}/evolved", counts)
             _take(run, found, f"{place}/evolved/subset")
     if config.train is not None:
-        start = config.policy if config.train.start_from == "base" else policy
+        start = config.policy if config.train.start_from == "base" else run.policy
         subsets = found.subsets if config.train.data == "round" else [*before, *found.subsets]
         _log.info("round %d: training on %d subsets", number, len(subsets))
-        found.trained = train_policy(models, start, subsets, place, number)
+        found.trained = train_policy(run, start, subsets, place, number)
     return found
 
 
 def _take(run: SelfPlay, found: Round, subset: str) -> bool:
     """Count a subset among those to train on; False if it is not there."""
-    if Dataset.find(run.place(subset), SUBSET) is None:
+    if Dataset.find(Place.open(subset, run.config.storage), SUBSET) is None:
         return False
     found.subsets.append(subset)
-    found.strategies.update(prompts_of(subset, run.config.storage)[schema.STRATEGY].to_pylist())
+    found.strategies.update(run.prompts_of(subset)[schema.STRATEGY].to_pylist())
     return True
 
 
-def _close(run: SelfPlay, found: Round, first: pa.Table) -> dict[str, Any]:
-    """Measure the new policy and write the round's report, or find it."""
-    trained, url = found.trained, run.url(f"round-{found.number}")
+def _close(run: SelfPlay, found: Round, held_out: Dataset, first: pa.Table) -> dict[str, Any]:
+    """Measure the policy that was trained and write the round's report, or find it."""
+    trained, url = found.trained, f"{run.config.path}/round-{found.number}"
     place = url if trained is None else trained.url
-    stored = read_sealed(run.place(place) / REPORT_FILE)
+    stored = read_sealed(Place.open(place, run.config.storage) / REPORT_FILE)
     if stored is not None:
         return stored
     body: dict[str, Any] = {
@@ -230,8 +204,8 @@ def _close(run: SelfPlay, found: Round, first: pa.Table) -> dict[str, Any]:
     }
     if trained is not None:
         summary, policy = dict(trained.summary), trained.policy
-        answers, counts = measure(run.models(policy), run.held_out, f"{place}/measured")
-        config = score_config(run.models(policy), f"{url}/base")
+        answers, counts = measure(run, held_out, f"{place}/measured")
+        config = score_config(run, f"{url}/base")
         body |= {
             "training": {"summary": summary, "seconds": float(summary["seconds_in_all"]), "policy": policy.model},
             "evaluation": compare_policies(answers, first),
@@ -244,7 +218,7 @@ def _close(run: SelfPlay, found: Round, first: pa.Table) -> dict[str, Any]:
 def _report(run: SelfPlay, number: int, body: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The report of a round as it is stored: the first one wins, whose seconds are those of the work itself."""
     report = {"round": number, **body}
-    file = run.place(place) / REPORT_FILE
+    file = Place.open(place, run.config.storage) / REPORT_FILE
     if create(file, sealed(report)):
         return report
     return read_sealed(file) or report

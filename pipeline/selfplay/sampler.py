@@ -88,11 +88,7 @@ class Decoder:
 
 
 def load_decoder(model: TorchModel) -> Decoder:
-    """Read tokenizer and configuration of a model; no weights.
-
-    Raises:
-        ModelError: they are missing or cannot be read.
-    """
+    """Read tokenizer and configuration of a model; no weights."""
     tokenizer, config = load_tokenizer(model), load_configuration(model)
     with load_errors("Cannot load the generation configuration of", model):
         from transformers import GenerationConfig

@@ -38,11 +38,7 @@ class TransformersSampler:
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request], sampling: Generate) -> list[list[Response]]:
-        """K responses to each request, in the order of the requests.
-
-        Raises:
-            ModelError: a prompt leaves no room for an answer, or the model's logits are not finite.
-        """
+        """K responses to each request, in the order of the requests."""
         if self._device.type == "cpu":
             torch.set_num_threads(self._num_threads)
         return [self._respond(request, sampling) for request in requests]
@@ -102,9 +98,6 @@ def draw(logits: torch.Tensor, uniforms: np.ndarray[Any, Any], sampling: Generat
 
     Returns:
         int64, shape (rows,).
-
-    Raises:
-        ModelError: a row has no finite distribution.
     """
     if sampling.temperature < GREEDY:
         return logits.argmax(dim=-1)

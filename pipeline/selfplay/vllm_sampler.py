@@ -50,11 +50,7 @@ class VllmSampler:
             self._engine = vllm.LLM(**arguments)
 
     def sample(self, requests: Sequence[Request], sampling: Generate) -> list[list[Response]]:
-        """K responses to each request, in the order of the requests.
-
-        Raises:
-            ModelError: a prompt is longer than the engine takes, or vLLM gave a response up.
-        """
+        """K responses to each request, in the order of the requests."""
         if not requests:
             return []
         use_threads(self._num_threads)

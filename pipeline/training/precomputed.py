@@ -37,13 +37,6 @@ def precomputed_dpo_trainer() -> type[Any]:
     return PrecomputedDPOTrainer
 
 
-def __getattr__(name: str) -> Any:
-    """`PrecomputedDPOTrainer`, made when it is asked for, so that importing this module loads no TRL."""
-    if name == "PrecomputedDPOTrainer":
-        return precomputed_dpo_trainer()
-    raise AttributeError(name)
-
-
 def checked_dpo_trainer() -> type[Any]:
     """TRL's DPOTrainer, if it has the method that is replaced here, with the arguments known.
 

@@ -25,11 +25,7 @@ _NO_MEMORY: Final = ("out of memory", "can't allocate memory", "cannot allocate 
 
 
 def run(job: TrainJob) -> dict[str, Any]:
-    """Train, unless the output is there already, and return the summary that lies in it.
-
-    Raises:
-        AlignpotError: training failed; of the classes that the parts raise.
-    """
+    """Train, unless the output is there already, and return the summary that lies in it."""
     done = finished_summary(job.output)
     if done is not None:
         return done

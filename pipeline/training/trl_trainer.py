@@ -32,9 +32,6 @@ def train_with_trl(job: TrainJob, folder: Path, scratch: Path) -> dict[str, Any]
 
     Returns:
         The summary: rows, steps, and loss, reward accuracy and reward margin of the first and the last step.
-
-    Raises:
-        AlignpotError: what the job names cannot be used, or the loss is no number any more.
     """
     from transformers import PrinterCallback, set_seed
 
