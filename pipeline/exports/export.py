@@ -8,7 +8,6 @@ command finds its export and does nothing.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
@@ -23,18 +22,13 @@ from pipeline.data.run import Plan, Run, check_claim
 from pipeline.data.sealed import fingerprint_digest
 from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.exports.formats import FORMATS
-from pipeline.exports.layout import ANSWER, WANTED, ExportFormat, Facts, Row
+from pipeline.exports.layout import ANSWER, WANTED, Column, ExportFormat, Facts, Row
 from pipeline.shown import listed, shown
 from pipeline.sources.columns import plain_type
 
 _BLOCK_PAIRS: Final = 1000
 _IDS_KEPT: Final = 100
 _IDS_SHOWN: Final = 5
-_COMPLETE: Final = {
-    "has_reference": (schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED),
-    "has_rewards": (schema.REWARD_CHOSEN, schema.REWARD_REJECTED),
-    "has_margin": (schema.MARGIN_EXPLICIT,),
-}
 _USED: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS)
 _INSIDE_LISTS: Final = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _JSON_TYPES: Final = (
@@ -59,7 +53,6 @@ def export_subset(
     Raises:
         ConfigError: an unknown format.
         DataError: pairs do not fit, and are not to be left out.
-        AlignpotError: the subset cannot be read, or the output not written.
     """
     form = FORMATS.get(to)
     if form is None:
@@ -82,29 +75,25 @@ def export_subset(
         _check_fit(manifest.extra, to, drop_unfit=drop_unfit)
         return _told(manifest, output, form)
     check_writable(output)
-    found = _survey(dataset, form)
-    about: dict[str, Any] = {
-        "num_pairs": found.num_pairs,
-        "num_unfit": dict(sorted(found.num_unfit.items())),
-        "unfit_ids": dict(sorted(found.unfit_ids.items())),
-    }
+    columns = _message_columns(dataset)
+    facts, gaps, about = _survey(dataset, columns, form)
     _check_fit(about, to, drop_unfit=drop_unfit)
-    num_fit = found.num_pairs - found.num_unfit.total()
+    num_fit = about["num_pairs"] - sum(about["num_unfit"].values())
     if not num_fit:
-        raise DataError(f"{subset} has no pair to export: {found.num_pairs:,} pairs, none fits {to}.")
-    extra, about["columns_left_out"] = ([], []) if slim else _extra_columns(found, form)
-    own = [pa.field(column.name, column.type) for column in form.columns(found.facts)]
+        raise DataError(f"{subset} has no pair to export: {about['num_pairs']:,} pairs, none fits {to}.")
+    own = form.columns(facts)
+    extra, about["columns_left_out"] = ([], []) if slim else _extra_columns(columns, own, gaps, form)
     plan = Plan(
         kind=EXPORT,
         fingerprint=fingerprint,
         config={},
-        schema=pa.schema([*own, *extra]),
+        schema=pa.schema([*(pa.field(column.name, column.type) for column in own), *extra]),
         shards=file_shards(num_fit * form.rows_per_pair, rows_per_file),
         formats=(form.container,),
     )
     run = Run.claim(output, plan)
-    files = write_files(run, _tables(dataset, form, found, plan.schema))
-    return _told(finish_files(run, files, form.descriptions(found.facts), about), output, form)
+    files = write_files(run, _tables(dataset, form, own, plan.schema))
+    return _told(finish_files(run, files, form.descriptions(facts), about), output, form)
 
 
 def unpaired(pairs: Sequence[Row]) -> Iterator[Row]:
@@ -119,33 +108,13 @@ def unpaired(pairs: Sequence[Row]) -> Iterator[Row]:
         yield {**other, ANSWER: other[schema.REJECTED], WANTED: False}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Survey:
-    """What the first reading found."""
-
-    schema: pa.Schema
-    facts: Facts
-    num_pairs: int
-    gaps: frozenset[str]
-    """Columns without a value in some pair that fits."""
-    num_unfit: Counter[str]
-    """By reason."""
-    unfit_ids: Mapping[str, list[str]]
-    """The first ids of each reason, or row numbers if the rows have no id."""
-
-
-def _survey(subset: Dataset, form: ExportFormat) -> _Survey:
+def _survey(subset: Dataset, columns: pa.Schema, form: ExportFormat) -> tuple[Facts, set[str], dict[str, Any]]:
     """Look at every pair.
 
-    Raises:
-        SchemaError: the subset lacks prompt, chosen or rejected as message lists.
+    Returns:
+        What is true of the pairs that fit; the columns without a value in some of them; and for the manifest the number
+        of pairs, that of unfit ones by reason, and their first ids (row numbers if the rows have no id).
     """
-    found = pa.schema([pa.field(each.name, plain_type(each.type)) for each in subset.schema])
-    needed = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
-    schema.require_columns(found, needed, where="export", remedy="Select again.")
-    wrong = {name: found.field(name).type for name in needed if not found.field(name).type.equals(schema.MESSAGES)}
-    if wrong:
-        raise SchemaError(f"export needs message lists; the subset has {wrong}. Select again.")
     absent: Counter[str] = Counter()
     num_unfit: Counter[str] = Counter()
     unfit_ids: dict[str, list[str]] = {}
@@ -159,19 +128,21 @@ def _survey(subset: Dataset, form: ExportFormat) -> _Survey:
                     unfit_ids[reason].append(str(row.get(schema.ID, f"row {num_pairs}")))
             else:
                 num_tools += row.get(schema.TOOLS) is not None
-                absent.update(name for name in found.names if row[name] is None)
+                absent.update(name for name in columns.names if row[name] is None)
             num_pairs += 1
-    complete = {
-        fact: all(name in found.names and not absent[name] for name in columns) for fact, columns in _COMPLETE.items()
-    }
-    return _Survey(
-        schema=found,
-        facts=Facts(has_tools=num_tools > 0, **complete),
-        num_pairs=num_pairs,
-        gaps=frozenset(absent),
-        num_unfit=num_unfit,
-        unfit_ids=unfit_ids,
+    complete = {*columns.names} - {*absent}
+    facts = Facts(
+        has_tools=num_tools > 0,
+        has_reference={schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED} <= complete,
+        has_rewards={schema.REWARD_CHOSEN, schema.REWARD_REJECTED} <= complete,
+        has_margin=schema.MARGIN_EXPLICIT in complete,
     )
+    about = {
+        "num_pairs": num_pairs,
+        "num_unfit": dict(sorted(num_unfit.items())),
+        "unfit_ids": dict(sorted(unfit_ids.items())),
+    }
+    return facts, {*absent}, about
 
 
 def _fit_blocks(subset: Dataset, form: ExportFormat) -> Iterator[list[Row]]:
@@ -188,8 +159,7 @@ def _fit_blocks(subset: Dataset, form: ExportFormat) -> Iterator[list[Row]]:
         yield block
 
 
-def _tables(subset: Dataset, form: ExportFormat, found: _Survey, columns: pa.Schema) -> Iterator[pa.Table]:
-    own = form.columns(found.facts)
+def _tables(subset: Dataset, form: ExportFormat, own: Sequence[Column], columns: pa.Schema) -> Iterator[pa.Table]:
     extra = columns.names[len(own) :]
     for block in _fit_blocks(subset, form):
         rows = unpaired(block) if form.unpaired else block
@@ -199,15 +169,32 @@ def _tables(subset: Dataset, form: ExportFormat, found: _Survey, columns: pa.Sch
         yield pa.Table.from_pylist(values, schema=columns)
 
 
-def _extra_columns(found: _Survey, form: ExportFormat) -> tuple[list[pa.Field], list[str]]:
+def _message_columns(subset: Dataset) -> pa.Schema:
+    """The columns of a subset, with plain types.
+
+    Raises:
+        SchemaError: it lacks prompt, chosen or rejected as message lists.
+    """
+    found = pa.schema([pa.field(each.name, plain_type(each.type)) for each in subset.schema])
+    needed = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
+    schema.require_columns(found, needed, where="export", remedy="Select again.")
+    wrong = {name: found.field(name).type for name in needed if not found.field(name).type.equals(schema.MESSAGES)}
+    if wrong:
+        raise SchemaError(f"export needs message lists; the subset has {wrong}. Select again.")
+    return found
+
+
+def _extra_columns(
+    columns: pa.Schema, own: Sequence[Column], gaps: set[str], form: ExportFormat
+) -> tuple[list[pa.Field], list[str]]:
     """Other columns of the subset that are kept, and the names of those that cannot be."""
-    unwanted = {column.name for column in form.columns(found.facts)} | form.misread
+    unwanted = {column.name for column in own} | form.misread
     kept, left_out = [], []
-    for column in found.schema:
+    for column in columns:
         if column.name in _USED:
             continue
         # Readers of JSON Lines infer types from the first lines: they could not load a column whose values begin later.
-        holds = form.container != "jsonl" or (_is_json(column.type) and column.name not in found.gaps)
+        holds = form.container != "jsonl" or (_is_json(column.type) and column.name not in gaps)
         if holds and column.name not in unwanted:
             kept.append(column)
         else:

@@ -58,13 +58,9 @@ def environment(generate: Generate) -> dict[str, str]:
 
 
 class PromptRenderer:
-    """Prompts as the policy reads them.
+    """Prompts as the policy reads them; those of more than `max_tokens` tokens cannot be used.
 
-    Args:
-        tokenizer: the policy's transformers tokenizer.
-        tokens: the template, if the tokenizer's own is not wanted, and the date that it prints.
-        max_tokens: longer prompts cannot be used.
-        system_prompt: put before prompts that have no system turn; None for none.
+    `system_prompt` is put before prompts that have no system turn.
 
     Raises:
         ModelError: there is no usable chat template, or it has no place for the system prompt.

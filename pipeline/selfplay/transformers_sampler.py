@@ -18,11 +18,7 @@ from pipeline.selfplay.sampler import GREEDY, Request, Response, load_decoder
 
 
 class TransformersSampler:
-    """A policy that transformers runs.
-
-    Args:
-        model: the policy; an adapter stays unmerged on top of it.
-        generate: says dtype, threads and GPUs.
+    """A policy that transformers runs; an adapter stays unmerged on top of it.
 
     Raises:
         ModelError: the model cannot be loaded, or has no cache of keys and values.
@@ -89,15 +85,9 @@ class TransformersSampler:
 
 
 def draw(logits: torch.Tensor, uniforms: np.ndarray[Any, Any], sampling: Generate) -> torch.Tensor:
-    """One token a row, from the nucleus of its distribution.
+    """One token a row, from the nucleus of its distribution: int64, shape (rows,).
 
-    Args:
-        logits: shape (rows, vocabulary).
-        uniforms: float64 in [0, 1), shape (rows,): one random number is one token.
-        sampling: temperature and top_p.
-
-    Returns:
-        int64, shape (rows,).
+    logits has shape (rows, vocabulary); uniforms, float64 in [0, 1), has shape (rows,): one number gives one token.
     """
     if sampling.temperature < GREEDY:
         return logits.argmax(dim=-1)

@@ -28,11 +28,7 @@ _LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class VllmSampler:
-    """A model that vLLM holds.
-
-    Args:
-        model: the policy; a LoRA adapter is given to vLLM as such.
-        generate: dtype, threads and further arguments of the engine.
+    """A policy that vLLM runs, which gets a LoRA adapter as such.
 
     Raises:
         ModelError: vLLM is not installed, or cannot run the model.

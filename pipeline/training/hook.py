@@ -26,11 +26,7 @@ _LOG_END_TIMEOUT_S: Final = 5.0
 
 
 def train(job: TrainJob) -> dict[str, Any]:
-    """Train as a job says; a policy that is there already is kept as it is.
-
-    Returns:
-        What `training.json` says: rows, steps, loss, reward accuracy and reward margin of the first and the last step,
-        seconds, versions.
+    """Train as a job says, or keep the policy that is there already; returns what its `training.json` says.
 
     Raises:
         TemporaryError: the process was killed; the same call goes on.

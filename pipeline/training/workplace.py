@@ -1,9 +1,8 @@
 """Where a trained model grows until it is whole: a hidden folder beside the output, renamed to it in the end.
 
-This is the one place of alignpot that renames. A model is a folder of files that a trainer writes, and renaming a
-folder is the only way to create it whole. A rename never replaces a model: of several processes, each with a folder of
-its own, the first one decides whose model is kept. A lock keeps others from training the same meanwhile, if the file
-system has locks.
+Datasets are never renamed (see `pipeline.data.commit`), but a model is: it is a folder of files that a trainer writes,
+and only a rename creates a whole folder at once. It never replaces a model: of several processes, each with a folder of
+its own, the first one keeps the name. A lock makes others wait meanwhile, if the file system has locks.
 """
 
 import contextlib
