@@ -18,7 +18,7 @@ from pipeline.data.place import Place
 from pipeline.drops import Reason, StageName
 from pipeline.errors import AlignpotError
 from pipeline.steps.guard import by_row
-from pipeline.steps.plan import Apply
+from pipeline.steps.work import Apply
 
 _FOLDER: Final = "_deaths"
 

@@ -13,7 +13,7 @@ import ray
 from pipeline.config import Replicas
 from pipeline.errors import ConfigError
 from pipeline.models.vllm_engine import num_shards
-from pipeline.steps.plan import Stage
+from pipeline.steps.work import Stage
 
 TOKENISE_CPUS: Final = 0.5
 IO_CPUS: Final = 0.25

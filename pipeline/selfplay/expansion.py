@@ -21,10 +21,10 @@ from pipeline.data.manifest import Manifest
 from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.selfplay.pairing import make_pairs
 from pipeline.selfplay.plan import annotate_stages, generate_stage
-from pipeline.steps.plan import Stage
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
 from pipeline.steps.step import OwnRows, Step, run_step
+from pipeline.steps.work import Stage
 
 PROMPTS: Final = "prompts"
 CANDIDATES: Final = "candidates"
@@ -158,9 +158,9 @@ def _pair_stage(config: SelfPlayConfig) -> Any:
 
 def _score_and_select(models: Models, pairs: Dataset, url: str, counts: Counts) -> None:
     config = score_config(models, url, counts.pairs)
-    summary, manifest = score(prepare_score(config, pairs))
+    _, manifest = score(*prepare_score(config, pairs))
     counts.add_drops(manifest)
-    counts.scored, counts.tokens_scored = summary.num_kept, sum(manifest.num_tokens.values())
+    counts.scored, counts.tokens_scored = manifest.num_kept, sum(manifest.num_tokens.values())
     counts.seconds["score"] = manifest.extra.get("seconds", 0.0)
     started = time.monotonic()
     try:

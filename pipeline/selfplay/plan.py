@@ -12,7 +12,7 @@ from typing import Final
 from pipeline.config import ClassifierReward, Evolve, Generate, SelfPlayConfig, Tokens, TorchModel
 from pipeline.errors import ConfigError
 from pipeline.selfplay.engines import environment
-from pipeline.steps.plan import Apply, Stage
+from pipeline.steps.work import Apply, Stage
 
 # Room that the instructions of the strategies take in a request, beside the prompt that is to be rewritten.
 _INSTRUCTION_TOKENS: Final = 1024
