@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
-from pipeline.models.layers import LastNorm, only_rows, prepare_last_layer, uncompiled
+from pipeline.models.layers import last_norm_in_float32, only_rows, prepare_last_layer, uncompiled
 from pipeline.models.memory import to_device
 from pipeline.models.packing import Completion, Step
 
@@ -25,10 +25,12 @@ class Backbone:
     """A transformers model, or the one inside a peft model whose adapter is unmerged.
 
     Attributes:
-        model: the model with its head; `config` is its text configuration, `dtype` and `device` are its weights'.
-        num_positions: longest sequence that its learned positions have room for; None where positions are computed.
-        kernel: how packed steps are run, or naive where they cannot be.
+        model: the model with its head; `name` is its class, for messages, and `config` its text configuration.
+        device, dtype: of its weights.
+        num_positions: longest sequence that its learned positions have room for; None if positions are computed.
+        kernel: how packed steps are run; naive if they cannot be.
         trims: whether the last feed-forward runs only on the rows that are read.
+        window: tokens that sliding layers see; None without such layers.
         plain_attention: the attention that `forward_one` runs; `other_attention` another one that is right, if any.
     """
 
@@ -38,14 +40,16 @@ class Backbone:
         self.device = next(self.model.parameters()).device
         self.dtype = next(p.dtype for p in self.model.parameters() if p.dtype.is_floating_point)
         self.num_positions = _num_positions(self.model)
+        self.name = type(self.model).__name__
         self.kernel: Kernel | Literal["naive"] = "naive"
         self.trims = True
         # Flash and SDPA kernels of transformers leave a softcap out; its eager attention does not.
         softcapped = getattr(self.config, "attn_logit_softcapping", None) is not None
         self.plain_attention: str = "eager" if softcapped else self.model.config._attn_implementation  # noqa: SLF001
         self.other_attention = None if softcapped else "sdpa" if self.plain_attention == "eager" else "eager"
-        self._window: int | None = getattr(self.config, "sliding_window", None)
         self._layer_types: list[str] | None = getattr(self.config, "layer_types", None)
+        slides = not self._layer_types or "sliding_attention" in self._layer_types
+        self.window: int | None = getattr(self.config, "sliding_window", None) if slides else None
         self._attention_calls = (0, 0)  # of the last step: all, and those with a sliding window
         num_layers = getattr(self.config, "num_hidden_layers", None)
         lists = (m for m in self.model.base_model.modules() if isinstance(m, torch.nn.ModuleList))
@@ -53,20 +57,10 @@ class Backbone:
         if self._layers:
             prepare_last_layer(self._layers[-1])
 
-    @property
-    def name(self) -> str:
-        """The model's class, for messages."""
-        return type(self.model).__name__
-
-    @property
-    def window(self) -> int | None:
-        """Tokens that sliding layers see; None where there are none."""
-        return None if self._layer_types and "sliding_attention" not in self._layer_types else self._window
-
     def hidden_rows(self, step: Step) -> torch.Tensor:
         """Last hidden states of the rows that a step reads, shape (R, d), in the model's dtype.
 
-        Those of a half-precision model on CPU are in float32 if a norm ends it (see LastNorm).
+        A half-precision model on a CPU that ends with a norm gives them in float32 (see last_norm_in_float32).
         """
         if self.kernel == "naive":
             raise ModelError(f"{self.name} cannot run packed steps.")
@@ -76,13 +70,13 @@ class Backbone:
         with (
             self._attention(PACKED_ATTENTION),
             attending(step, self.kernel, self.device) as attended,
-            LastNorm(decoder) if in_float32 else nullcontext() as last_norm,
+            last_norm_in_float32(decoder) if in_float32 else nullcontext() as last_norm,
             only_rows(step.rows) if self.trims else nullcontext(),
         ):
             output = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
         self._attention_calls = attended.calls, attended.windowed_calls
         hidden = output.last_hidden_state[0]
-        return hidden.index_select(0, rows) if last_norm is None else last_norm.in_float32(hidden, rows)
+        return hidden.index_select(0, rows) if last_norm is None else last_norm(hidden, rows)
 
     def forward_one(self, completion: Completion) -> Any:
         """The model's own output for one sequence, without padding, by its own attention."""
@@ -126,7 +120,7 @@ class Backbone:
         return ["varlen", "sdpa"] if half_on_gpu else ["sdpa"]
 
     def missing_windows(self) -> str | None:
-        """Whether, in the last step, a layer did not tell its attention of its sliding window.
+        """How many layers, in the last step, did not pass their sliding window to attention; None if all did.
 
         Numbers of short sequences cannot show it.
         """
@@ -134,7 +128,7 @@ class Backbone:
         if calls == 0:
             return "its layers do not call the attention they are given"
         types = self._layer_types
-        expected = 0 if self._window is None else types.count("sliding_attention") if types else calls
+        expected = 0 if self.window is None else types.count("sliding_attention") if types else calls
         return None if windowed == expected else f"{windowed} of {expected} sliding windows reach its attention"
 
     @contextmanager

@@ -1,8 +1,8 @@
-"""What scoring engines share: numbers from packed steps, where a comparison shows that they are the model's own.
+"""The common part of scoring engines: packed steps, checked against the model's own forward.
 
-An engine has two ways to a number: packed steps, which are fast, and the model's own forward of one sequence, which is
-several times slower and always right. At the start both are compared on a few short random sequences; if they differ,
-the model is scored one sequence at a time. `disagreement` repeats the comparison on real groups.
+An engine has two ways to a number. Packed steps are fast. The model's own forward of one sequence is always right, and
+several times slower. At the start both are compared on a few short random sequences. If they differ, the model is
+scored one sequence at a time. `disagreement` repeats the comparison on real groups.
 """
 
 import logging

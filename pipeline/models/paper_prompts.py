@@ -1,14 +1,14 @@
 """The tokens that the authors' scripts score (arXiv 2503.01864, after the SimPO trainer), quirks included.
 
-Prompt and responses are rendered apart, the prompt without a generation prompt, so the assistant header and every
-end-of-turn token count as response. An empty system message goes first where the template knows the role. A token that
-merges over the seam moves to the response. BOS goes before the prompt and EOS behind the response unless they are
-there. With the longer response too long for `max_length`, the prompt keeps its last `max_prompt_length` tokens (BOS may
-go); if that is not enough, both responses keep only their first `max_length - max_prompt_length`, however short the
-prompt is. Truncation is always this one: keep_end.
+Prompt and responses are rendered apart, the prompt without a generation prompt. So the assistant header and every
+end-of-turn token count as response. An empty system message goes first if the template knows the role. A token that
+merges across the seam moves to the response. BOS goes before the prompt and EOS after the response unless they are
+there. If the longer response is too long for `max_length`, the prompt keeps its last `max_prompt_length` tokens, with
+or without BOS. If that is not enough, both responses keep only their first `max_length - max_prompt_length` tokens,
+however short the prompt is. `tokens.truncation` has no effect.
 
-Where the scripts would stop the run, a row is dropped as boundary_mismatch: tokenising prompt and response together
-changes more than one token at the seam. A tokenizer without BOS or EOS gets none. Tools are left out.
+The scripts stop if tokenising prompt and response together changes more than one token at the seam. Here such a row is
+dropped as boundary_mismatch. A tokenizer without BOS or EOS gets none. Tools are left out.
 """
 
 from collections.abc import Sequence

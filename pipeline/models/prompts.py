@@ -1,8 +1,8 @@
-"""Messages to token ids: the one place of response marks and truncation; how dialogues become text is in templates.
+"""Messages to token ids: where a response starts, and how it is truncated. See templates for dialogues as text.
 
-`PairTokenizer` serves causal models. Its preset `trl` gives the tokens that TRL 1.16's DPOTrainer trains on:
-prompt rendered with the generation prompt, prompt and response rendered and tokenised together, the response
-starting after the longest token prefix that all three have in common. Preset `paper` is in paper_prompts.
+`PairTokenizer` serves causal models. Its preset `trl` gives the tokens that TRL 1.16's DPOTrainer trains on. The prompt
+is rendered with the generation prompt, and prompt and response are rendered and tokenised together. The response starts
+after the longest token prefix that all three share. Preset `paper` is in paper_prompts.
 `DialogueTokenizer` serves reward models: whole dialogues without a generation prompt.
 
 A row that cannot be used gives one of the reasons of pipeline.drops in place of tokens.
@@ -10,6 +10,7 @@ A row that cannot be used gives one of the reasons of pipeline.drops in place of
 
 import datetime
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class TokenizedPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenizedDialogue:
-    """Prompt and one response, cut to length; the response begins at `start`, which may be before the first token."""
+    """Prompt and one response, cut to length. `start` of the response is negative if its first tokens were cut off."""
 
     ids: Int32Array
     truncated: bool
@@ -68,7 +69,7 @@ class PairTokenizer:
 
     Args:
         tokenizer: a transformers tokenizer.
-        tokens: preset, lengths, truncation and, if the tokenizer's own is not wanted, the template.
+        tokens: preset, lengths, truncation, and a template if it is not the tokenizer's own.
 
     Raises:
         ModelError: there is no chat template that can be used.
@@ -86,9 +87,9 @@ class PairTokenizer:
 
         Args:
             prompt: the turns before the response.
-            chosen: the turns of the chosen response alone; `rejected` likewise.
-            rejected: see `chosen`.
-            tools: JSON text of the tool schemas that the template is given; the paper preset takes none.
+            chosen: the turns of the chosen response alone.
+            rejected: the same of the rejected one.
+            tools: JSON text of the tool schemas for the template; the paper preset takes none.
             row: id of the row, for the log and for messages.
 
         Raises:
@@ -97,11 +98,10 @@ class PairTokenizer:
         if self._tokens.preset == "paper":
             from pipeline.models.paper_prompts import tokenize_as_paper
 
-            turns = (prompt, chosen, rejected)
-            return self._template.outcome(
-                lambda: tokenize_as_paper(self._tokenizer, self._template, self._tokens, turns), row
-            )
-        return self._template.outcome(lambda: self._as_trl(prompt, chosen, rejected, tools), row)
+            make = partial(tokenize_as_paper, self._tokenizer, self._template, self._tokens, (prompt, chosen, rejected))
+        else:
+            make = partial(self._as_trl, prompt, chosen, rejected, tools)
+        return self._template.outcome(make, row)
 
     def _as_trl(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
@@ -127,7 +127,7 @@ class DialogueTokenizer:
     Args:
         tokenizer: the reward model's transformers tokenizer. Its `truncation_side` says which end is cut.
         max_length: most tokens of a dialogue.
-        date: the day that a template is told which prints today's date.
+        date: what templates read in place of the clock.
 
     Raises:
         ModelError: the tokenizer has no chat template that can be used.
@@ -163,16 +163,14 @@ class DialogueTokenizer:
     def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | Reason:
         ids = self._template.ids(dialogue, tools)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
-        return (
-            TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length)
-            if len(cut)
-            else Reason.EMPTY_AFTER_TRUNCATION
-        )
+        if not len(cut):
+            return Reason.EMPTY_AFTER_TRUNCATION
+        return TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length)
 
 
 def finished_pair(chosen: TokenizedDialogue, rejected: TokenizedDialogue) -> TokenizedPair | Reason:
     """Both sides as a pair, or why they make none."""
-    # Nothing predicts a sequence's first token, so it is never scored, even where it is part of the response.
+    # Nothing predicts a sequence's first token, so it is never scored, even if it is part of the response.
     chosen_start, rejected_start = max(1, chosen.start), max(1, rejected.start)
     num_chosen, num_rejected = len(chosen.ids) - chosen_start, len(rejected.ids) - rejected_start
     if num_chosen < 1 or num_rejected < 1:
