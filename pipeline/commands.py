@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from pipeline.config import Config
-from pipeline.data.run import Run
 from pipeline.selection.report import render
 from pipeline.steps.score import check_dropped, prepare_score, score
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
-from pipeline.steps.step import Step
 from pipeline.steps.summary import render_score
 
 
@@ -15,13 +13,17 @@ def run_all(config: Config) -> Iterator[str]:
     """Score, select and report. What a config can be seen to be wrong about is found before a model loads."""
     scoring = prepare_score(config)
     subsets = prepare_select(config, scoring[-1].plan)
-    yield from _score(*scoring)
+    summary, manifest = score(*scoring)
+    yield f"{render_score(summary, manifest, config.scored)}\n"
+    check_dropped(config, manifest)
     yield from _select(subsets)
 
 
 def score_only(config: Config) -> Iterator[str]:
     """Write the scored dataset."""
-    yield from _score(*prepare_score(config))
+    summary, manifest = score(*prepare_score(config))
+    yield f"{render_score(summary, manifest, config.scored)}\n"
+    check_dropped(config, manifest)
 
 
 def select_only(config: Config) -> Iterator[str]:
@@ -32,12 +34,6 @@ def select_only(config: Config) -> Iterator[str]:
 def report_only(config: Config) -> Iterator[str]:
     """The report of a subset that was written before."""
     yield from map(render, load_reports(config))
-
-
-def _score(config: Config, step: Step, run: Run) -> Iterator[str]:
-    summary, manifest = score(config, step, run)
-    yield f"{render_score(summary, manifest, config.scored)}\n"
-    check_dropped(config, manifest)
 
 
 def _select(runs: Sequence[SelectRun]) -> Iterator[str]:

@@ -1,17 +1,29 @@
-"""The decoder under a language-model or classifier head, run one packed step or one sequence at a time."""
+"""The decoder under a language-model or classifier head, run one packed step or one sequence at a time.
+
+After attention, nothing in the last layer goes from one row to another. So rows that no head reads need no feed-forward
+there: the rows of prompts, and all but one row of a dialogue that gets a reward.
+
+On request torch compiles the layers. Norms, rotary embeddings, activations and residual sums then run as a few loops
+instead of one pass over memory for each operation. Matrix products and attention keep their kernels. Sums change by a
+rounding, and depend on batch composition no more than before. Layers share their code, so one compilation serves all
+layers of a kind and any number of tokens. Torch keeps the result on disk for the next process.
+"""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
+from torch.func import functional_call
 
 from pipeline.errors import ModelError
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
-from pipeline.models.layers import last_norm_in_float32, only_rows, prepare_last_layer, uncompiled
 from pipeline.models.memory import to_device
-from pipeline.models.packing import Completion, Step
+from pipeline.models.packing import ROW_MULTIPLE, Completion, Int64Array, Step
 
 _KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 # Rotary embeddings of these kinds depend on the longest sequence of a forward.
@@ -19,6 +31,7 @@ _LENGTH_DEPENDENT_ROPE: Final = frozenset({"dynamic", "longrope"})
 # Tables of learned positions, by the names that transformers gives them.
 _LEARNED_POSITIONS: Final = frozenset({"wpe", "embed_positions", "position_embeddings", "positions_embed"})
 _HALF_PRECISION: Final = (torch.bfloat16, torch.float16)
+_FEED_FORWARDS: Final = ("mlp", "feed_forward", "block_sparse_moe")
 
 
 class Backbone:
@@ -55,12 +68,12 @@ class Backbone:
         lists = (m for m in self.model.base_model.modules() if isinstance(m, torch.nn.ModuleList))
         self._layers = next((modules for modules in lists if len(modules) == num_layers), None)
         if self._layers:
-            prepare_last_layer(self._layers[-1])
+            _prepare_last_layer(self._layers[-1])
 
     def hidden_rows(self, step: Step) -> torch.Tensor:
         """Last hidden states of the rows that a step reads, shape (R, d), in the model's dtype.
 
-        A half-precision model on a CPU that ends with a norm gives them in float32 (see last_norm_in_float32).
+        A half-precision model on a CPU that ends with a norm gives them in float32 (see _last_norm_in_float32).
         """
         if self.kernel == "naive":
             raise ModelError(f"{self.name} cannot run packed steps.")
@@ -70,8 +83,8 @@ class Backbone:
         with (
             self._attention(PACKED_ATTENTION),
             attending(step, self.kernel, self.device) as attended,
-            last_norm_in_float32(decoder) if in_float32 else nullcontext() as last_norm,
-            only_rows(step.rows) if self.trims else nullcontext(),
+            _last_norm_in_float32(decoder) if in_float32 else nullcontext() as last_norm,
+            _only_rows(step.rows) if self.trims else nullcontext(),
         ):
             output = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
         self._attention_calls = attended.calls, attended.windowed_calls
@@ -85,7 +98,7 @@ class Backbone:
             return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def compile(self) -> None:
-        """Have the decoder's layers and norms compiled when they are next called (see layers).
+        """Have the decoder's layers and norms compiled when they are next called (see above).
 
         Raises:
             ModelError: it has no list of layers.
@@ -152,3 +165,103 @@ def _num_positions(model: Any) -> int | None:
             padding = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings - getattr(module, "offset", padding))
     return None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Rows:
+    """How many rows of a forward are read, which ones (padded), and how many rows there are."""
+
+    num_read: int
+    padded: Int64Array
+    num_tokens: int = 0
+    on_device: torch.Tensor | None = None
+
+
+_ROWS: ContextVar[_Rows | None] = ContextVar("alignpot_rows", default=None)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled layers as they were written, for a while."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _prepare_last_layer(layer: torch.nn.Module) -> None:
+    """Let the last layer's feed-forward obey `_only_rows`, if it is a module under a name known here."""
+    feed_forward = next((getattr(layer, name) for name in _FEED_FORWARDS if getattr(layer, name, None)), None)
+    if feed_forward is not None and _select not in feed_forward._forward_pre_hooks.values():  # noqa: SLF001
+        feed_forward.register_forward_pre_hook(_select)
+        feed_forward.register_forward_hook(_spread)
+
+
+@contextmanager
+def _only_rows(rows: Int64Array) -> Iterator[None]:
+    """Let prepared feed-forwards compute some rows of states of shape (1, T, d) for a while; the others become zero.
+
+    Args:
+        rows: ascending, shape (R,).
+    """
+    # As many as a matrix product on CPU needs for a row not to depend on the other rows (see packing).
+    padded = np.zeros(ROW_MULTIPLE, np.int64)
+    if len(rows):
+        padded = np.pad(rows, (0, -len(rows) % ROW_MULTIPLE), mode="edge")
+    token = _ROWS.set(_Rows(num_read=len(rows), padded=padded))
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+
+
+# The rows change from step to step, so a compiled layer must not treat them as a constant.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _select(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    rows = _ROWS.get()
+    if rows is None or not args or args[0].ndim != 3:
+        return None
+    rows.num_tokens = args[0].shape[1]
+    rows.on_device = to_device(rows.padded, args[0].device)
+    return (args[0].index_select(1, rows.on_device), *args[1:])
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _spread(_: torch.nn.Module, __: tuple[Any, ...], given: Any) -> Any:
+    rows = _ROWS.get()
+    if rows is None or rows.on_device is None:
+        return given
+    states, *others = given if isinstance(given, tuple) else (given,)
+    whole = states.new_zeros(1, rows.num_tokens, states.shape[-1])
+    whole.index_copy_(1, rows.on_device[: rows.num_read], states[:, : rows.num_read])
+    return (whole, *others) if isinstance(given, tuple) else whole
+
+
+@contextmanager
+def _last_norm_in_float32(decoder: torch.nn.Module) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """Compute a decoder's last module, usually its final norm, again in float32, on the rows that a head reads.
+
+    In half precision the model's own norm rounds away what a float32 head can use: a twentieth of the error of
+    SmolLM2's margins. The rows are few, so the cost is small. Entered for the time of one forward.
+
+    Yields a function of the last hidden states, shape (T, d), and row numbers. It gives these rows: in float32 if one
+    of the decoder's modules computed them, else as they are.
+    """
+    calls: list[tuple[torch.nn.Module, torch.Tensor, torch.Tensor]] = []
+
+    def remember(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any], given: Any) -> None:
+        if len(args) == 1 and not options and all(torch.is_tensor(t) and t.ndim == 3 for t in (*args, given)):
+            calls.append((module, args[0], given))
+
+    def in_float32(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        for module, taken, given in calls:
+            if given.data_ptr() == hidden.data_ptr():
+                values = {name: p.float() for name, p in module.named_parameters()}
+                found: torch.Tensor = functional_call(module, values, (taken[0].index_select(0, rows).float(),))
+                return found
+        return hidden.index_select(0, rows)
+
+    modules = [module for module in decoder.children() if not any(module.children())]
+    hooks = [module.register_forward_hook(remember, with_kwargs=True) for module in modules]
+    try:
+        yield in_float32
+    finally:
+        for hook in hooks:
+            hook.remove()

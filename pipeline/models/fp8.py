@@ -1,9 +1,9 @@
 """The linear layers of a decoder in 8-bit floating point (e4m3), on request.
 
-Weights are rounded once, with a scale for each output feature; inputs as they come, with a scale for each token, so
-the numbers of a token do not depend on the tokens beside it. Products are summed in float32. Embeddings, norms,
-routers, adapters and heads stay as they are. A GPU that multiplies e4m3 does so at twice its rate for bfloat16; a CPU
-gives equal numbers, slowly. Scores change, and the order of rows may: `stages.fp8_ranks` checks that.
+Weights are rounded once, with a scale for each output feature. Inputs are rounded in each forward, with a scale for
+each token, so the numbers of a token do not depend on the tokens beside it. Products are summed in float32. Embeddings,
+norms, routers, adapters and heads stay as they are. A GPU that multiplies e4m3 does so at twice its rate for bfloat16;
+a CPU gives equal numbers, slowly. Scores change, and the order of rows may change: `steps.fp8_ranks` checks that.
 """
 
 import logging
@@ -48,7 +48,7 @@ class Fp8Linear(torch.nn.Module):
         return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
 
 
-# An operator of its own, because torch's compiler cannot look into scaled_mm and would cut layers into pieces there.
+# An operator of its own: torch's compiler cannot look into scaled_mm and would cut layers into pieces there.
 @torch.library.custom_op("alignpot::fp8_product", mutates_args=())
 def _product(
     rows: torch.Tensor, weight: torch.Tensor, rows_scale: torch.Tensor, weight_scale: torch.Tensor
@@ -110,9 +110,9 @@ def require_fp8(device: torch.device) -> None:
 
 
 def _rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of shape (N, d) in e4m3, and what each is multiplied by, shape (N, 1), float32."""
-    if rows.dtype == torch.float16:  # which cannot hold small scales
+    """Rows of shape (N, d) in e4m3, and the scale of each, shape (N, 1), float32."""
+    if rows.dtype == torch.float16:  # it cannot hold small scales
         rows = rows.float()
-    # A scale that its dtype rounded down lets a number come a little over the largest, to which it is rounded then.
+    # A scale that was rounded down puts a number slightly above the largest e4m3 number, and it is rounded to that.
     scale = (torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True) / _LARGEST).clamp_min_(_SMALLEST_SCALE)
     return (rows / scale).to(_E4M3), scale.float()

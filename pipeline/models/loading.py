@@ -1,9 +1,9 @@
 """Models, tokenizers and adapters from their config sections, ready to score.
 
-Weights come from safetensors only, on a GPU where one may be used and else on the CPU, in evaluation mode and
-without gradients. `dtype` says what weights are rounded to, and what a GPU computes in. A CPU without arithmetic of
-that dtype computes in float32 with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays
-unmerged on top of its base. A weight that the checkpoint lacks is an error, not a random number.
+Weights come from safetensors only. They are put on a GPU if one may be used, else on the CPU, in evaluation mode and
+without gradients. `dtype` is the dtype of weights and compute. A CPU without instructions for it computes in float32
+with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays unmerged on top of its base. A weight
+that the checkpoint lacks is an error, not a random number.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,15 +45,15 @@ def _load_part(auto_class: Any, failure: str, model: TorchModel) -> Any:
 
 
 def context_of(config: Any) -> int | None:
-    """Most tokens of one sequence, by a model's configuration; None where it sets no limit."""
+    """Most tokens of one sequence, by a model's configuration; None if it sets no limit."""
     context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return context
 
 
 def load_causal_lm(model: TorchModel) -> Any:
-    """A causal language model, with its adapter unmerged where it has one.
+    """A causal language model, with its adapter unmerged if it has one.
 
-    For a model on the CPU it sets this process's torch threads, and lets it keep freed memory.
+    For a model on the CPU it sets the torch threads of this process, which keeps freed memory from then on.
 
     Raises:
         ModelError: it is missing, is no causal model, lacks weights, or its adapter does not fit.
@@ -64,7 +64,7 @@ def load_causal_lm(model: TorchModel) -> Any:
 
 
 def load_classifier(model: TorchModel) -> Any:
-    """A sequence classifier to use as a reward model. Otherwise as `load_causal_lm`."""
+    """A sequence classifier, as a reward model. Otherwise as `load_causal_lm`."""
     from transformers import AutoModelForSequenceClassification
 
     return _load(AutoModelForSequenceClassification, model)
@@ -89,7 +89,7 @@ def check_same_tokenizer(policy: Any, reference: Any, *, own_templates: bool = T
     """Check that two tokenizers give the same ids and special tokens, and have the same template if they use their own.
 
     Raises:
-        ModelError: naming what differs.
+        ModelError: they differ.
     """
     first, second = (
         {
@@ -154,7 +154,7 @@ def _with_adapter(base: Any, model: TorchModel) -> Any:
 def load_errors(failure: str, model: TorchModel, remedy: str | None = None) -> Iterator[None]:
     """Turn any error of a hub client, a parser, a weight loader or an engine into a ModelError.
 
-    Its message is `failure`, the model's name, the error's first line and `remedy`, which None chooses by the error.
+    Its message: `failure`, the model's name, the error's first line and `remedy`. None chooses a remedy by the error.
     """
     try:
         yield

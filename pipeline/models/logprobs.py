@@ -1,9 +1,9 @@
 """Summed log-probabilities of completions under a causal language model.
 
 `LogprobEngine` computes logits only in the rows that predict a response token, in float32 whatever the model's dtype.
-Sums over tokens are float64. On CPU a completion's sum depends, to the bit, on the model and its own group alone, not
-on the budget, the order or the other groups. Exceptions: a mixture of experts may differ by a rounding, and so may half
-precision where the CPU has tiles (see cpu).
+Sums over tokens are float64. On CPU a completion's sum depends, to the bit, on the model and its own group only, not on
+the budget, the order or the other groups. Exceptions: a mixture of experts may differ by a rounding, and so may half
+precision on a CPU with tiles.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -77,16 +77,16 @@ class _Head:
             self._weight = weight.float() if self._device.type == "cpu" else weight
             self._bias = None if self._module.bias is None else self._module.bias.detach().float()
         self._buffer: torch.Tensor | None = None  # of the logits of a chunk, on CPU
-        # If every row must be computed the same way, the last chunk has as many rows as the others to its end.
+        # If every row must be computed the same way, the last chunk is as long as the others and keeps its padding.
         self._keeps_padding = deterministic
         self._row_multiple = self._chunk_rows() if deterministic else ROW_MULTIPLE
         self._logsumexp: Callable[[torch.Tensor], torch.Tensor] | None = None
         if compiled and self._device.type != "cpu":
-            # For one shape, that of a whole chunk: compiled for any number of rows it takes four times as long.
+            # For the shape of a whole chunk only: compiled for any number of rows it takes four times as long.
             self._logsumexp = torch.compile(partial(torch.logsumexp, dim=1), dynamic=False)
 
     def logp(self, hidden: torch.Tensor, step: Step) -> Numbers:
-        """Starts on the log-probability of each target of a step, shape (N,), from its hidden rows, shape (R, d)."""
+        """Start to compute the log-probability of each target of a step, shape (N,), from hidden rows, shape (R, d)."""
         places, found = [np.empty(0, dtype=np.int64)], [hidden.new_empty(0, dtype=torch.float64)]
         chunk = self._chunk_rows()
         for begin in range(0, len(hidden), chunk):
@@ -137,7 +137,7 @@ class _Head:
 
 @contextmanager
 def _bfloat16_products(*, enabled: bool) -> Iterator[None]:
-    """Let oneDNN multiply float32 matrices as bfloat16 where the CPU gains by it; sums and output stay float32."""
+    """Let oneDNN multiply float32 matrices as bfloat16 if the CPU is faster so. Sums and output stay float32."""
     settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if not enabled or settings is None:
         yield

@@ -1,8 +1,8 @@
 """Scores of dialogues under a sequence classifier.
 
-Decoders with a linear `score` head are run in packed steps, as log-probabilities are: dialogues of one prompt share
-their common prefix, and the head reads one row a dialogue. Everything else (encoders, custom classes) is run one
-dialogue at a time. Either way the number is the model's own: its `score` output where it has one, else its only logit.
+Decoders with a linear `score` head are run in packed steps: dialogues of one prompt share their common prefix, and the
+head reads one row a dialogue. Everything else (encoders, custom classes) is run one dialogue at a time. Either way the
+number is the model's own: its `score` output if it has one, else its only logit.
 """
 
 import logging
@@ -49,7 +49,7 @@ class ClassifierEngine(Engine):
         step = last_token_step(groups, last, self._row_multiple)
         hidden = self._backbone.hidden_rows(step)
         # Row by row, in float32: one logit is too little work for a matrix product. GPUs sum many rows in another order
-        # than few, so there are always as many.
+        # than few, so the number of rows is fixed.
         weight, padded = self._weight.float(), F.pad(hidden, (0, 0, 0, -len(hidden) % ROW_MULTIPLE))
         sums = torch.cat([(rows.float() * weight).sum(dim=1) for rows in torch.split(padded, ROW_MULTIPLE)])
         bias = 0.0 if self._bias is None else self._bias.float()
