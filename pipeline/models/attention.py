@@ -45,6 +45,11 @@ _WITHOUT_EFFECT: Final = frozenset(
 )  # fmt: skip
 
 
+_VarlenPlan = tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor, int, int]]
+"""The rows that the queries of each segment see, one segment after another; None if that is every row once, in order.
+Then the cumulative numbers of queries and of keys, int32, shape (segments + 1,), and the most of each in a segment."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
     """What a layer asks of its attention besides causality."""
@@ -65,7 +70,7 @@ class Attending:
     calls: int = 0
     windowed_calls: int = 0
     masks: dict[tuple[Segment, int | None], torch.Tensor] = field(default_factory=dict)
-    varlen: "_VarlenPlan | None" = None
+    varlen: _VarlenPlan | None = None
 
 
 _ATTENDING: ContextVar[Attending | None] = ContextVar("alignpot_attending", default=None)
@@ -99,8 +104,7 @@ def packed_attention(
     Returns:
         Output of shape (1, T, H, D), without meaning in the rows of padding, and None for the weights.
 
-    Raises:
-        ModelError: a mask, or an option that is not known here.
+    Raises a ModelError for a mask, or an option that is not known here.
     """
     state = _ATTENDING.get()
     if state is None:
@@ -212,26 +216,8 @@ def _weights(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, asked:
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _VarlenPlan:
-    """The segments of a step as the varlen kernel takes them.
-
-    Attributes:
-        gather: rows of the step that the queries of each segment see, one segment after another, int64; None if that
-            is every row once, in order.
-        queries: cumulative number of queries, int32, shape (segments + 1,); `keys` the same of `gather`.
-        longest_query: most queries of a segment; `longest_key` the same of keys.
-    """
-
-    gather: torch.Tensor | None
-    queries: torch.Tensor
-    keys: torch.Tensor
-    longest_query: int
-    longest_key: int
-
-
 def _varlen_plan(segments: Sequence[Segment], num_rows: int, device: torch.device) -> _VarlenPlan:
-    """Plan of segments whose queries cover the first rows of a step in order. The rows after them are padding."""
+    """The plan of segments whose queries cover the first rows of a step in order. The rows after them are padding."""
     padding = range(segments[-1].query[1], num_rows, _PADDING)
     segments = [*segments, *(Segment(context=(), query=(at, min(at + _PADDING, num_rows))) for at in padding)]
     num_queries = [s.num_queries for s in segments]
@@ -241,24 +227,22 @@ def _varlen_plan(segments: Sequence[Segment], num_rows: int, device: torch.devic
         seen = np.concatenate([np.arange(*rows) for s in segments for rows in (*s.context, s.query)])
         gather = to_device(seen, device)
     queries, keys = (to_device([0, *n], device).cumsum(0, dtype=torch.int32) for n in (num_queries, num_keys))
-    return _VarlenPlan(gather, queries, keys, longest_query=max(num_queries), longest_key=max(num_keys))
+    return gather, (queries, keys, max(num_queries), max(num_keys))
 
 
 def _varlen_attention(plan: _VarlenPlan, states: Sequence[torch.Tensor], asked: _Asked) -> torch.Tensor:
     from torch.nn.attention import varlen
 
     query, key, value = (s[0].transpose(0, 1) for s in states)
-    if plan.gather is not None:
-        key, value = key.index_select(0, plan.gather), value.index_select(0, plan.gather)
+    gather, lengths = plan
+    if gather is not None:
+        key, value = key.index_select(0, gather), value.index_select(0, gather)
     options: dict[str, Any] = {"enable_gqa": key.shape[1] != query.shape[1], "num_splits": 1}
     attended: Any = varlen.varlen_attn(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
-        plan.queries,
-        plan.keys,
-        plan.longest_query,
-        plan.longest_key,
+        *lengths,
         scale=asked.scaling,
         window_size=(-1 if asked.window is None else asked.window - 1, 0),  # causal, aligned to the last key
         **{name: given for name, given in options.items() if name in _varlen_options()},

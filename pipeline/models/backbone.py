@@ -100,8 +100,7 @@ class Backbone:
     def compile(self) -> None:
         """Have the decoder's layers and norms compiled when they are next called (see above).
 
-        Raises:
-            ModelError: it has no list of layers.
+        Raises a ModelError if it has no list of layers.
         """
         decoder = self.model.base_model
         if self._layers is None:

@@ -76,11 +76,7 @@ class Engine(ABC):
 
     @classmethod
     def load(cls, section: TorchModel) -> Self:
-        """The engine of a config section.
-
-        Raises:
-            ModelError: the model cannot be loaded, or not be run as asked.
-        """
+        """The engine of a config section. Raises a ModelError if the model cannot be loaded, or not be run as asked."""
         return cls(
             cls._load_model(section),
             section.token_budget,

@@ -46,8 +46,7 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
     Reads every byte of a local model, except in a Hugging Face cache, whose file names are digests already. A process
     reads a file once for as long as it does not change.
 
-    Raises:
-        ModelError: no such model, no safetensors, or the hub cannot be reached and holds no copy here.
+    Raises a ModelError if there is no such model or no safetensors, or if the hub cannot be reached and no copy is here.
     """
     found = model.fingerprint() | _identity(model.model, model.revision, _MODEL_FILES, _MODEL_PARTS)
     if model.adapter is not None:
@@ -59,8 +58,7 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
 def check_files(model: TorchModel) -> None:
     """Check the files of a model and its adapter on this machine, as far as possible without reading them.
 
-    Raises:
-        ModelError: the directory is missing, holds no model or no safetensors, or some of them are missing or damaged.
+    Raises a ModelError if the directory is missing or holds no model, or if files are missing or damaged.
     """
     _check_files(model.model, model.revision, *_MODEL_FILES)
     if model.adapter is not None:
@@ -68,11 +66,7 @@ def check_files(model: TorchModel) -> None:
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name means a directory rather than a hub id.
-
-    Raises:
-        ModelError: it is a URL.
-    """
+    """Whether a model's name means a directory rather than a hub id. Raises a ModelError if it is a URL."""
     if "://" in name:
         raise ModelError(f"Model {name} is a URL; wanted a hub id or a local directory. Download it first.")
     return Path(name).exists() or not _HUB_NAME.fullmatch(name)

@@ -78,8 +78,7 @@ def _(rows: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor) -> torch.Tenso
 def use_fp8(model: Any) -> None:
     """Replace the linear layers of the decoder of a transformers model, whose adapters are unmerged, in place.
 
-    Raises:
-        ModelError: the decoder has no layer of this kind.
+    Raises a ModelError if it has none.
     """
     decoder = model.base_model
     num_all = sum(parameter.numel() for parameter in decoder.parameters())
@@ -97,11 +96,7 @@ def use_fp8(model: Any) -> None:
 
 
 def require_fp8(device: torch.device) -> None:
-    """Check that torch and a device can multiply e4m3.
-
-    Raises:
-        ModelError: they cannot.
-    """
+    """Check that torch and a device can multiply e4m3. Raises a ModelError if they cannot."""
     if not hasattr(F, "scaled_mm"):
         raise ModelError(f"fp8 needs torch 2.10 or newer; this is {torch.__version__}. Update torch, or remove fp8.")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FIRST_GPU:

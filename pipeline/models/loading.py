@@ -19,11 +19,7 @@ _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; 
 
 
 def load_tokenizer(model: TorchModel) -> Any:
-    """The tokenizer of a model, as transformers loads it.
-
-    Raises:
-        ModelError: there is none, or it cannot be loaded.
-    """
+    """The tokenizer of a model, as transformers loads it. Raises a ModelError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     return _load_part(AutoTokenizer, "Cannot load the tokenizer of", model)
@@ -55,8 +51,7 @@ def load_causal_lm(model: TorchModel) -> Any:
 
     For a model on the CPU it sets the torch threads of this process, which keeps freed memory from then on.
 
-    Raises:
-        ModelError: it is missing, is no causal model, lacks weights, or its adapter does not fit.
+    Raises a ModelError if it is missing, is no causal model, lacks weights, or its adapter does not fit.
     """
     from transformers import AutoModelForCausalLM
 
@@ -73,8 +68,7 @@ def load_classifier(model: TorchModel) -> Any:
 def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
     """Check models (by role: policy, reference, reward) by their files and tokenizers, without loading weights.
 
-    Raises:
-        ModelError: a model is missing, policy and reference differ in tokenizer, or one has no chat template.
+    Raises a ModelError if a model is missing, policy and reference differ in tokenizer, or one has no chat template.
     """
     tokenizers = {role: load_tokenizer(model) for role, model in models.items()}
     if "policy" in models and "reference" in models:
@@ -88,8 +82,7 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
 def check_same_tokenizer(policy: Any, reference: Any, *, own_templates: bool = True) -> None:
     """Check that two tokenizers give the same ids and special tokens, and have the same template if they use their own.
 
-    Raises:
-        ModelError: they differ.
+    Raises a ModelError if they differ.
     """
     first, second = (
         {

@@ -55,8 +55,7 @@ class Budget:
 def run_in_steps(groups: Sequence[Group], start: Callable[[Sequence[Group]], Numbers], budget: Budget) -> Scores:
     """Score consecutive ranges of groups within the budget, each by one call of `start`.
 
-    Raises:
-        ModelError: the budget is fixed, and a step within it does not fit memory.
+    Raises a ModelError if the budget is fixed, and a step within it does not fit memory.
     """
     queue = list(groups)
     values: list[Float64Array] = []

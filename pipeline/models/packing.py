@@ -116,8 +116,7 @@ def step_end(groups: Sequence[Group], begin: int, token_budget: int) -> int:
 def check_predicted(groups: Sequence[Group]) -> None:
     """Check that every response has a token before it.
 
-    Raises:
-        ModelError: a response starts at its sequence's first token, which nothing predicts.
+    Raises a ModelError if a response starts at its sequence's first token: nothing predicts that one.
     """
     unpredicted = [i for i, c in enumerate(c for group in groups for c in group) if c.start < 1]
     if unpredicted:

@@ -78,8 +78,7 @@ class PairTokenizer:
         tokenizer: a transformers tokenizer.
         tokens: preset, lengths, truncation, and a template if it is not the tokenizer's own.
 
-    Raises:
-        ModelError: there is no chat template that can be used.
+    Raises a ModelError if there is no usable chat template.
     """
 
     def __init__(self, tokenizer: Any, tokens: Tokens) -> None:
@@ -99,8 +98,7 @@ class PairTokenizer:
             tools: JSON text of the tool schemas for the template; the paper preset takes none.
             row: id of the row, for the log and for messages.
 
-        Raises:
-            ModelError: the template takes too long on row after row.
+        Raises a ModelError if the template takes too long on row after row.
         """
         if self._tokens.preset == "paper":
             make = partial(_as_paper, self._tokenizer, self._template, self._tokens, (prompt, chosen, rejected))
@@ -134,8 +132,7 @@ class DialogueTokenizer:
         max_length: most tokens of a dialogue.
         date: what templates read in place of the clock.
 
-    Raises:
-        ModelError: the tokenizer has no chat template that can be used.
+    Raises a ModelError if the tokenizer has no usable chat template.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, date: datetime.date = DEFAULT_DATE) -> None:

@@ -40,8 +40,7 @@ class ChatTemplate:
         date: what templates read in place of the clock.
         remedy: what to do if there is no template.
 
-    Raises:
-        ModelError: there is no template, or it cannot be used.
+    Raises a ModelError if there is no template, or it cannot be used.
     """
 
     def __init__(
@@ -76,11 +75,7 @@ class ChatTemplate:
         return text
 
     def ids_of(self, text: str) -> list[int]:
-        """Token ids of a text, without added special tokens.
-
-        Raises:
-            DropRow: the tokenizer fails on it.
-        """
+        """Token ids of a text, without added special tokens. Raises a DropRow if the tokenizer fails on it."""
         try:
             ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         except BaseException as error:
@@ -97,8 +92,7 @@ class ChatTemplate:
     def outcome(self, make: Callable[[], T], row: str) -> T | Reason:
         """What `make` makes of the row with id `row`, or the reason why it fails.
 
-        Raises:
-            ModelError: the template took too long over several rows and finished none between them.
+        Raises a ModelError if the template took too long on several rows and finished none between them.
         """
         cause: BaseException | None
         try:
@@ -126,8 +120,7 @@ class ChatTemplate:
 def check_template(tokenizer: Any, text: str | None, *, remedy: str = _SET_TEMPLATE) -> None:
     """Check that there is a chat template, and that it can be compiled: `text`, or else the tokenizer's own.
 
-    Raises:
-        ModelError: there is none, or it has an error.
+    Raises a ModelError if there is none, or it has an error.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 

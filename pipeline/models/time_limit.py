@@ -42,8 +42,7 @@ class _Call:
 def limited(function: Callable[[], T], seconds: float) -> T:
     """What `function` returns or raises, unless it takes much longer than `seconds`. Calls do not nest.
 
-    Raises:
-        TimeoutError: it took longer.
+    Raises a TimeoutError if it took longer.
     """
     if _watcher is None:
         _start_watcher()

@@ -44,8 +44,7 @@ class VllmLogprobEngine:
         model: the section of the model; engine_args override everything that is set here.
         max_length: most tokens of a sequence.
 
-    Raises:
-        ModelError: vLLM is not installed, or cannot run the model.
+    Raises a ModelError if vLLM is not installed, or cannot run the model.
     """
 
     def __init__(self, model: VllmModel, max_length: int) -> None:
@@ -72,8 +71,7 @@ class VllmLogprobEngine:
 
         A completion without response tokens gets 0.0. Sums that are not finite are returned as they are.
 
-        Raises:
-            ModelError: a response has no token before it, the engine died, or vLLM's answer lacks tokens.
+        Raises a ModelError if a response has no token before it, the engine died, or vLLM's answer lacks tokens.
         """
         check_predicted(groups)
         sequences = [c for group in groups for c in group]
@@ -116,8 +114,7 @@ class VllmLogprobEngine:
 def response_logp(prompt_logprobs: Sequence[Any] | None, completion: Completion) -> float:
     """Sum of the log-probabilities of a completion's response, from vLLM's entries for the tokens of the sequence.
 
-    Raises:
-        ModelError: the number of entries is not the number of tokens, or an entry lacks its token.
+    Raises a ModelError if the number of entries is not the number of tokens, or an entry lacks its token.
     """
     ids = completion.ids.tolist()
     num_given = 0 if prompt_logprobs is None else len(prompt_logprobs)

@@ -34,11 +34,7 @@ class Deaths:
     dataset: Place
 
     def build(self, worker: str, build: Callable[[], Result]) -> Result:
-        """Build what a worker holds, after it died once.
-
-        Raises:
-            AlignpotError: it died while it was built.
-        """
+        """Build what a worker holds, after it died once. Raises an AlignpotError if it died while it was built."""
         place = f"{_FOLDER}/{worker}"
         if self._killed(place):
             raise AlignpotError(

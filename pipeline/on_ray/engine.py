@@ -72,8 +72,7 @@ def run_on_ray(
 
     dataset: a place for marks by which rows that kill workers are found (see deaths). Without it they end the run.
 
-    Raises:
-        AlignpotError: the first error of ours that a shard met.
+    Raises the first AlignpotError that a shard met.
     """
     deaths = None if dataset is None else Deaths(dataset=dataset)
     with ray_session(run, [stage.model for stage in stages if stage.model is not None]):

@@ -37,8 +37,7 @@ def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[f
 
     may_grow: whether nodes may still join the cluster; then a shortage is only a warning.
 
-    Raises:
-        ConfigError: Ray cannot place every pool at once, and will not grow.
+    Raises a ConfigError if Ray cannot place every pool at once, and will not grow.
     """
     cluster = ray.cluster_resources()
     gpus = share_gpus(groups, cluster.get("GPU", 0.0))
@@ -67,8 +66,7 @@ def share_gpus(groups: Sequence[Sequence[Stage]], num_gpus: float) -> list[float
     other pools on `auto` share the rest: one GPU for each actor if there are enough, else as many actors on each GPU as
     it takes to place them all. Without a GPU they get none.
 
-    Raises:
-        ConfigError: a number is lower than the shards of the model.
+    Raises a ConfigError if a number is lower than the shards of the model.
     """
     asked = [[_asked(s.model, num_gpus) for s in group if s.model is not None] for group in groups]
     fixed = [max((n for n in numbers if n != "auto"), default=0.0) for numbers in asked]

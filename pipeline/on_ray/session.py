@@ -72,8 +72,7 @@ def _our_sigterm() -> Iterator[None]:
 def cluster_address(run: Run) -> str | None:
     """The cluster to join: `run.address`, else RAY_ADDRESS; null for a Ray of our own.
 
-    Raises:
-        ConfigError: RAY_ADDRESS carries credentials.
+    Raises a ConfigError if RAY_ADDRESS carries credentials.
     """
     address = run.address or os.environ.get("RAY_ADDRESS")
     if address is not None and carries_credentials(address):

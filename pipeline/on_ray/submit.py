@@ -151,8 +151,7 @@ def _submit(client: JobSubmissionClient, command: str, resolved: dict[str, objec
 def _patiently(request: Callable[[], T], failure: str) -> T:
     """Answer to `request`. A dashboard that has just started drops requests, so failed ones are repeated.
 
-    Raises:
-        TemporaryError: `failure` and the last reason, after `_PATIENCE_S`.
+    After `_PATIENCE_S` it raises a TemporaryError with `failure` and the last reason.
     """
     deadline = time.monotonic() + _PATIENCE_S
     while True:

@@ -24,7 +24,8 @@ from pipeline.selfplay.filters import filter_prompts
 from pipeline.selfplay.plan import evolve_stage
 from pipeline.selfplay.strategies import template_fingerprint
 from pipeline.sources.contamination import Contamination
-from pipeline.steps.step import OwnRows, Step, run_step
+from pipeline.steps.shards import OwnRows
+from pipeline.steps.step import Step, run_step
 
 
 def open_subset(url: str, storage: Storage) -> Dataset:

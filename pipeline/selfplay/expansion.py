@@ -23,7 +23,8 @@ from pipeline.selfplay.pairing import make_pairs
 from pipeline.selfplay.plan import annotate_stages, generate_stage
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
-from pipeline.steps.step import OwnRows, Step, run_step
+from pipeline.steps.shards import OwnRows
+from pipeline.steps.step import Step, run_step
 from pipeline.steps.work import Stage
 
 PROMPTS: Final = "prompts"

@@ -1,6 +1,6 @@
 """Steps: rows in, stages, parts out.
 
-    work          shards, stages, and the plain loop; guard: errors and hangs of a stage
+    work          stages, and the plain loop; guard: errors and hangs of a stage; shards: the rows they work on
     step          one step: plan, pending shards, commits, manifest
     rows          marks rows as dropped; score_stages, fp8_ranks: the stages of scoring
     score         the scored dataset; summary: what a run did; select: subsets; compare: metrics side by side

@@ -28,8 +28,7 @@ def compare_rows(
     metrics: each a name, name:key=value,key=value with keys of the metric section, or the section as a mapping; empty
     takes the usual ones that can be computed.
 
-    Raises:
-        AlignpotError: a metric is unknown or cannot be computed, or a fraction is out of range.
+    Raises an AlignpotError if a metric is unknown or cannot be computed, or a fraction is out of range.
     """
     queries = {
         f"{name} {fraction}": (name, Query(objective=objective, metric=metric, rule=_rule(fraction)))
@@ -42,8 +41,7 @@ def compare_rows(
 def objective_of(given: str | Mapping[str, Any], scored_config: Mapping[str, Any]) -> Objective:
     """The objective as name, name:key=value,... or section; empty: that of the run that scored.
 
-    Raises:
-        ConfigError: no objective has that name, or it does not take the keys.
+    Raises a ConfigError if no objective has that name, or it does not take the keys.
     """
     section = _section(given, option="objective") if given else scored_config.get("objective") or {}
     config: Config = parse_config({"scored": "compare", "objective": section}, where="compare")

@@ -35,8 +35,7 @@ def check_ranks(config: Config, table: pa.Table) -> None:
         config: with some models in fp8.
         table: the first rows of the source, as pairs.
 
-    Raises:
-        ModelError: a margin's rank correlation is below 0.99.
+    Raises a ModelError if a margin's rank correlation is below 0.99.
     """
     models = config.torch_models()
     roles = [role for role, model in models.items() if model.fp8]

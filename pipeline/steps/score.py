@@ -9,7 +9,6 @@ If it had finished, it does nothing.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,31 +28,13 @@ from pipeline.errors import ConfigError, TooManyDroppedError
 from pipeline.faults import storage_errors
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import id_hashes
-from pipeline.sources.files import SourceFile
 from pipeline.sources.ids import content_digest
-from pipeline.sources.reader import PairReader, open_source
-from pipeline.sources.shards import Shard, plan_shards, stored_shards
+from pipeline.sources.reader import open_source
 from pipeline.steps.score_stages import score_stages
-from pipeline.steps.step import OwnRows, Step, begin_step, complete_step, pending_shards
+from pipeline.steps.shards import OwnRows, SourceRows
+from pipeline.steps.step import Step, begin_step, complete_step, pending_shards
 from pipeline.steps.summary import ScoreSummary
 from pipeline.steps.work import AnyShard, read_shard
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceRows:
-    """The rows of the source's files, in shards of `shard_rows`."""
-
-    reader: PairReader
-    files: Sequence[SourceFile]
-    shard_rows: int
-
-    def plan(self) -> tuple[Mapping[str, Any], ...]:
-        """See Rows."""
-        return tuple(shard.to_dict() for shard in plan_shards(self.files, self.shard_rows))
-
-    def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[Shard]:
-        """See Rows."""
-        return stored_shards(stored, self.files, str(where))
 
 
 def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config, Step, Run]:
@@ -64,8 +45,7 @@ def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config,
     Returns:
         The arguments of `score`: the config with its models pinned, the step, and its claimed place.
 
-    Raises:
-        AlignpotError: what is wrong, before any weights are read.
+    Raises an AlignpotError if anything is wrong, before any weights are read.
     """
     source = _from_source(config) if pairs is None else _from_dataset(config, pairs)
     models = _model_fingerprints(config)
@@ -85,8 +65,7 @@ def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config,
 def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]:
     """Score the shards that have no part yet and publish the manifest. Arguments as `prepare_score` gives them.
 
-    Raises:
-        AlignpotError: what stopped the run; parts committed so far stay.
+    Raises the AlignpotError that stopped the run; parts committed so far stay.
     """
     started = time.monotonic()
     pending = pending_shards(step, run)

@@ -8,7 +8,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,8 @@ from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_colu
 from pipeline.steps.work import Apply, Stage, close_stage
 
 if TYPE_CHECKING:  # these load torch
-    from pipeline.models.agreement import Disagreement
-    from pipeline.models.memory import Scores
+    from pipeline.models.engine import Engine
+    from pipeline.models.vllm_logprobs import VllmLogprobEngine
 
 Role = Literal["reward", "policy", "reference"]
 
@@ -57,35 +57,24 @@ _SCORES: Final[Mapping[Role, tuple[str, str]]] = {
 }
 
 
-class Scorer(Protocol):
-    """An engine that gives one number for each sequence. It may have a method `close` that frees what it holds."""
-
-    def score(self, groups: Sequence[Group]) -> "Scores":
-        """The numbers, in the order of the groups' sequences."""
-
-    def disagreement(self, groups: Sequence[Group]) -> "Disagreement | None":
-        """Compare its numbers with the model's own forward on some groups; None if they agree or cannot be compared."""
-
-
 def score_stages(config: Config) -> list[Stage]:
     """The stages that fill the score columns which the source does not hold already."""
     models = config.torch_models()
     stages = [Stage(name="tokenise", build=partial(_build_tokenise, config))] if models else []
-    reward = models.get("reward")
-    if isinstance(reward, ClassifierReward):
-        stages.append(Stage(name="reward", build=partial(_build_reward, reward), model=reward))
-    roles: tuple[Role, ...] = ("policy", "reference")
-    for role in roles:
+    for role in _SCORES:
         model = models.get(role)
-        if isinstance(model, VllmModel):
-            from pipeline.models.vllm_engine import environment
-
-            build = partial(_build_vllm_logprobs, model, role, config.tokens.max_length)
-            env = environment(model.num_threads, model.engine_args)
-            stages.append(Stage(name=role, build=build, model=model, env=env))
-        elif model is not None:
-            stages.append(Stage(name=role, build=partial(_build_logprobs, model, role), model=model))
+        if model is not None:
+            build = partial(_build_scores, model, role, config.tokens.max_length)
+            stages.append(Stage(name=role, build=build, model=model, env=_environment(model)))
     return stages
+
+
+def _environment(model: TorchModel) -> Mapping[str, str]:
+    if not isinstance(model, VllmModel):
+        return {}
+    from pipeline.models.vllm_engine import environment
+
+    return environment(model.num_threads, model.engine_args)
 
 
 def _build_tokenise(config: Config) -> Apply:
@@ -108,22 +97,18 @@ def _build_tokenise(config: Config) -> Apply:
     return tokenise
 
 
-def _build_reward(reward: ClassifierReward) -> Apply:
-    from pipeline.models.rewards import ClassifierEngine
+def _build_scores(model: TorchModel, role: Role, max_length: int) -> Apply:
+    if isinstance(model, ClassifierReward):
+        from pipeline.models.rewards import ClassifierEngine
 
-    return ScorePairs(ClassifierEngine.load(reward), "reward")
+        return ScorePairs(ClassifierEngine.load(model), role)
+    if isinstance(model, VllmModel):
+        from pipeline.models.vllm_logprobs import VllmLogprobEngine
 
-
-def _build_logprobs(model: TorchModel, role: Role) -> Apply:
+        return ScorePairs(VllmLogprobEngine(model, max_length), role)
     from pipeline.models.logprobs import LogprobEngine
 
     return ScorePairs(LogprobEngine.load(model), role)
-
-
-def _build_vllm_logprobs(model: VllmModel, role: Role, max_length: int) -> Apply:
-    from pipeline.models.vllm_logprobs import VllmLogprobEngine
-
-    return ScorePairs(VllmLogprobEngine(model, max_length), role)
 
 
 class Tokenise:
@@ -160,7 +145,7 @@ class Tokenise:
 class ScorePairs:
     """Adds one float64 for each answer: its reward, or its log-probability summed over the response tokens."""
 
-    def __init__(self, engine: Scorer, role: Role) -> None:
+    def __init__(self, engine: "Engine | VllmLogprobEngine", role: Role) -> None:
         self._engine = engine
         self._role: Role = role
         self._checked = False
@@ -168,8 +153,7 @@ class ScorePairs:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score the kept rows. Rows without two finite numbers are dropped.
 
-        Raises:
-            ModelError: on the first rows, the engine's numbers are not those of the model's own forward.
+        Raises a ModelError if the engine's numbers for the first rows are not those of the model's own forward.
         """
         rows = kept_rows(table)
         is_reward = self._role == "reward"
@@ -193,11 +177,10 @@ class ScorePairs:
         close_stage(self._engine)
 
 
-def check_engine(engine: Scorer, groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
+def check_engine(engine: "Engine | VllmLogprobEngine", groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
     """Compare an engine with its model's own forward on some of the groups. `ids` are the ids of their rows.
 
-    Raises:
-        ModelError: they differ.
+    Raises a ModelError if they differ.
     """
     found = engine.disagreement(groups)
     if found is not None:

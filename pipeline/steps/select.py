@@ -66,8 +66,7 @@ def prepare_select(config: Config, plan: Plan | None = None) -> list[SelectRun]:
 
     plan: of the scored dataset, where it is not complete yet; left out, the scored dataset must be complete.
 
-    Raises:
-        AlignpotError: what is wrong, before a row is read.
+    Raises an AlignpotError if anything is wrong, before a row is read.
     """
     scored = plan.fingerprint if plan is not None else open_scored(config).manifest.fingerprint
     return [_prepare(variant, scored, plan) for variant in config.variants()]
@@ -112,8 +111,7 @@ def _fingerprint(
 def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
     """Write the subsets, where they are not there already, and return their reports.
 
-    Raises:
-        AlignpotError: the scored dataset does not allow a selection, or is damaged.
+    Raises an AlignpotError if the scored dataset does not allow a selection, or is damaged.
     """
     pending = [run for run in runs if Dataset.find(run.place, SUBSET) is None]
     if pending:
@@ -138,8 +136,7 @@ def _passes(config: Config) -> Iterator[Passes]:
     `select.engine: auto` takes Ray if there is a cluster to join and `run.engine` is ray. A Ray of our own on this
     machine would add nothing to what threads do.
 
-    Raises:
-        TemporaryError, ConfigError: the cluster cannot be joined.
+    Raises a TemporaryError or ConfigError if the cluster cannot be joined.
     """
     engine = "auto" if config.select is None else config.select.engine
     if engine == "plain" or (engine == "auto" and config.run.engine == "plain"):
@@ -156,11 +153,7 @@ def _passes(config: Config) -> Iterator[Passes]:
 
 
 def load_reports(config: Config) -> list[dict[str, Any]]:
-    """The reports of the subsets at `output.path`.
-
-    Raises:
-        SourceError: there is no complete subset.
-    """
+    """The reports of the subsets at `output.path`. Raises a SourceError if there is no complete subset."""
     if config.output is None:
         raise ConfigError("report needs an output section with the path of the subset; the config has none.")
     reports = []
@@ -186,8 +179,7 @@ def kept_columns(source: Source, *, slim: bool) -> list[str]:
 def write_found(found: Found, source: Source, output: Output, place: Place) -> None:
     """Write a selection that was made in memory as a subset.
 
-    Raises:
-        FingerprintError: the place holds another subset.
+    Raises a FingerprintError if the place holds another subset.
     """
     fingerprint = _fingerprint(_scored(source, found), found.selection.query, output, None)
     _write(Threads(), source, found, place, output, Plan(kind=SUBSET, fingerprint=fingerprint, config={}))

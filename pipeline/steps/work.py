@@ -76,11 +76,7 @@ class ShardReader(Protocol):
 
 
 def read_shard(reader: ShardReader, shard: AnyShard) -> ShardWork:
-    """Read a shard of the source.
-
-    Raises:
-        AlignpotError: the file cannot be read, is gone or has changed.
-    """
+    """Read a shard of the source. Raises an AlignpotError if the file cannot be read, is gone or has changed."""
 
     def read(_: pa.Table) -> pa.Table:
         with storage_errors(shard.file):
