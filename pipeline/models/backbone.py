@@ -67,8 +67,11 @@ class Backbone:
         num_layers = getattr(self.config, "num_hidden_layers", None)
         lists = (m for m in self.model.base_model.modules() if isinstance(m, torch.nn.ModuleList))
         self._layers = next((modules for modules in lists if len(modules) == num_layers), None)
-        if self._layers:
-            _prepare_last_layer(self._layers[-1])
+        last = self._layers[-1] if self._layers else None
+        feed_forward = next((getattr(last, name) for name in _FEED_FORWARDS if getattr(last, name, None)), None)
+        if feed_forward is not None and _select not in feed_forward._forward_pre_hooks.values():  # noqa: SLF001
+            feed_forward.register_forward_pre_hook(_select)
+            feed_forward.register_forward_hook(_spread)
 
     def hidden_rows(self, step: Step) -> torch.Tensor:
         """Last hidden states of the rows that a step reads, shape (R, d), in the model's dtype.
@@ -185,21 +188,9 @@ def uncompiled() -> AbstractContextManager[Any]:
     return stance
 
 
-def _prepare_last_layer(layer: torch.nn.Module) -> None:
-    """Let the last layer's feed-forward obey `_only_rows`, if it is a module under a name known here."""
-    feed_forward = next((getattr(layer, name) for name in _FEED_FORWARDS if getattr(layer, name, None)), None)
-    if feed_forward is not None and _select not in feed_forward._forward_pre_hooks.values():  # noqa: SLF001
-        feed_forward.register_forward_pre_hook(_select)
-        feed_forward.register_forward_hook(_spread)
-
-
 @contextmanager
 def _only_rows(rows: Int64Array) -> Iterator[None]:
-    """Let prepared feed-forwards compute some rows of states of shape (1, T, d) for a while; the others become zero.
-
-    Args:
-        rows: ascending, shape (R,).
-    """
+    """Let the last feed-forward compute only these rows of its states, ascending, for a while. The others become 0."""
     # As many as a matrix product on CPU needs for a row not to depend on the other rows (see packing).
     padded = np.zeros(ROW_MULTIPLE, np.int64)
     if len(rows):

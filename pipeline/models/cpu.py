@@ -7,6 +7,7 @@ scores on a CPU and a GPU do.
 """
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -24,7 +25,14 @@ _GIVE_BACK: Final = (-1, 1 << 30)
 
 def has_arithmetic(dtype: torch.dtype) -> bool:
     """Whether this CPU has instructions for a dtype; if not, torch emulates it."""
-    return dtype not in _INSTRUCTIONS or any(_capabilities().get(name) for name in _INSTRUCTIONS[dtype])
+    if hasattr(torch.cpu, "get_capabilities"):
+        found: Mapping[str, Any] = torch.cpu.get_capabilities()
+    else:  # before torch 2.11 this is all it tells
+        found = {
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),  # noqa: SLF001
+            "amx_bf16": torch.cpu._is_amx_tile_supported(),  # noqa: SLF001
+        }
+    return dtype not in _INSTRUCTIONS or any(found.get(name) for name in _INSTRUCTIONS[dtype])
 
 
 def in_own_arithmetic(model: Any) -> Any:
@@ -43,12 +51,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in (_MAP_ALONE, _GIVE_BACK):
             mallopt(option, value)
-
-
-def _capabilities() -> dict[str, Any]:
-    if hasattr(torch.cpu, "get_capabilities"):
-        return dict(torch.cpu.get_capabilities())
-    return {  # before torch 2.11 this is all it tells
-        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),  # noqa: SLF001
-        "amx_bf16": torch.cpu._is_amx_tile_supported(),  # noqa: SLF001
-    }

@@ -46,7 +46,7 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
     Reads every byte of a local model, except in a Hugging Face cache, whose file names are digests already. A process
     reads a file once for as long as it does not change.
 
-    Raises a ModelError if there is no such model or no safetensors, or if the hub cannot be reached and no copy is here.
+    Raises a ModelError if there is no such model, it has no safetensors, or it is neither on the hub nor cached.
     """
     found = model.fingerprint() | _identity(model.model, model.revision, _MODEL_FILES, _MODEL_PARTS)
     if model.adapter is not None:
@@ -77,7 +77,14 @@ def _identity(name: str, revision: str, needed: tuple[str, str], parts: _Parts) 
     if not is_local(name):
         return {"name": name, "revision": _hub_commit(name, revision)}
     _check_directory(Path(name), *needed)
-    return {part: _digest_of_files(Path(name), patterns) for part, patterns in parts.items()}
+    found = {}
+    for part, patterns in parts.items():
+        files = {path for pattern in patterns for path in Path(name).glob(pattern) if path.is_file()}
+        total = hashlib.sha256()
+        for path in sorted(files):
+            total.update(f"{path.name}\0{_digest_of(path)}\n".encode())
+        found[part] = total.hexdigest()
+    return found
 
 
 def _check_files(name: str, revision: str, config: str, weights: str) -> None:
@@ -126,14 +133,6 @@ def _check_directory(directory: Path, config: str, weights: str) -> None:
     if not any(directory.glob(weights)):
         held = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
         raise ModelError(f"{directory} holds no safetensors (it holds {held or 'no weights'}). {_TO_SAFETENSORS}")
-
-
-def _digest_of_files(directory: Path, patterns: tuple[str, ...]) -> str:
-    files = sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
-    total = hashlib.sha256()
-    for path in files:
-        total.update(f"{path.name}\0{_digest_of(path)}\n".encode())
-    return total.hexdigest()
 
 
 def _digest_of(path: Path) -> str:

@@ -130,17 +130,14 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
         loaded = in_own_arithmetic(loaded)
         keep_freed_memory()
     if model.adapter is not None:
-        loaded = _with_adapter(loaded, model)
+        from peft import PeftConfig, PeftModel
+
+        name, revision = model.adapter, model.adapter_revision
+        with load_errors(f"Cannot load adapter {name} of", model):
+            if PeftConfig.from_pretrained(name, revision=revision).is_prompt_learning:
+                raise ModelError(f"Adapter {name} adds prompt tokens; wanted one that changes weights, as LoRA.")
+            loaded = PeftModel.from_pretrained(loaded, name, revision=revision, is_trainable=False)
     return loaded.eval().requires_grad_(requires_grad=False)
-
-
-def _with_adapter(base: Any, model: TorchModel) -> Any:
-    from peft import PeftConfig, PeftModel
-
-    with load_errors(f"Cannot load adapter {model.adapter} of", model):
-        if PeftConfig.from_pretrained(model.adapter, revision=model.adapter_revision).is_prompt_learning:
-            raise ModelError(f"Adapter {model.adapter} adds prompt tokens; wanted one that changes weights, as LoRA.")
-        return PeftModel.from_pretrained(base, model.adapter, revision=model.adapter_revision, is_trainable=False)
 
 
 @contextmanager

@@ -78,7 +78,10 @@ def run_on_ray(
     with ray_session(run, [stage.model for stage in stages if stage.model is not None]):
         groups = _groups(stages, run)
         gpus = gpus_by_pool(groups, may_grow=cluster_address(run) is not None)
-        io_cpus, io_tasks = _io_cpus(stages), _io_tasks(run, len(shards))
+        # Tasks that read or commit differ from every actor in CPUs, or Ray Data fuses reading into the first pool.
+        taken = {cpus_per_actor([stage]) for stage in stages}
+        io_cpus = next(cpus for cpus in (IO_CPUS, 0.2, 0.15, 0.1, 0.05) if cpus not in taken)
+        io_tasks = _io_tasks(run, len(shards))
         blocks = ray.data.read_datasource(
             ShardSource(reader, shards), override_num_blocks=len(shards), num_cpus=io_cpus, concurrency=io_tasks
         )
@@ -142,12 +145,6 @@ def shards_at_hand(replicas: int, num_shards: int) -> int:
     if replicas == 1:
         return _MOST_AT_HAND
     return min(_MOST_AT_HAND, max(_FEWEST_AT_HAND, num_shards // (8 * replicas)))
-
-
-def _io_cpus(stages: Sequence[Stage]) -> float:
-    """CPUs of a read or commit task. They differ from any actor's, or Ray Data fuses reading into the first pool."""
-    taken = {cpus_per_actor([stage]) for stage in stages}
-    return next(cpus for cpus in (IO_CPUS, 0.2, 0.15, 0.1, 0.05) if cpus not in taken)
 
 
 def _io_tasks(run: Run, num_shards: int) -> int | None:

@@ -84,7 +84,12 @@ def _start(run: Run, models: Sequence[Replicas]) -> None:
     address = cluster_address(run)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if address is not None:
-        _join(address, common)
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, TimeoutError) as error:
+            raise TemporaryError(f"no Ray cluster answers at {address} ({type(error).__name__}).") from None
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"Ray at {address} cannot be joined: {str(error).strip().splitlines()[0]}") from None
         return
     needed = sum(m.replicas * m.num_cpus for m in models) + _LOCAL_IO_CPUS
     num_cpus = max(os.cpu_count() or 1, int(needed + 0.999))
@@ -98,15 +103,6 @@ def _start(run: Run, models: Sequence[Replicas]) -> None:
             f"a local Ray did not start: {str(error).strip().splitlines()[0]} Run the same command again, with less "
             "beside it on this machine."
         ) from None
-
-
-def _join(address: str, common: dict[str, Any]) -> None:
-    try:
-        ray.init(address=address, **common)
-    except (ConnectionError, TimeoutError) as error:
-        raise TemporaryError(f"no Ray cluster answers at {address} ({type(error).__name__}).") from None
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"Ray at {address} cannot be joined: {str(error).strip().splitlines()[0]}") from None
 
 
 def _set_up_context() -> None:

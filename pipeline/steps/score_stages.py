@@ -62,19 +62,16 @@ def score_stages(config: Config) -> list[Stage]:
     models = config.torch_models()
     stages = [Stage(name="tokenise", build=partial(_build_tokenise, config))] if models else []
     for role in _SCORES:
-        model = models.get(role)
-        if model is not None:
-            build = partial(_build_scores, model, role, config.tokens.max_length)
-            stages.append(Stage(name=role, build=build, model=model, env=_environment(model)))
+        if role not in models:
+            continue
+        model, env = models[role], {}
+        if isinstance(model, VllmModel):
+            from pipeline.models.vllm_engine import environment
+
+            env = environment(model.num_threads, model.engine_args)
+        build = partial(_build_scores, model, role, config.tokens.max_length)
+        stages.append(Stage(name=role, build=build, model=model, env=env))
     return stages
-
-
-def _environment(model: TorchModel) -> Mapping[str, str]:
-    if not isinstance(model, VllmModel):
-        return {}
-    from pipeline.models.vllm_engine import environment
-
-    return environment(model.num_threads, model.engine_args)
 
 
 def _build_tokenise(config: Config) -> Apply:
