@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -50,8 +50,7 @@ _VarlenPlan = tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor, int, 
 Then the cumulative numbers of queries and of keys, int32, shape (segments + 1,), and the most of each in a segment."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Asked(NamedTuple):
     """What a layer asks of its attention besides causality."""
 
     scaling: float | None
@@ -109,12 +108,7 @@ def packed_attention(
     state = _ATTENDING.get()
     if state is None:
         raise ModelError("packed attention was called outside a step")
-    asked = _Asked(
-        scaling=options.pop("scaling", None),
-        window=options.pop("sliding_window", None),
-        softcap=options.pop("softcap", None),
-        sinks=options.pop("s_aux", None),
-    )
+    asked = _Asked(*(options.pop(name, None) for name in ("scaling", "sliding_window", "softcap", "s_aux")))
     causal = options.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
     unknown = sorted(k for k, v in options.items() if v is not None and k not in _WITHOUT_EFFECT)

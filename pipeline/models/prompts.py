@@ -91,12 +91,8 @@ class PairTokenizer:
     ) -> TokenizedPair | Reason:
         """Token ids of a pair, or the reason why it cannot be used.
 
-        Args:
-            prompt: the turns before the response.
-            chosen: the turns of the chosen response alone.
-            rejected: the same of the rejected one.
-            tools: JSON text of the tool schemas for the template; the paper preset takes none.
-            row: id of the row, for the log and for messages.
+        prompt: the turns before the response. chosen, rejected: the turns of each response alone. tools: JSON text of
+        the tool schemas for the template; the paper preset takes none. row: id of the row, for messages.
 
         Raises a ModelError if the template takes too long on row after row.
         """

@@ -24,7 +24,8 @@ from pipeline.drops import StageName
 from pipeline.errors import AlignpotError
 from pipeline.on_ray.deaths import Deaths
 from pipeline.progress import no_bars
-from pipeline.steps.work import AnyShard, Apply, Commit, ShardReader, ShardWork, Stage, commit_shard, read_shard
+from pipeline.steps.shards import AnyShard, ShardReader
+from pipeline.steps.work import Apply, Commit, ShardWork, Stage, commit_shard, read_shard
 
 _NAMES: Final = {"policy": "PolicyLogprobActor", "reference": "ReferenceLogprobActor"}
 

@@ -22,7 +22,8 @@ from pipeline.on_ray.actors import actor_class, commit_block, from_block, read_b
 from pipeline.on_ray.deaths import Deaths
 from pipeline.on_ray.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
 from pipeline.on_ray.session import cluster_address, ray_session
-from pipeline.steps.work import AnyShard, Commit, ShardReader, ShardWork, Stage
+from pipeline.steps.shards import AnyShard, ShardReader
+from pipeline.steps.work import Commit, ShardWork, Stage
 
 # Ray restarts without end by default. A row that kills its worker costs three deaths (see deaths), and each of them
 # counts against every shard that the worker had at hand.

@@ -31,10 +31,10 @@ from pipeline.metrics.ids import id_hashes
 from pipeline.sources.ids import content_digest
 from pipeline.sources.reader import open_source
 from pipeline.steps.score_stages import score_stages
-from pipeline.steps.shards import OwnRows, SourceRows
+from pipeline.steps.shards import AnyShard, OwnRows, SourceRows
 from pipeline.steps.step import Step, begin_step, complete_step, pending_shards
 from pipeline.steps.summary import ScoreSummary
-from pipeline.steps.work import AnyShard, read_shard
+from pipeline.steps.work import read_shard
 
 
 def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config, Step, Run]:

@@ -5,7 +5,7 @@ Both kinds know how to plan shards for run.json and how to find them again there
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -15,6 +15,13 @@ from pipeline.errors import IntegrityError
 from pipeline.sources.files import SourceFile
 from pipeline.sources.reader import PairReader
 from pipeline.sources.shards import Shard, plan_shards, stored_shards
+
+
+class ShardReader(Protocol):
+    """Gives the rows of the shards that were planned for it."""
+
+    def read(self, shard: Any) -> pa.Table:
+        """The rows of one shard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,3 +105,6 @@ class OwnRows:
         if [*(shard.first_row for shard in planned), self.num_rows] != ends:
             raise IntegrityError(f"{where} is damaged: its shards do not hold every row once. Use another path.")
         return planned
+
+
+AnyShard = Shard | RowShard

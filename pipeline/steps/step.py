@@ -23,8 +23,8 @@ from pipeline.data.run import MINOR_VERSION, RUN_FILE, Plan, Run
 from pipeline.progress import progress
 from pipeline.steps.guard import guarded
 from pipeline.steps.rows import without_transient
-from pipeline.steps.shards import OwnRows, SourceRows
-from pipeline.steps.work import AnyShard, ShardWork, Stage, run_plain
+from pipeline.steps.shards import AnyShard, OwnRows, SourceRows
+from pipeline.steps.work import ShardWork, Stage, run_plain
 from pipeline.termination import raise_if_terminated
 
 

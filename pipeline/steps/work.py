@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -11,6 +11,7 @@ from pipeline.config import Replicas
 from pipeline.drops import StageName
 from pipeline.errors import AlignpotError
 from pipeline.faults import storage_errors
+from pipeline.steps.shards import AnyShard, ShardReader
 
 Apply = Callable[[pa.Table], pa.Table]
 
@@ -54,25 +55,6 @@ class ShardWork:
         table = apply(self.table)
         timing = Timing(stage=stage, started_s=started, ended_s=time.time())
         return replace(self, table=table, timings=(*self.timings, timing))
-
-
-class AnyShard(Protocol):
-    """A share of the rows: its place in the plan, and what messages call it."""
-
-    @property
-    def index(self) -> int:
-        """Place in the plan, 0-based and dense."""
-
-    @property
-    def file(self) -> str:
-        """The file that holds its rows, or a description of them."""
-
-
-class ShardReader(Protocol):
-    """Gives the rows of the shards that were planned for it."""
-
-    def read(self, shard: Any) -> pa.Table:
-        """The rows of one shard."""
 
 
 def read_shard(reader: ShardReader, shard: AnyShard) -> ShardWork:

@@ -24,8 +24,9 @@ from pipeline.on_ray.engine import run_on_ray
 from pipeline.steps.rows import without_transient
 from pipeline.steps.score import prepare_score
 from pipeline.steps.score_stages import score_stages
+from pipeline.steps.shards import AnyShard
 from pipeline.steps.step import Step, commit_to, pending_shards
-from pipeline.steps.work import AnyShard, Apply, ShardWork, read_shard
+from pipeline.steps.work import Apply, ShardWork, read_shard
 from tests.benchmarks.scoring_data import read_rows
 from tests.benchmarks.scoring_processes import CpuMeter
 from tests.fixtures_models import tiny_model, tiny_tokenizer
