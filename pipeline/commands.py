@@ -1,16 +1,20 @@
-"""The commands as functions: each takes a config and yields the texts to print, as soon as they are known."""
+"""The commands as functions: each takes a config and yields the texts to print, as soon as they are known.
+
+Imports in functions keep readers and models out of the commands that do not need them, such as select.
+"""
 
 from collections.abc import Iterator, Sequence
 
 from pipeline.config import Config
 from pipeline.selection.report import render
-from pipeline.steps.score import check_dropped, prepare_score, score
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
-from pipeline.steps.summary import render_score
 
 
 def run_all(config: Config) -> Iterator[str]:
     """Score, select and report. What a config can be seen to be wrong about is found before a model loads."""
+    from pipeline.steps.score import check_dropped, prepare_score, score
+    from pipeline.steps.summary import render_score
+
     scoring = prepare_score(config)
     subsets = prepare_select(config, scoring[-1].plan)
     summary, manifest = score(*scoring)
@@ -21,6 +25,9 @@ def run_all(config: Config) -> Iterator[str]:
 
 def score_only(config: Config) -> Iterator[str]:
     """Write the scored dataset."""
+    from pipeline.steps.score import check_dropped, prepare_score, score
+    from pipeline.steps.summary import render_score
+
     summary, manifest = score(*prepare_score(config))
     yield f"{render_score(summary, manifest, config.scored)}\n"
     check_dropped(config, manifest)

@@ -3,7 +3,7 @@
     prompts --generate--> candidates --tokenise, annotate--> annotated candidates
     tasks   --evolve----> new prompts
 
-As `pipeline.steps.plan`: nothing is loaded before `Stage.build`.
+As in `pipeline.steps.score_stages`: nothing is loaded before `Stage.build`.
 """
 
 from functools import partial

@@ -26,10 +26,10 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import ray
-from pipeline.demo.sample_pairs import load_prompts
-from pipeline.demo.smollm2 import ensure_smollm2
 
+from jobs.demo_data.sample_pairs import load_prompts
 from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
+from pipeline.demo.models import ensure_smollm2
 from pipeline.on_ray.engine import run_on_ray
 from pipeline.on_ray.session import ray_session
 from pipeline.selfplay.candidates import PromptRenderer

@@ -14,12 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from pipeline.demo.reward import build_reward_model
-from pipeline.demo.smollm2 import ensure_smollm2
 
 from pipeline.config import Config, parse_config
 from pipeline.data.dataset import Dataset
 from pipeline.data.run import Run
+from pipeline.demo.models import build_reward_model, ensure_smollm2
 from pipeline.on_ray.engine import run_on_ray
 from pipeline.steps.rows import without_transient
 from pipeline.steps.score import prepare_score
