@@ -7,7 +7,7 @@ A step that was killed continues with the shards that have no part. A complete s
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -101,13 +101,13 @@ def complete_step(
         num_rows = [shard.get("rows_in", shard.get("num_rows", 0)) for shard in run.plan.shards]
         num_left = sum(num_rows[shard.index] for shard in pending)
         with progress(step.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
-            if settings.engine == "plain":
-                works = run_plain(reader, pending, stages, commit)
-            else:
+            engine: Callable[..., Iterator[ShardWork]] = run_plain
+            if settings.engine != "plain":
                 from pipeline.on_ray.engine import run_on_ray
 
-                works = run_on_ray(reader, pending, stages, commit, settings, dataset=run.place)
-            for work in works:
+                engine = partial(run_on_ray, run=settings, dataset=run.place)
+            # No name for the generator: an error in the loop must end it at once, with what it holds.
+            for work in engine(reader, pending, stages, commit):
                 count(num_rows[work.shard])
                 done.append(work)
                 raise_if_terminated()
