@@ -193,7 +193,7 @@ def score(
         "run": {"engine": engine, **sections.get("run", {})},
         **{name: section for name, section in sections.items() if name not in ("source", "run", "objective")},
     })  # fmt: skip
-    _, manifest = run_score(prepare_score(config))
+    _, manifest = run_score(*prepare_score(config))
     check_dropped(config, manifest)
     return Scored(config, folder)
 

@@ -39,9 +39,9 @@ def by_vllm(models: dict) -> dict:
 
 
 def scored(config: Config) -> pa.Table:
-    run = prepare_score(config)
-    score(run)
-    dataset = Dataset.open(run.run.place)
+    *_, run = scoring = prepare_score(config)
+    score(*scoring)
+    dataset = Dataset.open(run.place)
     names = ["id", *LOGPS, "num_tokens_chosen", "num_tokens_rejected"]
     return pa.concat_tables(dataset.tables(names)).sort_by("id").combine_chunks()
 
