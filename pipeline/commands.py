@@ -1,24 +1,32 @@
 """The commands as functions: each takes a config and yields the texts to print, as soon as they are known."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.selection.report import render
-from pipeline.steps.score import ScoreRun, check_dropped, prepare_score, score
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
-from pipeline.steps.summary import render_score
+
+if TYPE_CHECKING:
+    from pipeline.steps.score import ScoreRun
 
 
 def run_all(config: Config) -> Iterator[str]:
     """Score, select and report. What a config can be seen to be wrong about is found before a model loads."""
-    score_run = prepare_score(config)
-    subsets = prepare_select(config, score_run.plan)
-    yield from _score(score_run)
+    from pipeline.steps.score import prepare_score
+
+    scoring = prepare_score(config)
+    subsets = prepare_select(config, scoring.plan)
+    yield from _score(scoring)
     yield from _select(subsets)
 
 
 def score_only(config: Config) -> Iterator[str]:
     """Write the scored dataset."""
+    from pipeline.steps.score import prepare_score
+
     yield from _score(prepare_score(config))
 
 
@@ -32,10 +40,14 @@ def report_only(config: Config) -> Iterator[str]:
     yield from map(render, load_reports(config))
 
 
-def _score(run: ScoreRun) -> Iterator[str]:
-    summary, manifest = score(run)
+def _score(scoring: ScoreRun) -> Iterator[str]:
+    # Not imported by select, which needs neither readers nor models.
+    from pipeline.steps.score import check_dropped, score
+    from pipeline.steps.summary import render_score
+
+    summary, manifest = score(scoring)
     yield f"{render_score(summary)}\n"
-    check_dropped(run.config, manifest)
+    check_dropped(scoring.config, manifest)
 
 
 def _select(runs: Sequence[SelectRun]) -> Iterator[str]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.data.commit import create, create_from_file
 from pipeline.data.manifest import File, Manifest, schema_json
 from pipeline.data.parts import footer_bytes
-from pipeline.data.place import Place
+from pipeline.data.place import Place, in_order
 from pipeline.data.run import Plan, Run
 from pipeline.data.sealed import digest
 from pipeline.data.writers import LocalFiles, hf_descriptions
@@ -192,7 +192,7 @@ def _write(run: Run, index: int, stream: _Stream) -> list[File]:
                 local.close()
         finally:
             local.abandon()
-        return [_published(run, index, form, path) for form, path in local.paths.items()]
+        return list(in_order(lambda each: _published(run, index, *each), local.paths.items()))
 
 
 def _published(run: Run, index: int, form: str, local: Path) -> File:

@@ -113,7 +113,8 @@ class PairReader:
     ) -> tuple[Sequence[int], Mapping[str, Sequence[Any]]]:
         """Rows whose pairs could be made of whole columns, and the columns of these pairs."""
         known = FORMATS[self.format]
-        columns = None if known.layout is None or self.pairs != BEST_WORST else plain_arrays(table)
+        names_pair = self.pairs == BEST_WORST and {s.CHOSEN, s.REJECTED} <= {*self.columns}
+        columns = plain_arrays(table) if names_pair else None
         if known.layout is None or columns is None:
             return (), {}
         good = np.ones(table.num_rows, np.bool_)

@@ -27,9 +27,9 @@ import psutil
 import pyarrow as pa
 import ray
 from pipeline.demo.sample_pairs import load_prompts
-from pipeline.demo.smollm2 import ensure_smollm2
 
 from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
+from pipeline.demo.models import ensure_smollm2
 from pipeline.on_ray.engine import RayJob, run_on_ray
 from pipeline.on_ray.session import ray_session
 from pipeline.selfplay.candidates import PromptRenderer

@@ -14,11 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from pipeline.demo.reward import build_reward_model
-from pipeline.demo.smollm2 import ensure_smollm2
 
 from pipeline.config import Config, parse_config
 from pipeline.data.dataset import Dataset
+from pipeline.demo.models import build_reward_model, ensure_smollm2
 from pipeline.on_ray.engine import RayJob, run_on_ray
 from pipeline.on_ray.session import ray_session
 from pipeline.steps.plan import Apply, score_stages

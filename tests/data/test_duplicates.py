@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 
 from pipeline import config
 from pipeline.data.dataset import Dataset
-from pipeline.data.duplicates import find_repeats, id_hashes
+from pipeline.data.duplicates import find_repeats
 from pipeline.data.place import Place
 from pipeline.errors import SourceError
+from pipeline.metrics.columns import single_array
+from pipeline.metrics.ids import id_hashes
 from tests.data.tables import scored_table, write_dataset
 
 ROWS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 1), st.booleans()), min_size=1, max_size=40)
 
 
 def repeats(dataset: Dataset) -> list[int]:
-    hashes = [id_hashes(table) for table in dataset.tables(["id"])]
+    hashes = [id_hashes(single_array(table, "id")) for table in dataset.tables(["id"])]
     found = find_repeats(dataset, np.concatenate([np.zeros(0, np.uint64), *hashes]))
     assert found.dtype == np.int64
     return found.tolist()
@@ -30,6 +32,7 @@ class InMemory:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
+        self.schema = table.schema
 
     def take(self, positions, columns):
         for position in positions.tolist():
@@ -95,7 +98,7 @@ def test_which_of_two_scorings_is_kept_does_not_depend_on_their_order(columns):
 
     def kept(order):
         rows = table.take(order)
-        left_out = find_repeats(InMemory(rows), id_hashes(rows)).tolist()
+        left_out = find_repeats(InMemory(rows), id_hashes(single_array(rows, "id"))).tolist()
         [place] = set(range(num_rows)) - set(left_out)
         return order[place]
 

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config
 from pipeline import schema as names
-from pipeline.data import files
+from pipeline.data import files, writers
 from pipeline.data.dataset import Dataset
 from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_file, write_files
 from pipeline.data.manifest import SUBSET, Manifest, find_manifest
@@ -235,3 +236,14 @@ def test_exception_while_writing_leaves_whole_files_only(local_place):
         "parquet/train-00000-of-00003.parquet",
         "run.json",
     ]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [names.MESSAGES, pa.float64(), pa.float32(), pa.int8(), pa.bool_(), pa.string(), pa.large_string(), pa.null(),
+     pa.timestamp("us"), pa.list_(pa.list_(pa.float64())), pa.large_list(pa.int64())],
+    ids=str,
+)  # fmt: skip
+def test_columns_are_described_as_datasets_describes_them(kind):
+    theirs = Features.from_arrow_schema(pa.schema([pa.field("column", kind)])).to_dict()["column"]
+    assert writers._feature(kind) == theirs

@@ -13,7 +13,7 @@ from pipeline.config import Tokens
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion, Group
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedPair
-from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, MESSAGES, PROMPT, REJECTED, SCORED, STATUS, TOOLS
+from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, KEPT, MESSAGES, PROMPT, REJECTED, STATUS, TOOLS
 from pipeline.steps.tokenise import TokeniseDialogues, TokenisePairs
 from tests.fixtures_models import tiny_tokenizer
 
@@ -61,7 +61,7 @@ def tokenized_pairs(rows: list[Row]) -> pa.Table:
             ID: [f"row-{index}" for index in range(len(rows))],
             **{name: pa.array([row[name] for row in rows], MESSAGES) for name in (PROMPT, CHOSEN, REJECTED)},
             TOOLS: pa.nulls(len(rows), pa.string()),
-            STATUS: [SCORED] * len(rows),
+            STATUS: [KEPT] * len(rows),
             DROP_STAGE: pa.nulls(len(rows), pa.string()),
             DROP_REASON: pa.nulls(len(rows), pa.string()),
         }

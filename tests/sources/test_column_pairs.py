@@ -177,5 +177,5 @@ def test_plain_rows_are_not_looked_at_one_by_one(tmp_path, monkeypatch, name, sh
         FS, str(tmp_path), Source(path=str(tmp_path)), rewards=False, policy_logps=False, reference_logps=False
     )
     table = reader.read(plan_shards(files, 100)[0])
-    assert table["status"].to_pylist() == ["scored"] * 50
+    assert table["status"].to_pylist() == ["kept"] * 50
     assert one_by_one == []

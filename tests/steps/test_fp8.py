@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipeline.demo.self_play import self_play_demo_config
 
 from pipeline.config import Config, parse_self_play
 from pipeline.data.dataset import Dataset
+from pipeline.demo.run import self_play_demo_config
 from pipeline.errors import ConfigError, ModelError
 from pipeline.steps.score import prepare_score, score
 from tests.fixtures_models import tiny_model, tiny_tokenizer

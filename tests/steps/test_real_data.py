@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
-from pipeline.demo.reward import build_reward_model
 
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
+from pipeline.demo.models import build_reward_model
 from tests.fixtures_data import shared_folder
 from tests.fixtures_storage import S3Server
 from tests.steps.conftest import make_config, run_all, write_jsonl

@@ -298,4 +298,4 @@ def test_shards_are_large_where_no_model_runs(tmp_path: Path, pairs: list[dict],
     source = write_jsonl(tmp_path / "pairs.jsonl", [dict(pairs[0], id=str(n)) for n in range(300)])
     random_only = make_config(tmp_path / "a", source, metric={"name": "random"}, run={"shard_rows": None})
     with_models = make_config(tmp_path / "b", source, **models, run={"shard_rows": None})
-    assert [len(prepare_score(config).shards) for config in (random_only, with_models)] == [1, 2]
+    assert [len(prepare_score(config).plan.shards) for config in (random_only, with_models)] == [1, 2]

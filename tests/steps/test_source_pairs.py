@@ -33,7 +33,7 @@ def test_a_sweet_spot_run_goes_on_as_one(tmp_path):
     folder = tmp_path / "source"
     folder.mkdir()
     first = prepare_score(config(folder, pairs="sweet-spot"))
-    assert first.plan.fingerprint["source"]["pairs"] == first.reader.pairs == "sweet-spot"
+    assert first.plan.fingerprint["source"]["pairs"] == first.step.rows.reader.pairs == "sweet-spot"
     assert prepare_score(config(folder, pairs="sweet-spot")).plan == first.plan
     with pytest.raises(FingerprintError, match="pairs"):
         prepare_score(config(folder))
