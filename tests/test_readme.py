@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,6 +114,13 @@ def test_figures_of_the_readme_stand_in_the_results():
     figures = {figure for cell in cells for figure in re.findall(r"\d[\d.,]*\d", cell)}
     assert len(figures) > 10
     assert {figure for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}", results)} == set()
+
+
+@pages
+def test_extras_that_a_page_names_are_there(page: Path):
+    named = {name for extras in re.findall(r"'\.\[([\w,]+)\]'", page.read_text()) for name in extras.split(",")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert named <= {*project["optional-dependencies"]}
 
 
 def test_no_placeholder_is_left():
