@@ -191,7 +191,7 @@ def verify(
 @app.command()
 def objectives() -> None:
     """List the training objectives: formula, reference or not, parameters, source."""
-    from pipeline.metrics.objectives.listing import describe_objectives
+    from pipeline.metrics.listing import describe_objectives
 
     _echo(describe_objectives())
 

@@ -16,8 +16,7 @@ from pipeline.config import Objective, Storage
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import DataError
-from pipeline.metrics.margins import explicit_margin, implicit_margin
-from pipeline.metrics.objectives import objective_columns
+from pipeline.metrics.margins import explicit_margin, implicit_margin, objective_columns
 from pipeline.metrics.potential import alignment_potential
 from pipeline.metrics.ranks import spearman
 from pipeline.metrics.ratio import RATIO_METHODS, RatioSample

@@ -14,9 +14,9 @@
 Plain numpy over Arrow; knows no storage, no models and no Ray.
 """
 
-from pipeline.metrics.margins import explicit_margin, implicit_margin
+from pipeline.metrics.margins import explicit_margin, implicit_margin, implicit_reward, objective_columns
 from pipeline.metrics.moments import Moments, moments_of
-from pipeline.metrics.objectives import OBJECTIVES, implicit_reward, objective_columns
+from pipeline.metrics.objectives import OBJECTIVES
 from pipeline.metrics.potential import METRICS
 from pipeline.metrics.ranker import Ranker
 

@@ -1,7 +1,8 @@
-"""The metrics and the ways to set the ratio as text, for people who choose one."""
+"""Objectives, metrics and the ways to set the ratio as text, for people who choose one."""
 
 from collections.abc import Iterator
 
+from pipeline.metrics.objectives import OBJECTIVES
 from pipeline.metrics.potential import METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
 
@@ -15,3 +16,22 @@ def describe_metrics() -> Iterator[str]:
     for method, ratio in RATIO_METHODS.items():
         labels = "" if not ratio.reads_labels else "\n  labels   read: it needs pairs that a margin contradicts"
         yield f"\n{method}\n  about    {ratio.about}\n  source   {ratio.source}{labels}"
+
+
+def describe_objectives() -> Iterator[str]:
+    """A legend, and one block of text per objective: formula, reference, defaults, typical values and source."""
+    yield (
+        "Implicit reward of a response y to a prompt x; the margin is chosen minus rejected.\n"
+        "lp = log pi(y|x) and lp_ref = log pi_ref(y|x), summed over response tokens; n = response tokens; "
+        "lr = lp - lp_ref."
+    )
+    for name, definition in OBJECTIVES.items():
+        defaults = ", ".join(f"{parameter} {value:g}" for parameter, value in definition.defaults.items())
+        lines = {
+            "formula": definition.formula,
+            "reference": "needed" if definition.reads_reference else "not needed",
+            "defaults": defaults or "no parameters",
+            "typical": definition.typical,
+            "source": definition.source,
+        }
+        yield "\n".join(["", name, *(f"  {key:<9}  {text}" for key, text in lines.items())])

@@ -6,19 +6,34 @@ Always chosen minus rejected, float64, one value a row; a value that cannot be c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.errors import SchemaError
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.metrics.columns import FloatArray, float_column, floats, single_array
-from pipeline.metrics.objectives import COLUMN_OF, OBJECTIVES, implicit_reward, quantities_of
+from pipeline.metrics.objectives import OBJECTIVES, Quantity, Side
 
 if TYPE_CHECKING:
     from pipeline.config import Explicit, Objective
+
+SideName = Literal["chosen", "rejected"]
+
+COLUMN_OF: Final[Mapping[SideName, Mapping[Quantity, str]]] = {
+    "chosen": {
+        "policy_logp": schema.POLICY_LOGP_CHOSEN,
+        "reference_logp": schema.REFERENCE_LOGP_CHOSEN,
+        "num_tokens": schema.NUM_TOKENS_CHOSEN,
+    },
+    "rejected": {
+        "policy_logp": schema.POLICY_LOGP_REJECTED,
+        "reference_logp": schema.REFERENCE_LOGP_REJECTED,
+        "num_tokens": schema.NUM_TOKENS_REJECTED,
+    },
+}
 
 EXPLICIT_COLUMNS: Final[Mapping[Explicit, tuple[str, ...]]] = {
     "signed": (schema.REWARD_CHOSEN, schema.REWARD_REJECTED),
@@ -61,6 +76,52 @@ def implicit_margin(table: pa.Table | pa.RecordBatch, objective: Objective) -> F
     reward = implicit_reward(table, objective, "chosen")
     with np.errstate(invalid="ignore", over="ignore"):
         return reward - implicit_reward(table, objective, "rejected")
+
+
+def objective_columns(objective: Objective) -> tuple[str, ...]:
+    """The scored columns of both sides that the objective's implicit margin is computed from."""
+    reads = OBJECTIVES[objective.name].reads
+    return tuple(COLUMN_OF[side][quantity] for quantity in reads for side in COLUMN_OF)
+
+
+def implicit_reward(table: pa.Table | pa.RecordBatch, objective: Objective, side: SideName) -> FloatArray:
+    """Implicit reward of one side of every pair, float64 [num_rows].
+
+    NaN where a column that the objective reads is null or not finite or a token count below 1; infinite where the
+    formula leaves the range of a double.
+
+    Raises:
+        SchemaError: a column that the objective reads is missing or not numeric.
+        ConfigError: the objective has a margin, but no reward of one side (dpop).
+    """
+    reward = OBJECTIVES[objective.name].reward
+    if reward is None:
+        raise ConfigError(
+            f"objective {objective.name} has no reward of one side, only a margin of both; use implicit_margin."
+        )
+    quantities = quantities_of(table, objective, side)
+    with np.errstate(all="ignore"):
+        return reward(quantities, objective.parameters)
+
+
+def quantities_of(table: pa.Table | pa.RecordBatch, objective: Objective, side: SideName) -> Side:
+    """What the objective reads of one side, each value finite or NaN, token counts at least 1 or NaN.
+
+    Raises:
+        SchemaError: a column that the objective reads is missing or not numeric.
+    """
+    return {
+        quantity: _valid(quantity, float_column(table, COLUMN_OF[side][quantity]))
+        for quantity in OBJECTIVES[objective.name].reads
+    }
+
+
+def _valid(quantity: Quantity, values: FloatArray) -> FloatArray:
+    """The values, NaN where they are none: a formula may map an infinity or an empty response to a finite number."""
+    valid = np.isfinite(values)
+    if quantity == "num_tokens":
+        valid &= values >= 1
+    return values if valid.all() else np.where(valid, values, np.nan)
 
 
 def _spread_of_candidates(rewards: pa.Array) -> FloatArray:

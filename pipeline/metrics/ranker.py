@@ -17,9 +17,8 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.metrics import ids
 from pipeline.metrics.columns import FloatArray, single_array
-from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin
+from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin, objective_columns
 from pipeline.metrics.normalise import Fitted
-from pipeline.metrics.objectives import objective_columns
 from pipeline.metrics.potential import (
     ABS_IMPLICIT,
     EXPLICIT,

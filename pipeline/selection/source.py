@@ -82,7 +82,8 @@ def no_positions() -> Positions:
 
 def take_all(source: Source, positions: Positions, columns: Sequence[str]) -> pa.Table:
     """The rows at ascending positions as one table; for few rows or narrow columns."""
-    return pa.concat_tables(source.take(positions, columns)).combine_chunks()
+    none = source.schema.empty_table().select(list(columns))
+    return pa.concat_tables([none, *source.take(positions, columns)]).combine_chunks()
 
 
 def check_columns(schema: pa.Schema, columns: Sequence[str]) -> None:

@@ -17,8 +17,7 @@ from pipeline.data.run import MINOR_VERSION, Plan, Run
 from pipeline.data.sealed import fingerprint_digest
 from pipeline.data.verify import verify
 from pipeline.errors import IntegrityError, StorageError
-from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin
-from pipeline.metrics.objectives import objective_columns
+from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin, objective_columns
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.on_ray.session import cluster_address
 from pipeline.selfplay.evolution import open_subset

@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import ray
-from pipeline.demo.sample_pairs import load_prompts
 
+from jobs.demo_data.sample_pairs import load_prompts
 from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
 from pipeline.demo.models import ensure_smollm2
 from pipeline.on_ray.engine import RayJob, run_on_ray

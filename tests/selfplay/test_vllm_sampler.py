@@ -43,8 +43,8 @@ def policy(tiny_model_dir) -> TorchModel:
 
 @pytest.fixture(scope="module")
 def sampler(policy):
-    # As a process that has selected before: numba loads llvmlite, whose library has an attribute of any name.
-    importlib.import_module("pipeline.metrics.compiled")
+    # vLLM may load numba, which loads llvmlite, whose library has an attribute of any name.
+    importlib.import_module("numba")
     found = VllmSampler(policy, GENERATE)
     yield found
     found.close()
