@@ -6,9 +6,10 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from pipeline import __version__
 from pipeline.errors import AlignpotError, ConfigError
@@ -29,9 +30,8 @@ app = typer.Typer(
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config file.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one key; may be repeated.")
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key; repeatable.")
 ]
-_EXPORTS: Final = "trl, trl-kto, trl-reward, openrlhf, llama-factory, llama-factory-kto, axolotl or nemo-rl."
 EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")]
 
 
@@ -55,9 +55,7 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
 def select(
     config: ConfigPath,
     overrides: Overrides = None,
-    stats_from: Annotated[
-        str | None, typer.Option(metavar="MANIFEST", help="Apply statistics and thresholds of this _SUCCESS.json.")
-    ] = None,
+    stats_from: Annotated[str | None, typer.Option(metavar="MANIFEST", help="As the key select.stats_from.")] = None,
 ) -> None:
     """Rank a scored dataset and write the subset. Needs no model and no GPU."""
     from pipeline.commands import select_only
@@ -71,15 +69,12 @@ def compare(
     scored: Annotated[str, typer.Argument(help="A scored dataset.", show_default=False)],
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="NAME or NAME:key=value,...; may be repeated. Default: those with columns."),
+        typer.Option("--metric", help="NAME or NAME:key=value,...; repeatable. Default: those with their columns."),
     ] = None,
     fractions: Annotated[
-        list[float] | None,
-        typer.Option("--fraction", help="How much each selects; may be repeated. Default: 0.1, 0.4."),
+        list[float] | None, typer.Option("--fraction", help="How much each selects; repeatable. Default: 0.1, 0.4.")
     ] = None,
-    objective: Annotated[
-        str, typer.Option(help="NAME or NAME:key=value,...; default: that of the run that scored.", show_default=False)
-    ] = "",
+    objective: Annotated[str, typer.Option(help="As a metric; default: as when scored.", show_default=False)] = "",
     endpoint_url: EndpointUrl = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -102,17 +97,25 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
     _echo(report_only(_config(config, overrides)))
 
 
-@app.command()
+class _ExportCommand(TyperCommand):
+    """Names the formats in its help; their registry is imported only then."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from pipeline.exports.formats import FORMATS
+
+        vars(next(option for option in self.params if option.name == "to"))["help"] = f"One of {', '.join(FORMATS)}."
+        super().format_help(ctx, formatter)
+
+
+@app.command(cls=_ExportCommand)
 def export(
     subset: Annotated[str, typer.Argument(help="A subset that alignpot wrote.", show_default=False)],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help=_EXPORTS, show_default=False)],
+    to: Annotated[str, typer.Option(metavar="FORMAT", show_default=False)],
     output: Annotated[str, typer.Option(metavar="FOLDER", help="Where the export goes.", show_default=False)],
     endpoint_url: EndpointUrl = None,
     *,
     slim: Annotated[bool, typer.Option("--slim", help="Only the columns that the trainer reads.")] = False,
-    drop_unfit: Annotated[
-        bool, typer.Option("--drop-unfit", help="Leave out pairs that the format cannot hold, instead of refusing.")
-    ] = False,
+    drop_unfit: Annotated[bool, typer.Option("--drop-unfit", help="Leave out pairs that do not fit.")] = False,
 ) -> None:
     """Write a subset in the format of a trainer."""
     from pipeline import api
@@ -213,7 +216,7 @@ def self_play(
 
     loaded = load_self_play(config, overrides or ())
     if dry_run:
-        from pipeline.selfplay.dry_run import dry_run as play
+        from pipeline.selfplay.estimate import dry_run as play
     else:
         from pipeline.selfplay.rounds import self_play as play
     _echo(play(loaded))
