@@ -68,12 +68,9 @@ def select(
 def compare(
     scored: Annotated[str, typer.Argument(help="A scored dataset.", show_default=False)],
     metrics: Annotated[
-        list[str] | None,
-        typer.Option("--metric", help="NAME or NAME:key=value,...; repeatable. Default: those with their columns."),
+        list[str] | None, typer.Option("--metric", help="NAME or NAME:key=value,...; default: those with columns.")
     ] = None,
-    fractions: Annotated[
-        list[float] | None, typer.Option("--fraction", help="How much each selects; repeatable. Default: 0.1, 0.4.")
-    ] = None,
+    fractions: Annotated[list[float] | None, typer.Option("--fraction", help="Default: 0.1, 0.4; repeatable.")] = None,
     objective: Annotated[str, typer.Option(help="As a metric; default: as when scored.", show_default=False)] = "",
     endpoint_url: EndpointUrl = None,
     *,
@@ -233,12 +230,12 @@ def demo(
     """Run the whole job on data that ships with alignpot and on small, but real, models."""
     from pipeline.demo.run import run_demo, run_self_play_demo
 
-    if self_play and pairs is not None:
-        raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
-    if self_play:
+    if not self_play:
+        _echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
+    elif pairs is None:
         _echo(run_self_play_demo(workdir or Path(".demo-self-play"), overrides or ()))
     else:
-        _echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
+        raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
 
 
 def _config(path: Path, overrides: Sequence[str] | None) -> "Config":
