@@ -16,8 +16,8 @@ from pipeline.config import ClassifierReward, SelfPlayConfig, Tokens
 from pipeline.drops import Reason
 from pipeline.models.packing import Completion
 from pipeline.schema import ANNOTATED_SCHEMA, ID, PROMPT, RESPONSE_REWARDS, RESPONSES
-from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
+from pipeline.steps.work import Apply, Stage
 
 if TYPE_CHECKING:
     from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue

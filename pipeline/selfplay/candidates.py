@@ -20,8 +20,8 @@ from pipeline.errors import ModelError
 from pipeline.models.packing import Int32Array
 from pipeline.models.templates import ChatTemplate, Messages
 from pipeline.selfplay.sampler import Request, Sampler, load_decoder, open_sampler, seed_of
-from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.rows import drop_rows, kept_rows, set_column, spread
+from pipeline.steps.work import Apply, Stage
 
 
 def generate_stage(config: SelfPlayConfig, policy: TorchModel, generate: Generate | None = None) -> Stage:

@@ -31,7 +31,7 @@ from pipeline.shown import quoted
 from pipeline.sources.ids import json_digest
 from pipeline.sources.rows import Turn
 from pipeline.sources.turns import user_turn
-from pipeline.steps.plan import Apply, Stage
+from pipeline.steps.work import Apply, Stage
 
 Ask = Callable[[Sequence[list[Turn]], Sequence[int]], Sequence[Response | None]]
 """One response to each list of messages, given a seed for each; None if the messages are too long for the model."""

@@ -32,10 +32,11 @@ from pipeline.selfplay.evolve import evolve_stage, plan_evolution, selected_prom
 from pipeline.selfplay.filters import filter_prompts
 from pipeline.selfplay.pairing import make_pairs
 from pipeline.sources.contamination import Contamination
-from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
-from pipeline.steps.step import OwnRows, Step, run_step
+from pipeline.steps.shards import OwnRows
+from pipeline.steps.step import Step, run_step
+from pipeline.steps.work import Apply, Stage
 
 PROMPTS: Final = "prompts"
 CANDIDATES: Final = "candidates"
@@ -170,10 +171,10 @@ def expand(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) -> None:
     if not pairs.num_kept:
         return
     scoring = score_config(run, url, counts.pairs)
-    summary, manifest = score(prepare_score(scoring, pairs))
+    _, manifest = score(*prepare_score(scoring, pairs))
     counts.seconds["score"] = manifest.extra.get("seconds", 0.0)
     counts.add_drops(manifest)
-    counts.scored, counts.tokens_scored = summary.num_kept, sum(manifest.num_tokens.values())
+    counts.scored, counts.tokens_scored = manifest.num_kept, sum(manifest.num_tokens.values())
     started = time.monotonic()
     try:
         [report] = select_subsets(prepare_select(scoring))

@@ -98,7 +98,7 @@ def _train(job: TrainJob, config: SelfPlayConfig) -> dict[str, Any]:
     """Train here, or on a node of the cluster that has the GPUs."""
     if config.run.engine == "plain" or cluster_address(config.run) is None:
         return train(job)
-    from pipeline.on_ray.remote import call_on_cluster
+    from pipeline.on_ray.tasks import call_on_cluster
 
     return call_on_cluster(train, job, num_gpus=job.settings.num_gpus, num_cpus=job.settings.num_threads)
 
@@ -134,7 +134,7 @@ def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> di
     }
     after = Config.model_validate(base.model_dump(exclude_unset=True) | sections)
     pairs = Dataset.open(Place.open(subset, base.storage), SUBSET)
-    score(prepare_score(after, pairs))
+    score(*prepare_score(after, pairs))
     columns = [*objective_columns(base.objective), *EXPLICIT_COLUMNS["signed"]]
     scored, before = Dataset.open(Place.open(url, base.storage)).table(columns), pairs.table(columns)
     return {

@@ -30,7 +30,7 @@ import ray
 from jobs.demo_data.sample_pairs import load_prompts
 from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
 from pipeline.demo.models import ensure_smollm2
-from pipeline.on_ray.engine import RayJob, run_on_ray
+from pipeline.on_ray.engine import run_on_ray
 from pipeline.on_ray.session import ray_session
 from pipeline.selfplay.candidates import PromptRenderer, environment, generate_stage
 from pipeline.selfplay.sampler import load_decoder, seed_of
@@ -75,8 +75,7 @@ class Flow:
         self._folder, self._keep = folder, Keep(folder)
         self._shards = shards
         stages = (generate_stage(config, config.policy),)
-        job = RayJob(reader=Reader(table, folder), stages=stages, commit=self._keep, run=Run())
-        self._works: Iterator[ShardWork] = run_on_ray(job, shards)
+        self._works: Iterator[ShardWork] = run_on_ray(Reader(table, folder), shards, stages, self._keep, Run())
 
     def run(self, repeat: int) -> tuple[float, float, pa.Table]:
         """Seconds, CPU seconds of the actor, and the rows of a repeat."""
