@@ -265,11 +265,10 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
     Raises:
         AlignpotError: there is no such subset, or pairs do not fit the format.
     """
-    from pipeline.exports.export import ExportRequest, export_subset
+    from pipeline.exports.export import export_subset
 
     storage = Storage.model_validate(options.pop("storage", {}))
-    request = ExportRequest(subset=str(subset), to=to, output=str(path), storage=storage, **options)
-    return "\n".join(export_subset(request))
+    return export_subset(Place.open(str(subset), storage), to, Place.open(str(path), storage), **options)
 
 
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.config import Evolve, Generate, Run, SelfPlayConfig, TorchModel
 from pipeline.on_ray.engine import run_on_ray
-from pipeline.selfplay.evolve import plan_evolution
-from pipeline.selfplay.plan import evolve_stage, generate_stage
+from pipeline.selfplay.candidates import generate_stage
+from pipeline.selfplay.evolve import evolve_stage, plan_evolution
 from pipeline.steps.work import Stage, run_plain
 from tests.selfplay.tables import PROMPTS, prompt_table
 from tests.steps.kept import Keep
