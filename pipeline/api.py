@@ -3,7 +3,7 @@
     from pipeline import compare, potential, read_pairs, score, select
     scored = score(rows, policy="HuggingFaceTB/SmolLM2-135M-Instruct", reward="columns", objective="simpo")
     subset = select(scored, fraction=0.4, weight="auto", per_prompt=1)
-    gaps = potential(scored, objective="dpo", beta=0.1)
+    gaps = potential(scored, objective="cpo", beta=0.1)
 
 Keyword arguments are the keys of the config (see `alignpot config --reference`). Rows that are in memory are scored in
 this process, with their files in a temporary folder; give `path` to keep the scored dataset, and to go on with it after

@@ -9,5 +9,5 @@
     reader     a shard of the source as a table of `pipeline.schema.scored_schema`
     inspect    what a source is, for people
 
-Plain Python over Arrow and any fsspec file system. Imports config, schema and errors; never storage, ray or torch.
+Plain Python over Arrow and any fsspec file system. Knows neither our own datasets nor torch nor Ray.
 """

@@ -84,7 +84,7 @@ def test_scores_in_fp8_are_close_and_the_same_on_ray(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("engine", ["plain", "ray"])
+@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("local_ray")
 def test_what_little_two_models_differ_by_is_lost_in_fp8_and_stops_the_run(
     engine: str, tmp_path: Path, pairs: list[dict], tiny_model_dir: Callable[..., Path]

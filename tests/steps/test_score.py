@@ -77,7 +77,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
     ("run", "replicas"),
     [
         ({"engine": "plain", "shard_rows": 7}, 1),
-        ({"engine": "ray", "shard_rows": 1000, "placement": "colocated"}, 3),
+        pytest.param({"engine": "ray", "shard_rows": 1000, "placement": "colocated"}, 3, marks=pytest.mark.slow),
         ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 2),
     ],
     ids=["plain-7", "ray-one-shard-colocated-3", "ray-9-colocated-2"],
@@ -95,6 +95,7 @@ def test_layout_does_not_move_a_score_or_the_selection(
     assert selected_ids(config) == expected[1]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_pools_overlap_in_time_and_move_no_score(
