@@ -7,7 +7,7 @@ from pipeline.data.place import Place
 from pipeline.errors import AlignpotError
 from pipeline.faults import storage_errors
 from pipeline.selfplay.estimate import estimate, render_estimate
-from pipeline.sources.prompts import read_prompts
+from pipeline.selfplay.seeds import read_prompts
 
 
 def dry_run(config: SelfPlayConfig) -> Iterator[str]:

@@ -18,12 +18,12 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SUBSET
 from pipeline.data.place import Place
 from pipeline.data.sealed import digest
+from pipeline.selfplay.contamination import Contamination
 from pipeline.selfplay.evolve import plan_evolution, selected_prompts
 from pipeline.selfplay.expansion import PROMPTS, Counts, Models
 from pipeline.selfplay.filters import filter_prompts
 from pipeline.selfplay.plan import evolve_stage
 from pipeline.selfplay.strategies import template_fingerprint
-from pipeline.sources.contamination import Contamination
 from pipeline.steps.step import OwnRows, Step, run_step
 
 

@@ -12,9 +12,9 @@ import pytest
 from pipeline import drops
 from pipeline.config import Prompts, Source
 from pipeline.errors import TemporaryError
+from pipeline.selfplay.seeds import read_prompts
 from pipeline.sources.formats import FORMATS
 from pipeline.sources.inspect import inspect_source
-from pipeline.sources.prompts import read_prompts
 from pipeline.sources.reader import open_source
 from pipeline.sources.rows import Drop, Reason
 from pipeline.sources.shards import plan_shards
