@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from pipeline import schema as s
-from pipeline.sources.columns import plain_type
-from pipeline.sources.passthrough import one_array
-from pipeline.sources.rows import Layout
-from pipeline.sources.turns import BEYOND_TEXT, PROMPT_TEXT_COLUMNS, ROLES, SYSTEM_TEXT_COLUMNS
+from pipeline.sources.columns import one_array, plain_type
+from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Layout
+from pipeline.sources.turns import BEYOND_TEXT, ROLES
 
 Bools = npt.NDArray[np.bool_]
 _Ints = npt.NDArray[np.int64]
@@ -181,7 +180,7 @@ def _prompt_of_texts(columns: Mapping[str, pa.Array], good: Bools) -> ColumnTurn
     """As `turns.prompt_from_texts`."""
     texts, systems = (
         [columns[name] for name in names if name in columns and not pat.is_null(columns[name].type)]
-        for names in (PROMPT_TEXT_COLUMNS, SYSTEM_TEXT_COLUMNS)
+        for names in (PROMPT_TEXTS, SYSTEM_TEXTS)
     )
     if not texts or not all(pat.is_string(column.type) for column in (*texts, *systems)):
         return None
@@ -219,7 +218,7 @@ def _split(chosen: ColumnTurns, rejected: ColumnTurns) -> tuple[ColumnTurns, Col
 
 
 def _without(prompt: ColumnTurns, dialogue: ColumnTurns) -> ColumnTurns:
-    """As `turns.without_prompt`."""
+    """As `turns.any_pair`, of a completion that may repeat the prompt."""
     is_repeated = _num_common(prompt, dialogue) == prompt.length
     return dialogue.cut(np.where(is_repeated, prompt.length, 0))[1]
 

@@ -1,4 +1,4 @@
-"""The digest of a pair's or a prompt's content, which is its id where the source names none."""
+"""The id of a row: from the id column, or else the digest of its content."""
 
 import hashlib
 import json
@@ -9,7 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.drops import DropRow, Reason
+from pipeline.errors import SchemaError
+from pipeline.schema import CHOSEN, PROMPT, REJECTED
+from pipeline.sources.columns import Columns, plain_type
 from pipeline.sources.rows import Turn
+from pipeline.sources.turns import text_of
 
 DIGEST_CHARS: Final = 32
 _FIRST_UNESCAPED: Final = 32
@@ -17,28 +22,47 @@ _ESCAPES: Final = {code: json.dumps(chr(code))[1:-1].encode() for code in (*rang
 _GROWTH: Final = np.array([len(_ESCAPES.get(code, b" ")) - 1 for code in range(256)])
 
 
+def check_id_column(name: str, columns: Columns, schema: pa.Schema | None) -> None:
+    """Raise a SchemaError unless the source has a column of this name that can hold ids."""
+    if name not in columns:
+        raise SchemaError(
+            f"source.id_column {name!r} is not there; the source has {[*columns]}. "
+            "Name a column with unique ids, or leave it out to use a hash of the content."
+        )
+    if schema is None:
+        return
+    plain = plain_type(schema.field(name).type)
+    if not (pa.types.is_string(plain) or pa.types.is_integer(plain) or pa.types.is_null(plain)):
+        raise SchemaError(f"source.id_column {name!r} is {plain}; wanted text or whole numbers.")
+
+
+def id_of(value: Any) -> str:
+    """The id that a row gives itself, or DropRow."""
+    if value is None or value == "":
+        raise DropRow(Reason.NULL_ID)
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise DropRow(Reason.ID_TYPE)
+    return text_of(str(value))
+
+
 def content_digest(
     prompt: Sequence[Turn], chosen: Sequence[Turn], rejected: Sequence[Turn], tools: str | None = None
 ) -> str:
-    """First 32 hex digits of the SHA-256 of the pair as canonical JSON: sorted keys, no spaces, UTF-8.
-
-    Depends on nothing but the turns and the text of the tools. Lone surrogates, which the reader drops as
-    undecodable_text, are hashed as they are rather than raise.
-    """
-    turns = {
-        name: [{"content": turn["content"], "role": turn["role"]} for turn in side]
-        for name, side in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
-    }
-    return json_digest({**turns, "tools": tools})
+    """`json_digest` of a pair. Depends on nothing but the turns and the text of the tools."""
+    sides = {PROMPT: prompt, CHOSEN: chosen, REJECTED: rejected}
+    return json_digest({**{name: _bare(side) for name, side in sides.items()}, "tools": tools})
 
 
 def prompt_digest(prompt: Sequence[Turn]) -> str:
-    """The same of a prompt alone, which is its id where the source names none."""
-    return json_digest({"prompt": [{"content": turn["content"], "role": turn["role"]} for turn in prompt]})
+    """`json_digest` of a prompt alone, which is its id where the source names none."""
+    return json_digest({PROMPT: _bare(prompt)})
 
 
 def json_digest(value: Any) -> str:
-    """First 32 hex digits of the SHA-256 of a value as canonical JSON."""
+    """First 32 hex digits of the SHA-256 of a value as canonical JSON: sorted keys, no spaces, UTF-8.
+
+    Lone surrogates, which the reader drops as undecodable_text, are hashed as they are.
+    """
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_CHARS]
 
@@ -50,6 +74,10 @@ def content_digests(prompt: pa.Array, chosen: pa.Array, rejected: pa.Array) -> l
         '{"chosen":[', sides[0], '],"prompt":[', sides[1], '],"rejected":[', sides[2], '],"tools":null}', ""
     )
     return [hashlib.sha256(text).hexdigest()[:DIGEST_CHARS] for text in texts.cast(pa.binary()).to_pylist()]
+
+
+def _bare(turns: Sequence[Turn]) -> list[Turn]:
+    return [{"content": turn["content"], "role": turn["role"]} for turn in turns]
 
 
 def _json_of(messages: pa.Array) -> pa.Array:

@@ -20,9 +20,8 @@ import pyarrow.types as pat
 
 from pipeline.shown import listed
 from pipeline.sources.arrow_checks import rows_of_file, rows_of_message, sound
-from pipeline.sources.bounds import BadFile, check_count
+from pipeline.sources.bounds import BadFile, check_count, lines, not_an_array, unpacked
 from pipeline.sources.columns import plain_type
-from pipeline.sources.lines import lines, not_an_array, unpacked
 from pipeline.sources.pages import rows_of_groups
 
 _MARK_EVERY_ROWS: Final = 64

@@ -21,31 +21,23 @@ from pipeline import schema as s
 from pipeline.config import Prompts
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.errors import ConfigError, SchemaError, SourceError
-from pipeline.sources.blocks import read_rows
-from pipeline.sources.columns import Columns, Kind
-from pipeline.sources.decode import rows_of_columns, rows_of_lines, sample_rows
-from pipeline.sources.files import SourceFile, scan_files
-from pipeline.sources.formats import AUTO, FORMATS, SAMPLE_ROWS, described, detect, resolve_format
-from pipeline.sources.reader import check_id_column, id_of
-from pipeline.sources.rows import Row, Turn, reason_of
-from pipeline.sources.shards import plan_shards
-from pipeline.sources.turns import (
-    PROMPT_TEXT_COLUMNS,
-    SYSTEM_TEXT_COLUMNS,
-    check_prompt,
-    prompt_from_texts,
-    prompt_text_column,
-    turns_of,
-)
+from pipeline.sources.blocks import decoded, read_rows
+from pipeline.sources.columns import Columns, Kind, Row, described
+from pipeline.sources.files import scan_files
+from pipeline.sources.formats import AUTO, FORMATS, claiming, resolve_format, sample_rows
+from pipeline.sources.ids import check_id_column, id_of
+from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Turn, prompt_text_column, reason_of
+from pipeline.sources.shards import SourceFile, plan_shards
+from pipeline.sources.turns import check_prompt, prompt_from_texts, turns_of, without_last_answers
 
 PROMPTS_FORMAT: Final = "prompts"
 """The value of `prompts.format` for a dataset of prompts alone."""
 
 _MESSAGES: Final = "messages"
 _TEXT: Final = "text"
-_READS: Final = (*PROMPT_TEXT_COLUMNS, *SYSTEM_TEXT_COLUMNS, _MESSAGES, _TEXT, s.TOOLS, s.STATUS)
+_READS: Final = (*PROMPT_TEXTS, *SYSTEM_TEXTS, _MESSAGES, _TEXT, s.TOOLS, s.STATUS)
 _SHARD_ROWS: Final = 1024
-# What can be wrong with the answers of a row and leaves its prompt as good as any.
+# Faults of a row's answers that leave its prompt usable.
 _ANSWERS_UNFIT: Final = frozenset(
     {
         Reason.EMPTY_RESPONSE,
@@ -53,8 +45,6 @@ _ANSWERS_UNFIT: Final = frozenset(
         Reason.TOO_FEW_CANDIDATES,
         Reason.CANDIDATE_COUNT_MISMATCH,
         Reason.TIED_REWARDS,
-        Reason.SCORE_NOT_FOUND,
-        Reason.AMBIGUOUS_SCORE,
         Reason.NULL_SCORE,
         Reason.NON_FINITE_SCORE,
     }
@@ -74,7 +64,7 @@ class PromptRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSource:
-    """A source of prompts that was looked at and can be read; `format` as `prompts.format`, never auto."""
+    """A source of prompts that was checked and can be read; `format` as `prompts.format`, never auto."""
 
     fs: Any
     root: str
@@ -91,8 +81,7 @@ class PromptSource:
             OSError: the storage failed.
         """
         for shard in plan_shards(self.files, _SHARD_ROWS):
-            table = read_rows(self.fs, self.root, shard, self.columns)
-            rows = rows_of_lines(table) if shard.kind.is_json else rows_of_columns(table)
+            rows = decoded(read_rows(self.fs, self.root, shard, self.columns), shard)
             for offset, row in enumerate(rows):
                 yield self._read(row, f"{shard.file}:{shard.first_row + offset}")
 
@@ -100,7 +89,7 @@ class PromptSource:
         if isinstance(row, Drop):
             return PromptRow(place, None, row)
         try:
-            prompt = prompt_alone(row) if self.format == PROMPTS_FORMAT else _prompt_of_pair(row, self.format)
+            prompt = _prompt_alone(row) if self.format == PROMPTS_FORMAT else _prompt_of_pair(row, self.format)
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
             return PromptRow(place, None, Drop(reason_of(error, place)))
@@ -118,10 +107,10 @@ def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptSource:
     """
     with _errors_name_prompts():
         scan = scan_files(fs, root)
-        sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
+        sample = sample_rows(fs, scan)
         name = _format_of(prompts.format, sample.columns, sample.decoded)
         if prompts.id_column is not None:
-            check_id_column(prompts.id_column, scan, sample)
+            check_id_column(prompts.id_column, sample.columns, scan.schema)
     reads = {*(_READS if name == PROMPTS_FORMAT else FORMATS[name].reads), prompts.id_column}
     columns = tuple(column for column in sample.columns if column in reads)
     return PromptSource(
@@ -129,7 +118,7 @@ def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptSource:
     )
 
 
-def prompt_alone(row: Row) -> list[Turn]:
+def _prompt_alone(row: Row) -> list[Turn]:
     """The prompt of a row of prompts alone, or DropRow."""
     if row.get(s.STATUS) == s.DROPPED:
         raise DropRow(Reason.DROPPED_BEFORE)
@@ -138,10 +127,8 @@ def prompt_alone(row: Row) -> list[Turn]:
     if isinstance(row.get(s.PROMPT), (list, Mapping)):
         turns = turns_of(row[s.PROMPT])
     elif isinstance(row.get(_MESSAGES), (list, Mapping)):
-        turns = turns_of(row[_MESSAGES])
-        while turns and turns[-1]["role"] == "assistant":
-            turns.pop()
-    elif all(row.get(name) is None for name in PROMPT_TEXT_COLUMNS):
+        turns = without_last_answers(turns_of(row[_MESSAGES]))
+    elif all(row.get(name) is None for name in PROMPT_TEXTS):
         turns = prompt_from_texts({**row, s.PROMPT: row.get(_TEXT)})
     else:
         turns = prompt_from_texts(row)
@@ -150,16 +137,17 @@ def prompt_alone(row: Row) -> list[Turn]:
 
 
 def _prompt_of_pair(row: Row, name: str) -> list[Turn]:
-    pair = FORMATS[name].convert(row)
-    if not isinstance(pair, Drop):
-        if pair.tools is not None:
-            raise DropRow(Reason.UNSUPPORTED_CONTENT)
-        return pair.prompt
-    # Dialogues in messages may hold turns that a text beside them lacks.
-    apart = isinstance(row.get(s.PROMPT), list) or not isinstance(row.get(s.CHOSEN), list)
-    if pair.reason not in _ANSWERS_UNFIT or not apart or name == "transcript":
-        raise DropRow(pair.reason)
-    return prompt_alone(row)
+    try:
+        pair = FORMATS[name].convert(row)
+    except DropRow as drop:
+        # Dialogues in messages may hold turns that a text beside them lacks.
+        apart = isinstance(row.get(s.PROMPT), list) or not isinstance(row.get(s.CHOSEN), list)
+        if drop.reason not in _ANSWERS_UNFIT or not apart or name == "transcript":
+            raise
+        return _prompt_alone(row)
+    if pair.tools is not None:
+        raise DropRow(Reason.UNSUPPORTED_CONTENT)
+    return pair.prompt
 
 
 def _format_of(name: str, columns: Columns, sample: list[Row]) -> str:
@@ -170,15 +158,14 @@ def _format_of(name: str, columns: Columns, sample: list[Row]) -> str:
             f"prompts.format {PROMPTS_FORMAT} needs prompt or messages as turns, or prompt, instruction, question, "
             f"input or text as text; the source has {described(columns)}. Rename a column to one of these."
         )
-    of_pairs = any(known.matches(columns, sample) for known in FORMATS.values())
-    if name == PROMPTS_FORMAT or (name == AUTO and can_be_prompts and not of_pairs):
+    if name == PROMPTS_FORMAT or (name == AUTO and can_be_prompts and not claiming(columns, sample)):
         return PROMPTS_FORMAT
-    return detect(columns, sample) if name == AUTO else resolve_format(name, columns, sample)
+    return resolve_format(name, columns, sample)
 
 
 @contextmanager
 def _errors_name_prompts() -> Iterator[None]:
-    """The parts of this folder speak of the keys of `source`; a user of prompts has given those of `prompts`."""
+    """Name the keys of `prompts` in errors of this folder, which name those of `source`."""
     try:
         yield
     except (ConfigError, SourceError, SchemaError) as error:

@@ -1,42 +1,36 @@
-"""What a source format turns a row into: a pair, or a reason to drop it.
+"""What a format makes of a row of the source: a pair, or the reason to drop the row.
 
-Owns the `Format` that every module of this folder builds. A malformed row is never an error: deep in a conversion it
-raises `DropRow`, which `Format.convert` hands back as a `Drop`.
+A malformed row is never an error of the run. Code deep in a conversion raises `DropRow`, and `reason_of` tells the
+reader why the row is dropped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pipeline.drops import Drop, DropRow, Reason, tell_row_fault
 from pipeline.errors import is_foreign
-from pipeline.sources.columns import Columns
+from pipeline.schema import CHOSEN, PROMPT, REJECTED
+from pipeline.sources.columns import Columns, Kind, Row
 
 Turn = dict[str, str]
 """One message: `role` and `content`, nothing else."""
-Row = Mapping[str, Any]
 
 Pairs = Literal["best-worst", "sweet-spot"]
-"""How a pair is picked from candidates; a pair that the row names is taken as it is with best-worst only."""
+"""How a pair is picked from candidates. With best-worst, a pair that the row names is taken as it is."""
 BEST_WORST: Final = "best-worst"
 
 Layout = Literal["turns", "texts", "dialogues"]
 """How `column_pairs` reads a format: as `turns.any_pair`, as the same with a prompt that is never turns, or as full
 dialogues."""
 
+PROMPT_TEXTS: Final = ("prompt", "instruction", "question", "input")
+"""Columns that may hold the prompt as text; the first present one does."""
+SYSTEM_TEXTS: Final = ("system", "system_prompt")
 
-def reason_of(error: Exception, row: str) -> Reason:
-    """Why a row is dropped on which this was raised. `row` is its id or place, for the log.
-
-    Raises:
-        AlignpotError: the error is one of ours.
-    """
-    if isinstance(error, DropRow):
-        return error.reason
-    if not is_foreign(error):
-        raise error
-    tell_row_fault(error, where="source", row=row)
-    return Reason.ROW_ERROR
+TEXT: Final = frozenset({Kind.TEXT})
+TURNS: Final = frozenset({Kind.TURNS})
+TURNS_OR_TEXT: Final = TURNS | TEXT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,41 +52,66 @@ class PairRow:
     tools: str | None = None
     """JSON text of the tool schemas."""
     rewards: Rewards | Drop | None = None
-    """From the row's candidates; a Drop says why they give none, and matters only if rewards are wanted."""
+    """From the row's candidates. A Drop says why they give none; it matters only if rewards are wanted."""
     picked: bool = False
-    """The pair itself was picked by the candidates' scores; any chosen and rejected of the row are not this pair's."""
+    """The pair was picked by the candidates' scores. Any chosen and rejected that the row names are not this pair's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One known layout of a source row.
-
-    `needs` lists what a table lacks to be read this way (empty: it can be). `claims` says whether auto detection
-    should take a table that could be read this way. `reads` names every column that the builds look at.
-    `build_sweet_spot` is there in formats with candidates only.
-    """
+    """One known layout of a source row."""
 
     name: str
     about: str
+    wants: Mapping[str, frozenset[Kind]]
+    """Columns that a table must have to be read this way, each with the kinds it may be of."""
     reads: tuple[str, ...]
-    needs: Callable[[Columns], list[str]]
-    claims: Callable[[Columns, Sequence[Row]], bool]
+    """Every column that the builds look at."""
     build: Callable[[Row], PairRow]
+    """The pair of a row, or DropRow."""
     build_sweet_spot: Callable[[Row], PairRow] | None = None
+    """The same for sweet-spot pairs, in formats with candidates."""
+    claims: Callable[[Columns, Sequence[Row]], bool] = lambda _columns, _sample: True
+    """Whether auto detection should take a table that can be read this way."""
+    prompt: Literal["text", "any"] | None = None
+    """A prompt that is wanted besides: as text, or in any way that `turns.any_pair` finds one."""
     layout: Layout | None = None
     candidates: tuple[str, str] | None = None
     """Columns of the candidates' texts and of their scores."""
 
-    def matches(self, columns: Columns, sample: Sequence[Row]) -> bool:
-        """Whether auto detection counts this format among the candidates for a table."""
-        return not self.needs(columns) and self.claims(columns, sample)
+    def lacks(self, columns: Columns) -> list[str]:
+        """What a table lacks to be read this way; empty if it can be."""
+        unfit = [name for name, kinds in self.wants.items() if columns.get(name) not in kinds]
+        missing = [f"{name} ({' or '.join(sorted(self.wants[name]))})" for name in unfit]
+        if self.prompt is None or prompt_text_column(columns):
+            return missing
+        if self.prompt == "text":
+            return ["prompt (text)", *missing]
+        has_pair = all(columns.get(side) in TURNS_OR_TEXT for side in (CHOSEN, REJECTED))
+        return missing if has_pair or columns.get(PROMPT) is Kind.TURNS else ["prompt (text or turns)", *missing]
 
-    def convert(self, row: Row, pairs: Pairs = BEST_WORST) -> PairRow | Drop:
-        """The pair a row holds, or why it holds none. What a row makes fail in unforeseen ways is for `reason_of`."""
+    def convert(self, row: Row, pairs: Pairs = BEST_WORST) -> PairRow:
+        """The pair that a row holds, or DropRow. See `reason_of` for what else a row can raise."""
         build = self.build if pairs == BEST_WORST else self.build_sweet_spot
         if build is None:
             raise ValueError(f"format {self.name} has no candidates to pick {pairs} pairs from")
-        try:
-            return build(row)
-        except DropRow as drop:
-            return Drop(drop.reason)
+        return build(row)
+
+
+def prompt_text_column(columns: Columns) -> str | None:
+    """The column that holds the prompt as text."""
+    return next((name for name in PROMPT_TEXTS if columns.get(name) is Kind.TEXT), None)
+
+
+def reason_of(error: Exception, row: str) -> Reason:
+    """Why a row is dropped on which this was raised. `row` is its id or place, for the log.
+
+    Raises:
+        AlignpotError: the error is one of ours.
+    """
+    if isinstance(error, DropRow):
+        return error.reason
+    if not is_foreign(error):
+        raise error
+    tell_row_fault(error, where="source", row=row)
+    return Reason.ROW_ERROR
