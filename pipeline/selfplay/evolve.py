@@ -20,8 +20,7 @@ from pipeline.errors import DataError, IntegrityError
 from pipeline.selfplay.sampler import Response, seed_of
 from pipeline.selfplay.strategies import template_of
 from pipeline.shown import quoted
-from pipeline.sources.ids import json_digest
-from pipeline.sources.rows import Turn
+from pipeline.sources.rows import Turn, json_digest
 from pipeline.sources.turns import user_turn
 
 Ask = Callable[[Sequence[list[Turn]], Sequence[int]], Sequence[Response | None]]

@@ -23,9 +23,8 @@ from pipeline.errors import DataError
 from pipeline.metrics.ids import hash_ids
 from pipeline.selfplay.contamination import Contamination
 from pipeline.shown import quoted, shown_path
-from pipeline.sources.ids import prompt_digest
 from pipeline.sources.prompts import PromptRow, open_prompts
-from pipeline.sources.rows import Turn
+from pipeline.sources.rows import Turn, prompt_digest
 from pipeline.sources.shards import SourceFile
 
 

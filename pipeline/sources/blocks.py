@@ -25,7 +25,7 @@ from pipeline.shown import shown_path
 from pipeline.sources.arrow_checks import sound, within_bounds
 from pipeline.sources.bounds import BadFile, lines, unpacked
 from pipeline.sources.columns import Row, is_json_type
-from pipeline.sources.probe import DAMAGE, FileKind, first_line, raise_if_storage
+from pipeline.sources.probe import DAMAGE, FileKind, damage_of
 from pipeline.sources.shards import Shard
 from pipeline.sources.unchanged import Moved, check_planned, is_pinned, state_of
 
@@ -100,9 +100,8 @@ def read_rows(fs: Any, root: str, shard: Shard, columns: tuple[str, ...]) -> pa.
     except BadFile as bad:
         raise SourceError(f"source file {shown} {bad}. Replace it.") from None
     except DAMAGE as error:
-        raise_if_storage(error)
+        why = damage_of(error)
         rows = f"rows {shard.first_row} to {shard.first_row + shard.num_rows - 1}"
-        why = first_line(error)
         raise SourceError(f"source file {shown} is corrupt in {rows} or before: {why}. Replace it.") from None
     if batches is None:
         raise IntegrityError(f"source file {shown} changes while it is read. Run again when nothing writes to it.")

@@ -1,7 +1,7 @@
 """Pairs of a whole table at once, by Arrow and numpy kernels, for rows that hold plain turns and texts.
 
-Only rows that are sure to be kept are taken. All others are left to `Format.convert`, which decides what a row holds
-and why it is dropped. Both give the same pair for the same row.
+Only rows that are sure to be kept are taken; `Format.convert` decides about all others. Both give the same pair for the
+same row. `good` marks the rows that are still taken, and each step below unmarks those it is not sure of.
 """
 
 from collections.abc import Mapping
@@ -25,17 +25,21 @@ _Ints = npt.NDArray[np.int64]
 _ROLES: Final = pa.array(sorted(ROLES), pa.string())
 _ASSISTANT, _SYSTEM, _TOOL, _USER = (sorted(ROLES).index(role) for role in ("assistant", "system", "tool", "user"))
 _VISIBLE: Final = pa.array([bytes([code]) for code in range(0x21, 0x7F)], pa.binary())
+_PLAIN: Final = (
+    *(pat.is_string, pat.is_large_string, pat.is_null, pat.is_boolean),
+    *(pat.is_integer, pat.is_float32, pat.is_float64),
+)
 _MOST_BYTES: Final = 128 << 20  # of a table; escaped sixfold, its texts still fit into one Arrow array
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnTurns:
-    """Turns of each row, which are those from `start` to `stop` of a flat list with `role` and `text`.
+    """Turns of many rows in a flat list with `role` and `text`; those of a row are from its `start` to its `stop`.
 
     A role is a place in _ROLES, or -1 for an odd turn.
     """
 
-    role: npt.NDArray[np.int64]
+    role: _Ints
     text: pa.Array
     start: _Ints
     stop: _Ints
@@ -67,10 +71,7 @@ def plain_arrays(table: pa.Table) -> dict[str, pa.Array] | None:
 
 
 def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -> dict[str, ColumnTurns] | None:
-    """Prompt, chosen and rejected of the rows that are `good`; rows whose turns are not plain no longer are.
-
-    None if a column is of a kind that no row is plain in.
-    """
+    """Prompt, chosen and rejected of the rows that are `good`. None if no row of such columns can be taken."""
     if s.TOOLS in columns:
         good &= _is_null(columns[s.TOOLS])
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
@@ -110,7 +111,7 @@ def candidate_rewards(
 ) -> dict[str, pa.Array]:
     """Rewards that chosen and rejected have as candidates, and those of all candidates.
 
-    A row is no longer `good` if a side is none of the candidates to the letter, or equals several with other scores.
+    A row is not `good` if a side equals no candidate to the letter, or several of different scores.
     """
     every = scores.cast(pa.list_(pa.float64()))
     texts_from, scores_from = texts.offsets.to_numpy(), every.offsets.to_numpy()
@@ -134,26 +135,17 @@ def candidate_rewards(
 
 
 def _is_plain(data_type: pa.DataType) -> bool:
-    """Whether Python values of this type say no more than the Arrow ones, and there is one for each."""
+    """Whether each Arrow value of this type has one Python value that holds no more."""
     if pat.is_struct(data_type):
         names = [field.name for field in data_type]
         return len({*names}) == len(names) and all(_is_plain(field.type) for field in data_type)
     if pat.is_list(data_type) or pat.is_large_list(data_type):
         return _is_plain(data_type.value_type)
-    tests = (
-        pat.is_string,
-        pat.is_large_string,
-        pat.is_null,
-        pat.is_boolean,
-        pat.is_integer,
-        pat.is_float32,
-        pat.is_float64,
-    )
-    return any(test(data_type) for test in tests)
+    return any(is_plain(data_type) for is_plain in _PLAIN)
 
 
 def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns | None:
-    """The turns of a column of texts, which are answers, or of messages; rows with others are no longer `good`."""
+    """The turns of a column of messages, or of texts, which are answers. None for other columns."""
     good &= ~_is_null(column)
     places = np.arange(len(column) + 1)
     if pat.is_string(column.type):
@@ -263,7 +255,7 @@ def _starts_with_answer(turns: ColumnTurns) -> Bools:
 
 
 def _check_last(turns: ColumnTurns, role: int, good: Bools) -> None:
-    """Rows whose last turn is not of this role, or only white space, are no longer `good`."""
+    """Take only rows whose last turn is of this role and not only white space."""
     good &= turns.length > 0
     last = turns.stop[good] - 1
     good[good] = (turns.role[last] == role) & _is_written(turns.text, last)

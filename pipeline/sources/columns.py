@@ -49,7 +49,12 @@ _KIND_OF_LIST: Final = {
     Kind.NULL: Kind.NULL,
 }
 
-_PYTHON_TYPES: Final = {Kind.NULL: type(None), Kind.FLAG: bool, Kind.TEXT: str, Kind.NUMBER: (int, float)}
+_PYTHON_TYPES: Final[Mapping[Kind, Any]] = {
+    Kind.NULL: type(None),
+    Kind.FLAG: bool,
+    Kind.TEXT: str,
+    Kind.NUMBER: (int, float),
+}
 """In this order: a bool is an int, too."""
 
 _JSON_TEXT: Final = {b"alignpot": b"json"}
@@ -109,6 +114,20 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
     if pat.is_struct(data_type):
         return pa.struct([pa.field(child.name, plain_type(child.type)) for child in data_type])
     return data_type
+
+
+def check_id_column(name: str, columns: Columns, schema: pa.Schema | None) -> None:
+    """Raise a SchemaError unless the source has a column of this name that can hold ids."""
+    if name not in columns:
+        raise SchemaError(
+            f"source.id_column {name!r} is not there; the source has {[*columns]}. "
+            "Name a column with unique ids, or leave it out to use a hash of the content."
+        )
+    if schema is None:
+        return
+    plain = plain_type(schema.field(name).type)
+    if not (pat.is_string(plain) or pat.is_integer(plain) or pat.is_null(plain)):
+        raise SchemaError(f"source.id_column {name!r} is {plain}; wanted text or whole numbers.")
 
 
 def passthrough_fields(

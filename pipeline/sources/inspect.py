@@ -16,8 +16,7 @@ from pipeline.sources.columns import Columns, Kind, Row
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format
 from pipeline.sources.formats import sample_rows as rows_sampled
-from pipeline.sources.ids import content_digest
-from pipeline.sources.rows import PairRow, Turn, reason_of
+from pipeline.sources.rows import PairRow, Turn, content_digest, reason_of
 from pipeline.sources.scores import (
     ALL_SCORE_COLUMNS,
     NO_SCORES,

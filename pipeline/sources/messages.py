@@ -5,7 +5,6 @@ implicit    full dialogues; the prompt is what the two share
 scored      `messages` with alignpot's own scores or outcomes in further columns
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 from pipeline.drops import DropRow, Reason
@@ -19,16 +18,12 @@ from pipeline.schema import (
     STATUS,
     TOOLS,
 )
-from pipeline.sources.columns import Columns, Kind, Row
+from pipeline.sources.columns import Kind, Row
 from pipeline.sources.rows import TURNS, TURNS_OR_TEXT, Format, PairRow, prompt_text_column
 from pipeline.sources.turns import any_pair, checked_pair, split_dialogues, turns_of
 
 _OWN_COLUMNS: Final = frozenset({STATUS, POLICY_LOGP_CHOSEN, REFERENCE_LOGP_CHOSEN})
 _EXPLICIT: Final = {PROMPT: TURNS, CHOSEN: TURNS_OR_TEXT, REJECTED: TURNS_OR_TEXT}
-
-
-def _claims_implicit(columns: Columns, _sample: Sequence[Row]) -> bool:
-    return columns.get(PROMPT) in {None, Kind.NULL} and prompt_text_column(columns) is None
 
 
 def _implicit_pair(row: Row) -> PairRow:
@@ -56,7 +51,7 @@ IMPLICIT = Format(
     about="chosen and rejected as full dialogues in messages; the prompt is their common beginning",
     wants={CHOSEN: TURNS, REJECTED: TURNS},
     reads=(CHOSEN, REJECTED, TOOLS),
-    claims=_claims_implicit,
+    claims=lambda columns, _sample: columns.get(PROMPT) in {None, Kind.NULL} and prompt_text_column(columns) is None,
     build=_implicit_pair,
     layout="dialogues",
 )

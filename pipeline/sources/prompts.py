@@ -22,13 +22,12 @@ from pipeline.config import Prompts
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.sources.blocks import decoded, read_rows
-from pipeline.sources.columns import Columns, Kind, Row, described
+from pipeline.sources.columns import Columns, Kind, Row, check_id_column, described
 from pipeline.sources.files import scan_files
 from pipeline.sources.formats import AUTO, FORMATS, claiming, resolve_format, sample_rows
-from pipeline.sources.ids import check_id_column, id_of
 from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Turn, prompt_text_column, reason_of
 from pipeline.sources.shards import SourceFile, plan_shards
-from pipeline.sources.turns import check_prompt, prompt_from_texts, turns_of, without_last_answers
+from pipeline.sources.turns import check_prompt, id_of, prompt_from_texts, turns_of, without_last_answers
 
 PROMPTS_FORMAT: Final = "prompts"
 """The value of `prompts.format` for a dataset of prompts alone."""
@@ -52,9 +51,9 @@ _ANSWERS_UNFIT: Final = frozenset(
 
 
 class PromptRow(NamedTuple):
-    """What a row of the source holds: its prompt, or why it has none to use.
+    """The prompt of a row of the source, or why it has none. `place` is file and 0-based row.
 
-    `place` is file and 0-based row. `id` is from the id column, if one is named and the row has a prompt.
+    `id` is from the id column, if one is named and the row has a prompt.
     """
 
     place: str
@@ -63,7 +62,7 @@ class PromptRow(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSource:
+class PromptReader:
     """A source of prompts that was checked and can be read; `format` as `prompts.format`, never auto."""
 
     fs: Any
@@ -82,21 +81,20 @@ class PromptSource:
         """
         for shard in plan_shards(self.files, _SHARD_ROWS):
             rows = decoded(read_rows(self.fs, self.root, shard, self.columns), shard)
-            for offset, row in enumerate(rows):
-                yield self._read(row, f"{shard.file}:{shard.first_row + offset}")
+            for index, row in enumerate(rows, shard.first_row):
+                place = f"{shard.file}:{index}"
+                try:
+                    row_id, prompt = (None, row) if isinstance(row, Drop) else self._read(row)
+                except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
+                    row_id, prompt = None, Drop(reason_of(error, place))
+                yield PromptRow(place, row_id, prompt)
 
-    def _read(self, row: Row | Drop, place: str) -> PromptRow:
-        if isinstance(row, Drop):
-            return PromptRow(place, None, row)
-        try:
-            prompt = _prompt_alone(row) if self.format == PROMPTS_FORMAT else _prompt_of_pair(row, self.format)
-            row_id = None if self.id_column is None else id_of(row.get(self.id_column))
-        except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
-            return PromptRow(place, None, Drop(reason_of(error, place)))
-        return PromptRow(place, row_id, prompt)
+    def _read(self, row: Row) -> tuple[str | None, list[Turn] | Drop]:
+        prompt = _prompt_alone(row) if self.format == PROMPTS_FORMAT else _prompt_of_pair(row, self.format)
+        return None if self.id_column is None else id_of(row.get(self.id_column)), prompt
 
 
-def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptSource:
+def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptReader:
     """Check the whole source of prompts: files, format and id column.
 
     Raises:
@@ -113,7 +111,7 @@ def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptSource:
             check_id_column(prompts.id_column, sample.columns, scan.schema)
     reads = {*(_READS if name == PROMPTS_FORMAT else FORMATS[name].reads), prompts.id_column}
     columns = tuple(column for column in sample.columns if column in reads)
-    return PromptSource(
+    return PromptReader(
         fs=fs, root=scan.root, files=scan.files, format=name, id_column=prompts.id_column, columns=columns
     )
 

@@ -23,14 +23,22 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.shown import shown_path
 from pipeline.sources.blocks import read_rows, rows_of_columns, rows_of_lines
 from pipeline.sources.column_pairs import candidate_rewards, column_pairs, is_true, plain_arrays
-from pipeline.sources.columns import Row, fitted, fitted_column, kept_only, passthrough_fields, undecodable_rows
+from pipeline.sources.columns import (
+    Row,
+    check_id_column,
+    fitted,
+    fitted_column,
+    kept_only,
+    passthrough_fields,
+    undecodable_rows,
+)
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows
-from pipeline.sources.ids import check_id_column, content_digest, content_digests, id_of
 from pipeline.sources.probe import FileKind
-from pipeline.sources.rows import BEST_WORST, Pairs, reason_of
+from pipeline.sources.rows import BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, SourceFile, plan_shards
+from pipeline.sources.turns import id_of
 
 _log = logging.getLogger(__name__)
 _READ_ROWS: Final = 4096

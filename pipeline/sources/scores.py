@@ -8,7 +8,7 @@ have the names of `pipeline.schema`: sums over response tokens, natural logarith
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.drops import Drop, DropRow, Reason
+from pipeline.drops import DropRow, Reason
 from pipeline.errors import SchemaError
 from pipeline.sources.columns import Columns, Kind, Row, described
 from pipeline.sources.ranked import number_of, numbers_of
-from pipeline.sources.rows import Format, PairRow
+from pipeline.sources.rows import Format, PairRow, Rewards
 
 OWN_REWARDS: Final = (s.REWARD_CHOSEN, s.REWARD_REJECTED)
 OTHER_REWARDS: Final = (
@@ -89,17 +89,16 @@ def plan_scores(
     if counts and columns.get(s.NUM_TOKENS_PROMPT) is Kind.NUMBER:
         counts = (s.NUM_TOKENS_PROMPT, *counts)
     truncated = policy_logps and columns.get(s.TRUNCATED) is Kind.FLAG
+    plan = ScorePlan(logps=logps, counts=counts, truncated=truncated)
     if not rewards:
-        return ScorePlan(logps=logps, counts=counts, truncated=truncated)
+        return plan
     candidates = known.candidates is not None
     listed = next((name for name in CANDIDATE_SCORES if columns.get(name) is Kind.NUMBERS), None)
-    return ScorePlan(
+    return replace(
+        plan,
         rewards=_reward_columns(columns, candidates=candidates),
         candidates=candidates,
         rewards_all=None if candidates else listed,
-        logps=logps,
-        counts=counts,
-        truncated=truncated,
     )
 
 
@@ -175,14 +174,14 @@ def _rewards(row: Row, pair: PairRow, plan: ScorePlan) -> Mapping[str, Any]:
         return {}
     own = pair.rewards
     if plan.candidates and (pair.picked or not plan.rewards):
-        if own is None or isinstance(own, Drop):
-            raise DropRow(own.reason if isinstance(own, Drop) else Reason.NULL_SCORE)
+        if not isinstance(own, Rewards):
+            raise DropRow(own.reason if own else Reason.NULL_SCORE)
         return {s.REWARD_CHOSEN: own.chosen, s.REWARD_REJECTED: own.rejected, s.REWARDS_ALL: list(own.all)}
     chosen = number_of(row.get(plan.rewards[0]))
     rejected = 0.0 if plan.rewards == (MARGIN,) else number_of(row.get(plan.rewards[1]))
     rewards = {s.REWARD_CHOSEN: chosen, s.REWARD_REJECTED: rejected}
     if plan.candidates:
-        every = None if own is None or isinstance(own, Drop) else list(own.all)
+        every = list(own.all) if isinstance(own, Rewards) else None
     else:
         listed = row.get(plan.rewards_all) if plan.rewards_all else None
         every = None if listed is None else list(numbers_of(listed))

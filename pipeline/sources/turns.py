@@ -38,6 +38,15 @@ def text_of(value: Any) -> str:
     return value
 
 
+def id_of(value: Any) -> str:
+    """The id that a row gives itself, or DropRow."""
+    if value is None or value == "":
+        raise DropRow(Reason.NULL_ID)
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise DropRow(Reason.ID_TYPE)
+    return text_of(str(value))
+
+
 def turns_of(value: Any) -> list[Turn]:
     """The messages of a list, or of a single message object, as plain role and content turns, or DropRow."""
     if value is None:

@@ -28,8 +28,8 @@ from pipeline.errors import ConfigError, TooManyDroppedError
 from pipeline.faults import storage_errors
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import id_hashes
-from pipeline.sources.ids import content_digest
 from pipeline.sources.reader import PairReader, open_source
+from pipeline.sources.rows import content_digest
 from pipeline.sources.shards import Shard, SourceFile, plan_shards, stored_shards
 from pipeline.steps.fp8_ranks import NUM_RANKED, check_ranks, roles_in_fp8
 from pipeline.steps.plan import score_stages

@@ -5,7 +5,7 @@ from hypothesis import given
 
 from pipeline.drops import DropRow
 from pipeline.sources.formats import FORMATS
-from pipeline.sources.ids import content_digest
+from pipeline.sources.rows import content_digest
 from tests.sources import layouts as to
 
 EXPLICIT = {"repeating": "messages"}
