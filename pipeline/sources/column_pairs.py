@@ -32,6 +32,10 @@ _PLAIN: Final = (
 _MOST_BYTES: Final = 128 << 20  # of a table; escaped sixfold, its texts still fit into one Arrow array
 
 
+class NotPlain(Exception):  # noqa: N818 - the rows are read one by one then
+    """A table whose pairs cannot be made of whole columns."""
+
+
 @dataclass(frozen=True, slots=True)
 class ColumnTurns:
     """Turns of many rows in a flat list with `role` and `text`; those of a row are from its `start` to its `stop`.
@@ -62,31 +66,35 @@ class ColumnTurns:
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), turns, type=s.MESSAGES)
 
 
-def plain_arrays(table: pa.Table) -> dict[str, pa.Array] | None:
-    """Each column in one piece. None if they are too large, or if one is of a type that must be read row by row."""
+def plain_arrays(table: pa.Table) -> dict[str, pa.Array]:
+    """Each column in one piece.
+
+    Raises:
+        NotPlain: the columns are too large, or one is of a type that must be read row by row.
+    """
     if table.nbytes > _MOST_BYTES or not all(_is_plain(field.type) for field in table.schema):
-        return None
+        raise NotPlain
     columns = {name: one_array(table.column(name)) for name in table.column_names}
     return {name: array.cast(plain_type(array.type)) for name, array in columns.items()}
 
 
-def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -> dict[str, ColumnTurns] | None:
-    """Prompt, chosen and rejected of the rows that are `good`. None if no row of such columns can be taken."""
+def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -> dict[str, ColumnTurns]:
+    """Prompt, chosen and rejected of the rows that are `good`.
+
+    Raises:
+        NotPlain: no row of such columns can be taken.
+    """
     if s.TOOLS in columns:
         good &= _is_null(columns[s.TOOLS])
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
-    if chosen is None or rejected is None:
-        return None
     has_turns = s.PROMPT in columns and pat.is_nested(columns[s.PROMPT].type)
     if layout == "turns" and has_turns:
         prompt = _turns_of(columns[s.PROMPT], good)
-        if prompt is None:
-            return None
         chosen, rejected = _without(prompt, chosen), _without(prompt, rejected)
     elif layout != "dialogues" and has_turns:
-        return None
+        raise NotPlain
     else:
         answers_only = _starts_with_answer(chosen) | _starts_with_answer(rejected)
         if layout == "dialogues" or 2 * np.sum(answers_only & good) <= np.sum(good):
@@ -95,8 +103,6 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
         else:
             good &= answers_only
             prompt = _prompt_of_texts(columns, good)
-            if prompt is None:
-                return None
     _check_last(prompt, _USER, good)
     for completion in (chosen, rejected):
         others = ~np.isin(completion.role, (_ASSISTANT, _TOOL))
@@ -144,20 +150,20 @@ def _is_plain(data_type: pa.DataType) -> bool:
     return any(is_plain(data_type) for is_plain in _PLAIN)
 
 
-def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns | None:
-    """The turns of a column of messages, or of texts, which are answers. None for other columns."""
+def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns:
+    """The turns of a column of messages, or of texts, which are answers."""
     good &= ~_is_null(column)
     places = np.arange(len(column) + 1)
     if pat.is_string(column.type):
         return ColumnTurns(np.full(len(column), _ASSISTANT), column, places[:-1], places[1:])
     if not pat.is_list(column.type) or not pat.is_struct(column.type.value_type):
-        return None
+        raise NotPlain
     offsets = column.offsets.to_numpy().astype(np.int64)
     items = column.values.slice(offsets[0], offsets[-1] - offsets[0])
     offsets -= offsets[0]
     fields = dict(zip((field.name for field in items.type), items.flatten(), strict=True))
     if not all(name in fields and pat.is_string(fields[name].type) for name in ("role", "content")):
-        return None
+        raise NotPlain
     role = pc.fill_null(pc.index_in(fields["role"], value_set=_ROLES), -1).to_numpy().astype(np.int64)
     role[_is_null(fields["content"])] = -1
     for name in BEYOND_TEXT:
@@ -168,14 +174,14 @@ def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns | None:
     return turns
 
 
-def _prompt_of_texts(columns: Mapping[str, pa.Array], good: Bools) -> ColumnTurns | None:
+def _prompt_of_texts(columns: Mapping[str, pa.Array], good: Bools) -> ColumnTurns:
     """As `turns.prompt_from_texts`."""
     texts, systems = (
         [columns[name] for name in names if name in columns and not pat.is_null(columns[name].type)]
         for names in (PROMPT_TEXTS, SYSTEM_TEXTS)
     )
     if not texts or not all(pat.is_string(column.type) for column in (*texts, *systems)):
-        return None
+        raise NotPlain
     text = pc.coalesce(*texts)
     good &= ~_is_null(text)
     if {"instruction", "input"} <= columns.keys():

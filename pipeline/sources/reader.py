@@ -7,6 +7,7 @@ Pairs of Parquet and Arrow are made of whole columns where `column_pairs` can, t
 give the same table.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pipeline.drops import Drop, Reason
 from pipeline.errors import ConfigError, SourceError
 from pipeline.shown import shown_path
 from pipeline.sources.blocks import read_rows, rows_of_columns, rows_of_lines
-from pipeline.sources.column_pairs import candidate_rewards, column_pairs, is_true, plain_arrays
+from pipeline.sources.column_pairs import NotPlain, candidate_rewards, column_pairs, is_true, plain_arrays
 from pipeline.sources.columns import (
     Row,
     check_id_column,
@@ -87,13 +88,15 @@ class PairReader:
         """The pairs of some rows, which stand in the shard's file from `first_row` on."""
         known: dict[str, pa.Array] = {}
         plain: Sequence[int] = ()
+        pairs: Mapping[str, Sequence[Any]] = {}
         if shard.kind.is_json:
             rows = dict(enumerate(rows_of_lines(table)))
         else:
             known = {field.name: fitted_column(table.column(field.name), field) for field in self.passthrough}
             rows = dict.fromkeys(undecodable_rows(known), Drop(Reason.UNDECODABLE_TEXT))
             table = table.select(self.columns)
-            plain, pairs = self._pairs_of_columns(table, unwanted=[*rows])
+            with contextlib.suppress(NotPlain):
+                plain, pairs = self._pairs_of_columns(table, unwanted=[*rows])
             others = sorted({*range(table.num_rows)} - {*rows, *plain})
             odd = rows_of_columns(table if len(others) == table.num_rows else table.take(pa.array(others, pa.int64())))
             rows |= zip(others, odd, strict=True)
@@ -117,12 +120,11 @@ class PairReader:
     def _pairs_of_columns(
         self, table: pa.Table, unwanted: Sequence[int]
     ) -> tuple[Sequence[int], Mapping[str, Sequence[Any]]]:
-        """Rows whose pairs could be made of whole columns, and the columns of these pairs."""
+        """Rows whose pairs can be made of whole columns, and the columns of these pairs, or NotPlain."""
         known = FORMATS[self.format]
-        names_pair = self.pairs == BEST_WORST and {s.CHOSEN, s.REJECTED} <= {*self.columns}
-        columns = plain_arrays(table) if names_pair else None
-        if known.layout is None or columns is None:
-            return (), {}
+        if known.layout is None or self.pairs != BEST_WORST or not {s.CHOSEN, s.REJECTED} <= {*self.columns}:
+            raise NotPlain
+        columns = plain_arrays(table)
         good = np.ones(table.num_rows, np.bool_)
         good[[*unwanted, *undecodable_rows(columns)]] = False
         ids = None if self.id_column is None else columns[self.id_column].cast(pa.string())
@@ -130,8 +132,6 @@ class PairReader:
             good &= is_true(pc.greater(pc.binary_length(ids), 0))
         scores = column_scores(columns, self.scores, good)
         sides = column_pairs(columns, known.layout, good)
-        if sides is None:
-            return (), {}
         if known.candidates and self.scores.candidates:
             texts, rewards = (columns[name] for name in known.candidates)
             scores = {**candidate_rewards(texts, rewards, sides, good), **scores}
