@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{type(error).__name__}: {' '.join(str(error).splitlines())}", file=sys.stderr)
             return error.exit_code
         file = scratch / "job.json"
-        file.write_text(job.to_json(), encoding="utf-8")
+        file.write_text(job.model_dump_json(), encoding="utf-8")
         code = run.main([str(file)])
     if not code:
         print(json.dumps(finished_summary(job.output)))

@@ -3,7 +3,7 @@
     from pipeline import compare, potential, read_pairs, score, select
     scored = score(rows, policy="HuggingFaceTB/SmolLM2-135M-Instruct", reward="columns", objective="simpo")
     subset = select(scored, fraction=0.4, weight="auto", per_prompt=1)
-    gaps = potential(scored, objective="dpo", beta=0.1)
+    gaps = potential(scored, objective="cpo", beta=0.1)
 
 Keyword arguments are the keys of the config (see `alignpot config --reference`). Rows that are in memory are scored in
 this process, with their files in a temporary folder; give `path` to keep the scored dataset, and to go on with it after
@@ -193,7 +193,7 @@ def score(
         "run": {"engine": engine, **sections.get("run", {})},
         **{name: section for name, section in sections.items() if name not in ("source", "run", "objective")},
     })  # fmt: skip
-    _, manifest = run_score(prepare_score(config))
+    _, manifest = run_score(*prepare_score(config))
     check_dropped(config, manifest)
     return Scored(config, folder)
 
@@ -265,11 +265,10 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
     Raises:
         AlignpotError: there is no such subset, or pairs do not fit the format.
     """
-    from pipeline.exports.export import ExportRequest, export_subset
+    from pipeline.exports.export import export_subset
 
     storage = Storage.model_validate(options.pop("storage", {}))
-    request = ExportRequest(subset=str(subset), to=to, output=str(path), storage=storage, **options)
-    return "\n".join(export_subset(request))
+    return export_subset(Place.open(str(subset), storage), to, Place.open(str(path), storage), **options)
 
 
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from pipeline import __version__
 from pipeline.errors import AlignpotError, ConfigError
@@ -118,17 +119,22 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
     _echo(report_only(load_config(config, overrides or ())))
 
 
-@app.command()
+class _ExportCommand(TyperCommand):
+    """Names the formats in its help; their registry is imported only then."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from pipeline.exports.formats import FORMATS
+
+        for option in self.params:
+            if option.name == "to":
+                vars(option)["help"] = f"One of {', '.join(FORMATS)}."
+        super().format_help(ctx, formatter)
+
+
+@app.command(cls=_ExportCommand)
 def export(
     subset: Annotated[str, typer.Argument(help="A subset that alignpot wrote.", show_default=False)],
-    to: Annotated[
-        str,
-        typer.Option(
-            metavar="FORMAT",
-            help="trl, trl-kto, trl-reward, openrlhf, llama-factory, llama-factory-kto, axolotl or nemo-rl.",
-            show_default=False,
-        ),
-    ],
+    to: Annotated[str, typer.Option(metavar="FORMAT", show_default=False)],
     output: Annotated[str, typer.Option(metavar="FOLDER", help="Where the export goes.", show_default=False)],
     endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
     *,
@@ -138,11 +144,12 @@ def export(
     ] = False,
 ) -> None:
     """Write a subset in the format of a trainer."""
-    from pipeline.exports.export import ExportRequest, export_subset
+    from pipeline.data.place import Place
+    from pipeline.exports.export import export_subset
 
     storage = _storage(endpoint_url)
-    request = ExportRequest(subset=subset, to=to, output=output, storage=storage, slim=slim, drop_unfit=drop_unfit)
-    _echo(export_subset(request))
+    places = Place.open(subset, storage), Place.open(output, storage)
+    _echo([export_subset(places[0], to, places[1], slim=slim, drop_unfit=drop_unfit)])
 
 
 @app.command()
@@ -249,7 +256,7 @@ def self_play(
 
     loaded = load_self_play(config, overrides or ())
     if dry_run:
-        from pipeline.selfplay.dry_run import dry_run as estimated
+        from pipeline.selfplay.estimate import dry_run as estimated
 
         _echo(estimated(loaded))
         return

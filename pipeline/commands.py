@@ -1,33 +1,36 @@
-"""The commands as functions: each takes a config and yields the texts to print, as soon as they are known."""
+"""The commands as functions: each takes a config and yields the texts to print, as soon as they are known.
 
-from __future__ import annotations
+Imports in functions keep readers and models out of the commands that do not need them, such as select.
+"""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.selection.report import render
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
 
-if TYPE_CHECKING:
-    from pipeline.steps.score import ScoreRun
-
 
 def run_all(config: Config) -> Iterator[str]:
     """Score, select and report. What a config can be seen to be wrong about is found before a model loads."""
-    from pipeline.steps.score import prepare_score
+    from pipeline.steps.score import check_dropped, prepare_score, score
+    from pipeline.steps.summary import render_score
 
     scoring = prepare_score(config)
-    subsets = prepare_select(config, scoring.plan)
-    yield from _score(scoring)
+    subsets = prepare_select(config, scoring[-1].plan)
+    summary, manifest = score(*scoring)
+    yield f"{render_score(summary, manifest, config.scored)}\n"
+    check_dropped(config, manifest)
     yield from _select(subsets)
 
 
 def score_only(config: Config) -> Iterator[str]:
     """Write the scored dataset."""
-    from pipeline.steps.score import prepare_score
+    from pipeline.steps.score import check_dropped, prepare_score, score
+    from pipeline.steps.summary import render_score
 
-    yield from _score(prepare_score(config))
+    summary, manifest = score(*prepare_score(config))
+    yield f"{render_score(summary, manifest, config.scored)}\n"
+    check_dropped(config, manifest)
 
 
 def select_only(config: Config) -> Iterator[str]:
@@ -38,16 +41,6 @@ def select_only(config: Config) -> Iterator[str]:
 def report_only(config: Config) -> Iterator[str]:
     """The report of a subset that was written before."""
     yield from map(render, load_reports(config))
-
-
-def _score(scoring: ScoreRun) -> Iterator[str]:
-    # Not imported by select, which needs neither readers nor models.
-    from pipeline.steps.score import check_dropped, score
-    from pipeline.steps.summary import render_score
-
-    summary, manifest = score(scoring)
-    yield f"{render_score(summary)}\n"
-    check_dropped(scoring.config, manifest)
 
 
 def _select(runs: Sequence[SelectRun]) -> Iterator[str]:

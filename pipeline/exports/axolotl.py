@@ -1,18 +1,15 @@
-"""Axolotl's `type: chat_template.default` for `rl: dpo` and its kin: messages, and one message each for the answers.
+"""Axolotl's `type: chat_template.default` for `rl: dpo` and its kin: messages, and one message for each answer.
 
-Axolotl renders an answer after a stand-in question and looks for its text in what the template made of it. It would
-train on the wrong text where the template trims the answer, or where the answer's text occurs earlier: so answers are
-written without white space at their ends, and those that are empty or as short as the words around them do not fit.
+Axolotl renders an answer after a placeholder question and searches the rendered text for the answer. It would train on
+the wrong text if the template trims the answer, or if the answer's text occurs earlier. So answers are written without
+white space at their ends. Empty answers, and answers so short that the text before them contains them, do not fit.
 """
 
-from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
-import pyarrow as pa
-
 from pipeline import schema
-from pipeline.exports.layout import PAIR, ExportFormat, Facts, Row
-from pipeline.exports.turns import has_tools, many_turns, unknown_role
+from pipeline.exports.layout import SIDES, Column, ExportFormat, Facts, Row, has_tools, many_turns, unknown_role
 
 _ROLES: Final = frozenset({"user", "assistant", "system", "tool"})
 # What common templates put before the answer, default system prompts included.
@@ -28,43 +25,30 @@ def _unfit(row: Row) -> str | None:
     problem = has_tools(row) or unknown_role(row[schema.PROMPT], _ROLES) or many_turns(row)
     if problem is not None:
         return problem
-    answers = [_text(row[side][0]) for side in (schema.CHOSEN, schema.REJECTED)]
+    answers = [_answer(row, side)["content"] for side in SIDES]
     if not all(answers):
         return "an empty answer"
     return "an answer too short to be found" if any(answer in _BEFORE for answer in answers) else None
 
 
-def _text(message: Mapping[str, Any]) -> str:
-    return str(message["content"]).strip()
+def _answer(row: Row, side: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": str(row[side][0]["content"]).strip()}
 
 
-def _columns(facts: Facts) -> list[pa.Field]:
-    del facts
-    answers = [pa.field(name, schema.MESSAGE) for name in (schema.CHOSEN, schema.REJECTED)]
-    return [pa.field("messages", schema.MESSAGES), *answers]
-
-
-def _convert(pairs: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
-    del facts
+def _columns(_: Facts) -> list[Column]:
     return [
-        {
-            PAIR: index,
-            "messages": pair[schema.PROMPT],
-            **{
-                side: {"role": "assistant", "content": _text(pair[side][0])}
-                for side in (schema.CHOSEN, schema.REJECTED)
-            },
-        }
-        for index, pair in enumerate(pairs)
+        Column("messages", schema.MESSAGES, itemgetter(schema.PROMPT)),
+        Column(schema.CHOSEN, schema.MESSAGE, lambda row: _answer(row, schema.CHOSEN)),
+        Column(schema.REJECTED, schema.MESSAGE, lambda row: _answer(row, schema.REJECTED)),
     ]
 
 
 AXOLOTL = ExportFormat(
+    name="axolotl",
     container="jsonl",
     reads="Axolotl, rl: dpo, ipo, simpo or orpo",
     usage="datasets: [{{path: {path}/data, ds_type: json, split: train, type: chat_template.default}}]",
     columns=_columns,
-    convert=_convert,
     unfit=_unfit,
     misread=frozenset({schema.PROMPT, schema.TOOLS, "images", "margin", "label", "completion", "chat_template_kwargs"}),
 )

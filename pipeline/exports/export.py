@@ -6,13 +6,13 @@ The subset is read twice, some rows at a time: once to see what every row has, o
 command finds its export and does nothing.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 
-from pipeline.config import Storage
+from pipeline import schema
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.files import file_shards, finish_files, write_files
@@ -20,13 +20,16 @@ from pipeline.data.manifest import EXPORT, SUBSET, Manifest
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
 from pipeline.data.sealed import fingerprint_digest
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.exports.formats import FORMATS
-from pipeline.exports.layout import PAIR, ExportFormat, Facts, Row
-from pipeline.exports.survey import Survey, describe_unfit, fit_blocks, survey
-from pipeline.shown import listed, shown, shown_path
+from pipeline.exports.layout import ANSWER, WANTED, Column, ExportFormat, Facts, Row
+from pipeline.shown import listed, shown
+from pipeline.sources.columns import plain_type
 
-ROWS_PER_FILE: Final = 100_000
+_BLOCK_PAIRS: Final = 1000
+_IDS_KEPT: Final = 100
+_IDS_SHOWN: Final = 5
+_USED: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS)
 _INSIDE_LISTS: Final = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _JSON_TYPES: Final = (
     *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
@@ -34,110 +37,168 @@ _JSON_TYPES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
-    """What the command was asked for.
+def export_subset(
+    subset: Place,
+    to: str,
+    output: Place,
+    *,
+    slim: bool = False,
+    drop_unfit: bool = False,
+    rows_per_file: int = 100_000,
+) -> str:
+    """Write the export, unless it is there already; returns the text to print.
 
     slim: only what the trainer reads. drop_unfit: leave out pairs that the format cannot hold, instead of refusing.
-    """
-
-    subset: str
-    to: str
-    output: str
-    storage: Storage
-    slim: bool = False
-    drop_unfit: bool = False
-    rows_per_file: int = ROWS_PER_FILE
-
-
-def export_subset(request: ExportRequest) -> Iterator[str]:
-    """Write the export; the texts to print.
 
     Raises:
         ConfigError: an unknown format.
         DataError: pairs do not fit, and are not to be left out.
-        AlignpotError: the subset cannot be read, or the output not written.
     """
-    form = FORMATS.get(request.to)
+    form = FORMATS.get(to)
     if form is None:
-        raise ConfigError(f"--to {shown(request.to)} is no format; wanted one of {', '.join(FORMATS)}.")
-    subset = Dataset.open(Place.open(request.subset, request.storage), SUBSET)
-    manifest = _export(subset, Place.open(request.output, request.storage), request, form)
-    yield _told(manifest, request, form)
-
-
-def _export(subset: Dataset, output: Place, request: ExportRequest, form: ExportFormat) -> Manifest:
-    fingerprint = _fingerprint(subset.manifest, request)
+        raise ConfigError(f"--to {shown(to)} is no format; wanted one of {', '.join(FORMATS)}.")
+    dataset = Dataset.open(subset, SUBSET)
+    # The rows of the subset decide the bytes, not the files or the place they lie in.
+    source = dataset.manifest.fingerprint
+    decisive = {name: value for name, value in source.items() if name not in ("formats", "layout")}
+    fingerprint = {
+        "subset": fingerprint_digest(decisive),
+        "subset_rows": dataset.manifest.num_rows,
+        "export": to,
+        "slim": slim,
+        "drop_unfit": drop_unfit,
+    }
     done = Dataset.find(output, EXPORT)
     if done is not None:
         check_claim(output, EXPORT, fingerprint)
-        about = done.manifest.extra
-        _check_fit(about["num_unfit"], about["unfit_ids"], about["num_pairs"], request)
-        return done.manifest
+        manifest = done.manifest
+        _check_fit(manifest.extra, to, drop_unfit=drop_unfit)
+        return _told(manifest, output, form)
     check_writable(output)
-    found = survey(subset, form)
-    _check_fit(dict(found.num_unfit), found.ids, found.num_pairs, request)
-    if not found.num_fit:
-        where = shown_path(request.subset)
-        raise DataError(f"{where} has no pair to export: {found.num_pairs:,} pairs, none fits {request.to}.")
-    kept, left_out = _extra_columns(found, form, slim=request.slim)
+    columns = _message_columns(dataset)
+    facts, gaps, about = _survey(dataset, columns, form)
+    _check_fit(about, to, drop_unfit=drop_unfit)
+    num_fit = about["num_pairs"] - sum(about["num_unfit"].values())
+    if not num_fit:
+        raise DataError(f"{subset} has no pair to export: {about['num_pairs']:,} pairs, none fits {to}.")
+    own = form.columns(facts)
+    extra, about["columns_left_out"] = ([], []) if slim else _extra_columns(columns, own, gaps, form)
     plan = Plan(
         kind=EXPORT,
         fingerprint=fingerprint,
         config={},
-        schema=pa.schema([*form.columns(found.facts), *kept]),
-        shards=file_shards(found.num_fit * form.rows_per_pair, request.rows_per_file),
+        schema=pa.schema([*(pa.field(column.name, column.type) for column in own), *extra]),
+        shards=file_shards(num_fit * form.rows_per_pair, rows_per_file),
         formats=(form.container,),
     )
     run = Run.claim(output, plan)
-    files = write_files(run, _tables(subset, form, found.facts, plan.schema))
+    files = write_files(run, _tables(dataset, form, own, plan.schema))
+    return _told(finish_files(run, files, form.descriptions(facts), about), output, form)
+
+
+def unpaired(pairs: Sequence[Row]) -> Iterator[Row]:
+    """Each answer of each pair as a row; chosen and rejected answers alternate.
+
+    The rejected answers are moved on by half a block, so that the two answers of a pair are far apart.
+    """
+    half = len(pairs) // 2
+    for index, pair in enumerate(pairs):
+        other = pairs[(index + half) % len(pairs)]
+        yield {**pair, ANSWER: pair[schema.CHOSEN], WANTED: True}
+        yield {**other, ANSWER: other[schema.REJECTED], WANTED: False}
+
+
+def _survey(subset: Dataset, columns: pa.Schema, form: ExportFormat) -> tuple[Facts, set[str], dict[str, Any]]:
+    """Look at every pair.
+
+    Returns:
+        What is true of the pairs that fit; the columns without a value in some of them; and for the manifest the number
+        of pairs, that of unfit ones by reason, and their first ids (row numbers if the rows have no id).
+    """
+    absent: Counter[str] = Counter()
+    num_unfit: Counter[str] = Counter()
+    unfit_ids: dict[str, list[str]] = {}
+    num_pairs = num_tools = 0
+    for table in subset.tables():
+        for row in table.to_pylist():
+            reason = form.unfit(row)
+            if reason is not None:
+                num_unfit[reason] += 1
+                if len(unfit_ids.setdefault(reason, [])) < _IDS_KEPT:
+                    unfit_ids[reason].append(str(row.get(schema.ID, f"row {num_pairs}")))
+            else:
+                num_tools += row.get(schema.TOOLS) is not None
+                absent.update(name for name in columns.names if row[name] is None)
+            num_pairs += 1
+    complete = {*columns.names} - {*absent}
+    facts = Facts(
+        has_tools=num_tools > 0,
+        has_reference={schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED} <= complete,
+        has_rewards={schema.REWARD_CHOSEN, schema.REWARD_REJECTED} <= complete,
+        has_margin=schema.MARGIN_EXPLICIT in complete,
+    )
     about = {
-        "num_pairs": found.num_pairs,
-        "num_unfit": dict(sorted(found.num_unfit.items())),
-        "unfit_ids": dict(sorted(found.ids.items())),
-        "columns_left_out": left_out,
+        "num_pairs": num_pairs,
+        "num_unfit": dict(sorted(num_unfit.items())),
+        "unfit_ids": dict(sorted(unfit_ids.items())),
     }
-    return finish_files(run, files, form.descriptions(found.facts), about)
+    return facts, {*absent}, about
 
 
-def _fingerprint(subset: Manifest, request: ExportRequest) -> dict[str, Any]:
-    """What decides the bytes: the subset (its rows, not the files or the place they lie in), the format and `slim`."""
-    decisive = {name: value for name, value in subset.fingerprint.items() if name not in ("formats", "layout")}
-    return {
-        "subset": fingerprint_digest(decisive),
-        "subset_rows": subset.num_rows,
-        "export": request.to,
-        "slim": request.slim,
-        "drop_unfit": request.drop_unfit,
-    }
+def _fit_blocks(subset: Dataset, form: ExportFormat) -> Iterator[list[Row]]:
+    """The pairs that fit, in order, in blocks that do not depend on how the files are cut."""
+    block: list[Row] = []
+    for table in subset.tables():
+        for row in table.to_pylist():
+            if form.unfit(row) is None:
+                block.append(row)
+            if len(block) == _BLOCK_PAIRS:
+                yield block
+                block = []
+    if block:
+        yield block
 
 
-def _check_fit(
-    num_unfit: dict[str, int], ids: Mapping[str, Sequence[str]], num_pairs: int, request: ExportRequest
-) -> None:
-    if num_unfit and not request.drop_unfit:
-        raise DataError(
-            f"{sum(num_unfit.values()):,} of {num_pairs:,} pairs do not fit {request.to}:\n"
-            f"{describe_unfit(num_unfit, ids)}\nLeave them out with --drop-unfit, or export to another format."
-        )
+def _tables(subset: Dataset, form: ExportFormat, own: Sequence[Column], columns: pa.Schema) -> Iterator[pa.Table]:
+    extra = columns.names[len(own) :]
+    for block in _fit_blocks(subset, form):
+        rows = unpaired(block) if form.unpaired else block
+        values = [
+            {column.name: column.value(row) for column in own} | {name: row[name] for name in extra} for row in rows
+        ]
+        yield pa.Table.from_pylist(values, schema=columns)
 
 
-def _extra_columns(found: Survey, form: ExportFormat, *, slim: bool) -> tuple[list[pa.Field], list[str]]:
-    """Columns of the subset that go along, and the names of those that cannot."""
-    if slim:
-        return [], []
-    used = {"prompt", "chosen", "rejected", "tools"}
-    own = {field.name for field in form.columns(found.facts)}
+def _message_columns(subset: Dataset) -> pa.Schema:
+    """The columns of a subset, with plain types.
+
+    Raises:
+        SchemaError: it lacks prompt, chosen or rejected as message lists.
+    """
+    found = pa.schema([pa.field(each.name, plain_type(each.type)) for each in subset.schema])
+    needed = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
+    schema.require_columns(found, needed, where="export", remedy="Select again.")
+    wrong = {name: found.field(name).type for name in needed if not found.field(name).type.equals(schema.MESSAGES)}
+    if wrong:
+        raise SchemaError(f"export needs message lists; the subset has {wrong}. Select again.")
+    return found
+
+
+def _extra_columns(
+    columns: pa.Schema, own: Sequence[Column], gaps: set[str], form: ExportFormat
+) -> tuple[list[pa.Field], list[str]]:
+    """Other columns of the subset that are kept, and the names of those that cannot be."""
+    unwanted = {column.name for column in own} | form.misread
     kept, left_out = [], []
-    for column in found.schema:
-        if column.name in used:
+    for column in columns:
+        if column.name in _USED:
             continue
-        # Readers of JSON Lines infer types from the first lines: a column whose values begin later could not be loaded.
-        holds = form.container != "jsonl" or (_is_json(column.type) and column.name not in found.gaps)
-        if column.name in own | form.misread or not holds:
-            left_out.append(column.name)
-        else:
+        # Readers of JSON Lines infer types from the first lines: they could not load a column whose values begin later.
+        holds = form.container != "jsonl" or (_is_json(column.type) and column.name not in gaps)
+        if holds and column.name not in unwanted:
             kept.append(column)
+        else:
+            left_out.append(column.name)
     return kept, left_out
 
 
@@ -149,30 +210,34 @@ def _is_json(kind: pa.DataType) -> bool:
     return any(check(kind) for check in _JSON_TYPES)
 
 
-def _tables(subset: Dataset, form: ExportFormat, facts: Facts, schema: pa.Schema) -> Iterator[pa.Table]:
-    own = {field.name for field in form.columns(facts)}
-    extra = [name for name in schema.names if name not in own]
-    for block in fit_blocks(subset, form):
-        values = [_with_extra(row, block, extra) for row in form.convert(block, facts)]
-        yield pa.Table.from_pylist(values, schema=schema)
+def _check_fit(about: Mapping[str, Any], to: str, *, drop_unfit: bool) -> None:
+    num_unfit = sum(about["num_unfit"].values())
+    if num_unfit and not drop_unfit:
+        raise DataError(
+            f"{num_unfit:,} of {about['num_pairs']:,} pairs do not fit {to}:\n{_unfit_lines(about)}\n"
+            "Leave them out with --drop-unfit, or export to another format."
+        )
 
 
-def _with_extra(row: dict[str, Any], block: Sequence[Row], extra: Sequence[str]) -> dict[str, Any]:
-    pair = block[row.pop(PAIR)]
-    return {**row, **{name: pair[name] for name in extra}}
+def _unfit_lines(about: Mapping[str, Any]) -> str:
+    lines = []
+    for reason, count in about["num_unfit"].items():
+        more = ", ..." if count > _IDS_SHOWN else ""
+        lines.append(f"  {reason}: {count:,} ({listed(about['unfit_ids'][reason][:_IDS_SHOWN])}{more})")
+    return "\n".join(lines)
 
 
-def _told(manifest: Manifest, request: ExportRequest, form: ExportFormat) -> str:
-    path, about = shown_path(request.output.rstrip("/")), manifest.extra
+def _told(manifest: Manifest, output: Place, form: ExportFormat) -> str:
+    about = manifest.extra
     num_unfit = sum(about["num_unfit"].values())
     lines = [
         f"export: {manifest.num_rows:,} rows from {about['num_pairs'] - num_unfit:,} pairs, for {form.reads}",
-        f"  {path}",
-        f"  {form.usage.format(path=path)}",
+        f"  {output}",
+        f"  {form.usage.format(path=output)}",
     ]
     if num_unfit:
-        lines.append(f"left out, {num_unfit:,} pairs:\n{describe_unfit(about['num_unfit'], about['unfit_ids'])}")
+        lines.append(f"left out, {num_unfit:,} pairs:\n{_unfit_lines(about)}")
     if about["columns_left_out"]:
         why = "" if form.container == "hf" else ", or without a value in every pair"
-        lines.append(f"columns that {request.to} has no place for{why}: {listed(about['columns_left_out'], 100)}")
+        lines.append(f"columns that {form.name} has no place for{why}: {listed(about['columns_left_out'], 100)}")
     return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""What a format of a trainer is: its own columns, how a pair becomes rows, and which pairs it cannot hold."""
+"""What a trainer's format is: its own columns, and the pairs that it cannot hold."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 import pyarrow as pa
@@ -9,15 +10,17 @@ import pyarrow as pa
 from pipeline import schema
 
 Row = Mapping[str, Any]
-BLOCK_PAIRS: Final = 1000  # pairs that `convert` sees at once, counted over the pairs that fit
+
+SIDES: Final = (schema.CHOSEN, schema.REJECTED)
+ANSWER: Final = "__answer__"
+"""In the rows of an unpaired format: the completion, a message list."""
+WANTED: Final = "__wanted__"
+"""In the rows of an unpaired format: whether the completion is the chosen one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What holds for every pair of the subset that fits.
-
-    has_tools: that some pair comes with tools. The others: that every pair has both values.
-    """
+    """What is true of the pairs that fit: some pair has tools; every pair has both values of the other kinds."""
 
     has_tools: bool
     has_reference: bool
@@ -25,42 +28,71 @@ class Facts:
     has_margin: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that the trainer reads, and its value for a pair."""
+
+    name: str
+    type: pa.DataType
+    value: Callable[[Row], Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportFormat:
-    """One layout of one trainer."""
+    """One format of one trainer."""
 
+    name: str
     container: str
     """hf: a `load_from_disk` folder; jsonl: JSON Lines."""
     reads: str
     """Who reads it, in a few words."""
     usage: str
     """How to point the trainer at it; {path} stands for the folder."""
-    columns: Callable[[Facts], Sequence[pa.Field]]
-    """The columns that the trainer reads."""
-    convert: Callable[[Sequence[Row], Facts], list[dict[str, Any]]]
-    """Values of `columns` for a block of pairs, each row with `PAIR`: the position of its pair in the block."""
-    unfit: Callable[[Row], str | None]
+    columns: Callable[[Facts], Sequence[Column]]
+    """What the trainer reads."""
+    unfit: Callable[[Row], str | None] = lambda _: None
     """Why the format cannot hold a pair; None if it can."""
     misread: frozenset[str] = frozenset()
     """Names of columns that the trainer would take for something else; they are left out."""
-    rows_per_pair: int = 1
+    unpaired: bool = False
+    """Whether each answer is a row of its own, with ANSWER and WANTED."""
     descriptions: Callable[[Facts], Mapping[str, bytes]] = lambda _: {}
     """Small files beside the data, by name."""
 
-
-PAIR: Final = "__pair__"
-
-
-def fits_all(row: Row) -> None:
-    """For formats that hold every pair."""
-    del row
+    @property
+    def rows_per_pair(self) -> int:
+        """Two for unpaired formats."""
+        return 2 if self.unpaired else 1
 
 
-def tools_field(facts: Facts) -> list[pa.Field]:
-    """The tools column, where a pair has tools."""
-    return [pa.field(schema.TOOLS, pa.string())] if facts.has_tools else []
+def messages(*names: str) -> list[Column]:
+    """Message lists of the subset under their own names."""
+    return [Column(name, schema.MESSAGES, itemgetter(name)) for name in names]
 
 
-def tools_of(row: Row, facts: Facts) -> dict[str, Any]:
-    """The value for `tools_field`."""
-    return {schema.TOOLS: row.get(schema.TOOLS)} if facts.has_tools else {}
+def tools(facts: Facts, *, absent: str | None = None) -> list[Column]:
+    """The tools column, if some pair has tools; `absent` is the value of the other pairs."""
+    column = Column(schema.TOOLS, pa.string(), lambda row: row.get(schema.TOOLS) or absent)
+    return [column] if facts.has_tools else []
+
+
+def margin(facts: Facts) -> list[Column]:
+    """The explicit margin (chosen minus rejected, in units of the reward model), if every pair has one."""
+    return [Column("margin", pa.float64(), itemgetter(schema.MARGIN_EXPLICIT))] if facts.has_margin else []
+
+
+def has_tools(row: Row) -> str | None:
+    """Unfit for trainers that cannot show the tools of a prompt to the template."""
+    return "tools" if row.get(schema.TOOLS) is not None else None
+
+
+def many_turns(row: Row) -> str | None:
+    """Unfit for formats whose answer is one turn of the assistant."""
+    one_each = all([turn["role"] for turn in row[side]] == ["assistant"] for side in SIDES)
+    return None if one_each else "an answer of several turns"
+
+
+def unknown_role(turns: Iterable[Mapping[str, Any]], known: frozenset[str]) -> str | None:
+    """Unfit for trainers that know only some roles."""
+    found = sorted({str(turn["role"]) for turn in turns} - known)
+    return f"role {found[0]}" if found else None

@@ -1,53 +1,76 @@
-"""TRL's preference format, read by its DPO, CPO (with SimPO), ORPO and other paired trainers.
+"""TRL's formats: pairs, single completions, and whole dialogues for the reward trainer. All are message lists.
 
-Prompt and answers are message lists. Where the reference scored every pair, `ref_chosen_logps` and `ref_rejected_logps`
-stand beside them (natural log, summed over answer tokens): see `pipeline.training.precomputed`.
+Pairs are read by DPO, CPO (with SimPO), ORPO and other paired trainers. If the reference scored every pair, they have
+`ref_chosen_logps` and `ref_rejected_logps` (natural log, summed over answer tokens): see `training.precomputed`.
+
+The KTO trainer reads rows in order. To estimate a KL term it combines each prompt with the completion of a neighbour
+row, which should belong to another prompt: `export.unpaired` orders the rows so.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Final
 
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.exports.layout import PAIR, ExportFormat, Facts, Row, fits_all, tools_field, tools_of
+from pipeline.exports.layout import ANSWER, SIDES, WANTED, Column, ExportFormat, Facts, Row, margin, messages, tools
 
-MISREAD = frozenset(
+_MISREAD: Final = frozenset(
     {"image", "images", "chat_template_kwargs", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids"}
     | {"completion", "label", "margin", "messages", "text", "ref_chosen_logps", "ref_rejected_logps", "ref_logps"}
     | {"ref_KL_logps", "KL_completion_ids", "input_ids", "attention_mask", "labels"}
 )
-_REFERENCE = {
-    "ref_chosen_logps": schema.REFERENCE_LOGP_CHOSEN,
-    "ref_rejected_logps": schema.REFERENCE_LOGP_REJECTED,
-}
 
 
-def _columns(facts: Facts) -> list[pa.Field]:
-    turns = [pa.field(name, schema.MESSAGES) for name in (schema.PROMPT, schema.CHOSEN, schema.REJECTED)]
-    reference = [pa.field(name, pa.float64()) for name in _REFERENCE] if facts.has_reference else []
-    return [*turns, *reference, *tools_field(facts)]
+def _paired(facts: Facts) -> list[Column]:
+    reference = [
+        Column("ref_chosen_logps", pa.float64(), itemgetter(schema.REFERENCE_LOGP_CHOSEN)),
+        Column("ref_rejected_logps", pa.float64(), itemgetter(schema.REFERENCE_LOGP_REJECTED)),
+    ]
+    return [*messages(schema.PROMPT, *SIDES), *(reference if facts.has_reference else []), *tools(facts)]
 
 
-def _convert(pairs: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
-    reference = _REFERENCE if facts.has_reference else {}
+def _kto(facts: Facts) -> list[Column]:
     return [
-        {
-            PAIR: index,
-            **{name: pair[name] for name in (schema.PROMPT, schema.CHOSEN, schema.REJECTED)},
-            **{name: pair[source] for name, source in reference.items()},
-            **tools_of(pair, facts),
-        }
-        for index, pair in enumerate(pairs)
+        *messages(schema.PROMPT),
+        Column("completion", schema.MESSAGES, itemgetter(ANSWER)),
+        Column("label", pa.bool_(), itemgetter(WANTED)),
+        *tools(facts),
     ]
 
 
+def _reward(facts: Facts) -> list[Column]:
+    def dialogue(side: str) -> Column:
+        def turns(row: Row) -> list[object]:
+            return [*row[schema.PROMPT], *row[side]]
+
+        return Column(side, schema.MESSAGES, turns)
+
+    return [*map(dialogue, SIDES), *margin(facts), *tools(facts)]
+
+
 TRL = ExportFormat(
+    name="trl",
     container="hf",
     reads="TRL's DPO, CPO (SimPO), ORPO trainers",
     usage='DPOTrainer(train_dataset=load_from_disk("{path}/hf")["train"], ...)',
-    columns=_columns,
-    convert=_convert,
-    unfit=fits_all,
-    misread=MISREAD,
+    columns=_paired,
+    misread=_MISREAD,
+)
+TRL_KTO = ExportFormat(
+    name="trl-kto",
+    container="hf",
+    reads="TRL's KTO trainer",
+    usage='KTOTrainer(train_dataset=load_from_disk("{path}/hf")["train"], ...)',
+    columns=_kto,
+    misread=_MISREAD | {*SIDES},
+    unpaired=True,
+)
+TRL_REWARD = ExportFormat(
+    name="trl-reward",
+    container="hf",
+    reads="TRL's reward trainer",
+    usage='RewardTrainer(train_dataset=load_from_disk("{path}/hf")["train"], ...)',
+    columns=_reward,
+    misread=_MISREAD | {schema.PROMPT},
 )

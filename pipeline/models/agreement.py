@@ -1,4 +1,4 @@
-"""How far packed steps and a model's own forward may be apart, and which groups they are compared on."""
+"""The allowed difference between packed steps and a model's own forward, and the groups that are compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ import torch
 
 from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, num_packed_tokens
 
-# Largest allowed difference of rewards, or of mean log-probabilities per token; larger for numbers above the full
-# scale, where half precision is coarser. In half precision it falls with the root of the tokens of the mean: over
-# hundreds of tokens a packing bug shifts the mean by a few 0.01, rounding by a few 0.001; the tolerance lies between.
+# Largest allowed difference of rewards, or of mean log-probabilities per token. It grows for numbers above the full
+# scale: half precision is coarser there. In half precision it falls with the root of the number of tokens: over
+# hundreds of tokens a packing bug shifts the mean by a few 0.01, rounding by a few 0.001. The tolerance lies between.
 _TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_HALF: Final = 0.15
 _FULL_SCALE: Final = 16.0
 _ENOUGH_TOKENS: Final = 16
 _MANY_TOKENS: Final = 1024
-# In a sensitive model half precision differs by more. Then the allowed difference is this many times the one between
-# two attentions of its own.
+# In a sensitive model half precision differs by more. Then the difference between two of the model's own attentions is
+# measured, and this many times as much is allowed.
 OWN_NOISE: Final = 4.0
 
 _NUM_COMPARED: Final = 4
@@ -37,9 +37,9 @@ class Disagreement:
 
 
 def excess(got: Float64Array, expected: Float64Array, num_read: Int64Array | None, dtype: torch.dtype) -> Float64Array:
-    """Differences as multiples of what is allowed: more than 1, or NaN, is a disagreement.
+    """Differences as multiples of what is allowed. More than 1, or NaN, is a disagreement.
 
-    `num_read` is the number of tokens that each number is a mean over; None for rewards.
+    num_read: how many tokens each number is a mean of; None for rewards.
     """
     allowed = _TOLERANCE.get(dtype, _TOLERANCE_HALF) * np.maximum(1.0, np.abs(expected) / _FULL_SCALE)
     if num_read is not None and dtype not in _TOLERANCE:
@@ -62,7 +62,7 @@ def random_groups(vocab_size: int) -> list[Group]:
 
 
 def worth_comparing(groups: Sequence[Group], window: int | None) -> list[int]:
-    """Indices of at most four groups: the shortest that say enough, one of them longer than the sliding window."""
+    """Indices of at most four groups: the shortest with enough tokens, one of them longer than the sliding window."""
     shared = [sum(len(c.ids) for c in group) > num_packed_tokens(group) for group in groups]
     telling = [min(len(c.ids) - c.start for c in group) >= _ENOUGH_TOKENS for group in groups]
     size = [sum(len(c.ids) for c in group) for group in groups]

@@ -6,25 +6,28 @@ from a mask or from position ids. Two kernels give the same numbers up to roundi
     sdpa     torch's scaled_dot_product_attention, one call a segment; runs everywhere
     varlen   torch's variable-length flash attention, one call a layer; CUDA, half precision
 
-Sliding windows go by positions. Softcaps on scores, and sinks (a learned score for each head that takes weight and
-gives no value), are computed in float32, without a kernel of torch. Anything else that a model asks for raises
-UnsupportedAttentionError; the engines then score its sequences one by one.
+Sliding windows go by positions. Softcaps and sinks are computed in float32, without a kernel of torch. A sink is a
+learned score for each head: it takes weight and gives no value. Anything else that a model asks for is a ModelError,
+and the engines then score its sequences one by one.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import AttentionInterface
 
 from pipeline.errors import ModelError
+from pipeline.models.memory import to_device
 from pipeline.models.packing import Segment, Step
-from pipeline.models.varlen import VarlenPlan, varlen_attention
 
 PACKED_ATTENTION: Final = "alignpot_packed"
 
@@ -33,30 +36,21 @@ Kernel = Literal["sdpa", "varlen"]
 _QUERY_BLOCK: Final = 64
 _SCORE_BLOCK: Final = 1024
 
+_PADDING: Final = 64  # rows of padding that see each other
+
 # Options of transformers without effect in an evaluation that has no cache.
 _WITHOUT_EFFECT: Final = frozenset(
-    {
-        "cache_position",
-        "dropout",
-        "num_items_in_batch",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "past_key_values",
-        "position_embeddings",
-        "position_ids",
-        "return_dict",
-        "use_cache",
-    }
-)
+    {"cache_position", "dropout", "num_items_in_batch", "output_attentions", "output_hidden_states",
+     "output_router_logits", "past_key_values", "position_embeddings", "position_ids", "return_dict", "use_cache"}
+)  # fmt: skip
 
 
-class UnsupportedAttentionError(ModelError):
-    """The model asks attention for something that the packed kernels do not compute."""
+_VarlenPlan = tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor, int, int]]
+"""The rows that the queries of each segment see, one segment after another; None if that is every row once, in order.
+Then the cumulative numbers of queries and of keys, int32, shape (segments + 1,), and the most of each in a segment."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Asked(NamedTuple):
     """What a layer asks of its attention besides causality."""
 
     scaling: float | None
@@ -75,7 +69,7 @@ class Attending:
     calls: int = 0
     windowed_calls: int = 0
     masks: dict[tuple[Segment, int | None], torch.Tensor] = field(default_factory=dict)
-    varlen: VarlenPlan | None = None
+    varlen: _VarlenPlan | None = None
 
 
 _ATTENDING: ContextVar[Attending | None] = ContextVar("alignpot_attending", default=None)
@@ -109,29 +103,24 @@ def packed_attention(
     Returns:
         Output of shape (1, T, H, D), without meaning in the rows of padding, and None for the weights.
 
-    Raises:
-        UnsupportedAttentionError: a mask, or an option that is not known here.
+    Raises a ModelError for a mask, or an option that is not known here.
     """
     state = _ATTENDING.get()
     if state is None:
-        raise UnsupportedAttentionError("packed attention was called outside a step")
-    asked = _Asked(
-        scaling=options.pop("scaling", None),
-        window=options.pop("sliding_window", None),
-        softcap=options.pop("softcap", None),
-        sinks=options.pop("s_aux", None),
-    )
+        raise ModelError("packed attention was called outside a step")
+    asked = _Asked(*(options.pop(name, None) for name in ("scaling", "sliding_window", "softcap", "s_aux")))
     causal = options.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
     unknown = sorted(k for k, v in options.items() if v is not None and k not in _WITHOUT_EFFECT)
     if attention_mask is not None or not causal or unknown:
         reason = f"options {unknown}" if unknown else "a mask" if attention_mask is not None else "no causal mask"
-        raise UnsupportedAttentionError(f"{type(module).__name__} wants attention with {reason}")
+        raise ModelError(f"{type(module).__name__} wants attention with {reason}")
     state.calls += 1
     state.windowed_calls += asked.window is not None
     if state.kernel == "varlen" and asked.softcap is None and asked.sinks is None:
-        plan = state.varlen = state.varlen or VarlenPlan.of(state.step.segments, query.shape[2], query.device)
-        return varlen_attention(plan, (query, key, value), scaling=asked.scaling, window=asked.window), None
+        if state.varlen is None:
+            state.varlen = _varlen_plan(state.step.segments, query.shape[2], query.device)
+        return _varlen_attention(state.varlen, (query, key, value), asked), None
     return _sdpa_attention(state, (query, key, value), asked), None
 
 
@@ -159,17 +148,14 @@ def _sdpa_attention(state: Attending, states: Sequence[torch.Tensor], asked: _As
 
 
 def _blocks(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Cut long causal segments into blocks of queries: torch's CPU kernel computes all pairs of short ones."""
+    """Cut long causal segments into blocks of queries: torch's CPU kernel computes all pairs of a segment."""
     blocks: list[Segment] = []
     for segment in segments:
         begin, end = segment.query
-        if segment.context:
-            blocks.append(segment)
-            continue
-        cuts = [*range(begin, end, _QUERY_BLOCK), end]
-        blocks += [
-            Segment(context=((begin, at),) if at > begin else (), query=(at, until)) for at, until in pairwise(cuts)
-        ]
+        cuts = [begin, end] if segment.context else [*range(begin, end, _QUERY_BLOCK), end]
+        for at, until in pairwise(cuts):
+            before = ((begin, at),) if at > begin else segment.context
+            blocks.append(Segment(context=before, query=(at, until)))
     return tuple(blocks)
 
 
@@ -224,5 +210,48 @@ def _weights(query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, asked:
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
-# It reads which step is running: a compiled layer must not treat that as a constant.
+def _varlen_plan(segments: Sequence[Segment], num_rows: int, device: torch.device) -> _VarlenPlan:
+    """The plan of segments whose queries cover the first rows of a step in order. The rows after them are padding."""
+    padding = range(segments[-1].query[1], num_rows, _PADDING)
+    segments = [*segments, *(Segment(context=(), query=(at, min(at + _PADDING, num_rows))) for at in padding)]
+    num_queries = [s.num_queries for s in segments]
+    num_keys = [s.num_context + s.num_queries for s in segments]
+    gather = None
+    if any(s.context for s in segments):
+        seen = np.concatenate([np.arange(*rows) for s in segments for rows in (*s.context, s.query)])
+        gather = to_device(seen, device)
+    queries, keys = (to_device([0, *n], device).cumsum(0, dtype=torch.int32) for n in (num_queries, num_keys))
+    return gather, (queries, keys, max(num_queries), max(num_keys))
+
+
+def _varlen_attention(plan: _VarlenPlan, states: Sequence[torch.Tensor], asked: _Asked) -> torch.Tensor:
+    from torch.nn.attention import varlen
+
+    query, key, value = (s[0].transpose(0, 1) for s in states)
+    gather, lengths = plan
+    if gather is not None:
+        key, value = key.index_select(0, gather), value.index_select(0, gather)
+    options: dict[str, Any] = {"enable_gqa": key.shape[1] != query.shape[1], "num_splits": 1}
+    attended: Any = varlen.varlen_attn(
+        query.contiguous(),
+        key.contiguous(),
+        value.contiguous(),
+        *lengths,
+        scale=asked.scaling,
+        window_size=(-1 if asked.window is None else asked.window - 1, 0),  # causal, aligned to the last key
+        **{name: given for name, given in options.items() if name in _varlen_options()},
+    )
+    output: torch.Tensor = attended[None]
+    return output
+
+
+@cache
+def _varlen_options() -> frozenset[str]:
+    """Parameters of this torch's kernel. One without `enable_gqa` takes grouped queries anyway and never splits."""
+    from torch.nn.attention import varlen
+
+    return frozenset(inspect.signature(varlen.varlen_attn).parameters)
+
+
+# It reads which step is running. A compiled layer must not treat that as a constant.
 AttentionInterface.register(PACKED_ATTENTION, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]

@@ -1,17 +1,29 @@
-"""The decoder under a language-model or classifier head, run one packed step or one sequence at a time."""
+"""The decoder under a language-model or classifier head, run one packed step or one sequence at a time.
+
+After attention, nothing in the last layer goes from one row to another. So rows that no head reads need no feed-forward
+there: the rows of prompts, and all but one row of a dialogue that gets a reward.
+
+On request torch compiles the layers. Norms, rotary embeddings, activations and residual sums then run as a few loops
+instead of one pass over memory for each operation. Matrix products and attention keep their kernels. Sums change by a
+rounding, and depend on batch composition no more than before. Layers share their code, so one compilation serves all
+layers of a kind and any number of tokens. Torch keeps the result on disk for the next process.
+"""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
+from torch.func import functional_call
 
 from pipeline.errors import ModelError
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
-from pipeline.models.layers import LastNorm, only_rows, prepare_last_layer, uncompiled
 from pipeline.models.memory import to_device
-from pipeline.models.packing import Completion, Step
+from pipeline.models.packing import ROW_MULTIPLE, Completion, Int64Array, Step
 
 _KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 # Rotary embeddings of these kinds depend on the longest sequence of a forward.
@@ -19,16 +31,19 @@ _LENGTH_DEPENDENT_ROPE: Final = frozenset({"dynamic", "longrope"})
 # Tables of learned positions, by the names that transformers gives them.
 _LEARNED_POSITIONS: Final = frozenset({"wpe", "embed_positions", "position_embeddings", "positions_embed"})
 _HALF_PRECISION: Final = (torch.bfloat16, torch.float16)
+_FEED_FORWARDS: Final = ("mlp", "feed_forward", "block_sparse_moe")
 
 
 class Backbone:
     """A transformers model, or the one inside a peft model whose adapter is unmerged.
 
     Attributes:
-        model: the model with its head; `config` is its text configuration, `dtype` and `device` are its weights'.
-        num_positions: longest sequence that its learned positions have room for; None where positions are computed.
-        kernel: how packed steps are run, or naive where they cannot be.
+        model: the model with its head; `name` is its class, for messages, and `config` its text configuration.
+        device, dtype: of its weights.
+        num_positions: longest sequence that its learned positions have room for; None if positions are computed.
+        kernel: how packed steps are run; naive if they cannot be.
         trims: whether the last feed-forward runs only on the rows that are read.
+        window: tokens that sliding layers see; None without such layers.
         plain_attention: the attention that `forward_one` runs; `other_attention` another one that is right, if any.
     """
 
@@ -38,35 +53,30 @@ class Backbone:
         self.device = next(self.model.parameters()).device
         self.dtype = next(p.dtype for p in self.model.parameters() if p.dtype.is_floating_point)
         self.num_positions = _num_positions(self.model)
+        self.name = type(self.model).__name__
         self.kernel: Kernel | Literal["naive"] = "naive"
         self.trims = True
         # Flash and SDPA kernels of transformers leave a softcap out; its eager attention does not.
         softcapped = getattr(self.config, "attn_logit_softcapping", None) is not None
         self.plain_attention: str = "eager" if softcapped else self.model.config._attn_implementation  # noqa: SLF001
         self.other_attention = None if softcapped else "sdpa" if self.plain_attention == "eager" else "eager"
-        self._window: int | None = getattr(self.config, "sliding_window", None)
         self._layer_types: list[str] | None = getattr(self.config, "layer_types", None)
+        slides = not self._layer_types or "sliding_attention" in self._layer_types
+        self.window: int | None = getattr(self.config, "sliding_window", None) if slides else None
         self._attention_calls = (0, 0)  # of the last step: all, and those with a sliding window
         num_layers = getattr(self.config, "num_hidden_layers", None)
         lists = (m for m in self.model.base_model.modules() if isinstance(m, torch.nn.ModuleList))
         self._layers = next((modules for modules in lists if len(modules) == num_layers), None)
-        if self._layers:
-            prepare_last_layer(self._layers[-1])
-
-    @property
-    def name(self) -> str:
-        """The model's class, for messages."""
-        return type(self.model).__name__
-
-    @property
-    def window(self) -> int | None:
-        """Tokens that sliding layers see; None where there are none."""
-        return None if self._layer_types and "sliding_attention" not in self._layer_types else self._window
+        last = self._layers[-1] if self._layers else None
+        feed_forward = next((getattr(last, name) for name in _FEED_FORWARDS if getattr(last, name, None)), None)
+        if feed_forward is not None and _select not in feed_forward._forward_pre_hooks.values():  # noqa: SLF001
+            feed_forward.register_forward_pre_hook(_select)
+            feed_forward.register_forward_hook(_spread)
 
     def hidden_rows(self, step: Step) -> torch.Tensor:
         """Last hidden states of the rows that a step reads, shape (R, d), in the model's dtype.
 
-        Those of a half-precision model on CPU are in float32 if a norm ends it (see LastNorm).
+        A half-precision model on a CPU that ends with a norm gives them in float32 (see _last_norm_in_float32).
         """
         if self.kernel == "naive":
             raise ModelError(f"{self.name} cannot run packed steps.")
@@ -76,13 +86,13 @@ class Backbone:
         with (
             self._attention(PACKED_ATTENTION),
             attending(step, self.kernel, self.device) as attended,
-            LastNorm(decoder) if in_float32 else nullcontext() as last_norm,
-            only_rows(step.rows) if self.trims else nullcontext(),
+            _last_norm_in_float32(decoder) if in_float32 else nullcontext() as last_norm,
+            _only_rows(step.rows) if self.trims else nullcontext(),
         ):
             output = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False)
         self._attention_calls = attended.calls, attended.windowed_calls
         hidden = output.last_hidden_state[0]
-        return hidden.index_select(0, rows) if last_norm is None else last_norm.in_float32(hidden, rows)
+        return hidden.index_select(0, rows) if last_norm is None else last_norm(hidden, rows)
 
     def forward_one(self, completion: Completion) -> Any:
         """The model's own output for one sequence, without padding, by its own attention."""
@@ -91,10 +101,9 @@ class Backbone:
             return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def compile(self) -> None:
-        """Have the decoder's layers and norms compiled when they are next called (see layers).
+        """Have the decoder's layers and norms compiled when they are next called (see above).
 
-        Raises:
-            ModelError: it has no list of layers.
+        Raises a ModelError if it has no list of layers.
         """
         decoder = self.model.base_model
         if self._layers is None:
@@ -126,7 +135,7 @@ class Backbone:
         return ["varlen", "sdpa"] if half_on_gpu else ["sdpa"]
 
     def missing_windows(self) -> str | None:
-        """Whether, in the last step, a layer did not tell its attention of its sliding window.
+        """How many layers, in the last step, did not pass their sliding window to attention; None if all did.
 
         Numbers of short sequences cannot show it.
         """
@@ -134,7 +143,7 @@ class Backbone:
         if calls == 0:
             return "its layers do not call the attention they are given"
         types = self._layer_types
-        expected = 0 if self._window is None else types.count("sliding_attention") if types else calls
+        expected = 0 if self.window is None else types.count("sliding_attention") if types else calls
         return None if windowed == expected else f"{windowed} of {expected} sliding windows reach its attention"
 
     @contextmanager
@@ -158,3 +167,91 @@ def _num_positions(model: Any) -> int | None:
             padding = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings - getattr(module, "offset", padding))
     return None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Rows:
+    """How many rows of a forward are read, which ones (padded), and how many rows there are."""
+
+    num_read: int
+    padded: Int64Array
+    num_tokens: int = 0
+    on_device: torch.Tensor | None = None
+
+
+_ROWS: ContextVar[_Rows | None] = ContextVar("alignpot_rows", default=None)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled layers as they were written, for a while."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+@contextmanager
+def _only_rows(rows: Int64Array) -> Iterator[None]:
+    """Let the last feed-forward compute only these rows of its states, ascending, for a while. The others become 0."""
+    # As many as a matrix product on CPU needs for a row not to depend on the other rows (see packing).
+    padded = np.zeros(ROW_MULTIPLE, np.int64)
+    if len(rows):
+        padded = np.pad(rows, (0, -len(rows) % ROW_MULTIPLE), mode="edge")
+    token = _ROWS.set(_Rows(num_read=len(rows), padded=padded))
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
+
+
+# The rows change from step to step, so a compiled layer must not treat them as a constant.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _select(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    rows = _ROWS.get()
+    if rows is None or not args or args[0].ndim != 3:
+        return None
+    rows.num_tokens = args[0].shape[1]
+    rows.on_device = to_device(rows.padded, args[0].device)
+    return (args[0].index_select(1, rows.on_device), *args[1:])
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _spread(_: torch.nn.Module, __: tuple[Any, ...], given: Any) -> Any:
+    rows = _ROWS.get()
+    if rows is None or rows.on_device is None:
+        return given
+    states, *others = given if isinstance(given, tuple) else (given,)
+    whole = states.new_zeros(1, rows.num_tokens, states.shape[-1])
+    whole.index_copy_(1, rows.on_device[: rows.num_read], states[:, : rows.num_read])
+    return (whole, *others) if isinstance(given, tuple) else whole
+
+
+@contextmanager
+def _last_norm_in_float32(decoder: torch.nn.Module) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """Compute a decoder's last module, usually its final norm, again in float32, on the rows that a head reads.
+
+    In half precision the model's own norm rounds away what a float32 head can use: a twentieth of the error of
+    SmolLM2's margins. The rows are few, so the cost is small. Entered for the time of one forward.
+
+    Yields a function of the last hidden states, shape (T, d), and row numbers. It gives these rows: in float32 if one
+    of the decoder's modules computed them, else as they are.
+    """
+    calls: list[tuple[torch.nn.Module, torch.Tensor, torch.Tensor]] = []
+
+    def remember(module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any], given: Any) -> None:
+        if len(args) == 1 and not options and all(torch.is_tensor(t) and t.ndim == 3 for t in (*args, given)):
+            calls.append((module, args[0], given))
+
+    def in_float32(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        for module, taken, given in calls:
+            if given.data_ptr() == hidden.data_ptr():
+                values = {name: p.float() for name, p in module.named_parameters()}
+                found: torch.Tensor = functional_call(module, values, (taken[0].index_select(0, rows).float(),))
+                return found
+        return hidden.index_select(0, rows)
+
+    modules = [module for module in decoder.children() if not any(module.children())]
+    hooks = [module.register_forward_hook(remember, with_kwargs=True) for module in modules]
+    try:
+        yield in_float32
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,12 +1,13 @@
-"""What models on a CPU run in, and in which memory.
+"""The dtype and the memory of models on a CPU.
 
-bfloat16 and float16 save time on a CPU that has instructions for them. Elsewhere torch emulates them, at a fifth of
-float32's rate on matrix products. There a half-precision model is run in float32: its weights, rounded to the dtype
-asked for, are converted exactly. Scores on the two kinds of CPU differ by the noise of half precision, as those of a
-CPU and a GPU do.
+bfloat16 and float16 save time on a CPU with instructions for them. Without these torch emulates them, at a fifth of
+float32's rate on matrix products. So such a CPU runs a half-precision model in float32: its weights, rounded to the
+dtype asked for, are converted exactly. Scores on the two kinds of CPU differ by the noise of half precision, just as
+scores on a CPU and a GPU do.
 """
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -17,18 +18,25 @@ _INSTRUCTIONS: Final = {
     torch.float16: ("avx512_fp16", "amx_fp16", "avx10_2", "fp16_arith"),
 }
 
-# Options of glibc's mallopt and their values, in bytes. The first is the largest that glibc comes to by itself.
+# Options of glibc's mallopt and their values, in bytes. The first is the largest that glibc chooses by itself.
 _MAP_ALONE: Final = (-3, 32 << 20)
 _GIVE_BACK: Final = (-1, 1 << 30)
 
 
 def has_arithmetic(dtype: torch.dtype) -> bool:
     """Whether this CPU has instructions for a dtype; if not, torch emulates it."""
-    return dtype not in _INSTRUCTIONS or any(_capabilities().get(name) for name in _INSTRUCTIONS[dtype])
+    if hasattr(torch.cpu, "get_capabilities"):
+        found: Mapping[str, Any] = torch.cpu.get_capabilities()
+    else:  # before torch 2.11 this is all it tells
+        found = {
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),  # noqa: SLF001
+            "amx_bf16": torch.cpu._is_amx_tile_supported(),  # noqa: SLF001
+        }
+    return dtype not in _INSTRUCTIONS or any(found.get(name) for name in _INSTRUCTIONS[dtype])
 
 
 def in_own_arithmetic(model: Any) -> Any:
-    """A transformers model in a dtype that this CPU computes in, converted in place unless it is quantised."""
+    """A transformers model, converted in place to a dtype that this CPU computes in. Quantised models stay."""
     if has_arithmetic(model.dtype) or getattr(model, "hf_quantizer", None) is not None:
         return model
     return model.float()
@@ -43,12 +51,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in (_MAP_ALONE, _GIVE_BACK):
             mallopt(option, value)
-
-
-def _capabilities() -> dict[str, Any]:
-    if hasattr(torch.cpu, "get_capabilities"):
-        return dict(torch.cpu.get_capabilities())
-    return {  # before torch 2.11, which knows no more
-        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),  # noqa: SLF001
-        "amx_bf16": torch.cpu._is_amx_tile_supported(),  # noqa: SLF001
-    }

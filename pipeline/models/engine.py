@@ -1,8 +1,8 @@
-"""What scoring engines share: numbers from packed steps, where a comparison shows that they are the model's own.
+"""The common part of scoring engines: packed steps, checked against the model's own forward.
 
-An engine has two ways to a number: packed steps, which are fast, and the model's own forward of one sequence, which is
-several times slower and always right. At the start both are compared on a few short random sequences; if they differ,
-the model is scored one sequence at a time. `disagreement` repeats the comparison on real groups.
+An engine has two ways to a number. Packed steps are fast. The model's own forward of one sequence is always right, and
+several times slower. At the start both are compared on a few short random sequences. If they differ, the model is
+scored one sequence at a time. `disagreement` repeats the comparison on real groups.
 """
 
 import logging
@@ -19,9 +19,8 @@ from pipeline.config import TorchModel
 from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_groups, worth_comparing
-from pipeline.models.backbone import Backbone
+from pipeline.models.backbone import Backbone, uncompiled
 from pipeline.models.fp8 import require_fp8, use_fp8
-from pipeline.models.layers import uncompiled
 from pipeline.models.memory import Budget, Numbers, Scores, is_memory_error, no_smaller_steps, run_in_steps
 from pipeline.models.packing import ROW_MULTIPLE, Completion, Float64Array, Group, Int64Array
 
@@ -39,14 +38,14 @@ class Engine(ABC):
         model: a transformers model in evaluation mode, or a peft model around one. It is run in the dtype of its
             weights; `loading` gives one in a dtype that this CPU computes in.
         token_budget: most tokens in one forward; a longer group runs alone. None: 32768 on GPUs, 4096 on CPUs.
-        fp8: score with the decoder's linear layers in 8 bits (see fp8); comparisons are made before.
-        compiled: run the decoder's layers compiled (see layers).
-        deterministic: pad every forward to `token_budget` tokens, or a multiple for a longer group, and trim nothing:
-            GPUs, and CPUs with tiles, choose by the shape of a product how to compute it.
+        fp8: score with the decoder's linear layers in 8 bits (see fp8). Comparisons are made before that.
+        compiled: run the decoder's layers compiled (see backbone).
+        deterministic: pad every forward to `token_budget` tokens, or a multiple for a longer group, and trim nothing.
+            GPUs, and CPUs with tiles, compute a product in a way that depends on its shape.
 
     Raises:
-        ModelError: this torch or GPU has no fp8; layers cannot be compiled or then give other numbers; or a step of
-            the one shape does not fit memory.
+        ModelError: this torch or GPU has no fp8; the layers cannot be compiled, or give other numbers then; or a
+            padded step does not fit memory.
     """
 
     _quantity: ClassVar[str]
@@ -77,11 +76,7 @@ class Engine(ABC):
 
     @classmethod
     def load(cls, section: TorchModel) -> Self:
-        """The engine of a config section.
-
-        Raises:
-            ModelError: the model cannot be loaded, or not be run as asked.
-        """
+        """The engine of a config section. Raises a ModelError if the model cannot be loaded, or not be run as asked."""
         return cls(
             cls._load_model(section),
             section.token_budget,
@@ -96,26 +91,41 @@ class Engine(ABC):
         return self._backbone.kernel
 
     @torch.inference_mode()
-    def score(self, groups: Sequence[Group]) -> Scores:
-        """The number of every sequence. Those that are not finite are returned as they are."""
-        if self._to_be_rounded:
+    def score(self, groups: Sequence[Group], *, in_fp8: bool = True) -> Scores:
+        """The number of every sequence. Those that are not finite are returned as they are.
+
+        in_fp8: whether to round the model first, where fp8 is asked for.
+        """
+        if in_fp8 and self._to_be_rounded:
             self._to_be_rounded = False
             use_fp8(self._backbone.model)
-        return self._numbers(groups)
+        limit = self._backbone.num_positions or math.inf
+        fits = np.asarray([len(c.ids) <= limit for group in groups for c in group], dtype=bool)
+        short = [fitting for group in groups if (fitting := [c for c in group if len(c.ids) <= limit])]
+        if self._backbone.kernel == "naive":
+            found = self._one_by_one(short)
+        else:
+            found = run_in_steps(short, self._packed, self._budget)
+        values = np.full(len(fits), np.nan)
+        values[fits] = found.values
+        places = np.flatnonzero(fits).tolist()
+        left_out = {places[index]: reason for index, reason in found.left_out.items()}
+        left_out |= dict.fromkeys(np.flatnonzero(~fits).tolist(), Reason.LONGER_THAN_MODEL)
+        return Scores(values=values, left_out=left_out)
 
     @torch.inference_mode()
     def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
         """Compare packed steps with the model's own forward on a few of the groups, the shortest that say enough.
 
         Returns:
-            None if they agree, or where there are no packed steps to compare.
+            None if they agree, or if there are no packed steps to compare.
         """
         backbone = self._backbone
         if backbone.kernel == "naive":
             return None
         chosen = worth_comparing(groups, backbone.window)
         compared = [groups[i] for i in chosen]
-        packed, plain = self._numbers(compared), self._one_by_one(compared)
+        packed, plain = self.score(compared, in_fp8=False), self._one_by_one(compared)
         differences, multiples = self._compare(compared, packed, plain)
         worst = float(multiples.max(initial=0.0))
         if worst <= 1.0:
@@ -153,25 +163,9 @@ class Engine(ABC):
         """The number by the model's own forward of one sequence."""
 
     def _num_read(self, groups: Sequence[Group]) -> Int64Array | None:
-        """Tokens that each number is a sum over, at least 1; None where it is no sum."""
+        """How many tokens each number is a sum of, at least 1; None if it is no sum."""
         del groups
         return None
-
-    def _numbers(self, groups: Sequence[Group]) -> Scores:
-        limit = self._backbone.num_positions or math.inf
-        fits = np.asarray([len(c.ids) <= limit for group in groups for c in group], dtype=bool)
-        short = [fitting for group in groups if (fitting := [c for c in group if len(c.ids) <= limit])]
-        if self._backbone.kernel == "naive":
-            found = self._one_by_one(short)
-        else:
-            found = run_in_steps(short, self._packed, self._budget)
-        values = np.full(len(fits), np.nan)
-        values[fits] = found.values
-        places = np.flatnonzero(fits).tolist()
-        left_out = {places[index]: reason for index, reason in found.left_out.items()}
-        return Scores(
-            values=values, left_out=left_out | dict.fromkeys(np.flatnonzero(~fits).tolist(), Reason.LONGER_THAN_MODEL)
-        )
 
     def _one_by_one(self, groups: Sequence[Group]) -> Scores:
         def start(some: Sequence[Group]) -> Numbers:
@@ -232,9 +226,9 @@ class Engine(ABC):
         return missing
 
     def _compare(self, groups: Sequence[Group], first: Scores, second: Scores) -> tuple[Float64Array, Float64Array]:
-        """Differences of rewards or of means over the tokens read, and the same as multiples of what is allowed.
+        """Differences of rewards or of means over the tokens read, also as multiples of what is allowed.
 
-        Multiples are infinite where only one is a number.
+        A multiple is infinite if only one of the two is a number.
         """
         num_read = self._num_read(groups)
         got, expected = (scores.values / (1 if num_read is None else num_read) for scores in (first, second))

@@ -1,35 +1,33 @@
-"""What identifies a model's numbers: digests and commits, found without loading weights or torch.
+"""Identifies the numbers of a model by digests and commits, without loading weights or torch.
 
-A hub model is its name and commit; a local one the digests of its files, wherever it lies. To these come the decisive
-keys of its section, such as dtype and backend, and the adapter. Equal fingerprints mean equal files.
+A hub model is identified by its name and commit, a local one by the digests of its files, wherever it lies. The adapter
+and the decisive keys of the section, such as dtype and backend, are part of it. Equal fingerprints mean equal files.
 """
 
 import hashlib
 import json
 import re
 import time
+from collections.abc import Mapping
 from os import stat_result
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from pipeline.config import TorchModel
 from pipeline.errors import ModelError, is_foreign
 from pipeline.shown import listed, shown
 
-_WEIGHTS: Final = ("*.safetensors", "*.safetensors.index.json")
-_CONFIG: Final = ("config.json", "*.py")
-_TOKENIZER: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-)
-_ADAPTER: Final = ("adapter_config.json", "adapter_model.safetensors")
+_Parts = Mapping[str, tuple[str, ...]]
+"""Patterns of file names, by the part of a model that they belong to."""
+
+_MODEL_PARTS: Final[_Parts] = {
+    "weights": ("*.safetensors", "*.safetensors.index.json"),
+    "config": ("config.json", "*.py"),
+    "tokenizer": ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                  "vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template*"),
+}  # fmt: skip
+_MODEL_FILES: Final = ("config.json", "*.safetensors")
+_ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TO_SAFETENSORS: Final = "Convert it: load it with transformers and call save_pretrained."
@@ -38,8 +36,8 @@ _HUB_TIMEOUT_S: Final = 10.0
 # A file that changed this lately may change again without a new time, as file systems count in steps.
 _SETTLED_S: Final = 3.0
 
-_State: TypeAlias = tuple[int, ...]
-_digests: dict[Path, tuple[_State, str]] = {}  # what this process has read; each access is one, so threads may share it
+_State = tuple[int, ...]
+_digests: dict[Path, tuple[_State, str]] = {}  # of files that this process has read; threads may share it
 
 
 def model_fingerprint(model: TorchModel) -> dict[str, Any]:
@@ -48,59 +46,52 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
     Reads every byte of a local model, except in a Hugging Face cache, whose file names are digests already. A process
     reads a file once for as long as it does not change.
 
-    Raises:
-        ModelError: no such model, no safetensors, or the hub cannot be reached and holds no copy here.
+    Raises a ModelError if there is no such model, it has no safetensors, or it is neither on the hub nor cached.
     """
-    found = model.fingerprint() | _identity(model.model, model.revision)
+    found = model.fingerprint() | _identity(model.model, model.revision, _MODEL_FILES, _MODEL_PARTS)
     if model.adapter is not None:
-        found["adapter"] = _adapter_identity(model.adapter, model.adapter_revision)
+        parts = {"weights": _ADAPTER_FILES}
+        found["adapter"] = _identity(model.adapter, model.adapter_revision, _ADAPTER_FILES, parts)
     return found
 
 
 def check_files(model: TorchModel) -> None:
-    """Check what can be checked of a model's files on this machine without reading them.
+    """Check the files of a model and its adapter on this machine, as far as possible without reading them.
 
-    Raises:
-        ModelError: the directory is missing, holds no model or no safetensors, or some of them are missing or damaged;
-            the same for the adapter.
+    Raises a ModelError if the directory is missing or holds no model, or if files are missing or damaged.
     """
-    _check_name(model.model, model.revision, "config.json", "*.safetensors")
+    _check_files(model.model, model.revision, *_MODEL_FILES)
     if model.adapter is not None:
-        _check_name(model.adapter, model.adapter_revision, *_ADAPTER)
+        _check_files(model.adapter, model.adapter_revision, *_ADAPTER_FILES)
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name means a directory rather than a hub id.
-
-    Raises:
-        ModelError: it is a URL.
-    """
+    """Whether a model's name means a directory rather than a hub id. Raises a ModelError if it is a URL."""
     if "://" in name:
         raise ModelError(f"Model {name} is a URL; wanted a hub id or a local directory. Download it first.")
     return Path(name).exists() or not _HUB_NAME.fullmatch(name)
 
 
-def _identity(name: str, revision: str) -> dict[str, Any]:
+def _identity(name: str, revision: str, needed: tuple[str, str], parts: _Parts) -> dict[str, Any]:
+    """Name and commit of a hub model, or a digest for each part of a local one."""
     if not is_local(name):
         return {"name": name, "revision": _hub_commit(name, revision)}
-    directory = Path(name)
-    _check_directory(directory, "config.json", "*.safetensors")
-    parts = {"weights": _WEIGHTS, "config": _CONFIG, "tokenizer": _TOKENIZER}
-    return {part: _digest_of_files(directory, patterns) for part, patterns in parts.items()}
+    _check_directory(Path(name), *needed)
+    found = {}
+    for part, patterns in parts.items():
+        files = {path for pattern in patterns for path in Path(name).glob(pattern) if path.is_file()}
+        total = hashlib.sha256()
+        for path in sorted(files):
+            total.update(f"{path.name}\0{_digest_of(path)}\n".encode())
+        found[part] = total.hexdigest()
+    return found
 
 
-def _adapter_identity(name: str, revision: str) -> dict[str, Any]:
-    if not is_local(name):
-        return {"name": name, "revision": _hub_commit(name, revision)}
-    _check_directory(Path(name), *_ADAPTER)
-    return {"weights": _digest_of_files(Path(name), _ADAPTER)}
-
-
-def _check_name(name: str, revision: str, config: str, weights: str) -> None:
+def _check_files(name: str, revision: str, config: str, weights: str) -> None:
+    directory: Path | None = Path(name)
     if is_local(name):
         _check_directory(Path(name), config, weights)
         _check_index(Path(name))
-        directory: Path | None = Path(name)
     else:
         directory = _cached_snapshot(name, revision)
     for path in sorted(directory.glob("*.safetensors")) if directory else ():
@@ -108,7 +99,7 @@ def _check_name(name: str, revision: str, config: str, weights: str) -> None:
 
 
 def _check_index(directory: Path) -> None:
-    """Check that every file is there which holds a part of the weights, where they are in several."""
+    """Check that every file with a part of the weights is there, if they are in several files."""
     path = directory / "model.safetensors.index.json"
     if not path.exists() or (directory / "model.safetensors").exists():
         return
@@ -122,7 +113,7 @@ def _check_index(directory: Path) -> None:
 
 
 def _check_weights(path: Path) -> None:
-    """Check by the header of a file in safetensors that it is whole."""
+    """Check by its header that a safetensors file is whole."""
     from safetensors import safe_open
 
     try:
@@ -142,14 +133,6 @@ def _check_directory(directory: Path, config: str, weights: str) -> None:
     if not any(directory.glob(weights)):
         held = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
         raise ModelError(f"{directory} holds no safetensors (it holds {held or 'no weights'}). {_TO_SAFETENSORS}")
-
-
-def _digest_of_files(directory: Path, patterns: tuple[str, ...]) -> str:
-    files = sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
-    total = hashlib.sha256()
-    for path in files:
-        total.update(f"{path.name}\0{_digest_of(path)}\n".encode())
-    return total.hexdigest()
 
 
 def _digest_of(path: Path) -> str:
@@ -189,8 +172,7 @@ def _hub_commit(name: str, revision: str) -> str:
             f"The hub has no model {name} at revision {revision}, or it is private. "
             "Check name and revision, set HF_TOKEN for a private one, or give a local directory."
         ) from None
-    # The client's transport has had several error classes; whichever it is, the hub was not reached.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - the client's error classes vary; each means the hub was not reached
         if cached is not None:
             return cached
         raise ModelError(
@@ -203,7 +185,7 @@ def _hub_commit(name: str, revision: str) -> str:
 
 
 def _cached_snapshot(name: str, revision: str) -> Path | None:
-    """Folder of a hub model in the cache, whose name is the commit."""
+    """Folder of a hub model in the cache. Its name is the commit."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("config.json", "adapter_config.json"):

@@ -1,9 +1,9 @@
 """The linear layers of a decoder in 8-bit floating point (e4m3), on request.
 
-Weights are rounded once, with a scale for each output feature; inputs as they come, with a scale for each token, so
-the numbers of a token do not depend on the tokens beside it. Products are summed in float32. Embeddings, norms,
-routers, adapters and heads stay as they are. A GPU that multiplies e4m3 does so at twice its rate for bfloat16; a CPU
-gives equal numbers, slowly. Scores change, and the order of rows may: `stages.fp8_ranks` checks that.
+Weights are rounded once, with a scale for each output feature. Inputs are rounded in each forward, with a scale for
+each token, so the numbers of a token do not depend on the tokens beside it. Products are summed in float32. Embeddings,
+norms, routers, adapters and heads stay as they are. A GPU that multiplies e4m3 does so at twice its rate for bfloat16;
+a CPU gives equal numbers, slowly. Scores change, and the order of rows may change: `steps.fp8_ranks` checks that.
 """
 
 import logging
@@ -48,7 +48,7 @@ class Fp8Linear(torch.nn.Module):
         return outputs.to(inputs.dtype).reshape(*inputs.shape[:-1], self.out_features)
 
 
-# An operator of its own, because torch's compiler cannot look into scaled_mm and would cut layers into pieces there.
+# An operator of its own: torch's compiler cannot look into scaled_mm and would cut layers into pieces there.
 @torch.library.custom_op("alignpot::fp8_product", mutates_args=())
 def _product(
     rows: torch.Tensor, weight: torch.Tensor, rows_scale: torch.Tensor, weight_scale: torch.Tensor
@@ -78,8 +78,7 @@ def _(rows: torch.Tensor, weight: torch.Tensor, *_: torch.Tensor) -> torch.Tenso
 def use_fp8(model: Any) -> None:
     """Replace the linear layers of the decoder of a transformers model, whose adapters are unmerged, in place.
 
-    Raises:
-        ModelError: the decoder has no layer of this kind.
+    Raises a ModelError if it has none.
     """
     decoder = model.base_model
     num_all = sum(parameter.numel() for parameter in decoder.parameters())
@@ -97,11 +96,7 @@ def use_fp8(model: Any) -> None:
 
 
 def require_fp8(device: torch.device) -> None:
-    """Check that torch and a device can multiply e4m3.
-
-    Raises:
-        ModelError: they cannot.
-    """
+    """Check that torch and a device can multiply e4m3. Raises a ModelError if they cannot."""
     if not hasattr(F, "scaled_mm"):
         raise ModelError(f"fp8 needs torch 2.10 or newer; this is {torch.__version__}. Update torch, or remove fp8.")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _FIRST_GPU:
@@ -110,9 +105,9 @@ def require_fp8(device: torch.device) -> None:
 
 
 def _rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of shape (N, d) in e4m3, and what each is multiplied by, shape (N, 1), float32."""
-    if rows.dtype == torch.float16:  # which cannot hold small scales
+    """Rows of shape (N, d) in e4m3, and the scale of each, shape (N, 1), float32."""
+    if rows.dtype == torch.float16:  # it cannot hold small scales
         rows = rows.float()
-    # A scale that its dtype rounded down lets a number come a little over the largest, to which it is rounded then.
+    # A scale that was rounded down puts a number slightly above the largest e4m3 number, and it is rounded to that.
     scale = (torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True) / _LARGEST).clamp_min_(_SMALLEST_SCALE)
     return (rows / scale).to(_E4M3), scale.float()

@@ -1,9 +1,9 @@
 """Models, tokenizers and adapters from their config sections, ready to score.
 
-Weights come from safetensors only, on a GPU where one may be used and else on the CPU, in evaluation mode and
-without gradients. `dtype` says what weights are rounded to, and what a GPU computes in. A CPU without arithmetic of
-that dtype computes in float32 with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays
-unmerged on top of its base. A weight that the checkpoint lacks is an error, not a random number.
+Weights come from safetensors only. They are put on a GPU if one may be used, else on the CPU, in evaluation mode and
+without gradients. `dtype` is the dtype of weights and compute. A CPU without instructions for it computes in float32
+with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays unmerged on top of its base. A weight
+that the checkpoint lacks is an error, not a random number.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,7 @@ _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; 
 
 
 def load_tokenizer(model: TorchModel) -> Any:
-    """The tokenizer of a model, as transformers loads it.
-
-    Raises:
-        ModelError: there is none, or it cannot be loaded.
-    """
+    """The tokenizer of a model, as transformers loads it. Raises a ModelError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     return _load_part(AutoTokenizer, "Cannot load the tokenizer of", model)
@@ -45,18 +41,17 @@ def _load_part(auto_class: Any, failure: str, model: TorchModel) -> Any:
 
 
 def context_of(config: Any) -> int | None:
-    """Most tokens of one sequence, by a model's configuration; None where it sets no limit."""
+    """Most tokens of one sequence, by a model's configuration; None if it sets no limit."""
     context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return context
 
 
 def load_causal_lm(model: TorchModel) -> Any:
-    """A causal language model, with its adapter unmerged where it has one.
+    """A causal language model, with its adapter unmerged if it has one.
 
-    For a model on the CPU it sets this process's torch threads, and lets it keep freed memory.
+    For a model on the CPU it sets the torch threads of this process, which keeps freed memory from then on.
 
-    Raises:
-        ModelError: it is missing, is no causal model, lacks weights, or its adapter does not fit.
+    Raises a ModelError if it is missing, is no causal model, lacks weights, or its adapter does not fit.
     """
     from transformers import AutoModelForCausalLM
 
@@ -64,7 +59,7 @@ def load_causal_lm(model: TorchModel) -> Any:
 
 
 def load_classifier(model: TorchModel) -> Any:
-    """A sequence classifier to use as a reward model. Otherwise as `load_causal_lm`."""
+    """A sequence classifier, as a reward model. Otherwise as `load_causal_lm`."""
     from transformers import AutoModelForSequenceClassification
 
     return _load(AutoModelForSequenceClassification, model)
@@ -73,8 +68,7 @@ def load_classifier(model: TorchModel) -> Any:
 def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
     """Check models (by role: policy, reference, reward) by their files and tokenizers, without loading weights.
 
-    Raises:
-        ModelError: a model is missing, policy and reference differ in tokenizer, or one has no chat template.
+    Raises a ModelError if a model is missing, policy and reference differ in tokenizer, or one has no chat template.
     """
     tokenizers = {role: load_tokenizer(model) for role, model in models.items()}
     if "policy" in models and "reference" in models:
@@ -88,8 +82,7 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
 def check_same_tokenizer(policy: Any, reference: Any, *, own_templates: bool = True) -> None:
     """Check that two tokenizers give the same ids and special tokens, and have the same template if they use their own.
 
-    Raises:
-        ModelError: naming what differs.
+    Raises a ModelError if they differ.
     """
     first, second = (
         {
@@ -137,24 +130,21 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
         loaded = in_own_arithmetic(loaded)
         keep_freed_memory()
     if model.adapter is not None:
-        loaded = _with_adapter(loaded, model)
+        from peft import PeftConfig, PeftModel
+
+        name, revision = model.adapter, model.adapter_revision
+        with load_errors(f"Cannot load adapter {name} of", model):
+            if PeftConfig.from_pretrained(name, revision=revision).is_prompt_learning:
+                raise ModelError(f"Adapter {name} adds prompt tokens; wanted one that changes weights, as LoRA.")
+            loaded = PeftModel.from_pretrained(loaded, name, revision=revision, is_trainable=False)
     return loaded.eval().requires_grad_(requires_grad=False)
-
-
-def _with_adapter(base: Any, model: TorchModel) -> Any:
-    from peft import PeftConfig, PeftModel
-
-    with load_errors(f"Cannot load adapter {model.adapter} of", model):
-        if PeftConfig.from_pretrained(model.adapter, revision=model.adapter_revision).is_prompt_learning:
-            raise ModelError(f"Adapter {model.adapter} adds prompt tokens; wanted one that changes weights, as LoRA.")
-        return PeftModel.from_pretrained(base, model.adapter, revision=model.adapter_revision, is_trainable=False)
 
 
 @contextmanager
 def load_errors(failure: str, model: TorchModel, remedy: str | None = None) -> Iterator[None]:
     """Turn any error of a hub client, a parser, a weight loader or an engine into a ModelError.
 
-    Its message is `failure`, the model's name, the error's first line and `remedy`, which None chooses by the error.
+    Its message: `failure`, the model's name, the error's first line and `remedy`. None chooses a remedy by the error.
     """
     try:
         yield

@@ -1,11 +1,11 @@
 """Steps that fit memory: one over-long row costs that row and nothing else.
 
-A step is started before the numbers of the last one are waited for. On a GPU nothing else waits: copies go through
-pinned memory in the order of the device's work, so the host packs the next step while the device is at the last one.
+The next step starts before the numbers of the last one are read. On a GPU nothing else waits: copies go through pinned
+memory in the order of the device's work, so the host packs the next step while the device works on the last one.
 
 A step that runs out of memory is tried again in smaller ones, and the budget stays lowered. A group that does not fit
 alone is scored in halves. A sequence that does not fit alone is left out, with a reason. Smaller steps change no
-number on CPU (packing lists the exceptions); halves of a group may change one by a rounding.
+number on CPU (packing lists the exceptions). Halves of a group may change one by a rounding.
 """
 
 import logging
@@ -25,7 +25,6 @@ from pipeline.models.packing import Float64Array, Group, num_packed_tokens, step
 Numbers = Callable[[], Float64Array]
 """Waits for a step that was started and gives its numbers."""
 
-
 # What allocators other than CUDA's own say in a RuntimeError.
 _FULL: Final = ("DefaultCPUAllocator", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
 
@@ -37,8 +36,8 @@ class Scores:
     """One number a sequence, in the order of the groups.
 
     Attributes:
-        values: float64; NaN where a sequence was left out.
-        left_out: why, by the index of the sequence.
+        values: float64; NaN for a sequence that was left out.
+        left_out: the reason, by the index of the sequence.
     """
 
     values: Float64Array
@@ -56,14 +55,13 @@ class Budget:
 def run_in_steps(groups: Sequence[Group], start: Callable[[Sequence[Group]], Numbers], budget: Budget) -> Scores:
     """Score consecutive ranges of groups within the budget, each by one call of `start`.
 
-    Raises:
-        ModelError: the budget is fixed, and a step within it does not fit memory.
+    Raises a ModelError if the budget is fixed, and a step within it does not fit memory.
     """
     queue = list(groups)
     values: list[Float64Array] = []
     left_out: dict[int, Reason] = {}
     begin = num_sequences = 0
-    num_halves = 0  # groups from `begin` on that are halves of one that did not fit; each of them runs alone
+    num_halves = 0  # groups from `begin` on that are halves of a group that did not fit; each of them runs alone
     last: Numbers | None = None
     while begin < len(queue):
         end = begin + 1 if num_halves else step_end(queue, begin, budget.tokens)
@@ -95,9 +93,9 @@ def run_in_steps(groups: Sequence[Group], start: Callable[[Sequence[Group]], Num
 
 
 def _smaller(step: list[Group], budget: Budget) -> list[Group]:
-    """What to run in place of a step that does not fit: its groups, with a lower budget, or the halves of its only one.
+    """Groups to run in place of a step that does not fit: the same with a lower budget, or the halves of its only one.
 
-    Nothing if it is one sequence.
+    Empty if it is one sequence.
     """
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
@@ -139,7 +137,7 @@ def to_device(values: npt.NDArray[Any] | list[int], device: torch.device) -> tor
 
 
 def from_device(values: torch.Tensor) -> Numbers:
-    """Start to copy the values of a tensor, which its device may still be computing, to the host as float64."""
+    """Start to copy the values of a tensor to the host as float64. Its device may still be computing them."""
     if values.device.type != "cuda":
         found: Float64Array = values.double().numpy()
         return lambda: found

@@ -1,14 +1,14 @@
 """Plans flat forwards: completions of one prompt share their common prefix, and nothing is padded.
 
-A group holds the token sequences of one prompt: a pair, or all K completions of it. The first is laid out whole, each
-further one from where it leaves the earlier one that it shares most leading tokens with, its branch:
+A group holds the token sequences of one prompt: a pair, or all K completions of it. The first is laid out whole. Each
+other one follows the earlier sequence with the longest common prefix, and only its own branch is laid out:
 
     [ sequence 0 | branch 1 | branch 2 | ... ]
 
 So every distinct prefix of a group is computed once: the prompt, an opening that some responses share, a response that
-was drawn twice. A step is one forward over whole groups, as many as fit a token budget. Order and budget move work
-between steps. On a CPU they change no number, with two exceptions: mixtures of experts, and half precision where the
-CPU has tiles. Planning is pure numpy.
+was drawn twice. A step is one forward over as many whole groups as fit a token budget. Order and budget move work
+between steps. On a CPU they change no number, with two exceptions: mixtures of experts, and half precision on a CPU
+with tiles. Planning is pure numpy.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ Float64Array = npt.NDArray[np.float64]
 Range = tuple[int, int]
 """Begin and end of consecutive rows of a step."""
 
-# A matrix product on CPU rounds one way for a few rows and another way for many. Steps and head chunks always have a
-# multiple of so many rows, so a row's value does not depend on the rows beside it (exceptions above).
+# A matrix product on CPU rounds differently for few rows and for many. Steps and head chunks always have a multiple of
+# this many rows, so a row's value does not depend on the rows beside it (exceptions above).
 ROW_MULTIPLE: Final = 64
 
 
@@ -48,8 +48,8 @@ Group = Sequence[Completion]
 class Segment:
     """One attention call: query rows see the rows of `context`, then themselves causally.
 
-    `query` is a range of the flat step. `context` are ranges before it, in the order of their positions; none for the
-    first segment of a group. Positions of the query continue those of the context.
+    `query` is a range of the flat step. `context` are ranges before it, in the order of their positions, and empty for
+    the first segment of a group. Positions of the query continue those of the context.
     """
 
     context: tuple[Range, ...]
@@ -116,8 +116,7 @@ def step_end(groups: Sequence[Group], begin: int, token_budget: int) -> int:
 def check_predicted(groups: Sequence[Group]) -> None:
     """Check that every response has a token before it.
 
-    Raises:
-        ModelError: a response starts at its sequence's first token, which nothing predicts.
+    Raises a ModelError if a response starts at its sequence's first token: nothing predicts that one.
     """
     unpredicted = [i for i, c in enumerate(c for group in groups for c in group) if c.start < 1]
     if unpredicted:
@@ -125,7 +124,7 @@ def check_predicted(groups: Sequence[Group]) -> None:
 
 
 def response_step(groups: Sequence[Group], row_multiple: int = ROW_MULTIPLE) -> Step:
-    """A step that reads the rows which predict response tokens: the row before each of them.
+    """A step that reads the rows that predict response tokens: the row before each of them.
 
     The step is padded to a multiple of `row_multiple` tokens. Raises as `check_predicted`.
     """
@@ -178,7 +177,7 @@ def _lay_out(
 
 
 def _origins(group: Group) -> list[tuple[int, int]]:
-    """For each sequence, the earlier one that it shares most leading tokens with, and how many these are."""
+    """For each sequence, the earlier one with the longest common prefix, and the length of that prefix."""
     found = [(0, 0)]
     for index in range(1, len(group)):
         shared = [common_prefix(group[index].ids, earlier.ids) for earlier in group[:index]]

@@ -1,16 +1,18 @@
-"""Messages to token ids: the one place of response marks and truncation; how dialogues become text is in templates.
+"""Messages to token ids: where a response starts, and how it is truncated. See templates for dialogues as text.
 
-`PairTokenizer` serves causal models. Its preset `trl` gives the tokens that TRL 1.16's DPOTrainer trains on:
-prompt rendered with the generation prompt, prompt and response rendered and tokenised together, the response
-starting after the longest token prefix that all three have in common. Preset `paper` is in paper_prompts.
+`PairTokenizer` serves causal models. Its preset `trl` gives the tokens that TRL 1.16's DPOTrainer trains on. The prompt
+is rendered with the generation prompt, and prompt and response are rendered and tokenised together. The response starts
+after the longest token prefix that all three share. Preset `paper` is described at `_as_paper`.
 `DialogueTokenizer` serves reward models: whole dialogues without a generation prompt.
 
 A row that cannot be used gives one of the reasons of pipeline.drops in place of tokens.
 """
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,6 +20,12 @@ from pipeline.config import DEFAULT_DATE, Tokens
 from pipeline.drops import Reason
 from pipeline.models.packing import Int32Array, common_prefix
 from pipeline.models.templates import SAVE_TEMPLATE, ChatTemplate, Messages
+
+# A template that names one of these knows the system role.
+_SYSTEM_MARKS: Final = ("system", "<|im_start|>")
+
+_Split = tuple[list[int], list[int]]
+"""Prompt ids and response ids of one side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +55,7 @@ class TokenizedPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenizedDialogue:
-    """Prompt and one response, cut to length; the response begins at `start`, which may be before the first token."""
+    """Prompt and one response, cut to length. `start` of the response is negative if its first tokens were cut off."""
 
     ids: Int32Array
     truncated: bool
@@ -68,10 +76,9 @@ class PairTokenizer:
 
     Args:
         tokenizer: a transformers tokenizer.
-        tokens: preset, lengths, truncation and, if the tokenizer's own is not wanted, the template.
+        tokens: preset, lengths, truncation, and a template if it is not the tokenizer's own.
 
-    Raises:
-        ModelError: there is no chat template that can be used.
+    Raises a ModelError if there is no usable chat template.
     """
 
     def __init__(self, tokenizer: Any, tokens: Tokens) -> None:
@@ -84,24 +91,16 @@ class PairTokenizer:
     ) -> TokenizedPair | Reason:
         """Token ids of a pair, or the reason why it cannot be used.
 
-        Args:
-            prompt: the turns before the response.
-            chosen: the turns of the chosen response alone; `rejected` likewise.
-            rejected: see `chosen`.
-            tools: JSON text of the tool schemas that the template is given; the paper preset takes none.
-            row: id of the row, for the log and for messages.
+        prompt: the turns before the response. chosen, rejected: the turns of each response alone. tools: JSON text of
+        the tool schemas for the template; the paper preset takes none. row: id of the row, for messages.
 
-        Raises:
-            ModelError: the template takes too long on row after row.
+        Raises a ModelError if the template takes too long on row after row.
         """
         if self._tokens.preset == "paper":
-            from pipeline.models.paper_prompts import tokenize_as_paper
-
-            turns = (prompt, chosen, rejected)
-            return self._template.outcome(
-                lambda: tokenize_as_paper(self._tokenizer, self._template, self._tokens, turns), row
-            )
-        return self._template.outcome(lambda: self._as_trl(prompt, chosen, rejected, tools), row)
+            make = partial(_as_paper, self._tokenizer, self._template, self._tokens, (prompt, chosen, rejected))
+        else:
+            make = partial(self._as_trl, prompt, chosen, rejected, tools)
+        return self._template.outcome(make, row)
 
     def _as_trl(
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
@@ -118,7 +117,7 @@ class PairTokenizer:
             cut = 0 if keep_start else max(0, len(ids) - max_length)
             kept = ids[cut : cut + max_length]
             sides.append(TokenizedDialogue(ids=kept, start=start - cut, truncated=len(kept) < len(ids)))
-        return finished_pair(*sides)
+        return _finished_pair(*sides)
 
 
 class DialogueTokenizer:
@@ -127,10 +126,9 @@ class DialogueTokenizer:
     Args:
         tokenizer: the reward model's transformers tokenizer. Its `truncation_side` says which end is cut.
         max_length: most tokens of a dialogue.
-        date: the day that a template is told which prints today's date.
+        date: what templates read in place of the clock.
 
-    Raises:
-        ModelError: the tokenizer has no chat template that can be used.
+    Raises a ModelError if the tokenizer has no usable chat template.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, date: datetime.date = DEFAULT_DATE) -> None:
@@ -163,16 +161,14 @@ class DialogueTokenizer:
     def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | Reason:
         ids = self._template.ids(dialogue, tools)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
-        return (
-            TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length)
-            if len(cut)
-            else Reason.EMPTY_AFTER_TRUNCATION
-        )
+        if not len(cut):
+            return Reason.EMPTY_AFTER_TRUNCATION
+        return TokenizedDialogue(ids=cut, truncated=len(ids) > self._max_length)
 
 
-def finished_pair(chosen: TokenizedDialogue, rejected: TokenizedDialogue) -> TokenizedPair | Reason:
+def _finished_pair(chosen: TokenizedDialogue, rejected: TokenizedDialogue) -> TokenizedPair | Reason:
     """Both sides as a pair, or why they make none."""
-    # Nothing predicts a sequence's first token, so it is never scored, even where it is part of the response.
+    # Nothing predicts a sequence's first token, so it is never scored, even if it is part of the response.
     chosen_start, rejected_start = max(1, chosen.start), max(1, rejected.start)
     num_chosen, num_rejected = len(chosen.ids) - chosen_start, len(rejected.ids) - rejected_start
     if num_chosen < 1 or num_rejected < 1:
@@ -189,3 +185,67 @@ def finished_pair(chosen: TokenizedDialogue, rejected: TokenizedDialogue) -> Tok
         num_tokens_rejected=num_rejected,
         truncated=chosen.truncated or rejected.truncated,
     )
+
+
+def _as_paper(
+    tokenizer: Any, template: ChatTemplate, tokens: Tokens, turns: tuple[Messages, Messages, Messages]
+) -> TokenizedPair | Reason:
+    """The tokens that the authors' scripts score (arXiv 2503.01864, after the SimPO trainer), quirks included.
+
+    Prompt and responses are rendered apart, the prompt without a generation prompt. So the assistant header and every
+    end-of-turn token count as response. An empty system message goes first if the template knows the role. A token that
+    merges across the seam moves to the response. BOS goes before the prompt and EOS after the response unless they are
+    there. If the longer response is too long for `max_length`, the prompt keeps its last `max_prompt_length` tokens,
+    with or without BOS. If that is not enough, both responses keep only their first `max_length - max_prompt_length`
+    tokens, however short the prompt is. `tokens.truncation` has no effect.
+
+    The scripts stop if tokenising prompt and response together changes more than one token at the seam. Here such a row
+    is dropped as boundary_mismatch. A tokenizer without BOS or EOS gets none. Tools are left out.
+    """
+    prompt, *answers = turns
+    knows_system = any(mark in (tokens.chat_template or tokenizer.get_chat_template()) for mark in _SYSTEM_MARKS)
+    if knows_system and prompt and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": ""}, *prompt]
+    text, *texts = [template.text(messages) for messages in (prompt, *answers)]
+    bos = tokenizer.bos_token or ""
+    first, second = (_split_at_seam(template, text, answer.removeprefix(bos)) for answer in texts)
+    if first is None or second is None:
+        return Reason.BOUNDARY_MISMATCH
+    num_different = sum(a != b for a, b in zip(first[0], second[0], strict=False))
+    if num_different > 1 or abs(len(first[0]) - len(second[0])) > 1:
+        return Reason.BOUNDARY_MISMATCH
+    return _finished_pair(*_truncated([_with_ends(tokenizer, split) for split in (first, second)], tokens))
+
+
+def _split_at_seam(template: ChatTemplate, prompt: str, answer: str) -> _Split | None:
+    """Ids of prompt and answer tokenised together, cut where the prompt's own ids end."""
+    whole, alone = template.ids_of(prompt + answer), template.ids_of(prompt)
+    if len(whole) < len(alone):
+        return None
+    seam = len(alone) - (alone != whole[: len(alone)])
+    return whole[:seam], whole[seam:]
+
+
+def _with_ends(tokenizer: Any, split: _Split) -> _Split:
+    prompt, response = split
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and prompt[:1] != [bos]:
+        prompt = [bos, *prompt]
+    if eos is not None and response[-1:] != [eos]:
+        response = [*response, eos]
+    return prompt, response
+
+
+def _truncated(splits: Sequence[_Split], tokens: Tokens) -> list[TokenizedDialogue]:
+    longest = max(len(response) for _, response in splits)
+    sides = []
+    for prompt, response in splits:
+        kept, answer = prompt, response
+        if len(kept) + longest > tokens.max_length:
+            kept = kept[-tokens.max_prompt_length :]
+        if len(kept) + longest > tokens.max_length:
+            answer = answer[: tokens.max_length - tokens.max_prompt_length]
+        truncated = len(kept) + len(answer) < len(prompt) + len(response)
+        ids = np.asarray(kept + answer, dtype=np.int32)
+        sides.append(TokenizedDialogue(ids=ids, start=len(kept), truncated=truncated))
+    return sides

@@ -1,8 +1,8 @@
 """Scores of dialogues under a sequence classifier.
 
-Decoders with a linear `score` head are run in packed steps, as log-probabilities are: dialogues of one prompt share
-their common prefix, and the head reads one row a dialogue. Everything else (encoders, custom classes) is run one
-dialogue at a time. Either way the number is the model's own: its `score` output where it has one, else its only logit.
+Decoders with a linear `score` head are run in packed steps: dialogues of one prompt share their common prefix, and the
+head reads one row a dialogue. Everything else (encoders, custom classes) is run one dialogue at a time. Either way the
+number is the model's own: its `score` output if it has one, else its only logit.
 """
 
 import logging
@@ -41,15 +41,18 @@ class ClassifierEngine(Engine):
             raise ModelError(_one_logit_wanted(self._backbone.model, head.out_features))
         self._weight = head.weight.detach()[0]
         self._bias = None if head.bias is None else head.bias.detach()
-        self._pad_id: int | None = getattr(self._backbone.config, "pad_token_id", None)
+        pad_id = getattr(self._backbone.config, "pad_token_id", None)
+        self._pad_id = -1 if pad_id is None else pad_id
         return True
 
     def _packed(self, groups: Sequence[Group]) -> Numbers:
-        last = [[self._last_index(dialogue) for dialogue in group] for group in groups]
+        # Transformers' classifiers read the last token that is not the padding token.
+        real = [[np.flatnonzero(dialogue.ids != self._pad_id) for dialogue in group] for group in groups]
+        last = [[int(indices[-1]) if len(indices) else 0 for indices in group] for group in real]
         step = last_token_step(groups, last, self._row_multiple)
         hidden = self._backbone.hidden_rows(step)
         # Row by row, in float32: one logit is too little work for a matrix product. GPUs sum many rows in another order
-        # than few, so there are always as many.
+        # than few, so the number of rows is fixed.
         weight, padded = self._weight.float(), F.pad(hidden, (0, 0, 0, -len(hidden) % ROW_MULTIPLE))
         sums = torch.cat([(rows.float() * weight).sum(dim=1) for rows in torch.split(padded, ROW_MULTIPLE)])
         bias = 0.0 if self._bias is None else self._bias.float()
@@ -63,11 +66,6 @@ class ClassifierEngine(Engine):
         if values.numel() != 1:
             raise ModelError(_one_logit_wanted(self._backbone.model, values.numel()))
         return float(values.double())
-
-    def _last_index(self, dialogue: Completion) -> int:
-        """The row transformers' classifiers read: the last token that is not the padding token."""
-        real = np.flatnonzero(dialogue.ids != self._pad_id) if self._pad_id is not None else [len(dialogue.ids) - 1]
-        return int(real[-1]) if len(real) else 0
 
 
 def _one_logit_wanted(model: Any, num_logits: int) -> str:

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template, rendered within bounds, so that neither a template nor a row ends or hangs a run.
+"""A tokenizer's chat template, with limits on time and length: no template and no row ends or hangs a run.
 
 Templates write their own BOS and EOS, so tokenising adds none.
 """
@@ -22,31 +22,25 @@ from pipeline.shown import shown
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, str]]
 
-# Why a row has no tokens.
-TEMPLATE_ERROR: Final = "template_error"  # the template refuses the turns or fails on them
-TEMPLATE_TIMEOUT: Final = "template_timeout"
-TOKENIZER_ERROR: Final = "tokenizer_error"
-
 MAX_CHARACTERS: Final = 16 * 2**20
-"""Most that a template may make of one dialogue."""
+"""Longest text that a template may make of one dialogue."""
 LIMIT_S: Final = 10.0
-"""Longest that a template may take over one dialogue."""
+"""Longest time that a template may take for one dialogue."""
 SAVE_TEMPLATE: Final = "Save one with the reward model's tokenizer."
 _SET_TEMPLATE: Final = "Set tokens.chat_template to a Jinja file."
 _MOST_TIMEOUTS: Final = 3
 
 
 class ChatTemplate:
-    """The chat template that a tokenizer's dialogues are rendered with.
+    """The chat template of a tokenizer, or one that takes its place.
 
     Args:
         tokenizer: a transformers tokenizer.
-        text: the template, if the tokenizer's own is not wanted.
-        date: takes the place of the clock that templates read.
-        remedy: what to do where there is none.
+        text: the template; None for the tokenizer's own.
+        date: what templates read in place of the clock.
+        remedy: what to do if there is no template.
 
-    Raises:
-        ModelError: there is no template, or it is not one.
+    Raises a ModelError if there is no template, or it cannot be used.
     """
 
     def __init__(
@@ -81,11 +75,7 @@ class ChatTemplate:
         return text
 
     def ids_of(self, text: str) -> list[int]:
-        """Token ids of a text, with no special tokens but its own.
-
-        Raises:
-            DropRow: the tokenizer fails on it.
-        """
+        """Token ids of a text, without added special tokens. Raises a DropRow if the tokenizer fails on it."""
         try:
             ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         except BaseException as error:
@@ -100,10 +90,9 @@ class ChatTemplate:
         return np.asarray(self.ids_of(text), dtype=np.int32)
 
     def outcome(self, make: Callable[[], T], row: str) -> T | Reason:
-        """What `make` makes of a row by means of this template, or the reason why it fails. `row` is the row's id.
+        """What `make` makes of the row with id `row`, or the reason why it fails.
 
-        Raises:
-            ModelError: the template took too long over several rows and finished none between them.
+        Raises a ModelError if the template took too long on several rows and finished none between them.
         """
         cause: BaseException | None
         try:
@@ -129,10 +118,9 @@ class ChatTemplate:
 
 
 def check_template(tokenizer: Any, text: str | None, *, remedy: str = _SET_TEMPLATE) -> None:
-    """Check that there is a chat template, of the config or else of the tokenizer, and that it can be compiled.
+    """Check that there is a chat template, and that it can be compiled: `text`, or else the tokenizer's own.
 
-    Raises:
-        ModelError: there is none, or it has an error.
+    Raises a ModelError if there is none, or it has an error.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 

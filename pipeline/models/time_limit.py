@@ -1,12 +1,12 @@
 """A limit on the time of one call, in whatever thread it runs.
 
-One daemon thread counts how long each call has been at work, and throws an exception into the thread of one that takes
-too long. It counts its own ticks, not the clock, so a process that was stopped for a while does not count as slow.
-Python code ends within a tick or two; code in C finishes first.
+One daemon thread counts how long each call runs, and throws an exception into the thread of a call that takes too long.
+It counts its own ticks, not the clock, so a process that was stopped for a while does not count as slow. Python code
+ends within a tick or two; code in C finishes first.
 
-No exception leaves the call that it was meant for. The thrower marks its aim before it checks that the call still runs;
-the caller marks the end of the call before it checks for an aim. So either the thrower holds back, or the caller waits
-for what was thrown, inside the `try` that catches it.
+No exception leaves the call that it was meant for. The thrower marks its aim before it checks that the call still runs.
+The caller marks the end of the call before it checks for an aim. So either the thrower holds back, or the caller waits
+for the exception, inside the `try` that catches it.
 """
 
 import ctypes
@@ -42,11 +42,14 @@ class _Call:
 def limited(function: Callable[[], T], seconds: float) -> T:
     """What `function` returns or raises, unless it takes much longer than `seconds`. Calls do not nest.
 
-    Raises:
-        TimeoutError: it took longer.
+    Raises a TimeoutError if it took longer.
     """
+    global _watcher  # noqa: PLW0603 - one for the process
     if _watcher is None:
-        _start_watcher()
+        with _START:
+            if _watcher is None:
+                _watcher = threading.Thread(target=_watch, name="time-limit", daemon=True)
+                _watcher.start()
     thread = threading.get_ident()
     call = _Call(int(seconds / TICK_S) + 1)
     try:
@@ -61,14 +64,6 @@ def limited(function: Callable[[], T], seconds: float) -> T:
                 _throw_into(ctypes.c_ulong(thread), None)  # takes back what has not hit yet
     except _TimeUp:
         raise TimeoutError(f"took longer than {seconds:g} s") from None
-
-
-def _start_watcher() -> None:
-    global _watcher  # noqa: PLW0603 - one for the process
-    with _START:
-        if _watcher is None:
-            _watcher = threading.Thread(target=_watch, name="time-limit", daemon=True)
-            _watcher.start()
 
 
 def _watch() -> None:

@@ -1,7 +1,7 @@
-"""vLLM's offline engine, as sampling and scoring open it in their own process: environment, arguments, start and end.
+"""vLLM's offline engine for sampling and scoring in this process: environment, arguments, start and end.
 
-Nothing outlives the process when it is killed: workers of a model that several GPUs share are its children. Imports
-vLLM in functions only.
+If this process is killed, nothing outlives it: the workers of a model on several GPUs are its children. vLLM is
+imported in functions only.
 """
 
 import os
@@ -15,17 +15,16 @@ from pipeline.config import Replicas, TorchModel
 from pipeline.errors import ModelError
 
 GRANTED_GPUS: Final = "ALIGNPOT_NUM_GPUS"
-"""Environment variable of an actor with engines: the GPUs that each of them may take for itself. Ray alone knows how
-many `auto` came to."""
+"""Environment variable of an actor with engines: GPUs for each of them. Only Ray knows how many `auto` means."""
 _KV_CACHE_GIB: Final = "1"
-# The smallest block that vLLM's CPU attention takes: responses share their prompt's cache by whole blocks.
+# The smallest block of vLLM's CPU attention. Responses share their prompt's cache by whole blocks.
 _CPU_BLOCK: Final = 32
 
 
 def environment(num_threads: int, engine_args: Mapping[str, Any]) -> dict[str, str]:
-    """Environment variables that a process with an engine must have from its start; the user's own take precedence.
+    """Environment variables that a process with an engine must have from its start. The user's own take precedence.
 
-    Those for CPU engines have no effect on a GPU.
+    Variables for CPU engines have no effect on a GPU.
     """
     wanted = {
         "OMP_NUM_THREADS": str(num_threads),
@@ -41,12 +40,12 @@ def environment(num_threads: int, engine_args: Mapping[str, Any]) -> dict[str, s
 
 
 def import_vllm(wanted: Mapping[str, str], *, key: str, otherwise: str) -> Any:
-    """The module, imported in the `environment` wanted; variables that the process has already stay.
+    """The module, imported in the wanted `environment`. Variables that are set already stay.
 
     Raises:
-        ModelError: it is not installed; `key` of the config asks for it, and `otherwise` can be done without it.
+        ModelError: it is not installed. `key` is the key of the config that asks for it; `otherwise` is a way without.
     """
-    # The number of threads is set on torch instead: processes started from here would inherit the variable.
+    # Not OMP_NUM_THREADS: processes started from here would inherit it. The number is set on torch instead.
     for name, value in wanted.items():
         if name.startswith("VLLM_"):
             os.environ.setdefault(name, value)
@@ -66,7 +65,7 @@ def on_cpu() -> bool:
 
 
 def dtype_here(dtype: str) -> str:
-    """The dtype asked for; float32 on a CPU that has no arithmetic of it."""
+    """The dtype asked for; float32 on a CPU without instructions for it."""
     import torch
 
     from pipeline.models.cpu import has_arithmetic
@@ -75,7 +74,7 @@ def dtype_here(dtype: str) -> str:
 
 
 def arguments_of(model: TorchModel, place: Replicas, engine_args: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` that follow from the model and the place it gets."""
+    """Arguments of `vllm.LLM` that follow from the model and its place."""
     found: dict[str, Any] = {
         "model": model.model,
         "revision": model.revision,
@@ -97,7 +96,7 @@ def arguments_of(model: TorchModel, place: Replicas, engine_args: Mapping[str, A
 
 
 def gpu_share(place: Replicas, engine_args: Mapping[str, Any]) -> float:
-    """How much of each of its GPUs an engine may fill, at most 1: as reserved for it, else as its place asks."""
+    """The share of each of its GPUs that an engine may fill: what is reserved for it, else what its place asks for."""
     granted = float(os.environ.get(GRANTED_GPUS) or (0 if place.num_gpus == "auto" else place.num_gpus))
     return min(granted / num_shards(engine_args), 1.0) or 1.0
 
@@ -109,13 +108,13 @@ def num_shards(engine_args: Mapping[str, Any]) -> int:
 
 @contextmanager
 def starting(num_threads: int) -> Iterator[None]:
-    """Start an engine with so many torch threads on a CPU, and leave torch able to set them."""
+    """Start an engine with this many torch threads on a CPU, and keep torch able to change the number."""
     import torch
 
     set_num_threads = torch.set_num_threads
     use_threads(num_threads)
     # On a CPU vLLM looks into the `__dict__` of every object of every module for kernels to replace. The library of
-    # llvmlite, which numba loads, answers any name at all with a function.
+    # llvmlite, which numba loads, answers every name with a function.
     ffi = sys.modules.get("llvmlite.binding.ffi")
     functions = getattr(getattr(ffi, "lib", None), "_fntab", None)
     if isinstance(functions, dict):

@@ -1,12 +1,12 @@
 """Summed log-probabilities of completions by vLLM, for models larger than one GPU.
 
 One `vllm.LLM` in one actor owns the processes of its tensor-parallel group, so a model on eight GPUs is one replica
-like any other. (Transformers' `tp_plan` wants a process for each rank: actors that live and die together. Its sharded
-modules cannot run packed steps.) A model that fits one GPU is scored faster by `LogprobEngine`, and prompts only once.
+like any other. (Transformers' `tp_plan` wants a process for each rank, and its sharded modules cannot run packed
+steps.) For a model that fits one GPU `LogprobEngine` is faster: it reads each prompt only once.
 
-vLLM is given token ids and asked for the log-probability of each of them (`prompt_logprobs=0`). It never reads its
-prefix cache for that, so every number is computed. It samples one token after each sequence, which is thrown away: a
-sequence must be shorter than the model's longest by one.
+vLLM gets token ids and gives the log-probability of each of them (`prompt_logprobs=0`). It never reads its prefix cache
+for that, so every number is computed. It also samples one token after each sequence, so a sequence must be one token
+shorter than the model's longest.
 """
 
 import gc
@@ -41,11 +41,10 @@ class VllmLogprobEngine:
     """Scores completions under one causal language model that vLLM holds, as `LogprobEngine` does.
 
     Args:
-        model: the section of the model; engine_args go before all that is set here.
-        max_length: most tokens of a sequence that has to be scored.
+        model: the section of the model; engine_args override everything that is set here.
+        max_length: most tokens of a sequence.
 
-    Raises:
-        ModelError: vLLM is not installed, or cannot run the model.
+    Raises a ModelError if vLLM is not installed, or cannot run the model.
     """
 
     def __init__(self, model: VllmModel, max_length: int) -> None:
@@ -72,9 +71,7 @@ class VllmLogprobEngine:
 
         A completion without response tokens gets 0.0. Sums that are not finite are returned as they are.
 
-        Raises:
-            ModelError: a response without a token before it, an engine that died, or an answer of vLLM that lacks
-                tokens.
+        Raises a ModelError if a response has no token before it, the engine died, or vLLM's answer lacks tokens.
         """
         check_predicted(groups)
         sequences = [c for group in groups for c in group]
@@ -86,7 +83,7 @@ class VllmLogprobEngine:
         return Scores(values=sums, left_out=dict.fromkeys(np.flatnonzero(long).tolist(), Reason.LONGER_THAN_MODEL))
 
     def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
-        """None: the model's own forward is not at hand, and vLLM compared with itself would always agree."""
+        """None: there is no other forward to compare vLLM with."""
         del groups
         return None
 
@@ -115,10 +112,9 @@ class VllmLogprobEngine:
 
 
 def response_logp(prompt_logprobs: Sequence[Any] | None, completion: Completion) -> float:
-    """Sum of the log-probabilities of a completion's response, from what vLLM gives for each token of the sequence.
+    """Sum of the log-probabilities of a completion's response, from vLLM's entries for the tokens of the sequence.
 
-    Raises:
-        ModelError: there is not one entry for each token, or one says nothing of its token.
+    Raises a ModelError if the number of entries is not the number of tokens, or an entry lacks its token.
     """
     ids = completion.ids.tolist()
     num_given = 0 if prompt_logprobs is None else len(prompt_logprobs)

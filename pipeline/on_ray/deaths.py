@@ -1,9 +1,9 @@
-"""Finds the row that kills its worker, such as one that crashes a kernel or takes all memory, and drops it.
+"""Finds and drops a row that kills its worker, such as one that crashes a kernel or takes all memory.
 
-A worker that was started again after a death marks in the dataset's folder what it begins and what it ended. A shard
-that was begun and not ended has killed a second worker: its rows are tried one by one. A row that was begun and not
-ended has killed a third: it is dropped. A first death costs nothing but the shard's repetition, for a machine may go
-away at any time; and a worker that never died marks nothing. One that dies again before it is built is given up.
+A worker that was started again after a death marks in the dataset's folder what it begins and what it ends. A shard
+that was begun but not ended has killed a second worker: its rows are tried one by one. A row that was begun but not
+ended has killed a third: it is dropped. After a first death the shard is only repeated, since a machine may go away at
+any time. A worker that never died marks nothing. A worker that dies again while it is built is given up.
 """
 
 import logging
@@ -18,7 +18,7 @@ from pipeline.data.place import Place
 from pipeline.drops import Reason, StageName
 from pipeline.errors import AlignpotError
 from pipeline.steps.guard import by_row
-from pipeline.steps.plan import Apply
+from pipeline.steps.work import Apply
 
 _FOLDER: Final = "_deaths"
 
@@ -34,11 +34,7 @@ class Deaths:
     dataset: Place
 
     def build(self, worker: str, build: Callable[[], Result]) -> Result:
-        """Build what a worker holds, which died before.
-
-        Raises:
-            AlignpotError: it died while it built the same thing.
-        """
+        """Build what a worker holds, after it died once. Raises an AlignpotError if it died while it was built."""
         place = f"{_FOLDER}/{worker}"
         if self._killed(place):
             raise AlignpotError(

@@ -1,6 +1,6 @@
 """How many GPUs the actors of each pool reserve, and whether the cluster can place every pool at once.
 
-A pool that finds no place waits for ever while the others wait for it, so this is decided before anything starts.
+A pool without a place waits forever, and the other pools wait for it. So this is checked before anything starts.
 """
 
 import logging
@@ -13,7 +13,7 @@ import ray
 from pipeline.config import Replicas
 from pipeline.errors import ConfigError
 from pipeline.models.vllm_engine import num_shards
-from pipeline.steps.plan import Stage
+from pipeline.steps.work import Stage
 
 TOKENISE_CPUS: Final = 0.5
 IO_CPUS: Final = 0.25
@@ -33,12 +33,11 @@ def cpus_per_actor(group: Sequence[Stage]) -> float:
 
 
 def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[float]:
-    """GPUs that one actor of each pool reserves, from what the config asks for and Ray has now.
+    """GPUs that one actor of each pool reserves, from the config and the resources that Ray has now.
 
-    may_grow: whether this is a cluster that nodes may still join; then a shortage is a warning.
+    may_grow: whether nodes may still join the cluster; then a shortage is only a warning.
 
-    Raises:
-        ConfigError: Ray cannot place every pool at once, and will not grow.
+    Raises a ConfigError if Ray cannot place every pool at once, and will not grow.
     """
     cluster = ray.cluster_resources()
     gpus = share_gpus(groups, cluster.get("GPU", 0.0))
@@ -63,12 +62,11 @@ def reserved_by_one_call(models: Sequence[Replicas]) -> dict[str, float]:
 def share_gpus(groups: Sequence[Sequence[Stage]], num_gpus: float) -> list[float]:
     """GPUs of one actor of each pool, where the cluster has `num_gpus`.
 
-    Pools that ask for a number get it, and those on `auto` whose engine splits its model get one for each shard. The
-    others on `auto` share what is left: a GPU an actor where there are enough, else as many actors on each GPU as it
-    takes to place them all; none where there is no GPU.
+    Pools that ask for a number get it. A pool on `auto` whose engine splits its model gets one GPU for each shard. The
+    other pools on `auto` share the rest: one GPU for each actor if there are enough, else as many actors on each GPU as
+    it takes to place them all. Without a GPU they get none.
 
-    Raises:
-        ConfigError: a number that is lower than the shards of the model.
+    Raises a ConfigError if a number is lower than the shards of the model.
     """
     asked = [[_asked(s.model, num_gpus) for s in group if s.model is not None] for group in groups]
     fixed = [max((n for n in numbers if n != "auto"), default=0.0) for numbers in asked]
@@ -80,7 +78,7 @@ def share_gpus(groups: Sequence[Sequence[Stage]], num_gpus: float) -> list[float
 
 
 def _asked(model: Replicas, num_gpus: float) -> Literal["auto"] | float:
-    """What one replica asks for, in a cluster of so many GPUs."""
+    """GPUs that one replica asks for, in a cluster with `num_gpus`."""
     shards = num_shards(getattr(model, "engine_args", {}))
     if model.num_gpus == "auto":
         return float(shards) if shards > 1 and num_gpus else "auto"

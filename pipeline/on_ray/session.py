@@ -1,4 +1,4 @@
-"""Joining a Ray cluster or starting a local one, and turning what Ray raises into our errors."""
+"""Joins a Ray cluster or starts a local one, and turns Ray's errors into ours."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ import ray.exceptions
 from pipeline.config import NO_CREDENTIALS, Replicas, Run, carries_credentials
 from pipeline.errors import AlignpotError, ConfigError, TemporaryError
 
-# Reading, tokenising and committing run beside the model actors on a local Ray; these are logical CPUs for them.
+# Logical CPUs of a local Ray for reading, tokenising and committing beside the model actors.
 _LOCAL_IO_CPUS: Final = 2
 _DIED: Final = (
     ray.exceptions.ActorDiedError,
@@ -28,14 +28,14 @@ _DIED: Final = (
 
 @contextmanager
 def ray_session(run: Run, models: Sequence[Replicas]) -> Iterator[None]:
-    """A Ray to work on: one this process is in already, the cluster at `run.address` or RAY_ADDRESS, or a local one.
+    """A Ray to work on: the one this process is in, the cluster at `run.address` or RAY_ADDRESS, or a local one.
 
-    A local Ray gets enough logical CPUs for every actor to be placed: on a small machine the pools share its cores.
+    A local Ray gets enough logical CPUs to place every actor. On a small machine the pools share its cores.
 
     Raises:
         ConfigError: the cluster refuses this Ray's version or token.
         TemporaryError: no cluster answers, a local Ray does not come up, or either lost a node or an object.
-        AlignpotError: a worker failed in a way that is no error of ours, or died more often than Ray retries.
+        AlignpotError: a worker failed with a foreign error, or died more often than Ray retries.
     """
     started_here = not ray.is_initialized()
     try:
@@ -53,7 +53,7 @@ def ray_session(run: Run, models: Sequence[Replicas]) -> Iterator[None]:
 
 @contextmanager
 def _our_sigterm() -> Iterator[None]:
-    """Keep the handler of SIGTERM, which ray.init replaces by others that end with exit codes of their own."""
+    """Keep the handler of SIGTERM. ray.init sets handlers that end with exit codes of their own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -72,8 +72,7 @@ def _our_sigterm() -> Iterator[None]:
 def cluster_address(run: Run) -> str | None:
     """The cluster to join: `run.address`, else RAY_ADDRESS; null for a Ray of our own.
 
-    Raises:
-        ConfigError: RAY_ADDRESS carries credentials.
+    Raises a ConfigError if RAY_ADDRESS carries credentials.
     """
     address = run.address or os.environ.get("RAY_ADDRESS")
     if address is not None and carries_credentials(address):
@@ -85,7 +84,12 @@ def _start(run: Run, models: Sequence[Replicas]) -> None:
     address = cluster_address(run)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if address is not None:
-        _join(address, common)
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, TimeoutError) as error:
+            raise TemporaryError(f"no Ray cluster answers at {address} ({type(error).__name__}).") from None
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"Ray at {address} cannot be joined: {str(error).strip().splitlines()[0]}") from None
         return
     needed = sum(m.replicas * m.num_cpus for m in models) + _LOCAL_IO_CPUS
     num_cpus = max(os.cpu_count() or 1, int(needed + 0.999))
@@ -101,35 +105,26 @@ def _start(run: Run, models: Sequence[Replicas]) -> None:
         ) from None
 
 
-def _join(address: str, common: dict[str, Any]) -> None:
-    try:
-        ray.init(address=address, **common)
-    except (ConnectionError, TimeoutError) as error:
-        raise TemporaryError(f"no Ray cluster answers at {address} ({type(error).__name__}).") from None
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"Ray at {address} cannot be joined: {str(error).strip().splitlines()[0]}") from None
-
-
 def _set_up_context() -> None:
-    # Ray has no other way yet to limit restarts of pool actors than the arguments it means to retire.
+    # Only the deprecated ray_remote_args can limit the restarts of pool actors.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # steps show their own; see progress
     for name, level in (("progress", logging.ERROR), ("execution.streaming_executor", logging.WARNING)):
         logging.getLogger(f"ray.data._internal.{name}").setLevel(level)
-    # Every 30 s it would say that a model takes memory, which no pool asks Ray for.
+    # Every 30 s it would warn that a model takes memory, since no pool reserves memory.
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     context.execution_options.preserve_order = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
-    # An actor that dies while it loads its model (memory, a busy GPU) is worth another try; Ray's default is none.
+    # An actor that dies while it loads its model (memory, a busy GPU) gets another try; Ray's default is none.
     context.max_consecutive_actor_init_deaths = 3
 
 
 def _as_ours(error: ray.exceptions.RayError) -> AlignpotError:
-    """What Ray says of a failure that is none of ours: its class alone, for its text may quote a row.
+    """A foreign failure as an error of ours. It names only the class: the text may quote a row.
 
-    Temporary is what another machine or another hour may cure. Ray has tried again by itself what died before.
+    It is temporary if another machine or another hour may cure it. Ray has already retried by itself.
     """
     if isinstance(error, ray.exceptions.RayTaskError):
         cause = getattr(error, "cause", None) or error

@@ -44,7 +44,7 @@ JOBS: Final = {
     "select_pairs": "select",
     "self_play": "self-play",
 }
-"""Command of each job; the names of the scripts in jobs/ will do too."""
+"""Command of each job; the names of the scripts in jobs/ are accepted too."""
 
 _COLOURS: Final = re.compile("\x1b\\[[0-9;]*m")
 _POLL_S: Final = 1.0
@@ -56,12 +56,12 @@ def submit_job(
 ) -> int:
     """Submit `job` with a config and return the exit code: the job's own if we waited for it, else 0.
 
-    The submission id is made of the job and the resolved config, so that submitting twice while the first still runs
-    follows that one instead of starting another.
+    The submission id is made of the job and the resolved config. While a job still runs, submitting the same again
+    follows it instead of starting another.
 
     Raises:
-        ConfigError: an unknown job, or a config that does not parse: found before anything is sent.
-        TemporaryError: no Ray dashboard answers at `address`, or one that did does so no more.
+        ConfigError: an unknown job, or a config that does not parse; nothing was sent.
+        TemporaryError: no Ray dashboard answers at `address`, or it has stopped answering.
     """
     if job not in JOBS:
         raise ConfigError(f"unknown job {job!r}; wanted one of {', '.join(JOBS)}")
@@ -69,9 +69,10 @@ def submit_job(
     _check_paths(parsed)
     resolved = parsed.model_dump(mode="json")
     client = _client(address)
-    name = f"alignpot-{JOBS[job]}-{_digest(resolved)}"
-    tries = {each: ended for each, ended in _jobs(client).items() if _is_try(each, name)}
-    submission_id = next((each for each, ended in tries.items() if not ended), None)
+    name = f"alignpot-{JOBS[job]}-{hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]}"
+    jobs = {str(j.submission_id): j for j in _patiently(client.list_jobs, "the cluster does not tell its jobs")}
+    tries = {each: j for each, j in jobs.items() if each == name or each.startswith(f"{name}-")}
+    submission_id = next((each for each, j in tries.items() if not j.status.is_terminal()), None)
     if submission_id is not None:
         echo(f"job {submission_id} is running already")
     else:
@@ -82,12 +83,13 @@ def submit_job(
 
 
 def _check_paths(config: Config | SelfPlayConfig) -> None:
-    """Relative paths mean something else on the cluster's head node, and nothing on its workers."""
+    """Refuse relative paths: they mean something else on the cluster's head node, and nothing on its workers."""
     places, models = _places(config)
     relative = [name for name, path in places.items() if "://" not in path and not Path(path).is_absolute()]
     for role, model in models.items():
-        names = {f"{role}.model": model.model, f"{role}.adapter": model.adapter}
-        relative += [key for key, name in names.items() if name and _is_relative_folder(name)]
+        for key, name in ((f"{role}.model", model.model), (f"{role}.adapter", model.adapter)):
+            if name and not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir()):
+                relative.append(key)
     if relative:
         raise ConfigError(
             f"{', '.join(relative)}: a relative path cannot be submitted. Give an object-store URL such as "
@@ -109,10 +111,6 @@ def _places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[str, 
     return places, {role: model for role, model in models.items() if model is not None}
 
 
-def _is_relative_folder(name: str) -> bool:
-    return not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir())
-
-
 def _client(address: str) -> JobSubmissionClient:
     if carries_credentials(address):
         raise ConfigError(f"--address {NO_CREDENTIALS}; a token goes into RAY_AUTH_TOKEN.")
@@ -131,23 +129,13 @@ def _client(address: str) -> JobSubmissionClient:
         raise ConfigError(f"Ray at {address} refused the client: {str(error).splitlines()[0]}") from None
 
 
-def _jobs(client: JobSubmissionClient) -> dict[str, bool]:
-    """Jobs of the cluster by submission id: whether each has ended."""
-    jobs = _patiently(client.list_jobs, "the cluster does not tell its jobs")
-    return {str(job.submission_id): job.status.is_terminal() for job in jobs}
-
-
-def _is_try(submission_id: str, name: str) -> bool:
-    return submission_id == name or submission_id.startswith(f"{name}-")
-
-
 def _submit(client: JobSubmissionClient, command: str, resolved: dict[str, object], submission_id: str) -> None:
     with scratch_folder("job") as work:
         shutil.copytree(Path(pipeline.__file__).parent, work / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
         (work / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
 
         def submit() -> None:
-            # An answer that got lost may have been a yes, and an id is taken once.
+            # The request may have succeeded although its reply was lost, and an id can be used only once.
             if any(job.submission_id == submission_id for job in client.list_jobs()):
                 return
             client.submit_job(
@@ -161,16 +149,15 @@ def _submit(client: JobSubmissionClient, command: str, resolved: dict[str, objec
 
 
 def _patiently(request: Callable[[], T], failure: str) -> T:
-    """Answer to `request`, which is made again where the dashboard drops it: one that has just started does.
+    """Answer to `request`. A dashboard that has just started drops requests, so failed ones are repeated.
 
-    Raises:
-        TemporaryError: `failure`, and the last reason, after `_PATIENCE_S`.
+    After `_PATIENCE_S` it raises a TemporaryError with `failure` and the last reason.
     """
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
             return request()
-        except (OSError, RuntimeError) as error:  # those of requests are of the one kind, refusals of the other
+        except (OSError, RuntimeError) as error:  # lost connections and refusals
             if time.monotonic() > deadline:
                 reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 raise TemporaryError(f"{failure}: {reason}") from None
@@ -193,7 +180,3 @@ def _follow(client: JobSubmissionClient, submission_id: str, echo: Callable[[str
     if details.status == JobStatus.SUCCEEDED:
         return 0
     return int(details.driver_exit_code or 1)
-
-
-def _digest(resolved: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]

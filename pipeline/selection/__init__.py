@@ -2,7 +2,6 @@
 
     source      what selection reads through; passes: how a task is run over parts of it
     columns     one pass over narrow columns, held in memory
-    duplicates  rows that repeat another one
     fit         what a metric takes from the whole set
     ranking     the score of every row, or why it has none
     rules       score band, per_prompt, quotas, threshold, near_duplicates: which rows are kept

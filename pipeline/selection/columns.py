@@ -59,7 +59,7 @@ class Columns:
 
     num_values: Mapping[str, int]
     hashes: HashArray
-    quantities: Mapping[Quantity, FloatArray]
+    quantities: dict[Quantity, FloatArray]
     against: BoolArray
     prompts: KeyArray
     groups: Mapping[str, tuple[Codes, list[str]]]
@@ -122,7 +122,8 @@ def _joined(parts: Sequence[Columns], wanted: Wanted) -> Columns:
     return Columns(
         num_values=num_values,
         hashes=np.concatenate([part.hashes for part in parts]),
-        quantities={q: np.concatenate([part.quantities[q] for part in parts]) for q in parts[0].quantities},
+        # Taken out of the parts one by one, so that no more than one quantity is held twice.
+        quantities={q: np.concatenate([part.quantities.pop(q) for part in parts]) for q in [*parts[0].quantities]},
         against=np.concatenate([part.against for part in parts]),
         prompts=np.concatenate([part.prompts for part in parts]),
         groups={name: _joined_groups([part.groups[name] for part in parts], name) for name in wanted.groups},

@@ -44,7 +44,7 @@ def summarise(found: Found, source: Source, *, num_examples: int = 10) -> dict[s
     selected[selection.positions] = True
     masks = dict(zip(GROUPS, (~np.isnan(scores), selected), strict=True))
     query = selection.query
-    missing = np.full(columns.num_rows, np.nan)
+    missing = np.broadcast_to(np.nan, columns.num_rows)
     explicit, implicit, reward = (
         columns.quantities.get(quantity, missing) for quantity in (query.explicit, query.implicit, SIGNED_EXPLICIT)
     )
@@ -65,7 +65,8 @@ def summarise(found: Found, source: Source, *, num_examples: int = 10) -> dict[s
 
 def _signs(reward: FloatArray, implicit: FloatArray, rows: BoolArray) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):
-        below = (reward < 0, implicit < 0, np.sign(reward) * np.sign(implicit) < 0)
+        opposed = (reward < 0) & (implicit > 0) | (reward > 0) & (implicit < 0)
+        below = (reward < 0, implicit < 0, opposed)
     has_reward, has_implicit = ~np.isnan(reward), ~np.isnan(implicit)
     known = (has_reward, has_implicit, has_reward & has_implicit)
     counts = [[int(np.count_nonzero(mask & rows)) for mask in masks] for masks in (below, known)]
@@ -78,7 +79,7 @@ def _examples_of(
     """The rows of highest sign * score, ties by id: id, margins and score."""
     if num == 0:
         return []
-    merits = sign * scores
+    merits = scores if sign > 0 else -scores
     num_ranked = int(np.count_nonzero(~np.isnan(merits)))
     last = kth_largest(merits, min(num, num_ranked))
     rows = np.flatnonzero(merits >= last)

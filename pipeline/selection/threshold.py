@@ -62,7 +62,8 @@ def kth_largest(scores: FloatArray, k: int) -> float:
         num_candidates = scores.size - _count(scores, np.isnan)
         place = sample.size * (1.0 - k / num_candidates)
         margin = 4.0 * math.sqrt(sample.size) + 1.0
-        low, high = (sample[int(np.clip(place + side * margin, 0, sample.size - 1))] for side in (-1, 1))
+        low = sample[int(place - margin)] if place >= margin else -math.inf
+        high = sample[int(place + margin)] if place + margin < sample.size else math.inf
         num_above = _count(scores, lambda chunk: chunk > high)
         near = _gathered(scores, low, high)
         if num_above < k <= num_above + near.size:

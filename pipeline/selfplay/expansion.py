@@ -1,7 +1,8 @@
-"""From prompts to a subset of pairs: generate, annotate, pair, score, select. A round does it for its prompts, and
-again for those that were made of the selected ones.
+"""From prompts to a subset of pairs, and from the prompts of a subset to new prompts. A round does the first for its
+prompts, then the second, and the first again for the new prompts.
 
-    prompts -> candidates/ -> annotated/ -> pairs/ -> scored/ -> subset/
+    expand:          prompts -> candidates/ -> annotated/ -> pairs/ -> scored/ -> subset/
+    evolve_prompts:  subset/ -> tasks/ -> drafts/ -> prompts/
 
 Each arrow is a step of its own, so that a killed round goes on with the shard it was at.
 """
@@ -9,22 +10,33 @@ Each arrow is a step of its own, so that a killed round goes on with the shard i
 import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline import schema
-from pipeline.config import Config, SelfPlayConfig, TorchModel
+from pipeline.config import Config, Run, SelfPlayConfig, TorchModel
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import SUBSET, Manifest
+from pipeline.data.place import Place
+from pipeline.data.sealed import digest
 from pipeline.errors import DataError, TooManyDroppedError
+from pipeline.models.fingerprints import model_fingerprint
+from pipeline.selfplay.annotate import annotate_stages
+from pipeline.selfplay.candidates import generate_stage
+from pipeline.selfplay.contamination import Contamination
+from pipeline.selfplay.evolve import evolve_stage, plan_evolution, selected_prompts, template_fingerprint
+from pipeline.selfplay.filters import filter_prompts
 from pipeline.selfplay.pairing import make_pairs
-from pipeline.selfplay.plan import annotate_stages, generate_stage
-from pipeline.steps.plan import Stage
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
-from pipeline.steps.step import OwnRows, Step, run_step
+from pipeline.steps.shards import OwnRows
+from pipeline.steps.step import Step, run_step
+from pipeline.steps.work import Apply, Stage
 
 PROMPTS: Final = "prompts"
 CANDIDATES: Final = "candidates"
@@ -37,13 +49,28 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Models:
-    """The models of one round, and what identifies every number they give."""
+class SelfPlay:
+    """A checked run whose settings are claimed, with the policy of one of its rounds."""
 
     config: SelfPlayConfig
     policy: TorchModel
     fingerprints: Mapping[str, Any]
-    """By role: policy, reward and, where there is one, reference."""
+    """What identifies every number of a model, by role: policy, reward and, if there is one, reference."""
+    benchmarks: Contamination | None
+    """What no new prompt may repeat."""
+
+    def with_policy(self, policy: TorchModel) -> "SelfPlay":
+        """The same run with another policy."""
+        return replace(self, policy=policy, fingerprints={**self.fingerprints, "policy": model_fingerprint(policy)})
+
+    def dataset(self, url: str, kind: str = SUBSET) -> Dataset:
+        """The complete dataset at a URL. Raises SourceError if there is none."""
+        return Dataset.open(Place.open(url, self.config.storage), kind)
+
+    def prompts_of(self, subset: str) -> pa.Table:
+        """The prompts of a subset's pairs, each once, by id, as a table of PROMPT_SCHEMA."""
+        provenance = [field.name for field in schema.PROVENANCE_FIELDS]
+        return selected_prompts(self.dataset(subset).table([schema.PROMPT_ID, schema.PROMPT, *provenance]))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,52 +94,52 @@ class Counts:
             self.drops[reason] = self.drops.get(reason, 0) + count
 
 
-def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts) -> Dataset:
+def _run_counted(config: SelfPlayConfig, counts: Counts, source: Dataset, settings: Run, **step: Any) -> Dataset:
+    """Run a step over the rows of a dataset. Its name for `counts` is that of its last stage."""
+    rows = OwnRows(rows=source, shard_rows=config.generate.shard_prompts)
+    fingerprint = {"input": source.content, **step.pop("fingerprint")}
+    whole = {"rows": rows, "fingerprint": fingerprint, "config": config.model_dump(mode="json"), **step}
+    made = run_step(Step(**whole), settings, config.storage)
+    counts.seconds[step["stages"][-1].name] = made.manifest.extra.get("seconds", 0.0)
+    counts.add_drops(made.manifest)
+    return made
+
+
+def generate_answers(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) -> Dataset:
     """Candidates and their rewards: the datasets `url`/candidates and `url`/annotated; the second one is returned.
 
     Raises:
         TooManyDroppedError: a larger share of the prompts than run.max_dropped has no response with a reward.
     """
-    config = models.config
+    config = run.config
     tokens = config.tokens.fingerprint()
-    candidates = _made(
-        models,
+    candidates = _run_counted(
+        config,
         counts,
-        "generate",
-        Step(
-            kind=CANDIDATES,
-            url=f"{url}/{CANDIDATES}",
-            rows=OwnRows(rows=prompts, shard_rows=config.generate.shard_prompts),
-            stages=[generate_stage(config, models.policy)],
-            schema=schema.CANDIDATE_SCHEMA,
-            fingerprint={
-                "input": prompts.content,
-                "policy": models.fingerprints["policy"],
-                "generate": config.generate.fingerprint(),
-                "tokens": {name: tokens[name] for name in ("chat_template", "date")},
-            },
-            config=config.model_dump(mode="json"),
-        ),
+        prompts,
+        config.run,
+        kind=CANDIDATES,
+        url=f"{url}/{CANDIDATES}",
+        stages=[generate_stage(config, run.policy)],
+        schema=schema.CANDIDATE_SCHEMA,
+        fingerprint={
+            "policy": run.fingerprints["policy"],
+            "generate": config.generate.fingerprint(),
+            "tokens": {name: tokens[name] for name in ("chat_template", "date")},
+        },
     )
     counts.prompts, counts.candidates = prompts.num_kept, candidates.num_kept
     counts.tokens_generated += candidates.manifest.num_tokens.get(schema.RESPONSE_TOKENS, 0)
-    annotated = _made(
-        models,
+    annotated = _run_counted(
+        config,
         counts,
-        "annotate",
-        Step(
-            kind=ANNOTATED,
-            url=f"{url}/{ANNOTATED}",
-            rows=OwnRows(rows=candidates, shard_rows=config.generate.shard_prompts),
-            stages=annotate_stages(config),
-            schema=schema.ANNOTATED_SCHEMA,
-            fingerprint={
-                "input": candidates.content,
-                "reward": models.fingerprints["reward"],
-                "date": tokens["date"],
-            },
-            config=config.model_dump(mode="json"),
-        ),
+        candidates,
+        config.run,
+        kind=ANNOTATED,
+        url=f"{url}/{ANNOTATED}",
+        stages=annotate_stages(config),
+        schema=schema.ANNOTATED_SCHEMA,
+        fingerprint={"reward": run.fingerprints["reward"], "date": tokens["date"]},
     )
     dropped = prompts.num_kept - annotated.num_kept
     if dropped > config.run.max_dropped * prompts.num_kept:
@@ -124,47 +151,33 @@ def generate_answers(models: Models, prompts: Dataset, url: str, counts: Counts)
     return annotated
 
 
-def expand(models: Models, prompts: Dataset, url: str, counts: Counts) -> None:
-    """Everything from prompts to the subset at `url`/subset; none is written where there is nothing to select.
-
-    Raises:
-        AlignpotError: what stopped it.
-    """
-    config = models.config
-    annotated = generate_answers(models, prompts, url, counts)
-    pairs = _made(
-        models,
+def expand(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) -> None:
+    """Everything from prompts to the subset at `url`/subset; none is written if there is nothing to select."""
+    config = run.config
+    annotated = generate_answers(run, prompts, url, counts)
+    pairs = _run_counted(
+        config,
         counts,
-        "pair",
-        Step(
-            kind=PAIRS,
-            url=f"{url}/{PAIRS}",
-            rows=OwnRows(rows=annotated, shard_rows=_PAIR_SHARD_ROWS, rows_out=None),
-            stages=[Stage(name="pair", build=partial(_pair_stage, config))],
-            schema=schema.GENERATED_PAIR_SCHEMA,
-            fingerprint={"input": annotated.content, "pair": config.pair.fingerprint()},
-            config=config.model_dump(mode="json"),
-        ),
-        engine="plain",
+        annotated,
+        config.run.model_copy(update={"engine": "plain"}),
+        kind=PAIRS,
+        url=f"{url}/{PAIRS}",
+        rows=OwnRows(rows=annotated, shard_rows=_PAIR_SHARD_ROWS, rows_out=None),
+        stages=[Stage(name="pair", build=partial(_build_pair, config))],
+        schema=schema.GENERATED_PAIR_SCHEMA,
+        fingerprint={"pair": config.pair.fingerprint()},
     )
     counts.pairs = pairs.num_kept
-    if pairs.num_kept:
-        _score_and_select(models, pairs, url, counts)
-
-
-def _pair_stage(config: SelfPlayConfig) -> Any:
-    return partial(make_pairs, rule=config.pair)
-
-
-def _score_and_select(models: Models, pairs: Dataset, url: str, counts: Counts) -> None:
-    config = score_config(models, url, counts.pairs)
-    summary, manifest = score(prepare_score(config, pairs))
-    counts.add_drops(manifest)
-    counts.scored, counts.tokens_scored = summary.num_kept, sum(manifest.num_tokens.values())
+    if not pairs.num_kept:
+        return
+    scoring = score_config(run, url, counts.pairs)
+    _, manifest = score(*prepare_score(scoring, pairs))
     counts.seconds["score"] = manifest.extra.get("seconds", 0.0)
+    counts.add_drops(manifest)
+    counts.scored, counts.tokens_scored = manifest.num_kept, sum(manifest.num_tokens.values())
     started = time.monotonic()
     try:
-        [report] = select_subsets(prepare_select(config))
+        [report] = select_subsets(prepare_select(scoring))
     except DataError as error:
         _log.warning("Nothing can be selected from %s: %s", url, error)
         return
@@ -172,31 +185,73 @@ def _score_and_select(models: Models, pairs: Dataset, url: str, counts: Counts) 
     counts.selected, counts.margins = report["selection"]["k"], report["margins"]
 
 
-def score_config(models: Models, url: str, num_pairs: int | None = None) -> Config:
-    """The config that scores and selects the pairs at `url`, of which select.k takes no more than there are."""
-    config = models.config.scoring(models.policy, scored=f"{url}/scored", subset=f"{url}/subset")
-    changes: dict[str, Any] = {"metric": config.metric.model_copy(update=_weight(models))}
+def evolve_prompts(
+    run: SelfPlay, given: Sequence[pa.Table], number: int, subset: str, url: str, counts: Counts
+) -> Dataset:
+    """New prompts out of those of a subset: the dataset `url`/prompts, dropped ones with their reasons.
+
+    The policy writes `url`/drafts; the filters judge all drafts together. No new prompt may repeat a given one.
+    """
+    config, started = run.config, time.monotonic()
+    assert config.evolve is not None  # noqa: S101
+    parents, settings = run.prompts_of(subset), config.evolve.model_dump(mode="json")
+    tasks = plan_evolution(parents, config.evolve, round_=number)
+    origin = {"evolve": settings, "subset": run.dataset(subset).content}
+    asked = write_prompts(config, tasks, f"{url}/tasks", origin)
+    step = Step(
+        kind=PROMPTS,
+        url=f"{url}/drafts",
+        rows=OwnRows(rows=asked, shard_rows=config.generate.shard_prompts),
+        stages=[evolve_stage(config, run.policy)],
+        schema=schema.DRAFT_SCHEMA,
+        fingerprint={
+            "input": asked.content,
+            "policy": run.fingerprints["policy"],
+            "evolve": settings,
+            "templates": template_fingerprint(config.evolve.strategies),
+            "generate": config.generate.fingerprint(),
+        },
+        config=config.model_dump(mode="json"),
+    )
+    drafts = run_step(step, config.run, config.storage)
+    table = drafts.table(kept_only=False)
+    kept = filter_prompts(table, parents, given, config.evolve, run.benchmarks)
+    prompts = kept.select(schema.PROMPT_SCHEMA.names)
+    written = write_prompts(config, prompts, f"{url}/{PROMPTS}", {"input": drafts.content, "evolve": settings})
+    counts.add_drops(written.manifest)
+    counts.tokens_generated += pc.sum(table[schema.NUM_TOKENS_DRAFT], min_count=0).as_py()
+    counts.seconds["evolve"] = time.monotonic() - started
+    return written
+
+
+def write_prompts(config: SelfPlayConfig, table: pa.Table, url: str, fingerprint: Mapping[str, Any]) -> Dataset:
+    """A table of PROMPT_SCHEMA as a dataset; a dataset of another table or fingerprint at `url` is refused."""
+    rows = table.combine_chunks().cast(schema.PROMPT_SCHEMA).to_pylist()
+    step = Step(
+        kind=PROMPTS,
+        url=url,
+        rows=OwnRows(rows=table, shard_rows=4096),
+        stages=(),
+        schema=schema.PROMPT_SCHEMA,
+        fingerprint={**fingerprint, "rows": digest(json.dumps(rows, ensure_ascii=False).encode())},
+        config=config.model_dump(mode="json"),
+    )
+    return run_step(step, config.run.model_copy(update={"engine": "plain"}), config.storage)
+
+
+def score_config(run: SelfPlay, url: str, num_pairs: int | None = None) -> Config:
+    """The config that scores and selects the pairs at `url`; select.k is at most their number."""
+    ours = run.config
+    config = ours.scoring(run.policy, scored=f"{url}/scored", subset=f"{url}/subset")
+    changes: dict[str, Any] = {}
+    is_reference = run.fingerprints["policy"] == run.fingerprints.get("reference")
+    if is_reference and ours.metric.name == "potential" and ours.objective.reads_reference:
+        _log.warning("The policy is the reference still, so that all implicit margins are 0: metric.weight is 0 here")
+        changes["metric"] = config.metric.model_copy(update={"weight": 0.0})
     if config.select is not None and config.select.k is not None and num_pairs is not None:
         changes["select"] = config.select.model_copy(update={"k": min(config.select.k, num_pairs)})
     return config.model_copy(update=changes)
 
 
-def _weight(models: Models) -> dict[str, float]:
-    """A policy that still is the reference has implicit margins of zero: the potential is the explicit margin then."""
-    config = models.config
-    is_reference = models.fingerprints["policy"] == models.fingerprints.get("reference")
-    if is_reference and config.metric.name == "potential" and config.objective.reads_reference:
-        _log.warning("The policy is the reference still, so that all implicit margins are 0: metric.weight is 0 here")
-        return {"weight": 0.0}
-    return {}
-
-
-def _made(models: Models, counts: Counts, name: str, step: Step, engine: str | None = None) -> Dataset:
-    """The dataset of a step, made or found; what it took is counted."""
-    config = models.config
-    settings = config.run if engine is None else config.run.model_copy(update={"engine": engine})
-    _log.info("%s: to %s", name, step.url)
-    made = run_step(step, settings, config.storage)
-    counts.seconds[name] = made.manifest.extra.get("seconds", 0.0)
-    counts.add_drops(made.manifest)
-    return made
+def _build_pair(config: SelfPlayConfig) -> Apply:
+    return partial(make_pairs, rule=config.pair)

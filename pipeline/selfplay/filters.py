@@ -1,14 +1,13 @@
 """Which new prompts are kept.
 
 A prompt that is not kept is dropped with stage `filter` and the first reason that holds, in the order of `why_unfit`.
-What is compared is the last user turn. All but the last reason judge a row by itself, so they may run on shards.
-`drop_repeated` has to see all new prompts at once: it goes through them by id, and the first of two that are alike is
-kept, so that neither their order nor their shards matter. Likeness is that of `pipeline.selection.near_duplicates`.
-Memory: the texts, and 4 KiB for each given and each kept prompt.
+The last user turn is what is judged. `drop_repeated` compares all new prompts of a round: it goes through them by id,
+and of two that are alike it keeps the first, so that their order does not matter. Likeness is that of
+`pipeline.selection.near_duplicates`. Memory: the texts, and 4 KiB for each given and each kept prompt.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -44,19 +43,10 @@ _META: Final = re.compile(
 def filter_prompts(
     new: pa.Table, parents: pa.Table, given: Sequence[pa.Table], config: Evolve, benchmarks: Contamination | None = None
 ) -> pa.Table:
-    """The new prompts, all of a round at once, with those that are not kept marked as dropped.
+    """All new prompts of a round; those that are not kept are marked as dropped.
 
     parents: has the prompts that `parent_id` names. given: prompts that none may repeat, such as those the run
     started from, held-out ones included, and those made in earlier rounds.
-
-    Raises:
-        DataError: a parent is missing.
-    """
-    return drop_repeated(filter_rows(new, parents, config, benchmarks), given, config.similarity)
-
-
-def filter_rows(new: pa.Table, parents: pa.Table, config: Evolve, benchmarks: Contamination | None = None) -> pa.Table:
-    """The new prompts with those marked as dropped that are judged without looking at other new ones.
 
     Raises:
         DataError: a parent is missing.
@@ -71,13 +61,14 @@ def filter_rows(new: pa.Table, parents: pa.Table, config: Evolve, benchmarks: Co
         reason = why_unfit(last_turn(row[s.PROMPT]), texts_of[row[s.PARENT_ID]], config, benchmarks)
         if reason is not None:
             reasons[position] = reason
-    return drop_rows(new, reasons, stage="filter")
+    return drop_repeated(drop_rows(new, reasons, stage="filter"), given, config.similarity)
 
 
 def drop_repeated(new: pa.Table, given: Sequence[pa.Table], similarity: float) -> pa.Table:
-    """The new prompts with those marked as dropped that repeat a given one or a kept one of a smaller id."""
+    """The new prompts; those that repeat a given one, or a kept one of a smaller id, are marked as dropped."""
     index = NearDuplicates("near", similarity)
-    index.admit([last_turn(prompt) for prompt in _prompts_by_id(given)])
+    by_id = {row[s.ID]: row[s.PROMPT] for table in given for _, row in _live(table)}
+    index.admit([last_turn(by_id[id_]) for id_ in sorted(by_id)])
     live = sorted(_live(new), key=lambda found: (found[1][s.ID], str(found[1][s.PROMPT])))
     kept = index.admit([last_turn(row[s.PROMPT]) for _, row in live])
     repeats = [position for (position, _), keep in zip(live, kept, strict=True) if not keep]
@@ -108,8 +99,3 @@ def last_turn(prompt: Sequence[Turn] | None) -> str:
 def _live(table: pa.Table) -> list[tuple[int, Mapping[str, Any]]]:
     rows = table.to_pylist()
     return [(position, rows[position]) for position in kept_rows(table).tolist()]
-
-
-def _prompts_by_id(tables: Iterable[pa.Table]) -> list[list[Turn]]:
-    found = {row[s.ID]: row[s.PROMPT] for table in tables for _, row in _live(table)}
-    return [found[id_] for id_ in sorted(found)]

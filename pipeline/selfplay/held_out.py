@@ -1,9 +1,8 @@
 """Which of the given prompts are held out to measure on, and which of the others are too like them to train on.
 
-Likeness is the Jaccard similarity of sets of word 3-grams, as `pipeline.selection.near_duplicates` defines them, but
-computed, not estimated: one side is small, and training prompts must be compared with it alone, as two of them may
-well be alike. What is compared is all that is said in a prompt apart from system turns, which are often the same.
-Memory: the shingles of the held-out prompts.
+Likeness is the Jaccard similarity of sets of word 3-grams, as `pipeline.selection.near_duplicates` defines them. It is
+computed exactly here, as the held-out side is small; training prompts are not compared with each other. Compared is all
+that is said in a prompt except system turns, which are often the same. Memory: the shingles of the held-out prompts.
 """
 
 from collections import Counter, defaultdict
@@ -39,8 +38,7 @@ def split_held_out(
     taken = by_hash(usable.column(s.ID).to_pylist(), seed)[: evaluate.num_prompts]
     is_held_out = pc.is_in(usable.column(s.ID), pa.array(taken, pa.string()))
     held_out, rest = usable.filter(is_held_out), usable.filter(pc.invert(is_held_out))
-    index = _HeldOut(held_out.column(s.PROMPT).to_pylist())
-    near = [index.has_near(prompt, similarity) for prompt in rest.column(s.PROMPT).to_pylist()]
+    near = _near(rest.column(s.PROMPT).to_pylist(), held_out.column(s.PROMPT).to_pylist(), similarity)
     if all(near):
         raise ConfigError(
             f"evaluate.num_prompts holds out {evaluate.num_prompts} of {usable.num_rows} prompts and leaves none to "
@@ -52,23 +50,21 @@ def split_held_out(
     return rest.filter(pc.invert(is_near)), held_out, drop_rows(dropped, reasons, stage="filter")
 
 
-class _HeldOut:
-    """The held-out prompts by their shingles."""
-
-    def __init__(self, prompts: Sequence[Sequence[Turn]]) -> None:
-        self._sizes: list[int] = []
-        self._having: defaultdict[str, list[int]] = defaultdict(list)
-        for place, prompt in enumerate(prompts):
-            found = _shingles_of(prompt)
-            self._sizes.append(len(found))
-            for shingle in found:
-                self._having[shingle].append(place)
-
-    def has_near(self, prompt: Sequence[Turn], similarity: float) -> bool:
-        """Whether one of them is as similar to this prompt."""
+def _near(prompts: Sequence[Sequence[Turn]], held_out: Sequence[Sequence[Turn]], similarity: float) -> list[bool]:
+    """For each prompt, whether a held-out one is at least so similar to it."""
+    sizes: list[int] = []
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, prompt in enumerate(held_out):
         found = _shingles_of(prompt)
-        shared = Counter(place for shingle in found for place in self._having.get(shingle, ()))
-        return any(both / (len(found) + self._sizes[place] - both) >= similarity for place, both in shared.items())
+        sizes.append(len(found))
+        for shingle in found:
+            places[shingle].append(place)
+    near = []
+    for prompt in prompts:
+        found = _shingles_of(prompt)
+        shared = Counter(place for shingle in found for place in places.get(shingle, ()))
+        near.append(any(both / (len(found) + sizes[place] - both) >= similarity for place, both in shared.items()))
+    return near
 
 
 def _shingles_of(prompt: Sequence[Turn]) -> set[str]:

@@ -1,7 +1,7 @@
 """Whether two texts are in the same language, as far as that can be told without a model: when in doubt, they are.
 
-The script is that of most letters; a text with kana counts as Japanese. Latin texts are told apart by their commonest
-function words, where one language has at least three of them and twice as many as any other.
+The script of a text is that of most letters; a text with kana counts as Japanese. The language of a Latin text is the
+one that has at least three of its function words, and twice as many as any other language.
 """
 
 import unicodedata
@@ -33,7 +33,7 @@ _LANGUAGES_OF: Final[dict[str, list[str]]] = {
 
 
 def same_language(text: str, other: str) -> bool:
-    """Whether nothing tells that the two texts are in different languages."""
+    """Whether nothing says that the two texts are in different languages."""
     scripts = script_of(text), script_of(other)
     if None in scripts:
         return True
@@ -47,8 +47,11 @@ def script_of(text: str) -> str | None:
     """The script of most letters, such as LATIN, CYRILLIC, CJK or KANA; None for a text of few letters."""
     counts: Counter[str] = Counter()
     for letter, number in Counter(text).items():
-        if letter.isalpha():
-            counts[_script_of_letter(letter)] += number
+        if letter.isascii() and letter.isalpha():
+            counts[_LATIN] += number
+        elif letter.isalpha():
+            script = unicodedata.name(letter, "UNKNOWN").partition(" ")[0].partition("-")[0]
+            counts["KANA" if script in _KANA else script] += number
     total = counts.total()
     if total < _FEWEST_LETTERS:
         return None
@@ -66,10 +69,3 @@ def latin_language_of(text: str) -> str | None:
         counts.update(_LANGUAGES_OF.get(word, ()))
     (first, num_first), (_, num_second) = [*counts.most_common(2), ("", 0), ("", 0)][:2]
     return first if num_first >= max(_FEWEST_WORDS, 2 * num_second) else None
-
-
-def _script_of_letter(letter: str) -> str:
-    if letter.isascii():
-        return _LATIN
-    script = unicodedata.name(letter, "UNKNOWN").partition(" ")[0].partition("-")[0]
-    return "KANA" if script in _KANA else script

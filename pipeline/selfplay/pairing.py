@@ -1,16 +1,16 @@
 """From the K responses to a prompt and their rewards to pairs of them.
 
-Responses that can take part are those with text, a finite reward, `min_tokens` tokens, and, if asked for, an end of
-their own. Equal answers count once, with the better of their rewards. What is left is put in order, best first, ties
-by text, so that the pairs do not depend on the order in which the responses were sampled. Then the rule picks:
+Responses that can take part have text, a finite reward, `min_tokens` tokens, and, if asked for, ended by themselves.
+Equal answers count once, with the better of their rewards. The others are sorted, best first, ties by text, so that the
+pairs do not depend on the order in which the responses were sampled. Then the rule picks:
 
     best-worst   the best against the worst, the second best against the second worst, and so on inwards
     sweet-spot   the best against the one nearest to two deviations below the mean; again among those that are left
     random       two of different rewards by a seeded hash of the prompt's id; again among those that are left
 
-No response stands in two pairs, and responses of equal reward never make one. Bounds of margin and length judge the
-pairs that the rule picked: one beyond them is left out, and no other takes its place. A prompt that gives no pair is
-one dropped row, under the prompt's id, with stage `pair` and the reason.
+No response is in two pairs, and responses of equal reward never make one. A picked pair beyond the bounds of margin or
+length is left out, and no other takes its place. A prompt that gives no pair is one dropped row, under the prompt's id,
+with stage `pair` and the reason.
 """
 
 import itertools
@@ -49,19 +49,18 @@ def make_pairs(annotated: pa.Table, rule: Pairing) -> pa.Table:
     The id of a pair is the digest of its content, so that it is unique over all rounds; `rewards_all` holds the
     rewards of all responses that could take part, best first. Prompts dropped before stay dropped as they are.
     """
-    rows = itertools.chain.from_iterable(_rows_of(row, rule) for row in annotated.to_pylist())
-    return pa.Table.from_pylist(list(rows), schema=s.GENERATED_PAIR_SCHEMA)
-
-
-def _rows_of(row: Row, rule: Pairing) -> list[Row]:
-    prompt = {s.PROMPT: row[s.PROMPT], s.PROMPT_ID: row[s.ID]}
-    prompt |= {field.name: row[field.name] for field in s.PROVENANCE_FIELDS}
-    if row[s.STATUS] == s.DROPPED:
-        return [{**prompt, s.ID: row[s.ID], **{field.name: row[field.name] for field in s.STATUS_FIELDS}}]
-    try:
-        return [{**prompt, **pair} for pair in _pairs_of(row, rule)]
-    except DropRow as drop:
-        return [{**prompt, s.ID: row[s.ID], **Drop(drop.reason, "pair").columns}]
+    rows: list[Row] = []
+    for row in annotated.to_pylist():
+        prompt = {s.PROMPT: row[s.PROMPT], s.PROMPT_ID: row[s.ID]}
+        prompt |= {field.name: row[field.name] for field in s.PROVENANCE_FIELDS}
+        if row[s.STATUS] == s.DROPPED:
+            rows.append(prompt | {s.ID: row[s.ID], **{field.name: row[field.name] for field in s.STATUS_FIELDS}})
+            continue
+        try:
+            rows += [prompt | pair for pair in _pairs_of(row, rule)]
+        except DropRow as drop:
+            rows.append(prompt | {s.ID: row[s.ID], **Drop(drop.reason, "pair").columns})
+    return pa.Table.from_pylist(rows, schema=s.GENERATED_PAIR_SCHEMA)
 
 
 def _pairs_of(row: Row, rule: Pairing) -> list[Row]:
@@ -70,30 +69,28 @@ def _pairs_of(row: Row, rule: Pairing) -> list[Row]:
         # The most frequent reason of exclusion; of several, the last alphabetically.
         most_telling = max(excluded, key=lambda reason: (excluded[reason], reason), default=Reason.TOO_FEW_CANDIDATES)
         raise DropRow(most_telling)
-    picks = list(itertools.islice(_picks(candidates, rule, row[s.ID]), rule.per_prompt))
-    if not picks:
-        raise DropRow(Reason.TIED_REWARDS)
-    outcomes = [_out_of_bounds(candidates[better], candidates[worse], rule) for better, worse in picks]
-    kept = [pick for pick, reason in zip(picks, outcomes, strict=True) if reason is None]
-    if not kept and outcomes[0] is not None:
-        raise DropRow(outcomes[0])
     rewards = [candidate.reward for candidate in candidates]
-    return [_pair(row[s.PROMPT], candidates[better], candidates[worse], rewards) for better, worse in kept]
-
-
-def _pair(prompt: list[dict[str, str]], better: Candidate, worse: Candidate, rewards: Sequence[float]) -> Row:
-    chosen, rejected = completion_of(better.text), completion_of(worse.text)
-    digest = content_digest(prompt, chosen, rejected)
-    return {
-        s.ID: digest,
-        s.CHOSEN: chosen,
-        s.REJECTED: rejected,
-        s.CONTENT_DIGEST: digest,
-        s.REWARD_CHOSEN: better.reward,
-        s.REWARD_REJECTED: worse.reward,
-        s.REWARDS_ALL: list(rewards),
-        s.STATUS: s.KEPT,
-    }
+    picks: Picks
+    if rule.rule == "best-worst":
+        picks = _outside_in(rewards)
+    else:
+        picks = _sweet_spots(rewards) if rule.rule == "sweet-spot" else _drawn(rewards, rule.seed, row[s.ID])
+    pairs: list[Row] = []
+    refused = Reason.TIED_REWARDS
+    for number, (i, j) in enumerate(itertools.islice(picks, rule.per_prompt)):
+        better, worse = candidates[i], candidates[j]
+        reason = _out_of_bounds(better, worse, rule)
+        if reason is not None:
+            refused = reason if number == 0 else refused
+            continue
+        chosen, rejected = completion_of(better.text), completion_of(worse.text)
+        digest = content_digest(row[s.PROMPT], chosen, rejected)
+        pair: Row = {s.ID: digest, s.CONTENT_DIGEST: digest, s.CHOSEN: chosen, s.REJECTED: rejected, s.STATUS: s.KEPT}
+        pair |= {s.REWARD_CHOSEN: better.reward, s.REWARD_REJECTED: worse.reward, s.REWARDS_ALL: rewards}
+        pairs.append(pair)
+    if not pairs:
+        raise DropRow(refused)
+    return pairs
 
 
 def _usable(row: Row, rule: Pairing) -> tuple[list[Candidate], Counter[Reason]]:
@@ -114,7 +111,7 @@ def _usable(row: Row, rule: Pairing) -> tuple[list[Candidate], Counter[Reason]]:
     for candidate in found:
         distinct.setdefault(candidate.text, candidate)
     if len(found) > len(distinct):
-        excluded[Reason.IDENTICAL_RESPONSES] += len(found) - len(distinct)
+        excluded[Reason.IDENTICAL_RESPONSES] = len(found) - len(distinct)
     return list(distinct.values()), excluded
 
 
@@ -128,14 +125,6 @@ def _why_left_out(text: str | None, reward: float | None, num_tokens: int, finis
     if rule.finished_only and finish != "stop":
         return Reason.UNFINISHED_RESPONSE
     return Reason.LENGTH_OUT_OF_BOUNDS if num_tokens < rule.min_tokens else None
-
-
-def _picks(candidates: Sequence[Candidate], rule: Pairing, prompt_id: str) -> Picks:
-    """Positions of the better and the worse one of each pair, in the order in which the rule finds them."""
-    rewards = [candidate.reward for candidate in candidates]
-    if rule.rule == "best-worst":
-        return _outside_in(rewards)
-    return _sweet_spots(rewards) if rule.rule == "sweet-spot" else _drawn(rewards, rule.seed, prompt_id)
 
 
 def _outside_in(rewards: Sequence[float]) -> Picks:

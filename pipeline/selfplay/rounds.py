@@ -16,7 +16,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,38 +38,25 @@ from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.loading import check_models
 from pipeline.selfplay.contamination import Contamination, read_benchmark
 from pipeline.selfplay.evaluation import compare_policies
-from pipeline.selfplay.evolution import Known, evolve_prompts, prompts_of, write_prompts
-from pipeline.selfplay.expansion import PROMPTS, Counts, Models, expand, score_config
+from pipeline.selfplay.expansion import (
+    PROMPTS,
+    Counts,
+    SelfPlay,
+    evolve_prompts,
+    expand,
+    score_config,
+    write_prompts,
+)
 from pipeline.selfplay.held_out import split_held_out
-from pipeline.selfplay.policies import Trained, as_plain, margins_after, measure, train_policy, training_job
+from pipeline.selfplay.policies import Trained, margins_after, measure, train_policy, training_job
 from pipeline.selfplay.rounds_table import render_rounds
 from pipeline.selfplay.seeds import read_prompts
 from pipeline.steps.score import pinned
-from pipeline.training.check import check_training
+from pipeline.training.job import check_training
 
 KIND: Final = "self-play"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SelfPlay:
-    """A checked run: its settings are claimed, its prompts are written."""
-
-    config: SelfPlayConfig
-    prompts: Dataset
-    held_out: Dataset
-    fingerprints: Mapping[str, Any]
-    benchmarks: Contamination | None
-
-    def url(self, *names: str) -> str:
-        """The URL of something below the run's path."""
-        return "/".join([self.config.path.rstrip("/"), *names])
-
-    def models(self, policy: TorchModel) -> Models:
-        """The models with this policy."""
-        fingerprints = {**self.fingerprints, "policy": model_fingerprint(policy)}
-        return Models(config=self.config, policy=policy, fingerprints=fingerprints)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +67,7 @@ class Round:
     expansions: dict[str, Counts] = field(default_factory=dict)
     strategies: Counter[str] = field(default_factory=Counter)
     subsets: list[str] = field(default_factory=list)
+    trained: Trained | None = None
 
 
 def self_play(config: SelfPlayConfig) -> Iterator[str]:
@@ -94,23 +82,26 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
 
             models: list[Replicas] = [config.generate, config.reward, config.policy, config.reference or config.policy]
             stack.enter_context(ray_session(config.run, models))
-        run = prepare(config)
-        yield f"{run.prompts.num_kept:,} prompts, {run.held_out.num_kept:,} held out\n"
-        policy, subsets = config.policy, list[str]()
-        first = _measured(run, policy, run.url("measured-0"))
-        body = {"evaluation": compare_policies(first[0], first[0]), "measuring": first[1]}
-        reports = [_report(run, 0, body, run.url("measured-0"))]
+        run, prompts, held_out = prepare(config)
+        yield f"{prompts.num_kept:,} prompts, {held_out.num_kept:,} held out\n"
+        subsets: list[str] = []
+        place = f"{run.config.path}/measured-0"
+        first, counts = measure(run, held_out, place)
+        body = {"evaluation": compare_policies(first, first), "measuring": asdict(counts)}
+        reports = [_report(run, 0, body, place)]
         for number in range(1, config.rounds + 1):
-            found, trained = _play_round(run, number, policy, subsets)
+            found = _play_round(run, number, prompts, subsets)
             subsets += found.subsets
-            policy = policy if trained is None else trained.policy
-            reports.append(_close(run, found, trained, first[0]))
+            if found.trained is not None:
+                run = run.with_policy(found.trained.policy)
+            reports.append(_close(run, found, held_out, first))
             yield f"{render_rounds(reports)}\n"
-        yield f"policy: {policy.model}"
+        yield f"policy: {run.policy.model}"
 
 
-def prepare(config: SelfPlayConfig) -> SelfPlay:
-    """Check models, training, prompts and places, claim the path, and write the prompts.
+def prepare(config: SelfPlayConfig) -> tuple[SelfPlay, Dataset, Dataset]:
+    """Check models, training, prompts and places, claim the path, and write the prompts: the run, the prompts to train
+    on, and those held out.
 
     Raises:
         AlignpotError: what is wrong, before a model is loaded.
@@ -119,19 +110,23 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
     if config.train is not None:
         check_training(training_job(config, config.policy, ()))
     place = Place.open(config.path, config.storage)
-    if find_plan(place, KIND) is None:  # one that ended may lie where nothing can be written any more
+    if find_plan(place, KIND) is None:  # a run that ended may lie where nothing can be written any more
         check_writable(place)
     source = Place.open(config.prompts.path, config.storage)
     source.check_readable()
+    benchmarks = None
     with storage_errors(config.prompts.path):
-        benchmarks = _benchmarks(config)
+        if config.prompts.decontaminate:
+            places = [Place.open(url, config.storage) for url in config.prompts.decontaminate]
+            texts = [text for each in places for text in read_benchmark(each.fs, each.root)]
+            benchmarks = Contamination.of_texts(texts, config.prompts.ngram)
         seeds = read_prompts(source.fs, source.root, config.prompts, benchmarks)
     train, held_out, near = split_held_out(seeds.table, config.evaluate, config.prompts.seed)
+    files = {file.path: f"{file.size}:{file.digest}" for file in seeds.files}
     fingerprint = {
         "alignpot": MINOR_VERSION,
         **config.fingerprint(),
-        "prompts": config.prompts.fingerprint()
-        | {"files": {file.path: f"{file.size}:{file.digest}" for file in seeds.files}},
+        "prompts": {**config.prompts.fingerprint(), "files": files},
         **fingerprints,
         "benchmarks": None if benchmarks is None else digest(benchmarks.grams.tobytes()),
     }
@@ -139,14 +134,11 @@ def prepare(config: SelfPlayConfig) -> SelfPlay:
     left_out = [near, seeds.table.filter(pc.equal(seeds.table[schema.STATUS], schema.DROPPED))]
     for reason, count in Counter(pa.concat_tables(left_out)[schema.DROP_REASON].to_pylist()).most_common():
         _log.warning("%d prompts left out: %s", count, reason)
-    url = config.path.rstrip("/")
-    return SelfPlay(
-        config=config,
-        prompts=write_prompts(config, pa.concat_tables([train, *left_out]), f"{url}/{PROMPTS}", {"side": "train"}),
-        held_out=write_prompts(config, held_out, f"{url}/held_out", {"side": "held out"}),
-        fingerprints=fingerprints,
-        benchmarks=benchmarks,
-    )
+    run = SelfPlay(config=config, policy=config.policy, fingerprints=fingerprints, benchmarks=benchmarks)
+    run = run.with_policy(config.policy)
+    given = pa.concat_tables([train, *left_out])
+    prompts = write_prompts(config, given, f"{config.path}/{PROMPTS}", {"side": "train"})
+    return run, prompts, write_prompts(config, held_out, f"{config.path}/held_out", {"side": "held out"})
 
 
 def _pinned(config: SelfPlayConfig) -> tuple[SelfPlayConfig, dict[str, Any]]:
@@ -158,84 +150,67 @@ def _pinned(config: SelfPlayConfig) -> tuple[SelfPlayConfig, dict[str, Any]]:
     check_models(models, config.tokens)
     fingerprints = {role: model_fingerprint(model) for role, model in models.items()}
     pins: dict[str, Any] = {role: pinned(model, fingerprints[role]) for role, model in models.items()}
-    path = config.path if "://" in config.path else str(Path(config.path).expanduser().resolve())
+    path = config.path.rstrip("/") if "://" in config.path else str(Path(config.path).expanduser().resolve())
     return config.model_copy(update={**pins, "path": path}), fingerprints
 
 
-def _benchmarks(config: SelfPlayConfig) -> Contamination | None:
-    if not config.prompts.decontaminate:
-        return None
-    places = [Place.open(url, config.storage) for url in config.prompts.decontaminate]
-    texts = [text for place in places for text in read_benchmark(place.fs, place.root)]
-    return Contamination.of_texts(texts, config.prompts.ngram)
-
-
-def _play_round(run: SelfPlay, number: int, policy: TorchModel, before: list[str]) -> tuple[Round, Trained | None]:
+def _play_round(run: SelfPlay, number: int, prompts: Dataset, before: list[str]) -> Round:
     """Expand, evolve, expand, train."""
     config, found = run.config, Round(number=number)
-    models, place = run.models(policy), run.url(f"round-{number}")
-    found.expansions["base"] = Counts()
-    expand(models, run.prompts, f"{place}/base", found.expansions["base"])
-    if not _take(run, found, f"{place}/base"):
+    place = f"{config.path}/round-{number}"
+    base = found.expansions["base"] = Counts()
+    expand(run, prompts, f"{place}/base", base)
+    if not _take(run, found, f"{place}/base/subset"):
         raise DataError(
-            f"round {number}: {run.prompts.num_kept} prompts gave {found.expansions['base'].pairs} pairs, too few to "
-            "select from. Give more prompts, a larger generate.num_responses, or a larger select.fraction."
+            f"round {number}: {prompts.num_kept} prompts gave {base.pairs} pairs, too few to select from. Give "
+            "more prompts, a larger generate.num_responses, or a larger select.fraction."
         )
     if config.evolve is not None:
+        earlier = [f"round-{i}/evolved/{PROMPTS}" for i in range(1, number)]
+        names = [PROMPTS, "held_out", *earlier]
+        given = [run.dataset(f"{config.path}/{name}", PROMPTS).table() for name in names]
         counts = found.expansions["evolved"] = Counts()
-        url = f"{place}/evolved"
-        prompts = evolve_prompts(models, _known(run, number), number, f"{place}/base/subset", url, counts)
-        if prompts.num_kept:
-            expand(models, prompts, url, counts)
-            _take(run, found, url)
-    if config.train is None:
-        return found, None
-    start = config.policy if config.train.start_from == "base" else policy
-    subsets = found.subsets if config.train.data == "round" else [*before, *found.subsets]
-    _log.info("round %d: training on %d subsets", number, len(subsets))
-    return found, train_policy(models, start, subsets, place, number)
+        new = evolve_prompts(run, given, number, f"{place}/base/subset", f"{place}/evolved", counts)
+        if new.num_kept:
+            expand(run, new, f"{place}/evolved", counts)
+            _take(run, found, f"{place}/evolved/subset")
+    if config.train is not None:
+        start = config.policy if config.train.start_from == "base" else run.policy
+        subsets = found.subsets if config.train.data == "round" else [*before, *found.subsets]
+        _log.info("round %d: training on %d subsets", number, len(subsets))
+        found.trained = train_policy(run, start, subsets, place, number)
+    return found
 
 
-def _known(run: SelfPlay, number: int) -> Known:
-    """Every prompt of the run so far."""
-    earlier = [run.url(f"round-{i}", "evolved", PROMPTS) for i in range(1, number)]
-    urls = [run.url(PROMPTS), run.url("held_out"), *earlier]
-    datasets = [Dataset.open(Place.open(url, run.config.storage), PROMPTS) for url in urls]
-    return Known(prompts=tuple(dataset.table() for dataset in datasets), benchmarks=run.benchmarks)
-
-
-def _take(run: SelfPlay, found: Round, url: str) -> bool:
-    """Count the subset at `url` among those to train on; False if there is none."""
-    if Dataset.find(Place.open(f"{url}/subset", run.config.storage), SUBSET) is None:
+def _take(run: SelfPlay, found: Round, subset: str) -> bool:
+    """Count a subset among those to train on; False if it is not there."""
+    if Dataset.find(Place.open(subset, run.config.storage), SUBSET) is None:
         return False
-    found.subsets.append(f"{url}/subset")
-    found.strategies.update(prompts_of(f"{url}/subset", run.config.storage)[schema.STRATEGY].to_pylist())
+    found.subsets.append(subset)
+    found.strategies.update(run.prompts_of(subset)[schema.STRATEGY].to_pylist())
     return True
 
 
-def _measured(run: SelfPlay, policy: TorchModel, url: str) -> tuple[pa.Table, dict[str, Any]]:
-    table, counts = measure(run.models(policy), run.held_out, url)
-    return table, as_plain(counts)
-
-
-def _close(run: SelfPlay, found: Round, trained: Trained | None, first: pa.Table) -> dict[str, Any]:
-    """Measure the new policy and write the round's report, or find it."""
-    place = run.url(f"round-{found.number}") if trained is None else trained.url
-    stored = _stored_report(run, place)
+def _close(run: SelfPlay, found: Round, held_out: Dataset, first: pa.Table) -> dict[str, Any]:
+    """Measure the policy that was trained and write the round's report, or find it."""
+    trained, url = found.trained, f"{run.config.path}/round-{found.number}"
+    place = url if trained is None else trained.url
+    stored = read_sealed(Place.open(place, run.config.storage) / REPORT_FILE)
     if stored is not None:
         return stored
     body: dict[str, Any] = {
-        "expansions": {name: as_plain(counts) for name, counts in found.expansions.items()},
+        "expansions": {name: asdict(counts) for name, counts in found.expansions.items()},
         "strategies": dict(sorted(found.strategies.items())),
     }
     if trained is not None:
-        answers, measuring = _measured(run, trained.policy, f"{trained.url}/measured")
-        config = score_config(run.models(trained.policy), run.url(f"round-{found.number}", "base"))
+        summary, policy = dict(trained.summary), trained.policy
+        answers, counts = measure(run, held_out, f"{place}/measured")
+        config = score_config(run, f"{url}/base")
         body |= {
-            "training": {"summary": dict(trained.summary), "seconds": trained.seconds, "policy": trained.policy.model},
+            "training": {"summary": summary, "seconds": float(summary["seconds_in_all"]), "policy": policy.model},
             "evaluation": compare_policies(answers, first),
-            "measuring": measuring,
-            "margins": margins_after(config, trained.policy, found.subsets[0], f"{trained.url}/after"),
+            "measuring": asdict(counts),
+            "margins": margins_after(config, policy, found.subsets[0], f"{place}/after"),
         }
     return _report(run, found.number, body, place)
 
@@ -243,10 +218,7 @@ def _close(run: SelfPlay, found: Round, trained: Trained | None, first: pa.Table
 def _report(run: SelfPlay, number: int, body: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The report of a round as it is stored: the first one wins, whose seconds are those of the work itself."""
     report = {"round": number, **body}
-    if create(Place.open(place, run.config.storage) / REPORT_FILE, sealed(report)):
+    file = Place.open(place, run.config.storage) / REPORT_FILE
+    if create(file, sealed(report)):
         return report
-    return _stored_report(run, place) or report
-
-
-def _stored_report(run: SelfPlay, place: str) -> dict[str, Any] | None:
-    return read_sealed(Place.open(place, run.config.storage) / REPORT_FILE)
+    return read_sealed(file) or report

@@ -1,7 +1,7 @@
-"""Sampling with transformers alone: slower than vLLM, for models and machines that vLLM does not take.
+"""Sampling with transformers alone: slower than vLLM, for models and machines that vLLM does not support.
 
 The K responses to one prompt are one batch: the prompt is read once, its cache repeated K times, and nothing is padded.
-Each response draws from random numbers of its own. So neither the prompts beside it nor their order can change it.
+Each response has random numbers of its own. So neither the prompts beside it nor their order can change it.
 """
 
 import gc
@@ -14,16 +14,11 @@ import torch
 from pipeline.config import Generate, TorchModel
 from pipeline.errors import ModelError
 from pipeline.models.loading import load_causal_lm
-from pipeline.selfplay.decoding import load_decoder
-from pipeline.selfplay.sampler import GREEDY, Request, Response, Sampling
+from pipeline.selfplay.sampler import GREEDY, Request, Response, load_decoder
 
 
 class TransformersSampler:
-    """A model that transformers runs.
-
-    Args:
-        model: the policy; an adapter stays unmerged on top of it.
-        generate: says dtype, threads and GPUs.
+    """A policy that transformers runs; an adapter stays unmerged on top of it.
 
     Raises:
         ModelError: the model cannot be loaded, or has no cache of keys and values.
@@ -38,12 +33,8 @@ class TransformersSampler:
         self._device = next(self._model.parameters()).device
 
     @torch.inference_mode()
-    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Response]]:
-        """K responses to each request, in the order of the requests.
-
-        Raises:
-            ModelError: a prompt leaves no room for an answer, or the model's logits are not finite.
-        """
+    def sample(self, requests: Sequence[Request], sampling: Generate) -> list[list[Response]]:
+        """K responses to each request, in the order of the requests."""
         if self._device.type == "cpu":
             torch.set_num_threads(self._num_threads)
         return [self._respond(request, sampling) for request in requests]
@@ -55,8 +46,14 @@ class TransformersSampler:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _respond(self, request: Request, sampling: Sampling) -> list[Response]:
-        length = self._num_new_tokens(request, sampling)
+    def _respond(self, request: Request, sampling: Generate) -> list[Response]:
+        context, num_prompt, length = self._decoder.context, len(request.prompt_ids), sampling.max_tokens
+        if context is not None:
+            if num_prompt >= context:
+                raise ModelError(
+                    f"A prompt of {num_prompt} tokens leaves no room for an answer in {context} positions."
+                )
+            length = min(length, context - num_prompt)
         ids = torch.as_tensor(request.prompt_ids, dtype=torch.int64, device=self._device)[None]
         output = self._model(input_ids=ids, use_cache=True, logits_to_keep=1)
         cache: Any = getattr(output, "past_key_values", None)
@@ -66,7 +63,9 @@ class TransformersSampler:
             )
         cache.batch_repeat_interleave(sampling.num_responses)
         logits = output.logits[:, -1].expand(sampling.num_responses, -1)
-        uniforms = _uniforms(request.seed, sampling.num_responses, length)
+        # Each response has random numbers of its own, so that more responses change none of the others.
+        seeds = [[request.seed, index] for index in range(sampling.num_responses)]
+        uniforms = np.stack([np.random.default_rng(seed).random(length) for seed in seeds], axis=1)
         drawn: list[torch.Tensor] = []
         stopped = torch.zeros(sampling.num_responses, dtype=torch.bool, device=self._device)
         stops = torch.tensor(self._decoder.stop_ids, dtype=torch.int64, device=self._device)
@@ -80,30 +79,15 @@ class TransformersSampler:
         return [self._response(row) for row in torch.stack(drawn, dim=1).tolist()]
 
     def _response(self, ids: list[int]) -> Response:
-        """The response in a row that may run on after its end."""
+        """The response in a row that may continue after its end."""
         end = next((i for i, token in enumerate(ids) if token in self._decoder.stop_ids), None)
         return self._decoder.response(ids if end is None else ids[: end + 1], stopped=end is not None)
 
-    def _num_new_tokens(self, request: Request, sampling: Sampling) -> int:
-        context, length = self._decoder.context, len(request.prompt_ids)
-        if context is not None and length >= context:
-            raise ModelError(f"A prompt of {length} tokens leaves no room for an answer in {context} positions.")
-        return sampling.max_tokens if context is None else min(sampling.max_tokens, context - length)
 
+def draw(logits: torch.Tensor, uniforms: np.ndarray[Any, Any], sampling: Generate) -> torch.Tensor:
+    """One token a row, from the nucleus of its distribution: int64, shape (rows,).
 
-def draw(logits: torch.Tensor, uniforms: np.ndarray[Any, Any], sampling: Sampling) -> torch.Tensor:
-    """One token a row, from the nucleus of its distribution.
-
-    Args:
-        logits: shape (rows, vocabulary).
-        uniforms: float64 in [0, 1), shape (rows,): one random number is one token.
-        sampling: temperature and top_p.
-
-    Returns:
-        int64, shape (rows,).
-
-    Raises:
-        ModelError: a row has no finite distribution.
+    logits has shape (rows, vocabulary); uniforms, float64 in [0, 1), has shape (rows,): one number gives one token.
     """
     if sampling.temperature < GREEDY:
         return logits.argmax(dim=-1)
@@ -116,9 +100,3 @@ def draw(logits: torch.Tensor, uniforms: np.ndarray[Any, Any], sampling: Samplin
     wanted = torch.as_tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * nucleus[:, -1:]
     index = torch.searchsorted(nucleus, wanted, right=True)
     return tokens.gather(-1, torch.minimum(index, inside.sum(dim=-1, keepdim=True) - 1))[:, 0]
-
-
-def _uniforms(seed: int, num_responses: int, num_tokens: int) -> np.ndarray[Any, Any]:
-    """Random numbers of each response, shape (tokens, responses): more responses change none of the others."""
-    streams = [np.random.default_rng([seed, index]).random(num_tokens) for index in range(num_responses)]
-    return np.stack(streams, axis=1)

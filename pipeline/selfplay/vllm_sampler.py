@@ -2,7 +2,7 @@
 
 The engine runs in this process: nothing outlives it when it is killed. Prompts are token ids, and text is decoded here,
 as for every engine. Measured on a CPU in float32: the same call gives the same tokens, in the same process and in
-another one, and a response is the same whatever the prompts beside it.
+another one, and the prompts beside a response do not change it.
 """
 
 import gc
@@ -22,30 +22,21 @@ from pipeline.models.vllm_engine import (
     starting,
     use_threads,
 )
-from pipeline.selfplay.decoding import load_decoder
-from pipeline.selfplay.sampler import GREEDY, Request, Response, Sampling
+from pipeline.selfplay.sampler import GREEDY, Request, Response, load_decoder
 
 _LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def engine_environment(generate: Generate) -> dict[str, str]:
-    """Environment variables that a process with this engine must have from its start; the user's own go first."""
-    return environment(generate.num_threads, generate.engine_args)
-
-
 class VllmSampler:
-    """A model that vLLM holds.
-
-    Args:
-        model: the policy; a LoRA adapter is given to vLLM as such.
-        generate: dtype, threads and further arguments of the engine.
+    """A policy that vLLM runs, which gets a LoRA adapter as such.
 
     Raises:
         ModelError: vLLM is not installed, or cannot run the model.
     """
 
     def __init__(self, model: TorchModel, generate: Generate) -> None:
-        vllm = _import_vllm(generate)
+        env = environment(generate.num_threads, generate.engine_args)
+        vllm = import_vllm(env, key="generate.engine: vllm", otherwise="set generate.engine: transformers")
         self._parameters = vllm.SamplingParams
         self._decoder = load_decoder(model)
         self._num_threads = generate.num_threads
@@ -54,23 +45,34 @@ class VllmSampler:
             self._lora = None if model.adapter is None else _lora_request(model)
             self._engine = vllm.LLM(**arguments)
 
-    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Response]]:
-        """K responses to each request, in the order of the requests.
-
-        Raises:
-            ModelError: a prompt is longer than the engine takes, or vLLM gave a response up.
-        """
+    def sample(self, requests: Sequence[Request], sampling: Generate) -> list[list[Response]]:
+        """K responses to each request, in the order of the requests."""
         if not requests:
             return []
         use_threads(self._num_threads)
-        self._check_lengths(requests)
+        limit = self._engine.llm_engine.model_config.max_model_len
+        longest = max(len(request.prompt_ids) for request in requests)
+        if longest >= limit:
+            raise ModelError(
+                f"A prompt of {longest} tokens leaves no room for an answer in vLLM's max_model_len of {limit}. Lower "
+                "generate.max_prompt_tokens, or raise generate.max_tokens or engine_args.max_model_len."
+            )
+        greedy = sampling.temperature < GREEDY  # then all K responses are the same: one is sampled and repeated
+        shared = {
+            "n": 1 if greedy else sampling.num_responses,
+            "temperature": 0.0 if greedy else sampling.temperature,
+            "top_p": 1.0 if greedy else sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop_token_ids": list(self._decoder.stop_ids),
+            "detokenize": False,
+        }
         outputs = self._engine.generate(
             [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests],
-            [self._sampling_params(request, sampling) for request in requests],
+            [self._parameters(seed=request.seed, **shared) for request in requests],
             use_tqdm=False,
             lora_request=self._lora,
         )
-        repeats = sampling.num_responses if sampling.temperature < GREEDY else 1
+        repeats = sampling.num_responses if greedy else 1
         return [[self._response(sample) for sample in output.outputs] * repeats for output in outputs]
 
     def close(self) -> None:
@@ -81,41 +83,14 @@ class VllmSampler:
         del engine
         gc.collect()
 
-    def _sampling_params(self, request: Request, sampling: Sampling) -> Any:
-        greedy = sampling.temperature < GREEDY
-        return self._parameters(
-            n=1 if greedy else sampling.num_responses,
-            temperature=0.0 if greedy else sampling.temperature,
-            top_p=1.0 if greedy else sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=request.seed,
-            stop_token_ids=list(self._decoder.stop_ids),
-            detokenize=False,
-        )
-
     def _response(self, sample: Any) -> Response:
         if sample.finish_reason not in ("stop", "length"):
             raise ModelError(f"vLLM ended a response with {sample.finish_reason!r}; wanted stop or length.")
         return self._decoder.response(list(sample.token_ids), stopped=sample.finish_reason == "stop")
 
-    def _check_lengths(self, requests: Sequence[Request]) -> None:
-        limit = self._engine.llm_engine.model_config.max_model_len
-        longest = max(len(request.prompt_ids) for request in requests)
-        if longest >= limit:
-            raise ModelError(
-                f"A prompt of {longest} tokens leaves no room for an answer in vLLM's max_model_len of {limit}. Lower "
-                "generate.max_prompt_tokens, or raise generate.max_tokens or engine_args.max_model_len."
-            )
-
-
-def _import_vllm(generate: Generate) -> Any:
-    return import_vllm(
-        engine_environment(generate), key="generate.engine: vllm", otherwise="set generate.engine: transformers"
-    )
-
 
 def engine_arguments(model: TorchModel, generate: Generate, context: int | None) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`, for a model of so many positions; those of generate.engine_args go first."""
+    """Arguments of `vllm.LLM`, for a model of so many positions; those of generate.engine_args win."""
     length = generate.max_prompt_tokens + generate.max_tokens
     ours = arguments_of(model, generate, generate.engine_args) | {
         "dtype": dtype_here(model.dtype) if generate.dtype == "auto" else generate.dtype,
@@ -128,7 +103,7 @@ def engine_arguments(model: TorchModel, generate: Generate, context: int | None)
 
 
 def _lora_rank(model: TorchModel) -> int:
-    """The smallest rank vLLM knows that holds the adapter's."""
+    """The smallest rank known to vLLM that is not below the adapter's."""
     from peft import PeftConfig
 
     with load_errors("vLLM cannot run", model, _remedy(model)):

@@ -12,5 +12,5 @@
     prompts         the same for prompts alone
     inspect         what a source is, for people
 
-Plain Python over Arrow and any fsspec file system. Imports config, schema and errors; never data, ray or torch.
+Plain Python over Arrow and any fsspec file system. Knows neither our own datasets nor torch nor Ray.
 """

@@ -1,12 +1,11 @@
 """Steps: rows in, stages, parts out.
 
-    step        one step: plan, pending shards, commits, manifest; plan: the stages of a step
-    work        the stages over a shard, and the plain loop; guard: errors and hangs of a stage
-    rows        marking rows as dropped; tokenise, score_stages, fp8_ranks: the stages of scoring
-    score       the scored dataset; select: subsets of it; compare: metrics side by side
-    summary, timeline: what a step did, in numbers
+    work          stages, and the plain loop; guard: errors and hangs of a stage; shards: the rows they work on
+    step          one step: plan, pending shards, commits, manifest
+    rows          marks rows as dropped; score_stages, fp8_ranks: the stages of scoring
+    score         the scored dataset; summary: what a run did; select: subsets; compare: metrics side by side
 
-A stage is a callable that takes the table of one shard and returns it with columns added. It returns every row once, in
-order, and marks a row that it cannot use as dropped. Steps know neither Ray nor a cluster: `pipeline.on_ray` puts the
-same stages into actors.
+A stage is a callable that takes the table of one shard and returns it with more columns. It returns every row once, in
+order, and marks unusable rows as dropped. Steps know neither Ray nor a cluster: `pipeline.on_ray` puts the same stages
+into actors.
 """

@@ -25,41 +25,40 @@ def compare_rows(
 ) -> Comparison:
     """Select by every metric and fraction, and compare.
 
-    metrics: each a name, name:key=value,key=value with keys of the metric section, or the section as a mapping; empty
-    takes the usual ones that can be computed.
+    metrics: each a name, name:key=value,key=value with keys of the metric section, or the section as a mapping. If it
+    is empty, the usual metrics are taken, as far as they can be computed.
 
-    Raises:
-        AlignpotError: a metric is unknown or cannot be computed, or a fraction is out of range.
+    Raises an AlignpotError if a metric is unknown or cannot be computed, or a fraction is out of range.
     """
-    queries = {
-        f"{name} {fraction}": (name, Query(objective=objective, metric=metric, rule=_rule(fraction)))
-        for name, metric in _metrics(metrics, objective, source).items()
-        for fraction in fractions
-    }
+    queries = {}
+    for name, metric in _metrics(metrics, objective, source).items():
+        for fraction in fractions:
+            try:
+                rule = Select(fraction=fraction)
+            except ValidationError:
+                raise ConfigError(f"a fraction must be above 0 and at most 1, got {fraction}.") from None
+            queries[f"{name} {fraction}"] = name, Query(objective=objective, metric=metric, rule=rule)
     return compare(source, queries, passes)
 
 
 def objective_of(given: str | Mapping[str, Any], scored_config: Mapping[str, Any]) -> Objective:
-    """The objective as name, name:key=value,... or section; empty: that of the run that scored.
+    """The objective from a name, name:key=value,... or a section; if empty, that of the run that scored.
 
-    Raises:
-        ConfigError: no objective has that name, or it does not take the keys.
+    Raises a ConfigError if no objective has that name, or it does not take the keys.
     """
     section = _section(given, option="objective") if given else scored_config.get("objective") or {}
     config: Config = parse_config({"scored": "compare", "objective": section}, where="compare")
     return config.objective
 
 
-def _rule(fraction: float) -> Select:
-    try:
-        return Select(fraction=fraction)
-    except ValidationError:
-        raise ConfigError(f"a fraction must be above 0 and at most 1, got {fraction}.") from None
-
-
 def _metrics(given: Sequence[str | Mapping[str, Any]], objective: Objective, source: Source) -> dict[str, Metric]:
-    if given:
-        return {_label(each): _metric(each, objective) for each in given}
+    found: dict[str, Metric] = {}
+    for each in given:
+        sections = {"metric": _section(each, option="metric"), "objective": objective.model_dump(exclude_none=True)}
+        where = f"metric {shown(_label(each))}"
+        found[_label(each)] = parse_config({"scored": "compare", **sections}, where=where).metric
+    if found:
+        return found
     readable = {name: Metric(name=name) for name in _DEFAULT_METRICS}
     if objective.name == "dpo":
         readable["difficulty"] = Metric(name="difficulty")
@@ -76,12 +75,6 @@ def _label(given: str | Mapping[str, Any]) -> str:
     settings = ",".join(f"{key}={value}" for key, value in given.items() if key != "name")
     name = str(given.get("name", "potential"))
     return f"{name}:{settings}" if settings else name
-
-
-def _metric(given: str | Mapping[str, Any], objective: Objective) -> Metric:
-    section = _section(given, option="metric")
-    sections = {"metric": section, "objective": objective.model_dump(exclude_none=True)}
-    return parse_config({"scored": "compare", **sections}, where=f"metric {shown(_label(given))}").metric
 
 
 def _section(given: str | Mapping[str, Any], *, option: str) -> dict[str, Any]:

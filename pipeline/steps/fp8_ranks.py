@@ -1,12 +1,12 @@
-"""Whether models in fp8 order the first rows as in their own dtype: looked at once, before a run begins.
+"""Checks before a run whether models in fp8 rank the first rows as they do in their own dtype.
 
-What is ranked are the margins that selection reads. Under an objective with a reference they are differences of two
-models that are often close to each other, so that no look at one model alone could tell.
+The margins that selection reads are ranked. With a reference, the implicit margin is the difference of two models that
+are often close to each other, so the check needs both models.
 """
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -17,70 +17,60 @@ from pipeline.errors import ModelError
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.margins import explicit_margin, implicit_margin
 from pipeline.metrics.ranks import spearman
-from pipeline.steps.plan import Stage, score_stages
+from pipeline.steps.score_stages import score_stages
+from pipeline.steps.work import Stage, close_stage
 
 NUM_RANKED: Final = 64
 LOWEST_CORRELATION: Final = 0.99
 _FEWEST_RANKED: Final = 16
-_MARGINS: Final = ({"reward"}, {"policy", "reference"})  # the models that each margin is of
+_MARGINS: Final = ({"reward"}, {"policy", "reference"})  # the models behind each margin
 
 logger = logging.getLogger(__name__)
 
 
-def roles_in_fp8(config: Config) -> list[str]:
-    """Which models the config wants in fp8: of policy, reference and reward."""
-    return [role for role, model in config.torch_models().items() if model.fp8]
-
-
 def check_ranks(config: Config, table: pa.Table) -> None:
-    """Score some rows with and without fp8, a model at a time, and compare the order of their margins.
+    """Score some rows with and without fp8, one model at a time, and compare how their margins rank.
 
     Args:
         config: with some models in fp8.
         table: the first rows of the source, as pairs.
 
-    Raises:
-        ModelError: a margin's rank correlation is below 0.99.
+    Raises a ModelError if a margin's rank correlation is below 0.99.
     """
-    roles = roles_in_fp8(config)
-    without = config.model_copy(
-        update={role: model.model_copy(update={"fp8": False}) for role, model in config.torch_models().items()}
-    )
-    read = {"tokenise"}.union(*(beside for beside in _MARGINS if beside & {*roles}))
-    common = _scored(table, [stage for stage in score_stages(without) if stage.name in read - {*roles}])
+    models = config.torch_models()
+    roles = [role for role, model in models.items() if model.fp8]
+    plain_models = {role: model.model_copy(update={"fp8": False}) for role, model in models.items()}
+    without = config.model_copy(update=plain_models)
+    wanted = {"tokenise"}.union(*(behind for behind in _MARGINS if behind & {*roles}))
+    common = _scored(table, [stage for stage in score_stages(without) if stage.name in wanted - {*roles}])
     own, rounded = (
         _scored(common, [stage for stage in score_stages(each) if stage.name in roles]) for each in (without, config)
     )
-    for (name, before), (_, after) in zip(_margins(config, own), _margins(config, rounded), strict=True):
-        _compare(name, before, after, roles)
+    for name, before in _margins(config, roles, own).items():
+        _compare(name, before, _margins(config, roles, rounded)[name], roles)
 
 
 def _scored(table: pa.Table, stages: Sequence[Stage]) -> pa.Table:
+    import torch
+
     for stage in stages:
         apply = stage.build()
         table = apply(table)
-        getattr(apply, "close", lambda: None)()
+        close_stage(apply)
         del apply
-        _free_memory()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return table
 
 
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _margins(config: Config, table: pa.Table) -> Iterator[tuple[str, FloatArray]]:
-    """The margins that models in fp8 have a part in, by what messages call them."""
-    roles = roles_in_fp8(config)
-    if "reward" in roles:
-        yield "explicit", explicit_margin(table)
+def _margins(config: Config, roles: Sequence[str], table: pa.Table) -> dict[str, FloatArray]:
+    """The margins that depend on models in fp8, by their names in messages."""
+    found = {"explicit": explicit_margin(table)} if "reward" in roles else {}
     has_reference = config.reference is not None or not config.objective.reads_reference
     if config.policy is not None and has_reference and {"policy", "reference"} & {*roles}:
-        yield f"implicit ({config.objective.name})", implicit_margin(table, config.objective)
+        found[f"implicit ({config.objective.name})"] = implicit_margin(table, config.objective)
+    return found
 
 
 def _compare(name: str, before: FloatArray, after: FloatArray, roles: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
-"""What keeps one row from ending or hanging a run: stages end in time, and a row that makes one fail is dropped.
+"""Keeps one row from ending or hanging a run: a stage has a time limit, and a row on which it fails is dropped.
 
-A stage that raises an error that is none of ours is given the rows of the shard one by one. It is the row's fault only
-if another row still works after it: else the process is broken, such as a GPU after a failed kernel, and the run ends.
+A stage that raises a foreign error gets the rows of the shard one by one. The row is to blame only if another row still
+works after it. If none does, the process is broken, as with a GPU after a failed kernel, and the run ends.
 """
 
 import faulthandler
@@ -20,8 +20,8 @@ import pyarrow as pa
 from pipeline.drops import Reason, StageName
 from pipeline.errors import AlignpotError
 from pipeline.schema import ID
-from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.rows import drop_rows, kept_rows
+from pipeline.steps.work import Apply, Stage, close_stage
 
 _GRACE_S: Final = 10.0
 
@@ -32,12 +32,12 @@ Attempt = Callable[[pa.Table], pa.Table | Reason]
 
 
 def guarded(stage: Stage, timeout_s: float) -> Stage:
-    """The same stage, whose process ends when a call takes longer than `timeout_s`, and whose bad rows are dropped."""
-    return replace(stage, build=partial(_build, stage, timeout_s))
+    """The same stage. Its process ends if a call takes longer than `timeout_s`, and its bad rows are dropped."""
+    return replace(stage, build=partial(_Guarded, stage, timeout_s))
 
 
 def by_row(table: pa.Table, apply: Apply, attempt: Attempt, stage: StageName) -> pa.Table:
-    """Apply a stage to one row after another; rows for which `attempt` gives a reason leave it as dropped rows."""
+    """Apply a stage to one row after another. Rows for which `attempt` gives a reason are dropped."""
     pieces = []
     for index in range(table.num_rows):
         piece = table.slice(index, 1)
@@ -46,18 +46,15 @@ def by_row(table: pa.Table, apply: Apply, attempt: Attempt, stage: StageName) ->
     return pa.concat_tables(pieces)
 
 
-def _build(stage: Stage, timeout_s: float) -> Apply:
-    return _Guarded(stage.build(), stage.name, timeout_s)
-
-
 class _Guarded:
-    def __init__(self, inner: Apply, stage: StageName, timeout_s: float) -> None:
-        self._inner, self._stage, self._timeout_s = inner, stage, timeout_s
-        self._good: pa.Table | None = None  # a row that the stage has worked on without an error
+    def __init__(self, stage: Stage, timeout_s: float) -> None:
+        self._inner, self._stage, self._timeout_s = stage.build(), stage.name, timeout_s
+        self._good: pa.Table | None = None  # a row on which the stage has worked without an error
 
     def __call__(self, table: pa.Table) -> pa.Table:
         try:
-            found = self._in_time(table)
+            with _ends_after(self._timeout_s, self._stage):
+                found = self._inner(table)
         except AlignpotError:
             raise
         except Exception as error:
@@ -71,9 +68,7 @@ class _Guarded:
         return found
 
     def close(self) -> None:
-        close = getattr(self._inner, "close", None)
-        if close is not None:
-            close()
+        close_stage(self._inner)
 
     def _in_time(self, table: pa.Table) -> pa.Table:
         with _ends_after(self._timeout_s, self._stage):
@@ -84,7 +79,7 @@ class _Guarded:
             found = self._in_time(piece)
         except AlignpotError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told apart by whether other rows still work
+        except Exception as error:  # noqa: BLE001 - whether other rows still work tells what to do
             if self._good is not None:
                 self._in_time(self._good)
             name = piece[ID][0].as_py() if ID in piece.column_names else None
@@ -96,9 +91,9 @@ class _Guarded:
 
 @contextmanager
 def _ends_after(seconds: float, stage: str) -> Iterator[None]:
-    """End this process if the block takes longer: there is no other way out of a kernel that hangs.
+    """End this process if the block takes longer. There is no other way out of a kernel that hangs.
 
-    A second timer, which needs no Python, is for code that does not let any other thread run.
+    faulthandler's timer needs no Python: it works where code lets no other thread run.
     """
     timer = threading.Timer(seconds, _end, (seconds, stage))
     timer.daemon = True

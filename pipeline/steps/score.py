@@ -2,13 +2,13 @@
 
     open source -> check models -> plan (run.json) -> pending shards -> stages -> parts -> _SUCCESS.json
 
-Everything that can be wrong is found before a model is loaded. Run again, the same config continues where it stopped,
-and does nothing when it had finished.
+Everything that can be wrong is found before a model is loaded. The same config, run again, continues where it stopped.
+If it had finished, it does nothing.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,121 +23,74 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.duplicates import find_repeats
 from pipeline.data.manifest import SCORED, Manifest, find_manifest
 from pipeline.data.place import Place
-from pipeline.data.run import RUN_FILE, Plan, Run
+from pipeline.data.run import RUN_FILE, Run
 from pipeline.errors import ConfigError, TooManyDroppedError
 from pipeline.faults import storage_errors
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import id_hashes
-from pipeline.sources.reader import PairReader, open_source
+from pipeline.sources.reader import open_source
 from pipeline.sources.rows import content_digest
-from pipeline.sources.shards import Shard, SourceFile, plan_shards, stored_shards
-from pipeline.steps.fp8_ranks import NUM_RANKED, check_ranks, roles_in_fp8
-from pipeline.steps.plan import score_stages
-from pipeline.steps.step import OwnRows, Rows, Step, begin_step, finish_step, pending_shards, summary_of, work_on
+from pipeline.steps.score_stages import score_stages
+from pipeline.steps.shards import AnyShard, OwnRows, SourceRows
+from pipeline.steps.step import Step, begin_step, complete_step, pending_shards
 from pipeline.steps.summary import ScoreSummary
-from pipeline.steps.timeline import Timeline
-from pipeline.steps.work import AnyShard, read_shard
+from pipeline.steps.work import read_shard
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreRun:
-    """A checked and planned run: nothing is left that the config could be wrong about."""
-
-    config: Config
-    step: Step
-    run: Run
-
-    @property
-    def plan(self) -> Plan:
-        """The plan that stands."""
-        return self.run.plan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceRows:
-    """The rows of the source's files, in shards of `shard_rows`."""
-
-    reader: PairReader
-    files: Sequence[SourceFile]
-    shard_rows: int
-
-    def plan(self) -> tuple[Mapping[str, Any], ...]:
-        """See Rows."""
-        return tuple(shard.to_dict() for shard in plan_shards(self.files, self.shard_rows))
-
-    def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[Shard]:
-        """See Rows."""
-        return stored_shards(stored, self.files, str(where))
-
-
-def prepare_score(config: Config, pairs: Dataset | None = None) -> ScoreRun:
+def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config, Step, Run]:
     """Check source, storage and models, and write or find the plan.
 
     pairs: a dataset of ours to score, in place of the config's source.
 
-    Raises:
-        AlignpotError: what is wrong, before any weights are read.
+    Returns:
+        The arguments of `score`: the config with its models pinned, the step, and its claimed place.
+
+    Raises an AlignpotError if anything is wrong, before any weights are read.
     """
-    given = _of_source(config) if pairs is None else _of_dataset(config, pairs)
+    source = _from_source(config) if pairs is None else _from_dataset(config, pairs)
     models = _model_fingerprints(config)
     place = Place.open(config.scored, config.storage)
     if find_manifest(place, SCORED) is None:
         check_writable(place)
-    pinned_config = _pinned(config, models)
-    step = Step(
-        kind=SCORED,
-        url=config.scored,
-        rows=given.rows,
-        stages=score_stages(pinned_config),
-        schema=given.schema,
-        fingerprint={"source": given.fingerprint, **models},
-        config=resolved(config),
-        source_format=given.format,
-        check=_check_ids if given.has_ids else None,
-    )
+    given, torch_models = resolved(config), config.torch_models()
+    pinned_models = {role: pinned(model, models[role]) for role, model in torch_models.items()}
+    config = config.model_copy(update=pinned_models)
+    source["fingerprint"] = {"source": source["fingerprint"], **models}
+    step = Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
     run = begin_step(step, config.storage)
     step.rows.shards(run.plan.shards, place / RUN_FILE)
-    return ScoreRun(config=pinned_config, step=step, run=run)
+    return config, step, run
 
 
-def score(scoring: ScoreRun) -> tuple[ScoreSummary, Manifest]:
-    """Score the shards that have no part yet and publish the manifest.
+def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]:
+    """Score the shards that have no part yet and publish the manifest. Arguments as `prepare_score` gives them.
 
-    Raises:
-        AlignpotError: what stopped the run; parts committed so far stay.
+    Raises the AlignpotError that stopped the run; parts committed so far stay.
     """
     started = time.monotonic()
-    config, step, run = scoring.config, scoring.step, scoring.run
     pending = pending_shards(step, run)
-    if pending and roles_in_fp8(config):
+    if pending and any(model.fp8 for model in config.torch_models().values()):
         _check_fp8(config, step, pending)
-    timeline, num_tokens = Timeline(), 0
-    for work in work_on(step, run, pending, config.run):
-        timeline.add(work.timings)
-        num_tokens += sum(summary_of(work)["num_tokens"].values())
-    manifest = finish_step(step, run, time.monotonic() - started)
+    manifest, done = complete_step(step, run, pending, config.run)
+    parts = [json.loads(work.table.column("summary")[0].as_py()) for work in done]
     summary = ScoreSummary(
-        scored_url=config.scored,
-        num_rows=manifest.num_rows,
-        num_kept=manifest.num_kept,
-        drops=manifest.drops_by_reason,
-        num_shards=len(run.plan.shards),
         num_shards_done_now=len(pending),
-        num_tokens_now=num_tokens,
+        num_tokens_now=sum(sum(part["num_tokens"].values()) for part in parts),
         seconds=time.monotonic() - started,
-        busy_s=timeline.busy_s(),
-        overlap_s=timeline.overlap_s(),
+        timings=[timing for work in done for timing in work.timings],
     )
     return summary, manifest
 
 
 def _shard_rows(config: Config) -> int:
-    """Rows in a shard: few where models may fail in the middle of one, many where only files are read and written."""
+    """Rows in a shard: few if models may fail in the middle of one, many if files are only read and written."""
     return config.run.shard_rows or (256 if config.torch_models() else 8192)
 
 
 def _check_fp8(config: Config, step: Step, pending: Sequence[AnyShard]) -> None:
-    """See check_ranks; on Ray, where one of the cluster's GPUs is."""
+    """See check_ranks. With Ray it runs on a node that has a GPU."""
+    from pipeline.steps.fp8_ranks import NUM_RANKED, check_ranks
+
     tables: list[pa.Table] = []
     for shard in pending:
         tables.append(read_shard(step.rows.reader, shard).table)
@@ -148,8 +101,8 @@ def _check_fp8(config: Config, step: Step, pending: Sequence[AnyShard]) -> None:
         check_ranks(config, rows)
         return
     from pipeline.on_ray.placement import reserved_by_one_call
-    from pipeline.on_ray.remote import call_on_cluster
     from pipeline.on_ray.session import ray_session
+    from pipeline.on_ray.tasks import call_on_cluster
 
     models = list(config.torch_models().values())
     with ray_session(config.run, models):
@@ -167,21 +120,19 @@ def check_dropped(config: Config, manifest: Manifest) -> None:
         )
 
 
-def _pinned(config: Config, fingerprints: Mapping[str, Any]) -> Config:
-    return config.model_copy(
-        update={role: pinned(model, fingerprints[role]) for role, model in config.torch_models().items()}
-    )
-
-
 def pinned(model: TorchModel, fingerprint: Mapping[str, Any]) -> TorchModel:
     """The model as workers read it: a hub id at the commit that was fingerprinted, a local directory as a full path.
 
-    So a branch that moves in mid-run mixes nothing, and a worker's working directory does not matter.
+    So a branch that moves during the run has no effect, and neither has a worker's working directory.
     """
+
+    def full_path(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).is_dir() else name
+
     return model.model_copy(
         update={
-            "model": _full_path(model.model),
-            "adapter": model.adapter and _full_path(model.adapter),
+            "model": full_path(model.model),
+            "adapter": model.adapter and full_path(model.adapter),
             "revision": fingerprint.get("revision", model.revision),
             "adapter_revision": fingerprint.get("adapter", {}).get("revision", model.adapter_revision),
         }
@@ -195,25 +146,8 @@ def _check_ids(run: Run, manifest: Manifest) -> None:
     find_repeats(dataset, np.concatenate([np.zeros(0, dtype=np.uint64), *hashes]))
 
 
-def _full_path(name: str) -> str:
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Given:
-    """The pairs to score, and what identifies them.
-
-    has_ids: ids come from a column and may repeat with other content; else the content names the row.
-    """
-
-    rows: Rows
-    schema: pa.Schema
-    fingerprint: Mapping[str, Any]
-    format: str
-    has_ids: bool
-
-
-def _of_source(config: Config) -> _Given:
+def _from_source(config: Config) -> dict[str, Any]:
+    """Fields of the step that follow from the config's source. Its ids may repeat only if they come from a column."""
     source = config.source
     if source is None:
         raise ConfigError("score needs a source section with the path of the preference data; the config has none.")
@@ -233,17 +167,20 @@ def _of_source(config: Config) -> _Given:
         "passthrough": [field.name for field in reader.passthrough],
         "files": {file.path: file.digest for file in files},
     }
-    return _Given(
-        rows=SourceRows(reader=reader, files=files, shard_rows=_shard_rows(config)),
-        schema=reader.schema,
-        fingerprint=fingerprint,
-        format=reader.format,
-        has_ids=reader.id_column is not None,
-    )
+    return {
+        "rows": SourceRows(reader=reader, files=files, shard_rows=_shard_rows(config)),
+        "schema": reader.schema,
+        "fingerprint": fingerprint,
+        "source_format": reader.format,
+        "check": _check_ids if reader.id_column is not None else None,
+    }
 
 
-def _of_dataset(config: Config, pairs: Dataset) -> _Given:
-    """Pairs of ours: their own scores are kept where the config takes scores from columns, other columns go along."""
+def _from_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
+    """Fields of the step that follow from pairs of ours.
+
+    Their scores are kept where the config takes scores from columns. Columns that are not ours are kept too.
+    """
     taken: set[str] = {*schema.PAIR_SCHEMA.names, schema.STATUS}
     for section, names in (
         (config.reward, schema.REWARDS),
@@ -255,20 +192,17 @@ def _of_dataset(config: Config, pairs: Dataset) -> _Given:
     own = {field.name for field in (*schema.scored_schema(), *schema.SUBSET_FIELDS)}
     extra = [field for field in pairs.schema if field.name not in own]
     wanted = schema.scored_schema(extra)
-    blank = frozenset(own - taken)
-    return _Given(
-        rows=OwnRows(
-            rows=pairs, shard_rows=_shard_rows(config), prepare=partial(_as_scored, wanted=wanted, blank=blank)
-        ),
-        schema=wanted,
-        fingerprint={"dataset": pairs.content},
-        format="alignpot",
-        has_ids=True,
-    )
+    prepare = partial(_as_scored, wanted=wanted, blank=frozenset(own - taken))
+    return {
+        "rows": OwnRows(rows=pairs, shard_rows=_shard_rows(config), prepare=prepare),
+        "schema": wanted,
+        "fingerprint": {"dataset": pairs.content},
+        "check": _check_ids,
+    }
 
 
 def _as_scored(table: pa.Table, wanted: pa.Schema, blank: frozenset[str]) -> pa.Table:
-    """Pairs of ours as rows of `wanted`, null in the columns `blank` and in those that they lack."""
+    """Pairs of ours as rows of `wanted`: null in the columns `blank`, and in columns that they lack."""
     table = table.drop_columns([name for name in table.column_names if name in blank])
     if schema.CONTENT_DIGEST not in table.column_names:
         turns = [table[name].to_pylist() for name in (schema.PROMPT, schema.CHOSEN, schema.REJECTED)]

@@ -1,127 +1,183 @@
-"""The two stages that run a model: summed log-probabilities of both answers, and rewards of both dialogues."""
+"""The stages of scoring, in the order in which they run.
+
+    tokenise -> reward -> policy -> reference
+
+`score_stages` only describes them. `Stage.build` loads the weights, in the actor or loop that runs the stage.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.drops import Reason, StageName
+from pipeline import schema
+from pipeline.config import ClassifierReward, Config, TorchModel, VllmModel
+from pipeline.drops import Reason
 from pipeline.errors import ModelError
-from pipeline.models.agreement import Disagreement
-from pipeline.models.memory import Scores
-from pipeline.models.packing import Group
-from pipeline.models.rewards import ClassifierEngine
-from pipeline.schema import (
-    ID,
-    POLICY_LOGP_CHOSEN,
-    POLICY_LOGP_REJECTED,
-    REFERENCE_LOGP_CHOSEN,
-    REFERENCE_LOGP_REJECTED,
-    REWARD_CHOSEN,
-    REWARD_REJECTED,
-)
+from pipeline.models.packing import Completion, Group, Int32Array
+from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
 from pipeline.shown import listed, quoted
-from pipeline.steps.rows import drop_rows, kept_rows, set_column, spread
-from pipeline.steps.tokenise import dialogue_groups, pair_groups
+from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
+from pipeline.steps.work import Apply, Stage, close_stage
 
-Role = Literal["policy", "reference"]
+if TYPE_CHECKING:  # these load torch
+    from pipeline.models.engine import Engine
+    from pipeline.models.vllm_logprobs import VllmLogprobEngine
 
-LOGP_COLUMNS: Final[dict[Role, tuple[str, str]]] = {
-    "policy": (POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED),
-    "reference": (REFERENCE_LOGP_CHOSEN, REFERENCE_LOGP_REJECTED),
+Role = Literal["reward", "policy", "reference"]
+
+CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}chosen_ids"
+REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}rejected_ids"
+CHOSEN_START: Final = f"{TRANSIENT_PREFIX}chosen_start"
+REJECTED_START: Final = f"{TRANSIENT_PREFIX}rejected_start"
+REWARD_CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}reward_chosen_ids"
+REWARD_REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}reward_rejected_ids"
+
+_IDS: Final = pa.list_(pa.int32())
+# Columns of the tokens of a row: the field of the tokenised row, and the type.
+_DIALOGUE_COLUMNS: Final = {REWARD_CHOSEN_IDS: ("chosen_ids", _IDS), REWARD_REJECTED_IDS: ("rejected_ids", _IDS)}
+_PAIR_COLUMNS: Final = {
+    CHOSEN_IDS: ("chosen_ids", _IDS),
+    REJECTED_IDS: ("rejected_ids", _IDS),
+    CHOSEN_START: ("chosen_start", pa.int64()),
+    REJECTED_START: ("rejected_start", pa.int64()),
+    schema.NUM_TOKENS_PROMPT: ("num_tokens_prompt", pa.int64()),
+    schema.NUM_TOKENS_CHOSEN: ("num_tokens_chosen", pa.int64()),
+    schema.NUM_TOKENS_REJECTED: ("num_tokens_rejected", pa.int64()),
+    schema.TRUNCATED: ("truncated", pa.bool_()),
+}
+_SCORES: Final[Mapping[Role, tuple[str, str]]] = {
+    "reward": (schema.REWARD_CHOSEN, schema.REWARD_REJECTED),
+    "policy": (schema.POLICY_LOGP_CHOSEN, schema.POLICY_LOGP_REJECTED),
+    "reference": (schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED),
 }
 
 
-class SelfChecking(Protocol):
-    """An engine that can compare its numbers with those of its model's own forward."""
+def score_stages(config: Config) -> list[Stage]:
+    """The stages that fill the score columns which the source does not hold already."""
+    models = config.torch_models()
+    stages = [Stage(name="tokenise", build=partial(_build_tokenise, config))] if models else []
+    for role in _SCORES:
+        if role not in models:
+            continue
+        model, env = models[role], {}
+        if isinstance(model, VllmModel):
+            from pipeline.models.vllm_engine import environment
 
-    def disagreement(self, groups: Sequence[Group]) -> Disagreement | None:
-        """How they differ on some of the groups; None if they agree, or if there is nothing to compare."""
+            env = environment(model.num_threads, model.engine_args)
+        build = partial(_build_scores, model, role, config.tokens.max_length)
+        stages.append(Stage(name=role, build=build, model=model, env=env))
+    return stages
 
 
-class LogprobScorer(SelfChecking, Protocol):
-    """An engine that sums log-probabilities of responses under one model; a method `close` frees what it holds."""
+def _build_tokenise(config: Config) -> Apply:
+    from pipeline.models.loading import load_tokenizer
 
-    def score(self, groups: Sequence[Group]) -> Scores:
-        """Sums in the order of the groups' sequences."""
+    models = config.torch_models()
+    pair_model, reward = models.get("policy") or models.get("reference"), models.get("reward")
+    stages: list[Apply] = []
+    if pair_model is not None:
+        stages.append(Tokenise(PairTokenizer(load_tokenizer(pair_model), config.tokens)))
+    if isinstance(reward, ClassifierReward):
+        tokenizer = DialogueTokenizer(load_tokenizer(reward), reward.max_length, config.tokens.date)
+        stages.append(Tokenise(tokenizer))
+
+    def tokenise(table: pa.Table) -> pa.Table:
+        for stage in stages:
+            table = stage(table)
+        return table
+
+    return tokenise
 
 
-class ScoreLogprobs:
-    """Adds the log-probabilities of both answers under one model, summed over response tokens, float64."""
+def _build_scores(model: TorchModel, role: Role, max_length: int) -> Apply:
+    if isinstance(model, ClassifierReward):
+        from pipeline.models.rewards import ClassifierEngine
 
-    def __init__(self, engine: LogprobScorer, role: Role) -> None:
+        return ScorePairs(ClassifierEngine.load(model), role)
+    if isinstance(model, VllmModel):
+        from pipeline.models.vllm_logprobs import VllmLogprobEngine
+
+        return ScorePairs(VllmLogprobEngine(model, max_length), role)
+    from pipeline.models.logprobs import LogprobEngine
+
+    return ScorePairs(LogprobEngine.load(model), role)
+
+
+class Tokenise:
+    """Adds the token ids of both answers, by the tokenizer and chat template of one model.
+
+    A PairTokenizer serves policy and reference. It also gives the token counts and the truncation flag. A
+    DialogueTokenizer serves the reward model.
+    """
+
+    def __init__(self, tokenizer: PairTokenizer | DialogueTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._columns = _PAIR_COLUMNS if isinstance(tokenizer, PairTokenizer) else _DIALOGUE_COLUMNS
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Tokenise the kept rows. Rows that the template or the length limit makes unusable are dropped."""
+        rows = kept_rows(table)
+        names = [schema.ID, schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS]
+        kept: dict[int, Any] = {}
+        dropped: dict[int, Reason] = {}
+        for row, pair in zip(rows.tolist(), table.select(names).take(pa.array(rows)).to_pylist(), strict=True):
+            id_, *turns = (pair[name] for name in names)
+            found = self._tokenizer.tokenize(*turns, row=id_)
+            if isinstance(found, Reason):
+                dropped[row] = found
+            else:
+                kept[row] = found
+        table = drop_rows(table, dropped, stage="tokenise")
+        for name, (field, of_type) in self._columns.items():
+            values = [getattr(tokens, field) for tokens in kept.values()]
+            table = set_column(table, name, spread(values, list(kept), num_rows=table.num_rows, of_type=of_type))
+        return table
+
+
+class ScorePairs:
+    """Adds one float64 for each answer: its reward, or its log-probability summed over the response tokens."""
+
+    def __init__(self, engine: "Engine | VllmLogprobEngine", role: Role) -> None:
         self._engine = engine
-        self._role = role
+        self._role: Role = role
         self._checked = False
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the kept rows; drop those without a finite log-probability, each with its reason.
+        """Score the kept rows. Rows without two finite numbers are dropped.
 
-        Raises:
-            ModelError: on the first rows, the engine's numbers are not those of the model's own forward.
+        Raises a ModelError if the engine's numbers for the first rows are not those of the model's own forward.
         """
         rows = kept_rows(table)
-        groups = pair_groups(table, rows)
+        is_reward = self._role == "reward"
+        groups = dialogue_groups(table, rows) if is_reward else pair_groups(table, rows)
         if groups and not self._checked:
-            check_engine(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), self._role)
+            check_engine(self._engine, groups, table.column(schema.ID).take(pa.array(rows)).to_pylist(), self._role)
             self._checked = True
         scores = self._engine.score(groups)
-        outcome = _Outcome(
-            values=scores.values.reshape(-1, 2), left_out=scores.left_out, otherwise=Reason.NON_FINITE_LOGP
-        )
-        return _with_sides(table, rows, outcome, names=LOGP_COLUMNS[self._role], stage=self._role)
+        values = scores.values.reshape(-1, 2)
+        otherwise = Reason.NON_FINITE_REWARD if is_reward else Reason.NON_FINITE_LOGP
+        reasons = dict.fromkeys(np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist(), otherwise)
+        reasons |= {index // 2: reason for index, reason in scores.left_out.items()}
+        usable = [i for i in range(len(rows)) if i not in reasons]
+        for name, side in zip(_SCORES[self._role], values.T, strict=True):
+            column = spread(side[usable].tolist(), rows[usable].tolist(), num_rows=table.num_rows, of_type=pa.float64())
+            table = set_column(table, name, column)
+        return drop_rows(table, {int(rows[index]): reason for index, reason in reasons.items()}, stage=self._role)
 
     def close(self) -> None:
         """Free what the engine holds beside torch modules, such as processes of its own."""
-        close = getattr(self._engine, "close", None)
-        if close is not None:
-            close()
+        close_stage(self._engine)
 
 
-class ScoreRewards:
-    """Adds the reward of both dialogues under a sequence classifier, float64."""
+def check_engine(engine: "Engine | VllmLogprobEngine", groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
+    """Compare an engine with its model's own forward on some of the groups. `ids` are the ids of their rows.
 
-    def __init__(self, engine: ClassifierEngine) -> None:
-        self._engine = engine
-        self._checked = False
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the kept rows; drop those without a finite reward. Raises as ScoreLogprobs."""
-        rows = kept_rows(table)
-        groups = dialogue_groups(table, rows)
-        if groups and not self._checked:
-            check_engine(self._engine, groups, table.column(ID).take(pa.array(rows)).to_pylist(), "reward")
-            self._checked = True
-        rewards = self._engine.score(groups)
-        outcome = _Outcome(
-            values=rewards.values.reshape(-1, 2), left_out=rewards.left_out, otherwise=Reason.NON_FINITE_REWARD
-        )
-        return _with_sides(table, rows, outcome, names=(REWARD_CHOSEN, REWARD_REJECTED), stage="reward")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Outcome:
-    """Numbers of both sides of some pairs, shape (pairs, 2), and why some are missing, by index in the flat array."""
-
-    values: npt.NDArray[np.float64]
-    left_out: Mapping[int, Reason]
-    otherwise: Reason
-    """The reason of a number that is not finite without having been left out."""
-
-    def reasons(self) -> dict[int, Reason]:
-        """Why a pair cannot be used, by its index."""
-        found = dict.fromkeys(np.flatnonzero(~np.isfinite(self.values).all(axis=1)).tolist(), self.otherwise)
-        return found | {index // 2: reason for index, reason in self.left_out.items()}
-
-
-def check_engine(engine: SelfChecking, groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
-    """Compare an engine with its model's own forward on some of the groups, whose rows have the given ids.
-
-    Raises:
-        ModelError: they differ.
+    Raises a ModelError if they differ.
     """
     found = engine.disagreement(groups)
     if found is not None:
@@ -132,12 +188,26 @@ def check_engine(engine: SelfChecking, groups: Sequence[Group], ids: Sequence[st
         )
 
 
-def _with_sides(
-    table: pa.Table, rows: npt.NDArray[np.int64], outcome: _Outcome, *, names: Sequence[str], stage: StageName
-) -> pa.Table:
-    reasons = outcome.reasons()
-    usable = [i for i in range(len(rows)) if i not in reasons]
-    for name, values in zip(names, outcome.values.T, strict=True):
-        column = spread(values[usable].tolist(), rows[usable].tolist(), num_rows=table.num_rows, of_type=pa.float64())
-        table = set_column(table, name, column)
-    return drop_rows(table, {int(rows[index]): reason for index, reason in reasons.items()}, stage=stage)
+def pair_groups(table: pa.Table, rows: npt.NDArray[np.int64]) -> list[Group]:
+    """For causal models: a group of the chosen and the rejected sequence for each of the rows."""
+    ids = (_token_ids(table, rows, name) for name in (CHOSEN_IDS, REJECTED_IDS))
+    starts = (table.column(name).take(pa.array(rows)).to_pylist() for name in (CHOSEN_START, REJECTED_START))
+    return [
+        (Completion(ids=first, start=first_start), Completion(ids=second, start=second_start))
+        for first, second, first_start, second_start in zip(*ids, *starts, strict=True)
+    ]
+
+
+def dialogue_groups(table: pa.Table, rows: npt.NDArray[np.int64]) -> list[Group]:
+    """For reward models: a group of the chosen and the rejected dialogue for each of the rows."""
+    ids = (_token_ids(table, rows, name) for name in (REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS))
+    return [
+        (Completion(ids=first, start=0), Completion(ids=second, start=0)) for first, second in zip(*ids, strict=True)
+    ]
+
+
+def _token_ids(table: pa.Table, rows: npt.NDArray[np.int64], name: str) -> list[Int32Array]:
+    """Token ids of some rows, as views of one array."""
+    column = table.column(name).take(pa.array(rows)).combine_chunks()
+    values = column.values.to_numpy()
+    return [values[begin:end] for begin, end in pairwise(column.offsets.to_pylist())]

@@ -2,19 +2,20 @@
 
     check the output -> read narrow columns -> choose rows -> report -> files -> _SUCCESS.json
 
-Text is read for the chosen rows alone. Reading and writing are tasks over parts and files, run by threads of this
-machine or on a Ray cluster with the same results and bytes. Run again, the same config finds its subsets and does
-nothing.
+Text is read for the chosen rows alone. Reading and writing are tasks over parts and files. Threads of this machine or a
+Ray cluster run them, with the same results and bytes. The same config, run again, finds its subsets and does nothing.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.config import Config, Output, Select, resolved
+from pipeline.config import Config, Output, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_file
@@ -32,7 +33,6 @@ from pipeline.selection.rules import choose, num_selected
 from pipeline.selection.selection import Found, Reader, Selection, found
 from pipeline.selection.source import Source
 from pipeline.shown import shown_path
-from pipeline.steps.passes_for import passes_for
 
 _SCORING: Final = ("policy", "reference", "reward", "tokens")
 _SLIM: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
@@ -41,19 +41,14 @@ _INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTC
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectRun:
-    """A checked selection: where it reads and writes, and what identifies it. former: the selection it takes over."""
+    """A checked selection: what it looks for and where the subset goes. former: the selection that it takes over."""
 
     config: Config
+    query: Query
     output: Output
-    select: Select
     place: Place
-    fingerprint: Mapping[str, Any]
+    plan: Plan
     former: Mapping[str, Any] | None = None
-
-    @property
-    def query(self) -> Query:
-        """What is to be found."""
-        return Query(objective=self.config.objective, metric=self.config.metric, rule=self.select)
 
     def where(self) -> str:
         """Where the subset lies and how to load it."""
@@ -71,8 +66,7 @@ def prepare_select(config: Config, plan: Plan | None = None) -> list[SelectRun]:
 
     plan: of the scored dataset, where it is not complete yet; left out, the scored dataset must be complete.
 
-    Raises:
-        AlignpotError: what is wrong, before a row is read.
+    Raises an AlignpotError if anything is wrong, before a row is read.
     """
     scored = plan.fingerprint if plan is not None else open_scored(config).manifest.fingerprint
     return [_prepare(variant, scored, plan) for variant in config.variants()]
@@ -89,7 +83,7 @@ def _prepare(config: Config, scored: Mapping[str, Any], plan: Plan | None) -> Se
         former = _former(config, rule.stats_from, scored)
         rule = former_rule(former, Query(objective=config.objective, metric=config.metric, rule=rule))
     query = Query(objective=config.objective, metric=config.metric, rule=rule)
-    fingerprint = _fingerprint(fingerprint_digest(scored), query, config.output, former)
+    fingerprint = _fingerprint(scored, query, config.output, former)
     if plan is not None and rule.group_by is not None:
         remedy = "Name it in source.passthrough."
         schema.require_columns(plan.schema, [rule.group_by], where="select.group_by", remedy=remedy)
@@ -97,14 +91,15 @@ def _prepare(config: Config, scored: Mapping[str, Any], plan: Plan | None) -> Se
     if plan is not None and former is None:
         num_selected(rule, sum(shard["num_rows"] for shard in plan.shards))
     check_claim(place, SUBSET, fingerprint)
-    return SelectRun(
-        config=config, output=config.output, select=rule, place=place, fingerprint=fingerprint, former=former
-    )
+    subset = Plan(kind=SUBSET, fingerprint=fingerprint, config=resolved(config))
+    return SelectRun(config=config, query=query, output=config.output, place=place, plan=subset, former=former)
 
 
-def _fingerprint(scored: str, query: Query, output: Output, former: Mapping[str, Any] | None) -> dict[str, Any]:
+def _fingerprint(
+    scored: Mapping[str, Any], query: Query, output: Output, former: Mapping[str, Any] | None
+) -> dict[str, Any]:
     return {
-        "scored": scored,
+        "scored": fingerprint_digest(scored),
         "objective": query.objective.fingerprint(),
         "metric": query.metric.fingerprint(),
         "select": query.rule.fingerprint(),
@@ -116,26 +111,49 @@ def _fingerprint(scored: str, query: Query, output: Output, former: Mapping[str,
 def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
     """Write the subsets, where they are not there already, and return their reports.
 
-    Raises:
-        AlignpotError: the scored dataset does not allow a selection, or is damaged.
+    Raises an AlignpotError if the scored dataset does not allow a selection, or is damaged.
     """
     pending = [run for run in runs if Dataset.find(run.place, SUBSET) is None]
     if pending:
-        config = pending[0].config
-        dataset = open_scored(config)
-        with passes_for(config, pending[0].config.select) as passes:
+        dataset = open_scored(pending[0].config)
+        with _passes(pending[0].config) as passes:
             reader = Reader(dataset, [run.query for run in pending], passes)
             for run in pending:
-                _write(passes, dataset, run, _found(dataset, run, reader))
+                columns, duplicates = reader.for_query(run.query)
+                if run.former is not None:
+                    chosen = apply_former(dataset, columns, duplicates, run.former, run.query)
+                else:
+                    ranking = rank(columns, run.query, duplicates)
+                    chosen = found(columns, ranking, choose(dataset, columns, ranking))
+                _write(passes, dataset, chosen, run.place, run.output, run.plan)
     return [_report(run.place) for run in runs]
 
 
-def load_reports(config: Config) -> list[dict[str, Any]]:
-    """The reports of the subsets at `output.path`.
+@contextmanager
+def _passes(config: Config) -> Iterator[Passes]:
+    """What reads and writes: threads of this machine, or tasks of a Ray cluster.
 
-    Raises:
-        SourceError: there is no complete subset.
+    `select.engine: auto` takes Ray if there is a cluster to join and `run.engine` is ray. A Ray of our own on this
+    machine would add nothing to what threads do.
+
+    Raises a TemporaryError or ConfigError if the cluster cannot be joined.
     """
+    engine = "auto" if config.select is None else config.select.engine
+    if engine == "plain" or (engine == "auto" and config.run.engine == "plain"):
+        yield Threads()
+        return
+    from pipeline.on_ray.session import cluster_address, ray_session
+    from pipeline.on_ray.tasks import RayTasks
+
+    if engine == "auto" and cluster_address(config.run) is None:
+        yield Threads()
+        return
+    with ray_session(config.run, []):
+        yield RayTasks()
+
+
+def load_reports(config: Config) -> list[dict[str, Any]]:
+    """The reports of the subsets at `output.path`. Raises a SourceError if there is no complete subset."""
     if config.output is None:
         raise ConfigError("report needs an output section with the path of the subset; the config has none.")
     reports = []
@@ -161,76 +179,44 @@ def kept_columns(source: Source, *, slim: bool) -> list[str]:
 def write_found(found: Found, source: Source, output: Output, place: Place) -> None:
     """Write a selection that was made in memory as a subset.
 
-    Raises:
-        FingerprintError: the place holds another subset.
+    Raises a FingerprintError if the place holds another subset.
     """
-    scored = source.manifest.fingerprint if isinstance(source, Dataset) else {"rows": found.selection.id_digest}
-    fingerprint = _fingerprint(fingerprint_digest(scored), found.selection.query, output, None)
-    _write_files(Threads(), source, found, _Target(place, output, fingerprint, {}, {"scored_by": _scored_by(scored)}))
+    fingerprint = _fingerprint(_scored(source, found), found.selection.query, output, None)
+    _write(Threads(), source, found, place, output, Plan(kind=SUBSET, fingerprint=fingerprint, config={}))
 
 
-def _found(dataset: Dataset, run: SelectRun, reader: Reader) -> Found:
-    columns, duplicates = reader.for_query(run.query)
-    if run.former is not None:
-        return apply_former(dataset, columns, duplicates, run.former, run.query)
-    ranking = rank(columns, run.query, duplicates)
-    return found(columns, ranking, choose(dataset, columns, ranking))
+def _scored(source: Source, found: Found) -> Mapping[str, Any]:
+    """The fingerprint of scored rows: of a dataset, or of rows in memory by their ids."""
+    return source.manifest.fingerprint if isinstance(source, Dataset) else {"rows": found.selection.id_digest}
 
 
-def _write(passes: Passes, dataset: Dataset, run: SelectRun, found: Found) -> None:
-    extra = {"scored_by": _scored_by(dataset.manifest.fingerprint)}
-    _write_files(passes, dataset, found, _Target(run.place, run.output, run.fingerprint, resolved(run.config), extra))
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where a subset goes, and what its manifest says beside the selection."""
-
-    place: Place
-    output: Output
-    fingerprint: Mapping[str, Any]
-    config: Mapping[str, Any]
-    extra: Mapping[str, Any]
-
-
-def _write_files(passes: Passes, source: Source, found: Found, target: _Target) -> None:
-    slim = target.output.slim
-    columns = kept_columns(source, slim=slim)
+def _write(passes: Passes, source: Source, found: Found, place: Place, output: Output, plan: Plan) -> None:
+    columns = kept_columns(source, slim=output.slim)
     fields = [source.schema.field(name) for name in columns]
-    plan = Plan(
-        kind=SUBSET,
-        fingerprint=target.fingerprint,
-        config=target.config,
-        schema=pa.schema(fields if slim else [*fields, *schema.SUBSET_FIELDS]),
-        shards=file_shards(found.selection.k, target.output.rows_per_file),
-        formats=target.output.formats,
+    plan = replace(
+        plan,
+        schema=pa.schema(fields if output.slim else [*fields, *schema.SUBSET_FIELDS]),
+        shards=file_shards(found.selection.k, output.rows_per_file),
+        formats=output.formats,
     )
-    run = Run.claim(target.place, with_layout(plan))
+    run = Run.claim(place, with_layout(plan))
     report = summarise(found, source)
-    task = _WriteFile(run=run, source=source, selection=found.selection, columns=tuple(columns))
+    task = partial(_write_file, run, source, found.selection, columns)
     files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
-    extra = {"selection": report["selection"], **target.extra}
+    extra = {"selection": report["selection"], "scored_by": _scored_by(_scored(source, found))}
     finish_files(run, files, {REPORT_FILE: sealed(report)}, extra)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _WriteFile:
-    """Writes one file of a subset; picklable."""
-
-    run: Run
-    source: Source
-    selection: Selection
-    columns: tuple[str, ...]
-
-    def __call__(self, index: int) -> list[File]:
-        shard, schema_ = self.run.plan.shards[index], self.run.plan.schema
-        rows = slice(shard["first_row"], shard["first_row"] + shard["num_rows"])
-        tables = self.selection.rows(self.source, self.columns, rows)
-        return write_file(self.run, index, (table.select(schema_.names).cast(schema_) for table in tables))
+def _write_file(run: Run, source: Source, selection: Selection, columns: Sequence[str], index: int) -> list[File]:
+    """Write one file of a subset."""
+    shard, schema_ = run.plan.shards[index], run.plan.schema
+    rows = slice(shard["first_row"], shard["first_row"] + shard["num_rows"])
+    tables = selection.rows(source, columns, rows)
+    return write_file(run, index, (table.select(schema_.names).cast(schema_) for table in tables))
 
 
 def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the scores of a row, whatever data it is of."""
+    """The part of a fingerprint that decides the scores of a row, whatever the data."""
     return {name: fingerprint.get(name) for name in _SCORING}
 
 

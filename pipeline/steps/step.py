@@ -2,14 +2,15 @@
 
     plan (run.json) -> shards without a part -> read | stages | commit -> row sums -> _SUCCESS.json
 
-Killed anywhere, the same step goes on with the shards that have no part; complete, it does nothing.
+A step that was killed continues with the shards that have no part. A complete step does nothing.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,32 +20,12 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.parts import PartSpec, commit_part
 from pipeline.data.place import Place
 from pipeline.data.run import MINOR_VERSION, RUN_FILE, Plan, Run
-from pipeline.errors import IntegrityError
-from pipeline.on_ray.deaths import Deaths
 from pipeline.progress import progress
 from pipeline.steps.guard import guarded
-from pipeline.steps.plan import Stage
 from pipeline.steps.rows import without_transient
-from pipeline.steps.work import AnyShard, ShardReader, ShardWork, run_plain
+from pipeline.steps.shards import AnyShard, OwnRows, SourceRows
+from pipeline.steps.work import ShardWork, Stage, run_plain
 from pipeline.termination import raise_if_terminated
-
-
-class Rows(Protocol):
-    """The rows that a step works on, in shards."""
-
-    @property
-    def reader(self) -> ShardReader:
-        """Reads the rows of a shard; travels to whatever process reads."""
-
-    def plan(self) -> tuple[Mapping[str, Any], ...]:
-        """The shards as run.json holds them."""
-
-    def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[AnyShard]:
-        """The shards that run.json at `where` holds.
-
-        Raises:
-            IntegrityError: they do not hold every row once.
-        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +35,13 @@ class Step:
     Attributes:
         kind: what the rows are.
         url: where they go.
-        fingerprint: everything beside the version that can move a row.
+        fingerprint: everything beside the version that can change a row.
         check: raises if the complete dataset must not be published.
     """
 
     kind: str
     url: str
-    rows: Rows
+    rows: SourceRows | OwnRows
     stages: Sequence[Stage]
     schema: pa.Schema
     fingerprint: Mapping[str, Any]
@@ -69,11 +50,21 @@ class Step:
     check: Callable[[Run, Manifest], None] | None = None
 
 
+def run_step(step: Step, settings: config.Run, storage: config.Storage) -> Dataset:
+    """Make what the step describes, or what is left of it.
+
+    Raises a FingerprintError if something else was begun there, else the AlignpotError that stopped it. Parts committed
+    so far stay.
+    """
+    run = begin_step(step, storage)
+    manifest, _ = complete_step(step, run, pending_shards(step, run), settings)
+    return Dataset(run.place, manifest)
+
+
 def begin_step(step: Step, storage: config.Storage) -> Run:
     """Claim the step's place, or join the run that is there.
 
-    Raises:
-        FingerprintError: something else was begun there.
+    Raises a FingerprintError if something else was begun there.
     """
     plan = Plan(
         kind=step.kind,
@@ -92,142 +83,39 @@ def pending_shards(step: Step, run: Run) -> list[AnyShard]:
     return [shard for shard in step.rows.shards(run.plan.shards, run.place / RUN_FILE) if shard.index in pending]
 
 
-def run_step(step: Step, settings: config.Run, storage: config.Storage) -> Dataset:
-    """Make what the step describes, or what is left of it.
+def complete_step(
+    step: Step, run: Run, pending: Sequence[AnyShard], settings: config.Run
+) -> tuple[Manifest, list[ShardWork]]:
+    """Run the stages over the pending shards, commit each, check all parts and publish the manifest.
 
-    Raises:
-        FingerprintError: something else was begun there.
-        AlignpotError: what stopped it; parts committed so far stay.
+    Returns:
+        The manifest, and the work on the shards, with the PartSummary as JSON as their table (see `commit_to`).
+
+    Raises the AlignpotError that stopped it; parts committed so far stay. Also raises as `Run.finish`.
     """
     started = time.monotonic()
-    run = begin_step(step, storage)
-    for _ in work_on(step, run, pending_shards(step, run), settings):
-        pass
-    return Dataset(run.place, finish_step(step, run, time.monotonic() - started))
+    done: list[ShardWork] = []
+    if pending:
+        reader, stages = step.rows.reader, [guarded(stage, settings.stage_timeout_s) for stage in step.stages]
+        commit = partial(commit_to, run.place, run.plan.part_specs(shard.index for shard in pending))
+        num_rows = [shard.get("rows_in", shard.get("num_rows", 0)) for shard in run.plan.shards]
+        num_left = sum(num_rows[shard.index] for shard in pending)
+        with progress(step.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
+            engine: Callable[..., Iterator[ShardWork]] = run_plain
+            if settings.engine != "plain":
+                from pipeline.on_ray.engine import run_on_ray
+
+                engine = partial(run_on_ray, run=settings, dataset=run.place)
+            # No name for the generator: an error in the loop must end it at once, with what it holds.
+            for work in engine(reader, pending, stages, commit):
+                count(num_rows[work.shard])
+                done.append(work)
+                raise_if_terminated()
+    check = None if step.check is None else partial(step.check, run)
+    return run.finish({"seconds": time.monotonic() - started}, check), done
 
 
-def finish_step(step: Step, run: Run, seconds: float) -> Manifest:
-    """Check the parts and publish the manifest. Raises as `Run.finish`."""
-    check = step.check
-    return run.finish({"seconds": seconds}, None if check is None else lambda manifest: check(run, manifest))
-
-
-def work_on(step: Step, run: Run, pending: Sequence[AnyShard], settings: config.Run) -> Iterator[ShardWork]:
-    """Run the stages over these shards and commit each; yields them as they are committed.
-
-    Raises:
-        AlignpotError: what stopped it; parts committed so far stay.
-    """
-    if not pending:
-        return
-    commit = CommitTo(dataset=run.place, specs=run.plan.part_specs(shard.index for shard in pending))
-    num_rows = [shard.get("rows_in", shard.get("num_rows", 0)) for shard in run.plan.shards]
-    num_left = sum(num_rows[shard.index] for shard in pending)
-    stages = [guarded(stage, settings.stage_timeout_s) for stage in step.stages]
-    with progress(step.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
-        for work in _on_engine(step.rows.reader, pending, stages, commit, settings):
-            count(num_rows[work.shard])
-            yield work
-            raise_if_terminated()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitTo:
-    """Commits parts to a dataset; travels to whatever process runs the last stage."""
-
-    dataset: Place
-    specs: Mapping[int, PartSpec]
-
-    def __call__(self, index: int, table: pa.Table) -> pa.Table:
-        """Write the part of a shard; its summary as a one-row table."""
-        summary = commit_part(self.dataset, self.specs[index], without_transient(table))
-        return pa.table({"summary": [json.dumps(asdict(summary))]})
-
-
-def summary_of(work: ShardWork) -> dict[str, Any]:
-    """What `CommitTo` said of a part, which is a PartSummary."""
-    summary: dict[str, Any] = json.loads(work.table.column("summary")[0].as_py())
-    return summary
-
-
-def _on_engine(
-    reader: ShardReader, pending: Sequence[AnyShard], stages: Sequence[Stage], commit: CommitTo, settings: config.Run
-) -> Iterator[ShardWork]:
-    if settings.engine == "plain":
-        yield from run_plain(reader, pending, stages, commit)
-        return
-    from pipeline.on_ray.engine import RayJob, run_on_ray
-    from pipeline.on_ray.session import ray_session
-
-    models: list[config.Replicas] = [stage.model for stage in stages if stage.model is not None]
-    with ray_session(settings, models):
-        deaths = Deaths(dataset=commit.dataset)
-        job = RayJob(reader=reader, stages=tuple(stages), commit=commit, run=settings, deaths=deaths)
-        yield from run_on_ray(job, pending)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowShard:
-    """`num_rows` rows of a dataset or table from `first_row` on."""
-
-    index: int
-    first_row: int
-    num_rows: int
-
-    @property
-    def file(self) -> str:
-        """For messages."""
-        return f"rows {self.first_row} to {self.first_row + self.num_rows - 1}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnRows:
-    """The kept rows of a dataset of ours, or of a table in memory, in shards of `shard_rows`.
-
-    A table is for steps of a plain loop: it would travel with every Ray task.
-
-    rows_out: rows that come out for each row in; None if only the work tells.
-    prepare: what is done with the rows of a shard first.
-    """
-
-    rows: Dataset | pa.Table
-    shard_rows: int
-    rows_out: int | None = 1
-    prepare: Callable[[pa.Table], pa.Table] | None = None
-
-    @property
-    def reader(self) -> "OwnRows":
-        """It reads by itself."""
-        return self
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that go in."""
-        return self.rows.num_kept if isinstance(self.rows, Dataset) else int(self.rows.num_rows)
-
-    def read(self, shard: RowShard) -> pa.Table:
-        """The rows of one shard."""
-        if isinstance(self.rows, Dataset):
-            table = self.rows.rows(shard.first_row, shard.num_rows)
-        else:
-            table = self.rows.slice(shard.first_row, shard.num_rows)
-        return table if self.prepare is None else self.prepare(table)
-
-    def plan(self) -> tuple[Mapping[str, Any], ...]:
-        """See Rows."""
-        sizes = {
-            first: min(self.shard_rows, self.num_rows - first) for first in range(0, self.num_rows, self.shard_rows)
-        }
-        rows_out = self.rows_out
-        return tuple(
-            {"first_row": first, "rows_in": size, **({} if rows_out is None else {"num_rows": size * rows_out})}
-            for first, size in sizes.items()
-        )
-
-    def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[RowShard]:
-        """See Rows."""
-        planned = [RowShard(index=i, first_row=s["first_row"], num_rows=s["rows_in"]) for i, s in enumerate(stored)]
-        ends = [0, *(shard.first_row + shard.num_rows for shard in planned)]
-        if [*(shard.first_row for shard in planned), self.num_rows] != ends:
-            raise IntegrityError(f"{where} is damaged: its shards do not hold every row once. Use another path.")
-        return planned
+def commit_to(dataset: Place, specs: Mapping[int, PartSpec], index: int, table: pa.Table) -> pa.Table:
+    """Write the part of a shard; its summary as a one-row table."""
+    summary = commit_part(dataset, specs[index], without_transient(table))
+    return pa.table({"summary": [json.dumps(asdict(summary))]})

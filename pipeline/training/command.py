@@ -1,4 +1,4 @@
-"""Training by a command of the user's: its words filled in, run without a shell, and what it wrote checked."""
+"""Training by a command of the user's: its words are filled in, it runs without a shell, and its model is checked."""
 
 import subprocess
 import sys
@@ -7,35 +7,34 @@ from typing import Any, Final
 
 from pipeline.config import TorchModel
 from pipeline.errors import AlignpotError, ConfigError, ModelError, TemporaryError
-from pipeline.training.check import check_policy_has_a_name
+from pipeline.models.fingerprints import check_files
+from pipeline.models.loading import load_tokenizer
 from pipeline.training.job import TrainJob
+from pipeline.training.pairs import read_pairs
 
-_TRY_AGAIN: Final = 75  # EX_TEMPFAIL, as our own commands end when running them again goes on
+_TRY_AGAIN: Final = 75  # EX_TEMPFAIL: our own commands end with it when running them again goes on
 
 
 def train_with_command(job: TrainJob, folder: Path, scratch: Path) -> dict[str, Any]:
     """Run a job's command, which must make `folder` and save a whole model there.
 
-    Where the job has several datasets, or one that is not on a disk, the command gets a local copy of their rows.
+    If the job has several datasets, or one that is not on a disk, the command gets a local copy of their rows.
 
     Raises:
         ConfigError: there is no such program, or the policy is one that a command cannot be told.
         TemporaryError: the command was killed.
         AlignpotError: it failed, or left no model that can be loaded.
     """
-    check_policy_has_a_name(job.policy)
-    places = {"{dataset}": _local_dataset(job, scratch), "{policy}": job.policy.model, "{output}": str(folder)}
+    job.check_policy_has_a_name()
+    if len(job.datasets) == 1 and "://" not in job.datasets[0]:
+        dataset = Path(job.datasets[0]).expanduser().resolve()
+    else:
+        dataset = scratch / "dataset"
+        read_pairs(job, scratch).save_to_disk(dataset)
     words = []
     for word in job.settings.command:
-        for placeholder, value in places.items():
-            word = word.replace(placeholder, value)  # noqa: PLW2901
-        words.append(word)
-    _run(words)
-    _check_model(job, folder)
-    return {}
-
-
-def _run(words: list[str]) -> None:
+        filled = word.replace("{dataset}", str(dataset)).replace("{policy}", job.policy.model)
+        words.append(filled.replace("{output}", str(folder)))
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
     except OSError as error:
@@ -45,13 +44,12 @@ def _run(words: list[str]) -> None:
         raise TemporaryError(f"train.command was ended by {how}. Run the same command again.")
     if done.returncode:
         raise AlignpotError(f"train.command ended with exit code {done.returncode}; its log says why.")
+    _check_model(job, folder)
+    return {}
 
 
 def _check_model(job: TrainJob, folder: Path) -> None:
-    """See that the folder holds a model; the policy's tokenizer goes into it where the command saved none."""
-    from pipeline.models.fingerprints import check_files
-    from pipeline.models.loading import load_tokenizer
-
+    """See that the folder holds a model. If the command saved no tokenizer, the policy's is added."""
     if not folder.is_dir():
         raise AlignpotError("train.command ended well but wrote nothing to {output}, a folder that it has to make.")
     held = sorted(path.name for path in folder.iterdir())
@@ -68,15 +66,3 @@ def _check_model(job: TrainJob, folder: Path) -> None:
         ) from error
     if "tokenizer_config.json" not in held:
         load_tokenizer(job.policy).save_pretrained(folder)
-
-
-def _local_dataset(job: TrainJob, scratch: Path) -> str:
-    """A local `save_to_disk` folder of the job's rows: the given one where it is that already."""
-    only = job.datasets[0] if len(job.datasets) == 1 else None
-    if only is not None and "://" not in only:
-        return str(Path(only).expanduser().resolve())
-    from pipeline.training.pairs import read_pairs
-
-    folder = scratch / "dataset"
-    read_pairs(job, scratch).save_to_disk(folder)
-    return str(folder)

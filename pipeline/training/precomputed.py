@@ -1,13 +1,12 @@
 """TRL's DPO trainer, made to use the reference log-probs that are in the dataset.
 
 TRL ignores the columns `ref_chosen_logps` and `ref_rejected_logps`, or refuses them, and runs the reference model over
-the data again. The trainer here takes them as they are: no reference model is loaded. It does so through one private
-method of TRL, whose presence and arguments are checked before it is relied upon.
+the data again. The trainer here takes them as they are: no reference model is loaded. It replaces one private method of
+TRL, whose presence and arguments are checked first.
 """
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pipeline import schema
@@ -23,17 +22,12 @@ _TOKENS: Final = {"chosen_ids": schema.NUM_TOKENS_CHOSEN, "rejected_ids": schema
 def precomputed_dpo_trainer() -> type[Any]:
     """A subclass of TRL's DPOTrainer, to be used with `precompute_ref_log_probs=True`.
 
-    Datasets without the two columns are treated as TRL does, by running the reference model. Where the dataset says how
-    many tokens the reference log-probs are sums over, the trainer's own tokens must be as many.
-
-    Raises:
-        ModelError: TRL is missing, or not one whose trainer can be told so.
+    Without the two columns it runs the reference model, as TRL does. If the dataset says how many tokens the reference
+    log-probs are sums over, the trainer's own tokens must be as many.
     """
     base = checked_dpo_trainer()
 
     class PrecomputedDPOTrainer(base):  # type: ignore[misc, valid-type]
-        """DPOTrainer that takes reference log-probs from its dataset."""
-
         def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
             if not {*REFERENCE_COLUMNS} <= {*(dataset.column_names or ())}:
                 return super()._precompute_ref_logps(dataset, name, batch_size)
@@ -43,18 +37,11 @@ def precomputed_dpo_trainer() -> type[Any]:
     return PrecomputedDPOTrainer
 
 
-def __getattr__(name: str) -> Any:
-    """`PrecomputedDPOTrainer`, made when it is asked for, so that importing this module loads no TRL."""
-    if name == "PrecomputedDPOTrainer":
-        return precomputed_dpo_trainer()
-    raise AttributeError(name)
-
-
 def checked_dpo_trainer() -> type[Any]:
-    """TRL's DPOTrainer, if it calls the method that is replaced here with the arguments known.
+    """TRL's DPOTrainer, if it has the method that is replaced here, with the arguments known.
 
     Raises:
-        ModelError: it does not, or TRL is missing.
+        ModelError: it has not, or TRL is missing.
     """
     try:
         import trl
@@ -82,24 +69,15 @@ def check_tokens(dataset: Any, max_length: int | None) -> None:
     if not needed:
         return
     columns = ["prompt_ids", *needed, *(_TOKENS[name] for name in needed)]
-    num_rows = num_differing = 0
+    num_differing = 0
     for batch in dataset.select_columns(columns).iter(batch_size=1000):
-        num_rows += len(batch["prompt_ids"])
-        num_differing += sum(_differs(batch, i, needed, max_length) for i in range(len(batch["prompt_ids"])))
+        for row, prompt in enumerate(batch["prompt_ids"]):
+            room = None if max_length is None else max(0, max_length - len(prompt))
+            pairs = [(batch[_TOKENS[name]][row], len(batch[name][row][:room])) for name in needed]
+            num_differing += any(scored is not None and scored != trained for scored, trained in pairs)
     if num_differing:
         raise DataError(
-            f"the reference log-probs of {num_differing:,} of {num_rows:,} rows are sums over other tokens than the "
-            f"trainer's (max_length {max_length}). Train with the tokenizer, chat template and max_length that the "
+            f"the reference log-probs of {num_differing:,} of {len(dataset):,} rows are sums over other tokens than "
+            f"the trainer's (max_length {max_length}). Train with the tokenizer, chat template and max_length that the "
             "pairs were scored with (tokens.preset trl), or without the columns ref_*_logps."
         )
-
-
-def _differs(batch: Mapping[str, Sequence[Any]], row: int, needed: Sequence[str], max_length: int | None) -> bool:
-    num_prompt = len(batch["prompt_ids"][row])
-    for name in needed:
-        wanted, num_tokens = batch[_TOKENS[name]][row], len(batch[name][row])
-        if max_length is not None:
-            num_tokens = max(0, min(num_tokens, max_length - num_prompt))
-        if wanted is not None and wanted != num_tokens:
-            return True
-    return False

@@ -1,10 +1,11 @@
-"""Run one training: `python -m pipeline.training.run JOB.json`, the file as `TrainJob.to_json` writes it.
+"""Run one training: `python -m pipeline.training.run JOB.json`, the file being a `TrainJob` as JSON.
 
-The model grows in a hidden folder beside the output, which gets its name when all is on disk: it is never half there.
-A run that was killed leaves hidden files at most, which the next one clears. A model that is there already is kept, and
+The model grows in a hidden folder beside the output, which gets its name when everything is on disk: it is never half
+there. A killed run leaves hidden files at most, which the next one removes. A model that is there already is kept, and
 nothing is trained.
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -17,20 +18,14 @@ from typing import Any, Final
 
 from pipeline.errors import AlignpotError, ConfigError
 from pipeline.faults import translated
-from pipeline.training.check import check_num_gpus
 from pipeline.training.job import TrainJob
 from pipeline.training.workplace import finished_summary, publish, workplace
 
-_VERSIONS: Final = ("alignpot", "torch", "transformers", "trl", "peft", "datasets")
 _NO_MEMORY: Final = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 def run(job: TrainJob) -> dict[str, Any]:
-    """Train, unless the output is there already, and return the summary that lies in it.
-
-    Raises:
-        AlignpotError: training failed; of the classes that the parts raise.
-    """
+    """Train, unless the output is there already, and return the summary that lies in it."""
     done = finished_summary(job.output)
     if done is not None:
         return done
@@ -52,24 +47,30 @@ def _train(job: TrainJob, place: Path) -> dict[str, Any]:
         summary = train(job, model, scratch)
     except AlignpotError:
         raise
-    # Trainers and their libraries raise whatever they like; a caller gets one error that says what it was.
+    # Trainers and their libraries raise errors of any class; a caller gets one that says what it was.
     except Exception as error:  # noqa: BLE001
         raise _explained(error, job) from None
     finally:
         tempfile.tempdir = usual
+    versions = {}
+    for name in ("alignpot", "torch", "transformers", "trl", "peft", "datasets"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     summary = {
         "method": job.settings.method,
         "policy": job.policy.model,
         **summary,
         "seconds_in_all": round(time.monotonic() - begin, 3),
-        "versions": _versions(),
+        "versions": versions,
     }
     return publish(model, job.output, summary)
 
 
 def _explained(error: Exception, job: TrainJob) -> AlignpotError:
-    """What a library's error says: memory and files by their reason, the rest by class, for a text may quote a row."""
-    if _is_of_memory(error):
+    """An error of a library in our words. Its text is left out, unless it is about memory: it may quote a row."""
+    # torch.OutOfMemoryError is a RuntimeError; a CPU's allocator raises a plain one.
+    no_memory = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+    if no_memory or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return AlignpotError(
             f"Training ran out of memory with train.batch_size {job.settings.batch_size} and tokens.max_length "
             f"{job.tokens.max_length}. Lower train.batch_size (and raise train.accumulate as much), or "
@@ -87,36 +88,18 @@ def _explained(error: Exception, job: TrainJob) -> AlignpotError:
     )
 
 
-def _is_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    # torch.OutOfMemoryError is one; a CPU's allocator raises a plain one.
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _choose_devices(job: TrainJob) -> None:
-    """Show torch the one GPU that a trainer of ours uses, or none. Must come before torch is imported."""
-    settings = job.settings
-    if settings.method == "command":
+    """Show torch the one GPU that TRL's trainers use here, or none. Must come before torch is imported."""
+    if job.settings.method == "command":
         return
-    check_num_gpus(settings)
+    job.check_num_gpus()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if job.on_cpu else visible[0]
     if not job.on_cpu:
         import torch
 
         if not torch.cuda.is_available():
-            raise ConfigError(f"train.num_gpus is {settings.num_gpus:g}, but no GPU can be used here: set it to 0.")
+            raise ConfigError(f"train.num_gpus is {job.settings.num_gpus:g}, but no GPU can be used here: set it to 0.")
 
 
 def main(argv: list[str]) -> int:

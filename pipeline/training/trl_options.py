@@ -14,68 +14,42 @@ _NEVER: Final = frozenset({"model_init_kwargs", "trust_remote_code", "hub_token"
 
 
 def trl_config(job: TrainJob, scratch: Path, *, precomputed: bool) -> Any:
-    """The DPOConfig or CPOConfig of a job, which writes nothing but below `scratch`.
-
-    Raises:
-        ConfigError: train.options has a key that TRL does not know or that the job decides, or a value it refuses.
-        ModelError: TRL is missing.
-    """
-    kind = check_keys(job)
-    decided = {**_common(job, scratch), **_of_method(job, precomputed=precomputed)}
-    options = job.settings.options
+    """The DPOConfig or CPOConfig of a job, which writes only below `scratch`. Raises as `options_class` does."""
+    kind = options_class(job)
     try:
-        return kind(**{**decided, **options})
+        return kind(**{**_decided(job, scratch, precomputed=precomputed), **job.settings.options})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.options do not fit TRL's {kind.__name__}: {error}") from None
 
 
-def check_keys(job: TrainJob) -> Any:
-    """TRL's config of a job's method, once the keys of train.options are seen to be its own.
+def options_class(job: TrainJob) -> Any:
+    """TRL's config class of a job's method, after the keys of train.options are seen to be its own.
 
     Raises:
         ConfigError: train.options has a key that TRL does not know or that the job decides, or there is no beta.
         ModelError: TRL is missing.
     """
-    decided = {*_common(job, Path()), *_of_method(job, precomputed=False)}
-    kind = config_class(job)
-    check_options(job.settings.options, kind, decided - _FIRST_DEFAULTS)
-    return kind
-
-
-def config_class(job: TrainJob) -> Any:
-    """TRL's config of the method.
-
-    Raises:
-        ModelError: TRL is missing.
-    """
+    decided = {*_decided(job, Path(), precomputed=False)} - _FIRST_DEFAULTS
     try:
         if job.settings.method == "dpo":
-            from trl import DPOConfig
-
-            return DPOConfig
-        from trl.experimental.cpo import CPOConfig
+            import trl as library
+        else:
+            import trl.experimental.cpo as library
     except ImportError as error:
         raise ModelError(
             f"train.method {job.settings.method} needs TRL ({error.name} cannot be imported). "
             "Run: pip install 'alignpot[trainers]', or use method command."
         ) from None
-    return CPOConfig
-
-
-def check_options(options: dict[str, Any], kind: Any, decided: set[str]) -> None:
-    """Refuse keys that are not TRL's, and those that other settings decide.
-
-    Raises:
-        ConfigError: naming the key, and the nearest one that there is.
-    """
+    kind: Any = library.DPOConfig if job.settings.method == "dpo" else library.CPOConfig
     known = {field.name for field in dataclasses.fields(kind) if field.init}
-    for key in options:
+    for key in job.settings.options:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"train.options.{key} is no argument of TRL's {kind.__name__}.{hint}")
         if key in decided | _NEVER:
             raise ConfigError(f"train.options.{key} is decided by other settings of train and tokens; leave it out.")
+    return kind
 
 
 def computes_in(job: TrainJob) -> str:
@@ -90,9 +64,9 @@ def computes_in(job: TrainJob) -> str:
     return wanted
 
 
-def _common(job: TrainJob, scratch: Path) -> dict[str, Any]:
+def _decided(job: TrainJob, scratch: Path, *, precomputed: bool) -> dict[str, Any]:
     settings, dtype = job.settings, computes_in(job)
-    return {
+    shared = {
         "output_dir": str(scratch / "trl"),
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
@@ -116,15 +90,8 @@ def _common(job: TrainJob, scratch: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "eval_strategy": "no",
     }
-
-
-def _of_method(job: TrainJob, *, precomputed: bool) -> dict[str, Any]:
-    if job.settings.method == "dpo":
+    if settings.method == "dpo":
         cut = {} if job.tokens.truncation == "keep_start" else {"truncation_mode": job.tokens.truncation}
-        return {"precompute_ref_log_probs": precomputed, **cut}
-    return {
-        "loss_type": "simpo",
-        "cpo_alpha": 0.0,
-        "simpo_gamma": job.settings.gamma,
-        "remove_unused_columns": False,
-    }
+        return shared | {"precompute_ref_log_probs": precomputed} | cut
+    simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": settings.gamma}
+    return shared | simpo | {"remove_unused_columns": False}

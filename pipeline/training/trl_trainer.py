@@ -1,7 +1,7 @@
-"""One training by TRL in this process: a model loaded, trained on the pairs of a job, and saved.
+"""One training by TRL in this process: a model is loaded, trained on the pairs of a job, and saved.
 
 Full training keeps its weights in float32 and computes in the settings' dtype, so that small steps are not rounded
-away; a LoRA adapter is trained on frozen weights of that dtype and, if the job says so, merged in float32. A saved
+away. A LoRA adapter is trained on frozen weights of that dtype and, if the job says so, merged in float32. A saved
 model has the policy's dtype, its config, its generation config and its tokenizer, and nothing pickled.
 """
 
@@ -12,119 +12,114 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.config import TorchModel
 from pipeline.errors import AlignpotError
 from pipeline.schema import TOOLS
 from pipeline.training.job import TrainJob
-from pipeline.training.pairs import (
-    MESSAGE_COLUMNS,
-    REFERENCE_COLUMNS,
-    TOKEN_COLUMNS,
-    TOKEN_COUNTS,
-    Pairs,
-    load_pairs,
-)
+from pipeline.training.pairs import MESSAGE_COLUMNS, REFERENCE_COLUMNS, TOKEN_COLUMNS, TOKEN_COUNTS, load_pairs
 from pipeline.training.trl_options import computes_in, trl_config
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _LOGGED: Final = {"loss": "loss", "reward_accuracy": "rewards/accuracies", "reward_margin": "rewards/margins"}
 
 
 def train_with_trl(job: TrainJob, folder: Path, scratch: Path) -> dict[str, Any]:
-    """Train a job's policy and save it in `folder`; files needed meanwhile go below `scratch`.
+    """Train a job's policy and save it in `folder`; temporary files go below `scratch`.
 
     Returns:
         The summary: rows, steps, and loss, reward accuracy and reward margin of the first and the last step.
-
-    Raises:
-        ConfigError, ModelError, SourceError, SchemaError, DataError: what the job names cannot be used.
-        AlignpotError: the loss is no number any more.
     """
-    from datasets import disable_caching
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
 
     from pipeline.models.loading import load_tokenizer
 
     _quiet()
-    disable_caching()  # caches would lie beside the data
-    precomputed = uses_precomputed(job)
+    # Reference log-probs that were scored on other tokens than TRL's cannot be used.
+    wanted = job.settings.method == "dpo" and job.settings.precomputed_reference
+    precomputed = wanted and job.tokens.preset == "trl"
+    if wanted and not precomputed:
+        _say(f"reference log-probs of tokens.preset {job.tokens.preset} are those of other tokens: run the model anew")
     config = trl_config(job, scratch, precomputed=precomputed)
     tokenizer = load_tokenizer(job.policy)
-    pairs = load_pairs(job, tokenizer, scratch, with_reference=precomputed)
+    pairs, num_left_out = load_pairs(job, tokenizer, scratch, with_reference=precomputed)
     set_seed(job.settings.seed)
     model = _load(job, job.policy, for_training=True)
-    configs = (
-        copy.deepcopy(model.config),
-        copy.deepcopy(model.generation_config),
-    )  # as they are before a trainer's edits
+    configs = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)  # before a trainer edits them
     trainer = _trainer(job, config, model, tokenizer, pairs)
+    trainer.remove_callback(PrinterCallback)
     begin = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - begin
     summary = _summary(trainer.state.log_history)
     _save(job, trainer.accelerator.unwrap_model(trainer.model), configs, folder)
-    rows = {"rows": len(pairs.dataset), "rows_left_out": pairs.num_left_out}
+    rows = {"rows": len(pairs), "rows_left_out": num_left_out}
     return {**rows, **summary, "precomputed_reference": precomputed, "seconds": round(seconds, 3)}
 
 
-def uses_precomputed(job: TrainJob) -> bool:
-    """Whether reference log-probs are read: by dpo, if they are wanted and were scored on the tokens that TRL has."""
-    wanted = job.settings.method == "dpo" and job.settings.precomputed_reference
-    if wanted and job.tokens.preset != "trl":
-        _say(f"reference log-probs of tokens.preset {job.tokens.preset} are those of other tokens: run the model anew")
-        return False
-    return wanted
-
-
-def _trainer(job: TrainJob, config: Any, model: Any, tokenizer: Any, pairs: Pairs) -> Any:
-    """The trainer of the method, which says each step on stderr."""
-    from transformers import PrinterCallback
-
+def _trainer(job: TrainJob, config: Any, model: Any, tokenizer: Any, pairs: "Dataset") -> Any:
+    """The trainer of the method, which prints each step on stderr."""
     if job.tokens.chat_template is not None:
         tokenizer.chat_template = job.tokens.chat_template
-    # TRL renders through the tokenizer and has no say over the date that templates print.
+    # TRL renders through the tokenizer and cannot set the date that templates print.
     tokenizer.apply_chat_template = functools.partial(
         tokenizer.apply_chat_template, strftime_now=job.tokens.date.strftime
     )
+    adapter = None
+    if job.settings.adapter == "lora":
+        from peft import LoraConfig
+
+        rank = job.settings.rank
+        adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     shared = {
         "model": model,
         "args": config,
         "processing_class": tokenizer,
-        "peft_config": _adapter(job),
+        "peft_config": adapter,
         "callbacks": [_progress()],
     }
     if job.settings.method == "simpo":
-        from pipeline.training.tokenised_cpo import TokenisedCPOTrainer
+        return _cpo_trainer()(train_dataset=pairs.select_columns(list(TOKEN_COLUMNS)), **shared)
+    columns = [*MESSAGE_COLUMNS, *(name for name in (TOOLS, *TOKEN_COUNTS) if name in pairs.column_names)]
+    if config.precompute_ref_log_probs:
+        from pipeline.training import precomputed
 
-        dataset = pairs.dataset.select_columns(list(TOKEN_COLUMNS))
-        trainer = TokenisedCPOTrainer(train_dataset=dataset, **shared)
-    else:
-        trainer = _dpo_trainer(job, pairs, shared, precomputed=config.precompute_ref_log_probs)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _dpo_trainer(job: TrainJob, pairs: Pairs, shared: dict[str, Any], *, precomputed: bool) -> Any:
-    held = pairs.dataset.column_names
-    columns = [*MESSAGE_COLUMNS, *(name for name in (TOOLS, *TOKEN_COUNTS) if name in held)]
-    if precomputed:
-        from pipeline.training.precomputed import REFERENCE_COLUMNS as TRL_COLUMNS
-        from pipeline.training.precomputed import precomputed_dpo_trainer
-
-        dataset = pairs.dataset.select_columns([*columns, *REFERENCE_COLUMNS])
-        renamed = dataset.rename_columns(dict(zip(REFERENCE_COLUMNS, TRL_COLUMNS, strict=True)))
-        return precomputed_dpo_trainer()(train_dataset=renamed, **shared)
+        pairs = pairs.select_columns([*columns, *REFERENCE_COLUMNS])
+        pairs = pairs.rename_columns(dict(zip(REFERENCE_COLUMNS, precomputed.REFERENCE_COLUMNS, strict=True)))
+        return precomputed.precomputed_dpo_trainer()(train_dataset=pairs, **shared)
     from trl import DPOTrainer
 
-    return DPOTrainer(train_dataset=pairs.dataset.select_columns(columns), ref_model=_reference(job), **shared)
+    reference = None  # the trainer gets it by switching the adapter off
+    if job.reference is not None or job.settings.adapter == "none":
+        reference = _load(job, job.reference or job.policy, for_training=False)
+    return DPOTrainer(train_dataset=pairs.select_columns(columns), ref_model=reference, **shared)
 
 
-def _reference(job: TrainJob) -> Any:
-    """The model to compare with; None where the trainer gets it by switching the adapter off."""
-    if job.reference is not None:
-        return _load(job, job.reference, for_training=False)
-    return None if job.settings.adapter == "lora" else _load(job, job.policy, for_training=False)
+def _cpo_trainer() -> Any:
+    from trl.experimental.cpo import CPOTrainer
+
+    class TokenisedCPOTrainer(CPOTrainer):  # type: ignore[misc]
+        """TRL's CPOTrainer on token ids that are there already: those of TOKEN_COLUMNS.
+
+        By itself it tokenises by an older rule than TRL's DPOTrainer: it adds BOS and EOS if the template ends
+        otherwise. The margin it trains would then be that of other tokens than were scored.
+        """
+
+        def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:  # noqa: ARG002
+            """What the parent makes of a row of text: ids, mask and labels of both sides, and of the prompt."""
+            batch: dict[str, Any] = {}
+            for side in ("chosen", "rejected"):
+                ids, start = feature[f"{side}_ids"], feature[f"{side}_start"]
+                batch[f"{side}_input_ids"] = ids
+                batch[f"{side}_attention_mask"] = [1] * len(ids)
+                batch[f"{side}_labels"] = [-100] * start + ids[start:]
+            prompt = feature["chosen_ids"][: feature["chosen_start"]]
+            return {**batch, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+
+    return TokenisedCPOTrainer
 
 
 def _load(job: TrainJob, section: TorchModel, *, for_training: bool) -> Any:
@@ -143,19 +138,9 @@ def _load(job: TrainJob, section: TorchModel, *, for_training: bool) -> Any:
     return model.train().requires_grad_(all_weights) if for_training else model
 
 
-def _adapter(job: TrainJob) -> Any:
-    if job.settings.adapter == "none":
-        return None
-    from peft import LoraConfig
-
-    rank = job.settings.rank
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
 def _save(job: TrainJob, model: Any, configs: tuple[Any, Any], folder: Path) -> None:
-    """Weights in the policy's dtype, and the policy's own tokenizer, which next to a reference must be the same.
-
-    Where an adapter is wanted alone, that is all there is.
+    """Save the adapter alone if the job says so. Else: weights in the policy's dtype, and the policy's own tokenizer,
+    which must equal that of the reference.
     """
     import torch
 
@@ -187,6 +172,7 @@ def _summary(history: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _progress() -> Any:
+    """A callback that prints each step."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):  # type: ignore[misc]
@@ -199,7 +185,7 @@ def _progress() -> Any:
 
 
 def _quiet() -> None:
-    """Keep libraries from printing: what they warn of may quote rows."""
+    """Keep libraries from printing, since warnings may quote rows, and from caching beside the data."""
     import datasets
     import transformers
 
@@ -207,6 +193,7 @@ def _quiet() -> None:
     transformers.logging.set_verbosity_error()
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    datasets.disable_caching()
     transformers.logging.disable_progress_bar()
 
 

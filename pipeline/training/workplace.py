@@ -1,7 +1,8 @@
 """Where a trained model grows until it is whole: a hidden folder beside the output, renamed to it in the end.
 
-Each process has a folder of its own, and renaming it decides whose model is kept, so that an output is whole whoever
-trains it and on whatever file system. A lock keeps others from training the same meanwhile, where there are locks.
+Datasets are never renamed (see `pipeline.data.commit`), but a model is: it is a folder of files that a trainer writes,
+and only a rename creates a whole folder at once. It never replaces a model: of several processes, each with a folder of
+its own, the first one keeps the name. A lock makes others wait meanwhile, if the file system has locks.
 """
 
 import contextlib
@@ -18,18 +19,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from pipeline.errors import ConfigError
-from pipeline.training.job import SUMMARY_FILE
 
-_OWNER: Final = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}")
+SUMMARY_FILE: Final = "training.json"
 _BEAT_S: Final = 600.0
 _DEAD_AFTER_S: Final = 86_400.0
 
 
 def finished_summary(output: Path) -> dict[str, Any] | None:
-    """The summary of a training that is complete; None where nothing is there yet.
+    """The summary of a complete training; None if nothing is there yet.
 
     Raises:
         ConfigError: something else is there.
@@ -45,26 +45,31 @@ def finished_summary(output: Path) -> dict[str, Any] | None:
 def workplace(output: Path) -> Iterator[Path]:
     """An empty hidden folder beside `output`, of this call alone; another call for the same output waits.
 
-    It is removed in the end, and what killed processes left for this output at the beginning.
+    It is removed in the end. What killed processes left for this output is removed at the beginning.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     hidden = f".{output.name}.training"
     with _locked(output.parent / f"{hidden}.lock"):
-        _clear(output.parent, hidden)
+        for path in output.parent.iterdir():
+            owner = re.fullmatch(re.escape(hidden) + "-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}", path.name)
+            if owner is not None and _is_dead(path, owner[1], int(owner[2])):
+                shutil.rmtree(path, ignore_errors=True)
         folder = output.parent / f"{hidden}-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         folder.mkdir()
+        ended = threading.Event()
+        beating = threading.Thread(target=_beat, args=(folder, ended), daemon=True)
+        beating.start()
         try:
-            with _beating(folder):
-                yield folder
+            yield folder
         finally:
+            ended.set()
+            beating.join()
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(folder: Path, output: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """Add the summary to a finished model, see it safe on disk and give it its name.
-
-    Returns:
-        The summary of the model that has the name: of this one, or of another that was there before it.
+    """Add the summary to a finished model, sync it to disk and give it its name; returns the summary of the model that
+    has the name, which may be another one that was there first.
 
     Raises:
         ConfigError: something else has the name.
@@ -90,7 +95,10 @@ def _locked(lock: Path) -> Iterator[None]:
         with lock.open("a") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(file, lock):  # its last owner has just removed it
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    continue
+            except FileNotFoundError:  # its last owner has just removed it
                 continue
             try:
                 yield
@@ -99,23 +107,8 @@ def _locked(lock: Path) -> Iterator[None]:
             return
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _clear(parent: Path, hidden: str) -> None:
-    """Remove the folders whose process is surely dead."""
-    for path in parent.iterdir():
-        owner = _OWNER.fullmatch(path.name.removeprefix(f"{hidden}-"))
-        if path.name.startswith(f"{hidden}-") and owner is not None and _is_dead(path, owner[1], int(owner[2])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _is_dead(folder: Path, machine: str, pid: int) -> bool:
-    """Whether the process is one of this machine and gone, or has long given no sign of life."""
+    """Whether the process belongs to this machine and is gone, or has long given no sign of life."""
     if machine == _machine():
         try:
             os.kill(pid, 0)
@@ -131,7 +124,7 @@ def _is_dead(folder: Path, machine: str, pid: int) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """What tells the processes that a number is unique among: this boot, and the container's own numbering."""
+    """Identifies the processes among which a process id is unique: those of this boot, and of this container."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
@@ -139,23 +132,11 @@ def _machine() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-@contextlib.contextmanager
-def _beating(folder: Path) -> Iterator[None]:
-    """Renew the folder's time for as long as the block runs: a training may write nothing for days."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(_BEAT_S):
-            with contextlib.suppress(OSError):
-                os.utime(folder)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def _beat(folder: Path, ended: threading.Event) -> None:
+    """Renew the folder's time now and then: a training may write nothing for days."""
+    while not ended.wait(_BEAT_S):
+        with contextlib.suppress(OSError):
+            os.utime(folder)
 
 
 def _sync(path: Path) -> None:

@@ -30,13 +30,10 @@ import ray
 from jobs.demo_data.sample_pairs import load_prompts
 from pipeline.config import Generate, Run, SelfPlayConfig, Tokens, TorchModel
 from pipeline.demo.models import ensure_smollm2
-from pipeline.on_ray.engine import RayJob, run_on_ray
+from pipeline.on_ray.engine import run_on_ray
 from pipeline.on_ray.session import ray_session
-from pipeline.selfplay.candidates import PromptRenderer
-from pipeline.selfplay.decoding import load_decoder
-from pipeline.selfplay.engines import environment
-from pipeline.selfplay.plan import generate_stage
-from pipeline.selfplay.sampler import seed_of
+from pipeline.selfplay.candidates import PromptRenderer, environment, generate_stage
+from pipeline.selfplay.sampler import load_decoder, seed_of
 from pipeline.selfplay.vllm_sampler import engine_arguments
 from pipeline.steps.work import ShardWork
 from tests.benchmarks.generate_direct import Direct, DirectEngine, direct_engine
@@ -78,8 +75,7 @@ class Flow:
         self._folder, self._keep = folder, Keep(folder)
         self._shards = shards
         stages = (generate_stage(config, config.policy),)
-        job = RayJob(reader=Reader(table, folder), stages=stages, commit=self._keep, run=Run())
-        self._works: Iterator[ShardWork] = run_on_ray(job, shards)
+        self._works: Iterator[ShardWork] = run_on_ray(Reader(table, folder), shards, stages, self._keep, Run())
 
     def run(self, repeat: int) -> tuple[float, float, pa.Table]:
         """Seconds, CPU seconds of the actor, and the rows of a repeat."""
@@ -123,7 +119,7 @@ def measure(
     table = prompt_table(prompts)
     shards = plan(options.prompts, num_shards, options.repeats, len(prompts))
     generate = config.generate
-    renderer = PromptRenderer(load_decoder(config.policy).tokenizer, Tokens(), None)
+    renderer = PromptRenderer(load_decoder(config.policy).tokenizer, Tokens(), config.generate.max_prompt_tokens)
     sampling = {"n": K, "temperature": generate.temperature, "top_p": generate.top_p, "max_tokens": generate.max_tokens}
     ids = table.column("id").to_pylist()
     rows = []

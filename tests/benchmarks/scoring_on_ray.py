@@ -17,14 +17,15 @@ import torch
 
 from pipeline.config import Config, parse_config
 from pipeline.data.dataset import Dataset
+from pipeline.data.run import Run
 from pipeline.demo.models import build_reward_model, ensure_smollm2
-from pipeline.on_ray.engine import RayJob, run_on_ray
-from pipeline.on_ray.session import ray_session
-from pipeline.steps.plan import Apply, score_stages
+from pipeline.on_ray.engine import run_on_ray
 from pipeline.steps.rows import without_transient
-from pipeline.steps.score import ScoreRun, prepare_score
-from pipeline.steps.step import CommitTo, pending_shards
-from pipeline.steps.work import AnyShard, ShardWork, read_shard
+from pipeline.steps.score import prepare_score
+from pipeline.steps.score_stages import score_stages
+from pipeline.steps.shards import AnyShard
+from pipeline.steps.step import Step, commit_to, pending_shards
+from pipeline.steps.work import Apply, ShardWork, read_shard
 from tests.benchmarks.scoring_data import read_rows
 from tests.benchmarks.scoring_processes import CpuMeter
 from tests.fixtures_models import tiny_model, tiny_tokenizer
@@ -89,13 +90,12 @@ def measure_models(
     config = make_config(folder, num_shards, shard_rows, tiny=tiny)
     bare: Seconds = {}
     for placement in placements:
-        run = prepare_score(placed(config, placement, folder / placement, lanes))
-        shards = pending_shards(run.step, run.run)
+        scoring = prepare_score(placed(config, placement, folder / placement, lanes))
+        _, step, run = scoring
+        shards = pending_shards(step, run)
         if not bare:
-            bare, expected = run_bare(
-                config, [read_shard(run.step.rows.reader, shard).table for shard in shards], cores
-            )
-        ran = run_pipeline(run, shards, cores)
+            bare, expected = run_bare(config, [read_shard(step.rows.reader, shard).table for shard in shards], cores)
+        ran = run_pipeline(*scoring, shards, cores)
         check_equal(run, expected)
         yield figures_of(bare, ran, lanes, placement)
 
@@ -205,18 +205,15 @@ def _this_process_on(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def run_pipeline(run: ScoreRun, shards: Sequence[AnyShard], cores: Cores) -> Ran:
+def run_pipeline(config: Config, step: Step, run: Run, shards: Sequence[AnyShard], cores: Cores) -> Ran:
     stages = [
         stage if stage.model is None else replace(stage, build=partial(_build_on, cores.models, stage.build))
-        for stage in score_stages(run.config)
+        for stage in score_stages(config)
     ]
-    specs = run.plan.part_specs(shard.index for shard in shards)
-    commit = CommitTo(dataset=run.run.place, specs=specs)
+    commit = partial(commit_to, run.place, run.plan.part_specs(shard.index for shard in shards))
     cpu: dict[str, float] = {}
-    models = [stage.model for stage in stages if stage.model is not None]
-    with _this_process_on(cores.rest), ray_session(run.config.run, models):
-        job = RayJob(reader=run.step.rows.reader, stages=tuple(stages), commit=commit, run=run.config.run)
-        results = run_on_ray(job, shards)
+    with _this_process_on(cores.rest):
+        results = run_on_ray(step.rows.reader, shards, stages, commit, config.run)
         works = [next(results)]
         meter = CpuMeter()
         first_s = last_s = time.time()
@@ -227,9 +224,9 @@ def run_pipeline(run: ScoreRun, shards: Sequence[AnyShard], cores: Cores) -> Ran
     return Ran(works=works, cpu=cpu, first_s=first_s, last_s=last_s)
 
 
-def check_equal(run: ScoreRun, expected: Mapping[int, pa.Table]) -> None:
+def check_equal(run: Run, expected: Mapping[int, pa.Table]) -> None:
     """The gate: what the pipeline committed equals what the bare engines found, to the bit."""
-    committed = Dataset(run.run.place, run.run.finish({})).table(["id", *SCORES]).sort_by("id")
+    committed = Dataset(run.place, run.finish({})).table(["id", *SCORES]).sort_by("id")
     bare = pa.concat_tables([table.select(["id", "status", *SCORES]) for table in expected.values()]).sort_by("id")
     bare = bare.filter(pa.compute.equal(bare["status"], "kept")).drop_columns(["status"])
     if not committed.combine_chunks().equals(bare.combine_chunks()):

@@ -13,11 +13,12 @@ import ray.data
 
 from pipeline.config import Run, Source, Storage, TorchModel
 from pipeline.data.place import Place
-from pipeline.on_ray.engine import RayJob, run_on_ray
+from pipeline.drops import StageName
+from pipeline.on_ray.engine import run_on_ray
 from pipeline.on_ray.session import ray_session
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
-from pipeline.steps.plan import Apply, Stage, StageName
+from pipeline.steps.work import Apply, Stage
 
 ROWS: Final = 64
 NAMES: tuple[StageName, ...] = ("reward", "policy", "reference")
@@ -48,9 +49,7 @@ def ours(folder: Path, row_s: float, num_shards: int) -> list[float]:
     model = TorchModel(model="none", num_gpus=0)
     stages = tuple(Stage(name=name, build=partial(_build_sleep, row_s), model=model) for name in NAMES)
     run = Run(shard_rows=ROWS)
-    with ray_session(run, [model] * len(stages)):
-        job = RayJob(reader=reader, stages=stages, commit=_summary, run=run)
-        works = list(run_on_ray(job, plan_shards(files, ROWS)))
+    works = list(run_on_ray(reader, plan_shards(files, ROWS), stages, _summary, run))
     spans = [[(t.started_s, t.ended_s) for work in works for t in work.timings if t.stage == name] for name in NAMES]
     return [_busy(of) for of in spans]
 

@@ -1,7 +1,8 @@
 """A run that dies just before or after any of its commits, and is run again, ends as if nothing had happened."""
 
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,14 +51,16 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def dying_at(number: int, *, after: bool, counter: list[int]) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
+def dying_at(
+    number: int, *, after: bool, counter: Iterator[int]
+) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
     def wrap(create: Callable[..., bool]) -> Callable[..., bool]:
         def commit(*arguments: object) -> bool:
-            counter[0] += 1
-            if counter[0] == number and not after:
+            place = next(counter)  # of one thread: the formats of a file are created side by side
+            if place == number and not after:
                 raise Death
             won = create(*arguments)
-            if counter[0] == number:
+            if place == number:
                 raise Death
             return won
 
@@ -74,7 +77,7 @@ def test_death_at_any_commit_is_made_good_by_running_again(tmp_path, after):
     while died:
         number += 1
         folder = tmp_path / f"dying-{number}"
-        wrap = dying_at(number, after=after, counter=[0])
+        wrap = dying_at(number, after=after, counter=itertools.count(1))
         with pytest.MonkeyPatch.context() as patch:
             for module in (runs, parts, files):
                 patch.setattr(module, "create", wrap(module.create))

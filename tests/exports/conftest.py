@@ -14,7 +14,7 @@ from pipeline.data.files import file_shards, finish_files, with_layout, write_fi
 from pipeline.data.manifest import SUBSET
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
-from pipeline.exports.export import ExportRequest, export_subset
+from pipeline.exports.export import export_subset
 
 PAIRS = Path(__file__).parents[2] / "pipeline" / "demo" / "pairs.jsonl"
 SYSTEM = {"role": "system", "content": "Answer like a pirate."}
@@ -72,8 +72,8 @@ def write_subset(
 
 
 def export(subset: str | Path, to: str, output: str | Path, **changes: Any) -> str:
-    values = {"storage": config.Storage(), **changes}
-    return "\n".join(export_subset(ExportRequest(subset=str(subset), to=to, output=str(output), **values)))
+    storage = changes.pop("storage", None) or config.Storage()
+    return export_subset(Place.open(str(subset), storage), to, Place.open(str(output), storage), **changes)
 
 
 def json_rows(output: Path) -> list[dict[str, Any]]:

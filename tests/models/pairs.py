@@ -14,7 +14,7 @@ from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion, Group
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedPair
 from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, ID, KEPT, MESSAGES, PROMPT, REJECTED, STATUS, TOOLS
-from pipeline.steps.tokenise import TokeniseDialogues, TokenisePairs
+from pipeline.steps.score_stages import Tokenise
 from tests.fixtures_models import tiny_tokenizer
 
 Row = dict[str, list[dict[str, str]]]
@@ -66,8 +66,8 @@ def tokenized_pairs(rows: list[Row]) -> pa.Table:
             DROP_REASON: pa.nulls(len(rows), pa.string()),
         }
     )
-    table = TokenisePairs(PairTokenizer(tokenizer, Tokens()))(table)
-    return TokeniseDialogues(DialogueTokenizer(tokenizer, max_length=2048))(table)
+    table = Tokenise(PairTokenizer(tokenizer, Tokens()))(table)
+    return Tokenise(DialogueTokenizer(tokenizer, max_length=2048))(table)
 
 
 def pair_groups(pairs: Sequence[TokenizedPair]) -> list[Group]:

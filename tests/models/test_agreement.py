@@ -13,7 +13,7 @@ from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED
-from pipeline.steps.score_stages import ScoreLogprobs, ScoreRewards
+from pipeline.steps.score_stages import ScorePairs
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
 
@@ -60,7 +60,7 @@ def test_attention_that_breaks_after_the_start_stops_the_run(family, broken, dty
     broken(monkeypatch)
     rows = demo_pairs(ROWS)
     with pytest.raises(ModelError, match=r"ForCausalLM.*sdpa.*mean log-prob.*row-\d+") as error:
-        ScoreLogprobs(engine, "policy")(tokenized_pairs(rows))
+        ScorePairs(engine, "policy")(tokenized_pairs(rows))
     words = str(error.value)
     assert "The policy model" in words
     assert "Try dtype: float32" in words
@@ -71,17 +71,17 @@ def test_rewards_that_break_after_the_start_stop_the_run(monkeypatch):
     engine = ClassifierEngine(tiny_model("llama", classifier=True, num_labels=1))
     branches_that_see_each_other(monkeypatch)
     with pytest.raises(ModelError, match=r"The reward model.*LlamaForSequenceClassification.* in reward on real rows"):
-        ScoreRewards(engine)(tokenized_pairs(demo_pairs(ROWS)))
+        ScorePairs(engine, "reward")(tokenized_pairs(demo_pairs(ROWS)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
 def test_a_sound_engine_is_compared_once_on_few_rows_and_its_numbers_stay(family, dtype, monkeypatch):
     table = tokenized_pairs(demo_pairs(ROWS))
-    expected = ScoreLogprobs(LogprobEngine(tiny_model(family).to(dtype)), "policy")(table)
+    expected = ScorePairs(LogprobEngine(tiny_model(family).to(dtype)), "policy")(table)
     engine = LogprobEngine(tiny_model(family).to(dtype))
     plain = count_plain_forwards(engine, monkeypatch)
-    stage = ScoreLogprobs(engine, "policy")
+    stage = ScorePairs(engine, "policy")
     first = stage(table)
     assert len(plain) in (8, 16)  # twice where a bfloat16 difference asks how noisy the model itself is
     again = len(plain)
@@ -95,14 +95,14 @@ def test_a_sound_engine_is_compared_once_on_few_rows_and_its_numbers_stay(family
 def test_what_is_scored_one_by_one_costs_no_comparison(monkeypatch):
     engine = LogprobEngine(tiny_model("mamba"))
     plain = count_plain_forwards(engine, monkeypatch)
-    ScoreLogprobs(engine, "policy")(tokenized_pairs(demo_pairs(2)))
+    ScorePairs(engine, "policy")(tokenized_pairs(demo_pairs(2)))
     assert len(plain) == 4
 
 
 def test_an_empty_first_shard_leaves_the_comparison_to_the_next(monkeypatch):
     engine = LogprobEngine(tiny_model("llama"))
     table = tokenized_pairs(demo_pairs(ROWS))
-    stage = ScoreLogprobs(engine, "policy")
+    stage = ScorePairs(engine, "policy")
     assert stage(table.slice(0, 0)).num_rows == 0
     branches_that_see_each_other(monkeypatch)
     with pytest.raises(ModelError, match="own forward"):

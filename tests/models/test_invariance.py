@@ -13,7 +13,7 @@ from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.prompts import PairTokenizer
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import ID, POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED, REWARD_CHOSEN, REWARD_REJECTED
-from pipeline.steps.score_stages import ScoreLogprobs, ScoreRewards
+from pipeline.steps.score_stages import ScorePairs
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, pair_groups, tokenized_pairs
 from tests.models.plain import num_read, rows_stand_alone
@@ -70,13 +70,13 @@ def test_scores_do_not_depend_on_shards(what, dtype):
     table = tokenized_pairs(demo_pairs(16))
     if what == "logprob":
         columns = (POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED)
-        stages = [
-            ScoreLogprobs(LogprobEngine(tiny_model("llama").to(dtype), budget), "policy") for budget in (4096, 500)
-        ]
+        stages = [ScorePairs(LogprobEngine(tiny_model("llama").to(dtype), budget), "policy") for budget in (4096, 500)]
     else:
         columns = (REWARD_CHOSEN, REWARD_REJECTED)
         models = [tiny_model("llama", classifier=True, num_labels=1).to(dtype) for _ in range(2)]
-        stages = [ScoreRewards(ClassifierEngine(m, budget)) for m, budget in zip(models, (4096, 500), strict=True)]
+        stages = [
+            ScorePairs(ClassifierEngine(m, budget), "reward") for m, budget in zip(models, (4096, 500), strict=True)
+        ]
     whole = by_id(stages[0], table, 16, columns)
     assert len(set(whole.values())) == 16
     shuffled = table.take(np.random.default_rng(0).permutation(16))

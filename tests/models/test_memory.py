@@ -9,7 +9,7 @@ from pipeline.models.memory import Budget, is_memory_error, run_in_steps
 from pipeline.models.packing import Completion
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, POLICY_LOGP_CHOSEN, REWARD_CHOSEN, STATUS
-from pipeline.steps.score_stages import ScoreLogprobs, ScoreRewards
+from pipeline.steps.score_stages import ScorePairs
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
 
@@ -140,7 +140,11 @@ def test_a_row_that_does_not_fit_is_dropped_with_a_reason_and_the_others_are_sco
     rows[2] = {**rows[2], "chosen": [{"role": "assistant", "content": "never ending " * 150}]}
     table = tokenized_pairs(rows)
     model = tiny_model("llama", classifier=stage == "reward", **({"num_labels": 1} if stage == "reward" else {}))
-    run = ScoreLogprobs(LogprobEngine(model), "policy") if stage == "policy" else ScoreRewards(ClassifierEngine(model))
+    run = (
+        ScorePairs(LogprobEngine(model), "policy")
+        if stage == "policy"
+        else ScorePairs(ClassifierEngine(model), "reward")
+    )
     undisturbed = run(table).to_pylist()
     lengths = sorted(sum(len(m["content"]) for m in row[CHOSEN]) for row in undisturbed)
     assert lengths[-1] > 1_000

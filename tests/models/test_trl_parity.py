@@ -71,6 +71,7 @@ def assert_same_logps(directory: Path, rows: list[Row], output: Path) -> None:
     np.testing.assert_allclose(rejected, theirs["ref_rejected_logps"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_float32_sums_equal_trl_on_our_pairs(smollm2_dir, tmp_path):
     assert_same_logps(smollm2_dir, demo_pairs(4), tmp_path)
@@ -139,6 +140,7 @@ def smollm2_pairs(directory: Path, count: int) -> list[TokenizedPair]:
     return [PairTokenizer(tokenizer, Tokens()).tokenize(**row) for row in demo_pairs(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_bfloat16_is_invariant_to_the_bit_and_close_to_float32(smollm2_dir):
     pairs = smollm2_pairs(smollm2_dir, 2)

@@ -14,7 +14,7 @@ from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion
 from pipeline.models.vllm_engine import environment
 from pipeline.models.vllm_logprobs import VllmLogprobEngine, response_logp
-from pipeline.steps.score_stages import ScoreLogprobs
+from pipeline.steps.score_stages import ScorePairs
 from tests.models.plain import num_read
 
 # vLLM's modules warn of each other's deprecations.
@@ -143,8 +143,8 @@ def test_an_answer_that_lacks_tokens_is_never_summed(given):
 
 def test_the_stage_closes_its_engine():
     closed = []
-    ScoreLogprobs(SimpleNamespace(close=lambda: closed.append(1)), "policy").close()
-    ScoreLogprobs(SimpleNamespace(), "policy").close()
+    ScorePairs(SimpleNamespace(close=lambda: closed.append(1)), "policy").close()
+    ScorePairs(SimpleNamespace(), "policy").close()
     assert closed == [1]
 
 

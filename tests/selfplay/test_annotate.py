@@ -14,8 +14,7 @@ from pipeline.models.memory import Scores
 from pipeline.models.prompts import DialogueTokenizer
 from pipeline.models.rewards import ClassifierEngine
 from pipeline.schema import ANNOTATED_SCHEMA, CANDIDATE_SCHEMA, DROPPED, KEPT
-from pipeline.selfplay.annotate import AnnotateResponses, TokeniseResponses
-from pipeline.selfplay.plan import annotate_stages
+from pipeline.selfplay.annotate import AnnotateResponses, TokeniseResponses, annotate_stages
 from tests.fixtures_models import CHATML, tiny_model, tiny_tokenizer
 from tests.selfplay.tables import messages
 

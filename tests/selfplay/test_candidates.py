@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from pipeline.config import Generate, SelfPlayConfig, Tokens, TorchModel
 from pipeline.errors import ModelError
 from pipeline.schema import CANDIDATE_SCHEMA, PROMPT, RESPONSES
-from pipeline.selfplay.candidates import GenerateCandidates, PromptRenderer
-from pipeline.selfplay.plan import evaluation, generate_stage
+from pipeline.selfplay.candidates import GenerateCandidates, PromptRenderer, evaluation, generate_stage
 from pipeline.selfplay.sampler import Response
 from pipeline.selfplay.transformers_sampler import TransformersSampler
 from tests.fixtures_models import CHATML, tiny_tokenizer
@@ -50,7 +49,7 @@ def stage(policy) -> GenerateCandidates:
 
 
 def renderer(template: str = CHATML, system_prompt: str | None = None) -> PromptRenderer:
-    return PromptRenderer(tiny_tokenizer(template), Tokens(), system_prompt)
+    return PromptRenderer(tiny_tokenizer(template), Tokens(), GENERATE.max_prompt_tokens, system_prompt)
 
 
 def test_every_prompt_has_k_responses_in_its_row(stage):
@@ -133,7 +132,7 @@ def test_a_template_without_a_system_turn_refuses_a_system_prompt(template):
 
 def test_a_tokenizer_without_a_template_is_refused():
     with pytest.raises(ModelError, match="no chat template"):
-        PromptRenderer(tiny_tokenizer(None), Tokens(), None)
+        PromptRenderer(tiny_tokenizer(None), Tokens(), 60)
 
 
 def test_seeds_are_of_the_id_and_the_config():

@@ -44,7 +44,7 @@ def config(**sections):
 
 
 def steps(**sections):
-    return {(step.round, step.step): step for step in estimate(config(**sections)).steps}
+    return {(step.round, step.step): step for step in estimate(config(**sections))[:-1]}
 
 
 def test_rows_and_tokens_of_a_round():
@@ -109,32 +109,37 @@ def test_training_on_all_rounds_grows():
 
 @given(st.integers(200, 10_000), st.integers(1, 4))
 def test_totals_are_sums_and_rounds_are_alike(num_prompts, rounds):
-    one, many = (estimate(config(rounds=n), num_prompts) for n in (1, rounds))
+    (*one, one_total), (*many, total) = (estimate(config(rounds=n), num_prompts) for n in (1, rounds))
     for name in ("tokens_generated", "tokens_read", "tokens_trained", "gpu_hours"):
-        assert getattr(many.total, name) == pytest.approx(math.fsum(getattr(step, name) for step in many.steps))
-        first = math.fsum(getattr(step, name) for step in one.steps if step.round == 0)
-        of_round = getattr(one.total, name) - first
-        assert getattr(many.total, name) == pytest.approx(first + rounds * of_round)
+        assert getattr(total, name) == pytest.approx(math.fsum(getattr(step, name) for step in many))
+        first = math.fsum(getattr(step, name) for step in one if step.round == 0)
+        of_round = getattr(one_total, name) - first
+        assert getattr(total, name) == pytest.approx(first + rounds * of_round)
 
 
 def test_given_counts_and_limits_are_used():
-    assert estimate(config(), 400).num_prompts == 400
-    assert estimate(config(prompts={"path": "/p", "limit": 150})).num_prompts == 150
+    assert estimate(config(), 400)[-1].rows == 400
+    assert estimate(config(prompts={"path": "/p", "limit": 150}))[-1].rows == 150
     with pytest.raises(ConfigError, match="leaves none"):
         estimate(config(), 100)
 
 
 def test_table_names_every_step_and_what_was_assumed():
-    plan = estimate(config())
-    text = render_estimate(plan)
-    for step in plan.steps:
+    *steps_, total = estimate(config())
+    text = render_estimate([*steps_, total], config().estimate)
+    for step in steps_:
         assert f"{step.round}  {step.step}" in text
-    assert f"{plan.total.gpu_hours:,.2f}" in text
+    assert f"{total.gpu_hours:,.2f}" in text
     assert "1,200,000" in text
     assert "1e9 parameters of the policy, 2e9 of the reward model" in text
 
 
 def test_the_authors_pipeline_takes_tens_of_gpu_hours():
-    plan = estimate(load_self_play(REPOSITORY / "jobs/configs/paper_self_play.yaml", ()))
-    assert 10 < plan.total.gpu_hours < 100
-    assert plan.total.tokens_generated > 1e8
+    total = estimate(load_self_play(REPOSITORY / "jobs/configs/paper_self_play.yaml", ()))[-1]
+    assert 10 < total.gpu_hours < 100
+    assert total.tokens_generated > 1e8
+
+
+def test_a_share_of_pairs_is_counted_as_selection_counts_it():
+    found = steps(select={"fraction": 0.29}, evolve=None, estimate={**ROUND, "num_prompts": 200})
+    assert found[1, "train"].rows == 29  # the product of floats is a little less

@@ -13,10 +13,17 @@ import pipeline.selfplay
 from pipeline import schema as s
 from pipeline.config import STRATEGIES, Evolve, Pairing
 from pipeline.errors import DataError, IntegrityError
-from pipeline.selfplay.evolve import cleaned, evolve, plan_evolution, request_for, selected_prompts
+from pipeline.selfplay.evolve import (
+    cleaned,
+    evolve,
+    plan_evolution,
+    request_for,
+    selected_prompts,
+    template_fingerprint,
+    template_of,
+)
 from pipeline.selfplay.pairing import make_pairs
 from pipeline.selfplay.sampler import Response
-from pipeline.selfplay.strategies import template_fingerprint, template_of
 from tests.selfplay.prompt_tables import annotated, annotated_row, dropped_reasons, prompt_row, prompts, user
 from tests.sources import layouts as to
 

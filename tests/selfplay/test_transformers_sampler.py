@@ -8,12 +8,17 @@ from hypothesis import strategies as st
 
 from pipeline.config import Generate, TorchModel
 from pipeline.errors import ConfigError, ModelError
-from pipeline.selfplay.engines import environment, open_sampler
-from pipeline.selfplay.sampler import Request, Sampling, seed_of
+from pipeline.selfplay.candidates import environment
+from pipeline.selfplay.sampler import Request, open_sampler, seed_of
 from pipeline.selfplay.transformers_sampler import TransformersSampler, draw
 from tests.fixtures_models import tiny_model
 
-SAMPLING = Sampling(num_responses=3, temperature=1.0, top_p=1.0, max_tokens=12)
+
+def sampling_of(**changes) -> Generate:
+    return Generate().model_copy(update=changes)
+
+
+SAMPLING = sampling_of(num_responses=3, temperature=1.0, top_p=1.0, max_tokens=12)
 GENERATE = Generate(engine="transformers", dtype="float32")
 
 
@@ -52,7 +57,7 @@ def test_other_seeds_give_other_responses(sampler):
 
 
 def test_temperature_0_is_the_likeliest_continuation(sampler, tiny_model_dir):
-    greedy = Sampling(num_responses=2, temperature=0.0, top_p=0.5, max_tokens=6)
+    greedy = sampling_of(num_responses=2, temperature=0.0, top_p=0.5, max_tokens=6)
     [first, second] = sampler.sample([REQUESTS[1]], greedy)[0]
     ids = torch.tensor(REQUESTS[1].prompt_ids)[None].long()
     whole = tiny_model("llama").generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :].tolist()
@@ -61,7 +66,7 @@ def test_temperature_0_is_the_likeliest_continuation(sampler, tiny_model_dir):
 
 
 def test_a_response_ends_with_the_stop_token_or_at_max_tokens(sampler):
-    sampling = Sampling(num_responses=8, temperature=4.0, top_p=1.0, max_tokens=150)
+    sampling = sampling_of(num_responses=8, temperature=4.0, top_p=1.0, max_tokens=150)
     responses = [r for some in sampler.sample(REQUESTS[:3], sampling) for r in some]
     assert {r.finish_reason for r in responses} == {"stop", "length"}
     assert all(r.num_tokens == 150 for r in responses if r.finish_reason == "length")
@@ -81,7 +86,7 @@ def test_responses_stop_where_the_models_positions_end(sampler):
 def test_draws_are_of_the_nucleus(seed, temperature, top_p):
     random = np.random.default_rng(seed)
     logits = torch.tensor(random.normal(size=(4, 20)) * 3, dtype=torch.float32)
-    sampling = Sampling(num_responses=1, temperature=temperature, top_p=top_p, max_tokens=1)
+    sampling = sampling_of(num_responses=1, temperature=temperature, top_p=top_p, max_tokens=1)
     tokens = draw(logits, random.random(4), sampling)
     for row, token in zip(torch.softmax(logits / temperature, -1).double(), tokens.tolist(), strict=True):
         above = row[row > row[token]].sum()
@@ -90,7 +95,7 @@ def test_draws_are_of_the_nucleus(seed, temperature, top_p):
 
 def test_draws_follow_the_distribution():
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    sampling = Sampling(num_responses=1, temperature=1.0, top_p=0.9, max_tokens=1)
+    sampling = sampling_of(num_responses=1, temperature=1.0, top_p=0.9, max_tokens=1)
     uniforms = (np.arange(9500) + 0.5) / 9500
     tokens = draw(probabilities.log().expand(9500, -1), uniforms, sampling)
     assert torch.bincount(tokens, minlength=4).tolist() == pytest.approx([5000, 3000, 1500, 0], abs=2)
@@ -110,7 +115,7 @@ def test_a_model_without_a_cache_to_repeat_is_refused(tiny_model_dir):
 @pytest.mark.parametrize("family", ["qwen3", "gemma3", "gpt2", "mistral"])
 def test_other_families_continue_as_their_own_generate_does(tiny_model_dir, family):
     found = TransformersSampler(TorchModel(model=str(tiny_model_dir(family))), GENERATE)
-    greedy = Sampling(num_responses=2, temperature=0.0, top_p=1.0, max_tokens=8)
+    greedy = sampling_of(num_responses=2, temperature=0.0, top_p=1.0, max_tokens=8)
     [first, _] = found.sample([REQUESTS[4]], greedy)[0]
     ids = torch.tensor(REQUESTS[4].prompt_ids)[None].long()
     whole = tiny_model(family).generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :].tolist()

@@ -12,10 +12,11 @@ import torch
 from pipeline.config import Generate, TorchModel
 from pipeline.errors import ModelError
 from pipeline.models.cpu import has_arithmetic
-from pipeline.selfplay.engines import environment, open_sampler
-from pipeline.selfplay.sampler import Request, Sampling, seed_of
+from pipeline.models.vllm_engine import import_vllm
+from pipeline.selfplay.candidates import environment
+from pipeline.selfplay.sampler import Request, open_sampler, seed_of
 from pipeline.selfplay.transformers_sampler import TransformersSampler
-from pipeline.selfplay.vllm_sampler import VllmSampler, _import_vllm, engine_arguments
+from pipeline.selfplay.vllm_sampler import VllmSampler, engine_arguments
 from tests.fixtures_models import tiny_model
 
 # vLLM's modules warn of each other's deprecations.
@@ -23,8 +24,14 @@ pytestmark = [pytest.mark.filterwarnings("ignore")]
 needs_vllm = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('vllm')", reason="no vLLM")
 
 GENERATE = Generate(max_prompt_tokens=64, max_tokens=64)
-SAMPLING = Sampling(num_responses=3, temperature=1.0, top_p=0.95, max_tokens=12)
-GREEDY = Sampling(num_responses=2, temperature=0.0, top_p=0.9, max_tokens=8)
+
+
+def sampling_of(**changes) -> Generate:
+    return Generate().model_copy(update=changes)
+
+
+SAMPLING = sampling_of(num_responses=3, temperature=1.0, top_p=0.95, max_tokens=12)
+GREEDY = sampling_of(num_responses=2, temperature=0.0, top_p=0.9, max_tokens=8)
 SHAPE = {"hidden_size": 128}  # heads of 32, the smallest that vLLM's CPU attention takes
 
 
@@ -70,13 +77,13 @@ def test_the_same_call_gives_the_same_responses_whatever_is_beside_it(sampler):
 def test_more_prompts_are_answered_than_one_step_reads(sampler):
     """One that was read in two steps would draw twice, which generators on a CPU cannot take back."""
     many = [request(60)] * 150
-    few = Sampling(num_responses=3, temperature=1.0, top_p=0.95, max_tokens=2)
+    few = sampling_of(num_responses=3, temperature=1.0, top_p=0.95, max_tokens=2)
     assert [len(responses) for responses in sampler.sample(many, few)] == [3] * len(many)
 
 
 @needs_vllm
 def test_responses_end_with_the_stop_token_or_at_max_tokens(sampler):
-    sampling = Sampling(num_responses=6, temperature=2.0, top_p=1.0, max_tokens=64)
+    sampling = sampling_of(num_responses=6, temperature=2.0, top_p=1.0, max_tokens=64)
     responses = [r for some in sampler.sample(REQUESTS[:3], sampling) for r in some]
     assert {r.finish_reason for r in responses} == {"stop", "length"}
     assert {r.num_tokens for r in responses if r.finish_reason == "length"} == {64}
@@ -109,7 +116,7 @@ def test_torch_keeps_its_ways_to_set_threads(sampler):
 @needs_vllm
 def test_processes_started_later_inherit_no_thread_count(sampler, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    _import_vllm(GENERATE)
+    import_vllm(environment(GENERATE), key="generate.engine", otherwise="")
     assert "OMP_NUM_THREADS" not in os.environ
 
 

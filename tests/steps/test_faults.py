@@ -15,8 +15,8 @@ import yaml
 
 from pipeline.config import Config, load_config, resolved
 from pipeline.errors import AlignpotError, IntegrityError, ModelError, TemporaryError
-from pipeline.steps.plan import Stage
 from pipeline.steps.score import prepare_score, score
+from pipeline.steps.work import Stage
 from tests.steps.commands import finish, kill_everything, start, started_until
 from tests.steps.conftest import make_config, run_all, write_jsonl
 from tests.steps.test_score import scores_of, selected_ids
@@ -131,10 +131,10 @@ def test_worker_that_dies_is_replaced_and_the_row_that_kills_it_dropped(
     monkeypatch.setattr("pipeline.steps.score.score_stages", lambda config: [deadly])
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:20])
     run = {"engine": "ray", "shard_rows": 4, "stage_timeout_s": 2.0 if hang else 60.0, "max_dropped": 1.0}
-    summary = score(prepare_score(make_config(tmp_path, source, metric={"name": "random"}, run=run)))[0]
+    _, manifest = score(*prepare_score(make_config(tmp_path, source, metric={"name": "random"}, run=run)))
     dropped = 0 if num_deaths == 1 else len(rows)
-    assert (summary.num_kept, summary.num_dropped) == (20 - dropped, dropped)
-    assert summary.drops == ({"policy: killed_worker": dropped} if dropped else {})
+    assert (manifest.num_kept, manifest.num_dropped) == (20 - dropped, dropped)
+    assert manifest.drops_by_reason == ({"policy: killed_worker": dropped} if dropped else {})
     assert len(list(marks.iterdir())) <= most_deaths
 
 
@@ -157,7 +157,7 @@ def test_worker_that_never_comes_up_is_no_temporary_failure(
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:8])
     config = make_config(tmp_path, source, metric={"name": "random"}, run={"engine": "ray", "shard_rows": 4})
     with pytest.raises(AlignpotError, match="died each time") as error:
-        score(prepare_score(config))
+        score(*prepare_score(config))
     assert error.value.exit_code == 1
     assert len(list(marks.iterdir())) <= 25
     assert not (Path(config.scored) / "_SUCCESS.json").exists()
@@ -186,7 +186,7 @@ def test_error_of_a_worker_keeps_its_class_and_words(
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:8])
     config = make_config(tmp_path, source, metric={"name": "random"}, run={"engine": "ray", "shard_rows": 4})
     with pytest.raises(type(error)) as raised:
-        score(prepare_score(config))
+        score(*prepare_score(config))
     assert (type(raised.value), str(raised.value)) == (type(error), str(error))
 
 
@@ -195,7 +195,7 @@ def test_source_replaced_in_mid_run_is_noticed(tmp_path: Path, pairs: list[dict]
     run = prepare_score(make_config(tmp_path, source, metric={"name": "random"}))
     write_jsonl(source, pairs[::-1])
     with pytest.raises(IntegrityError, match=r"pairs\.jsonl"):
-        score(run)
+        score(*run)
     assert not (tmp_path / "scored" / "_SUCCESS.json").exists()
 
 

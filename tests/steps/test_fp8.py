@@ -53,9 +53,9 @@ def with_outliers(folder: Path) -> Path:
 
 
 def scores_of(config: Config) -> np.ndarray:
-    run = prepare_score(config)
-    score(run)
-    dataset = Dataset.open(run.run.place)
+    *_, run = scoring = prepare_score(config)
+    score(*scoring)
+    dataset = Dataset.open(run.place)
     table = next(iter(dataset.tables(["id", *LOGPS]))).sort_by("id")
     return np.stack([table[name].to_numpy() for name in LOGPS])
 
@@ -84,7 +84,7 @@ def test_scores_in_fp8_are_close_and_the_same_on_ray(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("engine", ["plain", "ray"])
+@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("local_ray")
 def test_what_little_two_models_differ_by_is_lost_in_fp8_and_stops_the_run(
     engine: str, tmp_path: Path, pairs: list[dict], tiny_model_dir: Callable[..., Path]
@@ -95,7 +95,7 @@ def test_what_little_two_models_differ_by_is_lost_in_fp8_and_stops_the_run(
     with pytest.raises(
         ModelError, match=r"implicit \(dpo\) margins of the first 24 rows.*fp8 from policy and reference"
     ):
-        score(prepare_score(config))
+        score(*prepare_score(config))
     assert not list(Path(config.scored).rglob("*.parquet"))
 
 
@@ -104,7 +104,7 @@ def test_rewards_that_rank_otherwise_stop_the_run(tmp_path: Path, pairs: list[di
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:24])
     config = make_config(tmp_path, source, reward=reward, metric={"name": "explicit"})
     with pytest.raises(ModelError, match=r"explicit margins of the first 24 rows have a rank correlation of -?0\."):
-        score(prepare_score(config))
+        score(*prepare_score(config))
 
 
 def test_equal_models_have_equal_margins_in_fp8_too(

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Evolve, Generate, Run, SelfPlayConfig, TorchModel
-from pipeline.on_ray.engine import RayJob, run_on_ray
-from pipeline.selfplay.evolve import plan_evolution
-from pipeline.selfplay.plan import evolve_stage, generate_stage
-from pipeline.steps.plan import Stage
-from pipeline.steps.work import run_plain
+from pipeline.on_ray.engine import run_on_ray
+from pipeline.selfplay.candidates import generate_stage
+from pipeline.selfplay.evolve import evolve_stage, plan_evolution
+from pipeline.steps.work import Stage, run_plain
 from tests.selfplay.tables import PROMPTS, prompt_table
 from tests.steps.kept import Keep
 
@@ -56,7 +55,6 @@ def config_of(tmp_path: Path, policy: TorchModel, reward: Path, generate: Genera
 def on_ray(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABLE) -> tuple[pa.Table, list[int]]:
     """The table, and the processes that were generating at some time."""
     folder.mkdir()
-    job = RayJob(reader=Reader(table), stages=tuple(stages), commit=Keep(folder), run=Run())
     seen: set[int] = set()
     ended = threading.Event()
 
@@ -67,7 +65,8 @@ def on_ray(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABLE
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        assert len(list(run_on_ray(job, shards(size, table)))) == len(shards(size, table))
+        done = list(run_on_ray(Reader(table), shards(size, table), stages, Keep(folder), Run()))
+        assert len(done) == len(shards(size, table))
     finally:
         ended.set()
         watcher.join()

@@ -13,8 +13,8 @@ from pipeline.data.place import Place
 from pipeline.errors import AlignpotError, ModelError
 from pipeline.on_ray.deaths import Deaths
 from pipeline.steps.guard import guarded
-from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.rows import kept_rows
+from pipeline.steps.work import Apply, Stage
 
 
 def rows(numbers: range) -> pa.Table:
@@ -86,7 +86,7 @@ def test_error_of_ours_is_passed_on_at_once():
 HANGS = """
 import sys, time
 from pipeline.steps.guard import guarded
-from pipeline.steps.plan import Stage
+from pipeline.steps.work import Stage
 from tests.steps.test_guard import rows
 
 guarded(Stage(name="policy", build=lambda: lambda table: {hang}), timeout_s=0.5).build()(rows(range(2)))

@@ -19,9 +19,9 @@ from pipeline.data.manifest import SUBSET
 from pipeline.data.place import Place
 from pipeline.data.verify import verify
 from pipeline.errors import AlignpotError, IntegrityError, SourceError
-from pipeline.steps.plan import Apply, Stage
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import open_scored
+from pipeline.steps.work import Apply, Stage
 from tests.fixtures_storage import READER_KEY, READER_SECRET_KEY, S3Server
 from tests.steps.conftest import Ended, make_config, run_all, write_jsonl
 
@@ -61,12 +61,12 @@ def test_rows_of_a_file_that_came_and_went_are_in_no_dataset(
     during(monkeypatch, 5, lambda: other.replace(source) if how == "renamed" else shutil.copy(other, source))
     run = prepare_score(config)
     with pytest.raises(IntegrityError, match=r"pairs\.jsonl was replaced since the run was planned"):
-        score(run)
+        score(*run)
     assert len(list((tmp_path / "scored" / "parts").glob("*.parquet"))) == 5
     with pytest.raises(AlignpotError, match=r"(?s)other settings.*pairs\.jsonl"):
         prepare_score(config)
     source.write_bytes(old)
-    assert score(prepare_score(config))[0].num_shards_done_now == len(pairs) // 4 - 5
+    assert score(*prepare_score(config))[0].num_shards_done_now == len(pairs) // 4 - 5
     assert all_ids(config) == [pair["id"] for pair in pairs]
 
 
@@ -82,7 +82,7 @@ def test_touching_the_source_in_mid_run_changes_nothing(
 
     during(monkeypatch, 3, touch)
     config = config_of(tmp_path, source)
-    score(prepare_score(config))
+    score(*prepare_score(config))
     assert all_ids(config) == [pair["id"] for pair in pairs]
 
 
@@ -99,7 +99,7 @@ def test_object_replaced_in_mid_run_is_refused_on_s3(
     during(monkeypatch, 2, lambda: place.fs.pipe_file(place.root, "\n".join(texts[::-1]).encode()))
     run = prepare_score(config)
     with pytest.raises(IntegrityError, match=r"pairs\.jsonl was replaced"):
-        score(run)
+        score(*run)
     assert len(list((tmp_path / "scored" / "parts").glob("*.parquet"))) == 2
 
 
@@ -273,10 +273,10 @@ def test_no_flipped_bit_in_a_source_gives_a_wrong_row_or_a_crash(name: str, tmp_
         damaged[place] ^= 1 << chance.randrange(8)
         source.write_bytes(damaged)
         with pytest.raises(IntegrityError, match="was replaced"):
-            score(planned)
+            score(*planned)
         config = config_of(tmp_path / f"flip-{number}", source, run={"engine": "plain", "shard_rows": 16})
         try:
-            score(prepare_score(config))
+            score(*prepare_score(config))
         except AlignpotError as error:
             assert error.exit_code == 2  # noqa: PT017
             continue
@@ -286,4 +286,4 @@ def test_no_flipped_bit_in_a_source_gives_a_wrong_row_or_a_crash(name: str, tmp_
             assert rows_of(open_scored(config).tables(table.column_names)) == table.to_pylist()
     assert num_read < NUM_FLIPS // 3 or name != "pairs.parquet"
     source.write_bytes(whole)
-    assert score(planned)[0].num_kept == len(pairs)
+    assert score(*planned)[1].num_kept == len(pairs)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Run
-from pipeline.on_ray.engine import RayJob, run_on_ray
-from pipeline.steps.plan import Apply, Stage
+from pipeline.on_ray.engine import run_on_ray
+from pipeline.steps.work import Apply, Stage
 from tests.steps.kept import Keep
 
 NUM_SHARDS = 10
@@ -69,8 +69,8 @@ def test_a_ray_of_our_own_reads_and_commits_no_more_shards_at_once_than_there_ar
     times.folder.mkdir()
     keep.folder.mkdir()
     stages = (Stage(name="tokenise", build=leave_as_it_is),)
-    job = RayJob(reader=SlowReader(times), stages=stages, commit=SlowCommit(times, keep), run=Run())
-    done = [work.shard for work in run_on_ray(job, [Numbered(index) for index in range(NUM_SHARDS)])]
+    shards = [Numbered(index) for index in range(NUM_SHARDS)]
+    done = [work.shard for work in run_on_ray(SlowReader(times), shards, stages, SlowCommit(times, keep), Run())]
     assert sorted(done) == list(range(NUM_SHARDS))
     assert keep.whole().column("row").to_pylist() == list(range(NUM_SHARDS))
     cores = max(2, os.cpu_count() or 1)

@@ -13,11 +13,10 @@ import pytest
 from pipeline.config import Generate, TorchModel
 from pipeline.errors import ConfigError
 from pipeline.models.vllm_engine import gpu_share
-from pipeline.on_ray.engine import StageActor, _pool, shards_at_hand
-from pipeline.on_ray.envelope import from_block, to_block
+from pipeline.on_ray.actors import StageActor, from_block, to_block
+from pipeline.on_ray.engine import _pool, shards_at_hand
 from pipeline.on_ray.placement import share_gpus
-from pipeline.steps.plan import Stage
-from pipeline.steps.work import ShardWork
+from pipeline.steps.work import ShardWork, Stage
 
 
 def pool(*models: tuple[str | float, int]) -> list[Stage]:

@@ -19,8 +19,8 @@ from pipeline.config import Config, resolved
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import FingerprintError, TooManyDroppedError
-from pipeline.steps.plan import Stage
 from pipeline.steps.score import check_dropped, prepare_score, score
+from pipeline.steps.work import Stage
 from tests.data.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
 from tests.fixtures_storage import S3Server
 from tests.steps.conftest import Ended, make_config, run_all, shuffled, write_jsonl
@@ -53,8 +53,8 @@ def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
 
 def scores_of(config: Config) -> pa.Table:
     """Raw scores of every scored row, sorted by id."""
-    run = prepare_score(config)
-    dataset = Dataset.open(run.run.place)
+    *_, run = prepare_score(config)
+    dataset = Dataset.open(run.place)
     return pa.concat_tables(dataset.tables(SCORES)).sort_by("id").combine_chunks()
 
 
@@ -77,7 +77,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
     ("run", "replicas"),
     [
         ({"engine": "plain", "shard_rows": 7}, 1),
-        ({"engine": "ray", "shard_rows": 1000, "placement": "colocated"}, 3),
+        pytest.param({"engine": "ray", "shard_rows": 1000, "placement": "colocated"}, 3, marks=pytest.mark.slow),
         ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 2),
     ],
     ids=["plain-7", "ray-one-shard-colocated-3", "ray-9-colocated-2"],
@@ -95,6 +95,7 @@ def test_layout_does_not_move_a_score_or_the_selection(
     assert selected_ids(config) == expected[1]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_pools_overlap_in_time_and_move_no_score(
@@ -111,7 +112,7 @@ def test_pools_overlap_in_time_and_move_no_score(
     sized["policy"]["replicas"] = 2
     run = {"engine": "ray", "shard_rows": 5}
     config = make_config(tmp_path, source, **{**models, **sized, "run": run})
-    summary, _ = score(prepare_score(config))
+    summary, _ = score(*prepare_score(config))
     assert scores_of(config).equals(expected[0])
     assert {"read", "tokenise", "reward", "policy", "reference", "commit"} <= set(summary.busy_s)
     assert summary.overlap_s > 0
@@ -178,12 +179,12 @@ def test_every_row_is_scored_or_dropped_with_a_reason(tmp_path: Path, pairs: lis
     ]
     source = write_jsonl(tmp_path / "pairs.jsonl", [*pairs[:20], *bad])
     config = make_config(tmp_path, source, **models, tokens={"max_length": 300}, run={"max_dropped": 0.1})
-    summary, manifest = score(prepare_score(config))
-    assert summary.num_rows == 24 == summary.num_kept + summary.num_dropped
-    assert summary.drops["source: identical_responses"] == 1
-    assert summary.drops["source: empty_response"] == 1
-    assert summary.drops["source: null_field"] == 1
-    assert summary.drops["tokenise: prompt_too_long"] == 1
+    _, manifest = score(*prepare_score(config))
+    assert manifest.num_rows == 24 == manifest.num_kept + manifest.num_dropped
+    assert manifest.drops_by_reason["source: identical_responses"] == 1
+    assert manifest.drops_by_reason["source: empty_response"] == 1
+    assert manifest.drops_by_reason["source: null_field"] == 1
+    assert manifest.drops_by_reason["tokenise: prompt_too_long"] == 1
     with pytest.raises(TooManyDroppedError, match=r"4 of 24 rows.*identical_responses: 1") as error:
         check_dropped(config, manifest)
     assert error.value.exit_code == 3
@@ -298,4 +299,4 @@ def test_shards_are_large_where_no_model_runs(tmp_path: Path, pairs: list[dict],
     source = write_jsonl(tmp_path / "pairs.jsonl", [dict(pairs[0], id=str(n)) for n in range(300)])
     random_only = make_config(tmp_path / "a", source, metric={"name": "random"}, run={"shard_rows": None})
     with_models = make_config(tmp_path / "b", source, **models, run={"shard_rows": None})
-    assert [len(prepare_score(config).plan.shards) for config in (random_only, with_models)] == [1, 2]
+    assert [len(prepare_score(config)[-1].plan.shards) for config in (random_only, with_models)] == [1, 2]

@@ -39,9 +39,9 @@ def by_vllm(models: dict) -> dict:
 
 
 def scored(config: Config) -> pa.Table:
-    run = prepare_score(config)
-    score(run)
-    dataset = Dataset.open(run.run.place)
+    *_, run = scoring = prepare_score(config)
+    score(*scoring)
+    dataset = Dataset.open(run.place)
     names = ["id", *LOGPS, "num_tokens_chosen", "num_tokens_rejected"]
     return pa.concat_tables(dataset.tables(names)).sort_by("id").combine_chunks()
 
@@ -61,6 +61,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
     return scored(make_config(workdir, write_jsonl(workdir / "pairs.jsonl", pairs[:20]), **models))
 
 
+@pytest.mark.slow
 def test_the_plain_loop_scores_policy_and_reference_by_vllm(tmp_path, pairs, models, expected):
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:20])
     found = scored(make_config(tmp_path, source, **by_vllm(models), run={"shard_rows": 7}))

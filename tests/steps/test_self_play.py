@@ -211,6 +211,7 @@ def test_dry_run_counts_the_prompts_that_are_there_and_touches_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_dpo_trains_on_the_reference_log_probs_that_were_scored(tiny, tmp_path: Path):
     play(tiny(rounds=1, objective={"name": "dpo", "beta": 0.1}, train={"method": "dpo"}))
     table = pq.read_table(next((tmp_path / "run/round-1/base/subset/parquet").glob("*")))

@@ -23,8 +23,8 @@ def config(folder, **source):
 def test_the_way_pairs_are_picked_is_part_of_the_fingerprint(tmp_path):
     folder = tmp_path / "source"
     folder.mkdir()
-    plain = prepare_score(config(folder))
-    assert prepare_score(config(folder, pairs="best-worst")).plan == plain.plan
+    *_, plain = prepare_score(config(folder))
+    assert prepare_score(config(folder, pairs="best-worst"))[-1].plan == plain.plan
     with pytest.raises(FingerprintError, match="pairs"):
         prepare_score(config(folder, pairs="sweet-spot"))
 
@@ -32,8 +32,8 @@ def test_the_way_pairs_are_picked_is_part_of_the_fingerprint(tmp_path):
 def test_a_sweet_spot_run_goes_on_as_one(tmp_path):
     folder = tmp_path / "source"
     folder.mkdir()
-    first = prepare_score(config(folder, pairs="sweet-spot"))
-    assert first.plan.fingerprint["source"]["pairs"] == first.step.rows.reader.pairs == "sweet-spot"
-    assert prepare_score(config(folder, pairs="sweet-spot")).plan == first.plan
+    _, step, first = prepare_score(config(folder, pairs="sweet-spot"))
+    assert first.plan.fingerprint["source"]["pairs"] == step.rows.reader.pairs == "sweet-spot"
+    assert prepare_score(config(folder, pairs="sweet-spot"))[-1].plan == first.plan
     with pytest.raises(FingerprintError, match="pairs"):
         prepare_score(config(folder))

@@ -11,15 +11,14 @@ from pipeline.config import Source, Tokens
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
-from pipeline.steps.tokenise import (
+from pipeline.steps.score_stages import (
     CHOSEN_IDS,
     CHOSEN_START,
     REJECTED_IDS,
     REJECTED_START,
     REWARD_CHOSEN_IDS,
     REWARD_REJECTED_IDS,
-    TokeniseDialogues,
-    TokenisePairs,
+    Tokenise,
     dialogue_groups,
     pair_groups,
 )
@@ -45,8 +44,8 @@ def test_a_row_that_fails_leaves_its_neighbours_and_is_told_once(dialogues, tmp_
     table = reader.read(plan_shards(files, 10)[0])
     tokenizer = tiny_tokenizer(FAILING)
     tokenizer.name_or_path = str(tmp_path)  # of its own, as the log tells of a class once
-    stage = TokeniseDialogues(DialogueTokenizer(tokenizer, 100)) if dialogues else None
-    stage = stage or TokenisePairs(PairTokenizer(tokenizer, Tokens()))
+    stage = Tokenise(DialogueTokenizer(tokenizer, 100)) if dialogues else None
+    stage = stage or Tokenise(PairTokenizer(tokenizer, Tokens()))
     with caplog.at_level(logging.WARNING):
         found = stage(table).to_pylist()
     assert [row["drop_reason"] for row in found] == [None, "template_error"] * 2

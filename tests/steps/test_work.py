@@ -4,8 +4,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.steps.plan import Stage
-from pipeline.steps.work import run_plain
+from pipeline.steps.work import Stage, run_plain
 
 
 class Engine:

@@ -9,8 +9,7 @@ import pytest
 
 from pipeline.config import Objective, TorchModel, Train
 from pipeline.errors import ConfigError, ModelError
-from pipeline.training.check import check_training
-from pipeline.training.job import TrainJob
+from pipeline.training.job import TrainJob, check_training
 
 COMMAND = {"method": "command", "command": ("sh", "{dataset}", "{output}")}
 
@@ -71,7 +70,7 @@ def test_without_trl_the_remedy_is_named(method, monkeypatch):
 def test_looking_leaves_the_environment_and_the_gpu_alone():
     text = (
         "import os; before = dict(os.environ)\n"
-        "from tests.training.test_check import job; from pipeline.training.check import check_training\n"
+        "from tests.training.test_check import job; from pipeline.training.job import check_training\n"
         "check_training(job()); import torch\n"
         "assert dict(os.environ) == before, set(os.environ) ^ set(before)\n"
         "assert not torch.cuda.is_initialized()\n"
