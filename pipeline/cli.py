@@ -172,7 +172,7 @@ def inspect(
     place.check_readable()
     found = inspect_source(place.fs, place.root, source_format)
     _say(render(found))
-    if not found.readable:
+    if found.format is None:
         raise typer.Exit(2)
 
 
