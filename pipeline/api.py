@@ -5,13 +5,16 @@
     subset = select(scored, fraction=0.4, weight="auto", per_prompt=1)
     gaps = potential(scored, objective="cpo", beta=0.1)
 
-Keyword arguments are the keys of the config (see `alignpot config --reference`). Rows that are in memory are scored in
-this process, with their files in a temporary folder; give `path` to keep the scored dataset, and to go on with it after
-a stop.
+Keyword arguments are the keys of the config (see `alignpot config --reference`). Rows in memory are scored in this
+process, with their files in a temporary folder; give `path` to keep the scored dataset, and to go on after a stop.
+Every function raises an AlignpotError that says what is wrong with the arguments, the data or a model.
 """
 
 import tempfile
+import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,14 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import frames, schema
+from pipeline import schema
 from pipeline.config import Config, Metric, Objective, Output, Source, Storage, parse_config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import ConfigError
-from pipeline.metrics.columns import FloatArray
+from pipeline.frames import Rows, to_table
+from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.selection.columns import read_columns
-from pipeline.selection.compare import Comparison
 from pipeline.selection.passes import Threads
 from pipeline.selection.ranking import Query, rank, wanted_by
 from pipeline.selection.report import render, summarise
@@ -36,38 +39,11 @@ from pipeline.selection.source import Source as ScoredRows
 from pipeline.selection.source import TableSource, no_positions
 
 if TYPE_CHECKING:
-    import datasets
-    import pandas as pd
-    import polars as pl
+    from pipeline.selection.compare import Comparison
 
 _KEYS: Final = {name: {*kind.model_fields} - {"name"} for name, kind in (("objective", Objective), ("metric", Metric))}
-_ALL: Final = 1.0  # the fraction of calls that select nothing
-
-
-class Rows:
-    """Rows in the order of their source, ready to be taken over by other libraries."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
-
-    def __len__(self) -> int:
-        return int(self.to_arrow().num_rows)
-
-    def to_arrow(self) -> pa.Table:
-        """As an Arrow table."""
-        return self._table
-
-    def to_datasets(self) -> "datasets.Dataset":
-        """As a Hugging Face dataset."""
-        return frames.to_datasets(self.to_arrow())
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """As a pandas data frame."""
-        return frames.to_pandas(self.to_arrow())
-
-    def to_polars(self) -> "pl.DataFrame":
-        """As a polars data frame."""
-        return frames.to_polars(self.to_arrow())
+_EVERY_ROW: Final = 1.0
+_INTERNAL: Final = {schema.CONTENT_DIGEST, *(field.name for field in (*schema.SCORE_FIELDS, *schema.OUTCOME_FIELDS))}
 
 
 class Pairs(Rows):
@@ -76,30 +52,22 @@ class Pairs(Rows):
     def __init__(self, table: pa.Table) -> None:
         is_kept = pc.equal(table[schema.STATUS], schema.KEPT)
         left_out = table.filter(pc.invert(is_kept)).select([schema.DROP_STAGE, schema.DROP_REASON]).to_pylist()
-        self.dropped: dict[str, int] = {}
-        for row in left_out:
-            name = f"{row[schema.DROP_STAGE]}: {row[schema.DROP_REASON]}"
-            self.dropped[name] = self.dropped.get(name, 0) + 1
-        internal = {schema.CONTENT_DIGEST, *(field.name for field in (*schema.SCORE_FIELDS, *schema.OUTCOME_FIELDS))}
-        super().__init__(table.filter(is_kept).drop_columns([name for name in table.column_names if name in internal]))
+        self.dropped = dict(Counter(": ".join(row.values()) for row in left_out))
+        super().__init__(table.filter(is_kept).drop_columns([name for name in table.column_names if name in _INTERNAL]))
 
 
 class Scored(Rows):
     """A scored dataset: the kept rows with their rewards, log-probs and token counts.
 
-    path: where it lies. dropped: left-out rows by stage and reason.
+    path: where it lies; temporary files go with this object. dropped: left-out rows by stage and reason.
     """
 
-    def __init__(self, config: Config, folder: "tempfile.TemporaryDirectory[str] | None" = None) -> None:
+    def __init__(self, config: Config, files: ExitStack) -> None:
         self.dataset = Dataset.open(Place.open(config.scored, config.storage))
         self.config = config
         self.path = config.scored
-        self.dropped = {
-            f"{stage}: {reason}": count
-            for stage, reasons in self.dataset.manifest.drops.items()
-            for reason, count in reasons.items()
-        }
-        self._folder = folder
+        self.dropped = self.dataset.manifest.drops_by_reason
+        weakref.finalize(self, files.close)
 
     def __len__(self) -> int:
         return self.dataset.num_kept
@@ -112,8 +80,9 @@ class Scored(Rows):
 class Subset(Rows):
     """The rows that a selection keeps, with margin_explicit, margin_implicit and potential. `report`: it in numbers."""
 
-    def __init__(self, source: ScoredRows, found: Found, owner: object = None) -> None:
-        self._source, self._found, self._owner = source, found, owner
+    def __init__(self, source: ScoredRows, found: Found, owner: object) -> None:
+        self._source, self._found = source, found
+        self._owner = owner  # of the files that are read
         self.report = summarise(found, source)
 
     def __len__(self) -> int:
@@ -129,12 +98,12 @@ class Subset(Rows):
         return pa.concat_tables(self._found.selection.rows(self._source, kept_columns(self._source, slim=False)))
 
     def write(self, path: str | Path, **output: Any) -> None:
-        """Write the subset as `alignpot select` does: `path` and further keys of the output section, and `storage`."""
+        """Write the subset as `alignpot select` does. output: further keys of the output section, and `storage`."""
         from pipeline.steps.select import write_found
 
-        storage = Storage.model_validate(output.pop("storage", {}))
+        storage = output.pop("storage", None)
         section = Output.model_validate({"path": str(path), **output})
-        write_found(self._found, self._source, section, Place.open(section.path, storage))
+        write_found(self._found, self._source, section, _place(path, storage))
 
 
 def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source: Any) -> Pairs:
@@ -142,15 +111,12 @@ def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source:
 
     data: a path or URL, a datasets.Dataset, a data frame, an Arrow table or a list of dicts. source: keys of the source
     section, such as format, id_column, passthrough.
-
-    Raises:
-        AlignpotError: no format fits, or the data cannot be read.
     """
     from pipeline.sources.reader import read_all
 
     with tempfile.TemporaryDirectory(prefix="alignpot-") as folder:
         section = Source.model_validate({"path": _path_of(data, Path(folder)), **source})
-        place = Place.open(section.path, Storage.model_validate(storage or {}))
+        place = _place(section.path, storage)
         return Pairs(read_all(place.fs, place.root, section))
 
 
@@ -172,30 +138,26 @@ def score(
     the rewards that the rows hold. path: keeps the scored dataset there; a call with the same arguments goes on with
     it. engine: plain, in this process, or ray. sections: further sections of the config as dicts (source, tokens, run,
     storage), and objective as a name or dict.
-
-    Raises:
-        AlignpotError: what is wrong with the arguments, the data or a model.
     """
     from pipeline.steps.score import check_dropped, prepare_score
     from pipeline.steps.score import score as run_score
 
-    folder = tempfile.TemporaryDirectory(prefix="alignpot-")
-    work = Path(folder.name)
     given = {"policy": policy, "reference": reference, "reward": reward}
-    models = {role: _model_section(model, role, work / role) for role, model in given.items() if model is not None}
     metric = "potential" if policy is not None and reward is not None else "explicit" if policy is None else "implicit"
-    config = parse_config({
-        "source": {"path": _path_of(data, work / "rows"), **sections.get("source", {})},
-        **models,
-        "scored": str(path or work / "scored"),
-        "objective": _named(sections.get("objective", {})),
-        "metric": {"name": metric},
-        "run": {"engine": engine, **sections.get("run", {})},
-        **{name: section for name, section in sections.items() if name not in ("source", "run", "objective")},
-    })  # fmt: skip
-    _, manifest = run_score(*prepare_score(config))
-    check_dropped(config, manifest)
-    return Scored(config, folder)
+    with ExitStack() as files:
+        work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="alignpot-")))
+        config = parse_config({
+            "source": {"path": _path_of(data, work / "rows"), **sections.pop("source", {})},
+            **{role: _model_section(model, role, work / role) for role, model in given.items() if model is not None},
+            "scored": str(path or work / "scored"),
+            "objective": _named(sections.pop("objective", {})),
+            "metric": {"name": metric},
+            "run": {"engine": engine, **sections.pop("run", {})},
+            **sections,
+        })  # fmt: skip
+        _, manifest = run_score(*prepare_score(config))
+        check_dropped(config, manifest)
+        return Scored(config, files.pop_all())
 
 
 def select(scored: Any, *, objective: Any = None, metric: Any = None, **keys: Any) -> Subset:
@@ -204,11 +166,8 @@ def select(scored: Any, *, objective: Any = None, metric: Any = None, **keys: An
     scored: what `score` gave, the path or URL of a scored dataset, or a frame or table with its columns. objective,
     metric: a name or a section as a dict; the objective of the run that scored is the default. keys: of the sections
     select (fraction, k, per_prompt, ...), metric (weight, normalise, ...) and objective (beta, ...).
-
-    Raises:
-        AlignpotError: what is wrong with the keys or the scores.
     """
-    source, config = _scored_rows(scored, keys.pop("storage", None))
+    source, config, _ = _scored_rows(scored, keys.pop("storage", None))
     [found] = select_many(source, [_query(config, objective, metric, keys)])
     return Subset(source, found, owner=scored)
 
@@ -217,22 +176,16 @@ def potential(scored: Any, *, objective: Any = None, metric: Any = None, **keys:
     """The score of every row, in the order of the rows: float64 [num_rows], NaN where a row has none.
 
     By default the alignment potential; arguments as for `select`. No files are written.
-
-    Raises:
-        AlignpotError: what is wrong with the keys or the scores.
     """
-    source, config = _scored_rows(scored, keys.pop("storage", None))
-    query = _query(config, objective, metric, {"fraction": _ALL, **keys})
+    source, config, is_kept = _scored_rows(scored, keys.pop("storage", None))
+    query = _query(config, objective, metric, {"fraction": _EVERY_ROW, **keys})
     columns = read_columns(source, wanted_by([query], source), Threads())
     scores = rank(columns, query, no_positions()).scores
-    if isinstance(source, Dataset) or isinstance(scored, Rows):
+    if is_kept is None:
         return scores
-    table = frames.to_table(scored)
-    if table.num_rows == scores.size:
-        return scores
-    every = np.full(table.num_rows, np.nan)
-    every[pc.equal(table[schema.STATUS], schema.KEPT).to_numpy().astype(np.bool_)] = scores
-    return every
+    of_every_row = np.full(is_kept.size, np.nan)
+    of_every_row[is_kept] = scores
+    return of_every_row
 
 
 def compare(
@@ -242,18 +195,15 @@ def compare(
     fractions: Sequence[float] = (0.1, 0.4),
     objective: str | Mapping[str, Any] = "",
     storage: Mapping[str, Any] | None = None,
-) -> Comparison:
+) -> "Comparison":
     """How far metrics agree: overlap of what they select, rank correlation, contradiction.
 
     scored: as for `select`. metrics: names, `name:key=value,...` or sections as dicts; default: those that can be
     computed. fractions: how much each selects. objective: as a metric is given; default: that of the run that scored.
-
-    Raises:
-        AlignpotError: what is wrong with the keys or the scores.
     """
     from pipeline.steps.compare import compare_rows, objective_of
 
-    source, config = _scored_rows(scored, storage)
+    source, config, _ = _scored_rows(scored, storage)
     return compare_rows(source, objective_of(objective, config), metrics, fractions)
 
 
@@ -261,9 +211,6 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
     """Write a subset on disk or object storage in the format of a trainer; returns what was written, in words.
 
     options: slim, drop_unfit and storage.
-
-    Raises:
-        AlignpotError: there is no such subset, or pairs do not fit the format.
     """
     from pipeline.exports.export import export_subset
 
@@ -276,7 +223,11 @@ def self_play(config: Mapping[str, Any]) -> Iterator[str]:
     from pipeline.config import parse_self_play
     from pipeline.selfplay.rounds import self_play as play
 
-    return play(parse_self_play(dict(config)))
+    return play(parse_self_play(config))
+
+
+def _place(url: str | Path, storage: Mapping[str, Any] | None) -> Place:
+    return Place.open(str(url), Storage.model_validate(storage or {}))
 
 
 def _path_of(data: Any, folder: Path) -> str:
@@ -284,7 +235,7 @@ def _path_of(data: Any, folder: Path) -> str:
     if isinstance(data, str | Path):
         return str(data)
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(frames.to_table(data).replace_schema_metadata(None), folder / "rows.parquet")
+    pq.write_table(to_table(data).replace_schema_metadata(None), folder / "rows.parquet")
     return str(folder)
 
 
@@ -292,10 +243,8 @@ def _model_section(model: Any, role: str, folder: Path) -> Mapping[str, Any]:
     base = {"backend": "classifier"} if role == "reward" else {}
     if isinstance(model, Mapping):
         return model
-    if isinstance(model, str) and model == "columns":
-        return {"backend": "columns"}
     if isinstance(model, str | Path):
-        return {**base, "model": str(model)}
+        return {"backend": "columns"} if model == "columns" else {**base, "model": str(model)}
     if not hasattr(model, "save_pretrained"):
         raise ConfigError(
             f"a model is given as {type(model).__qualname__}; wanted a name, a folder, a section as a dict, or a model "
@@ -308,32 +257,31 @@ def _model_section(model: Any, role: str, folder: Path) -> Mapping[str, Any]:
     return {**base, "model": str(folder), "dtype": str(model.dtype).removeprefix("torch.")}
 
 
-def _scored_rows(scored: Any, storage: Mapping[str, Any] | None = None) -> tuple[ScoredRows, Mapping[str, Any]]:
-    """The kept rows, and the config that they were scored with, as far as it is known."""
-    if isinstance(scored, str | Path):
-        dataset = Dataset.open(Place.open(str(scored), Storage.model_validate(storage or {})))
-        return dataset, dataset.manifest.config
-    if isinstance(scored, Scored):
-        return scored.dataset, scored.dataset.manifest.config
-    table = scored.to_arrow() if isinstance(scored, Rows) else frames.to_table(scored)
+def _scored_rows(
+    scored: Any, storage: Mapping[str, Any] | None
+) -> tuple[ScoredRows, Mapping[str, Any], BoolArray | None]:
+    """The kept rows; the config that they were scored with, if known; and which rows of a table or frame are kept."""
+    if isinstance(scored, str | Path | Scored):
+        dataset = scored.dataset if isinstance(scored, Scored) else Dataset.open(_place(scored, storage))
+        return dataset, dataset.manifest.config, None
+    table = scored.to_arrow() if isinstance(scored, Rows) else to_table(scored)
     if schema.ID not in table.column_names:
         table = table.append_column(schema.ID, pa.array([f"row-{i:012d}" for i in range(table.num_rows)]))
-    if schema.STATUS in table.column_names:
-        table = table.filter(pc.equal(table[schema.STATUS], schema.KEPT))
-    return TableSource(table=table), {}
+    if schema.STATUS not in table.column_names:
+        return TableSource(table=table), {}, None
+    is_kept = pc.equal(table[schema.STATUS], schema.KEPT).fill_null(fill_value=False)
+    return TableSource(table=table.filter(is_kept)), {}, is_kept.to_numpy().astype(np.bool_)
 
 
 def _query(scored_config: Mapping[str, Any], objective: Any, metric: Any, keys: Mapping[str, Any]) -> Query:
-    known = scored_config.get("objective") or {}
-    named: dict[str, dict[str, Any]] = {
-        "objective": _named(objective or known),
+    sections: dict[str, dict[str, Any]] = {
+        "objective": _named(objective or scored_config.get("objective") or {}),
         "metric": _named(metric or {}),
         "select": {},
     }
     for key, value in keys.items():
-        section = next((name for name, its_keys in _KEYS.items() if key in its_keys), "select")
-        named[section] = {**named[section], key: value}
-    config = parse_config({"scored": "scored", "output": {"path": "subset"}, **named}, where="the call")
+        sections[next((name for name, of_section in _KEYS.items() if key in of_section), "select")][key] = value
+    config = parse_config({"scored": "scored", "output": {"path": "subset"}, **sections}, where="the call")
     assert config.select is not None  # noqa: S101 - it was given
     return Query(objective=config.objective, metric=config.metric, rule=config.select)
 

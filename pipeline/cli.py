@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,15 +14,14 @@ from typer.core import TyperCommand
 from pipeline import __version__
 from pipeline.errors import AlignpotError, ConfigError
 from pipeline.progress import no_bars
-from pipeline.shown import printable
+from pipeline.shown import LogFormatter, printable
 from pipeline.termination import heed_sigterm
 
 if TYPE_CHECKING:
-    from pipeline.config import Storage
+    from pipeline.config import Config, Storage
 
 app = typer.Typer(
     name="alignpot",
-    help="Choose the preference pairs a language model can still learn most from.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -31,30 +30,25 @@ app = typer.Typer(
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config file.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one key of the config; may be repeated."),
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one key; may be repeated.")
 ]
+EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")]
 
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Score, select and report: the whole job."""
     from pipeline.commands import run_all
-    from pipeline.config import load_config
 
-    _echo(run_all(load_config(config, overrides or ())))
+    _echo(run_all(_config(config, overrides)))
 
 
 @app.command()
 def score(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Run the models and write the scored dataset.
-
-    Goes on where an earlier run stopped.
-    """
+    """Run the models and write the scored dataset. Goes on where an earlier run stopped."""
     from pipeline.commands import score_only
-    from pipeline.config import load_config
 
-    _echo(score_only(load_config(config, overrides or ())))
+    _echo(score_only(_config(config, overrides)))
 
 
 @app.command()
@@ -62,19 +56,14 @@ def select(
     config: ConfigPath,
     overrides: Overrides = None,
     stats_from: Annotated[
-        str | None,
-        typer.Option(metavar="MANIFEST", help="Apply the statistics and thresholds of this subset's _SUCCESS.json."),
+        str | None, typer.Option(metavar="MANIFEST", help="Apply statistics and thresholds of this _SUCCESS.json.")
     ] = None,
 ) -> None:
-    """Rank a scored dataset and write the subset.
-
-    Needs no model and no GPU.
-    """
+    """Rank a scored dataset and write the subset. Needs no model and no GPU."""
     from pipeline.commands import select_only
-    from pipeline.config import load_config
 
     stats = [] if stats_from is None else [f"select.stats_from={stats_from}"]
-    _echo(select_only(load_config(config, [*(overrides or ()), *stats])))
+    _echo(select_only(_config(config, [*(overrides or ()), *stats])))
 
 
 @app.command()
@@ -82,9 +71,7 @@ def compare(
     scored: Annotated[str, typer.Argument(help="A scored dataset.", show_default=False)],
     metrics: Annotated[
         list[str] | None,
-        typer.Option(
-            "--metric", help="NAME or NAME:key=value,...; may be repeated. Default: those that can be computed."
-        ),
+        typer.Option("--metric", help="NAME or NAME:key=value,...; may be repeated. Default: those with columns."),
     ] = None,
     fractions: Annotated[
         list[float] | None,
@@ -93,18 +80,15 @@ def compare(
     objective: Annotated[
         str, typer.Option(help="NAME or NAME:key=value,...; default: that of the run that scored.", show_default=False)
     ] = "",
-    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
+    endpoint_url: EndpointUrl = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show how far metrics and ratios agree on a scored dataset.
-
-    Overlap of what they select, rank correlation, and how much of what one selects another one ranks last.
-    """
+    """Show how far metrics agree: overlap of what they select, rank correlation, and contradiction."""
     from pipeline import api
     from pipeline.selection.compare import render_comparison
 
-    given = {} if not fractions else {"fractions": fractions}
+    given = {"fractions": fractions} if fractions else {}
     storage = _storage(endpoint_url).model_dump()
     found = api.compare(scored, metrics=metrics or (), objective=objective, storage=storage, **given)
     _say(json.dumps(found.to_dict()) if as_json else render_comparison(found))
@@ -114,9 +98,8 @@ def compare(
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the report of a subset that was written before."""
     from pipeline.commands import report_only
-    from pipeline.config import load_config
 
-    _echo(report_only(load_config(config, overrides or ())))
+    _echo(report_only(_config(config, overrides)))
 
 
 class _ExportCommand(TyperCommand):
@@ -136,7 +119,7 @@ def export(
     subset: Annotated[str, typer.Argument(help="A subset that alignpot wrote.", show_default=False)],
     to: Annotated[str, typer.Option(metavar="FORMAT", show_default=False)],
     output: Annotated[str, typer.Option(metavar="FOLDER", help="Where the export goes.", show_default=False)],
-    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
+    endpoint_url: EndpointUrl = None,
     *,
     slim: Annotated[bool, typer.Option("--slim", help="Only the columns that the trainer reads.")] = False,
     drop_unfit: Annotated[
@@ -144,27 +127,21 @@ def export(
     ] = False,
 ) -> None:
     """Write a subset in the format of a trainer."""
-    from pipeline.data.place import Place
-    from pipeline.exports.export import export_subset
+    from pipeline import api
 
-    storage = _storage(endpoint_url)
-    places = Place.open(subset, storage), Place.open(output, storage)
-    _echo([export_subset(places[0], to, places[1], slim=slim, drop_unfit=drop_unfit)])
+    _say(api.export(subset, to, output, slim=slim, drop_unfit=drop_unfit, storage=_storage(endpoint_url)))
 
 
 @app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="File, folder or URL of preference data.", show_default=False)],
     source_format: Annotated[str, typer.Option("--format", help="Read as this format instead of deciding.")] = "auto",
-    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
+    endpoint_url: EndpointUrl = None,
     region: Annotated[str | None, typer.Option(help="S3 region, if not the one of your AWS settings.")] = None,
     *,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Read a public bucket without credentials.")] = False,
 ) -> None:
-    """Show what preference data is: format, shapes, problems.
-
-    Ends with exit code 2 if no format fits.
-    """
+    """Show what preference data is: format, shapes, problems. Ends with exit code 2 if no format fits."""
     from pipeline.data.place import Place
     from pipeline.sources.inspect import inspect_source, render
 
@@ -178,15 +155,10 @@ def inspect(
 
 @app.command()
 def verify(
-    path: Annotated[
-        str, typer.Argument(help="A scored dataset, a subset or an export of alignpot.", show_default=False)
-    ],
-    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")] = None,
+    path: Annotated[str, typer.Argument(help="A scored dataset, a subset or an export.", show_default=False)],
+    endpoint_url: EndpointUrl = None,
 ) -> None:
-    """Read a dataset whole and check that it is as it was written.
-
-    Ends with exit code 1 if a file is damaged or gone.
-    """
+    """Read a dataset whole and check that it is as it was written. Ends with exit code 1 if it is not."""
     from pipeline.data import verify as verification
     from pipeline.data.place import Place
 
@@ -248,48 +220,40 @@ def self_play(
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print tokens and GPU-hours; run nothing.")] = False,
 ) -> None:
-    """Let the policy make its own data: generate, judge, select, train, repeat.
-
-    Goes on where an earlier run stopped.
-    """
+    """Let the policy make its own data: generate, judge, select, train, repeat. Goes on where it stopped."""
     from pipeline.config import load_self_play
 
     loaded = load_self_play(config, overrides or ())
     if dry_run:
-        from pipeline.selfplay.estimate import dry_run as estimated
-
-        _echo(estimated(loaded))
-        return
-    from pipeline.selfplay.rounds import self_play as play
-
+        from pipeline.selfplay.estimate import dry_run as play
+    else:
+        from pipeline.selfplay.rounds import self_play as play
     _echo(play(loaded))
 
 
 @app.command()
 def demo(
-    workdir: Annotated[
-        Path | None,
-        typer.Option(help="Where models, data and results go; .demo or .demo-self-play.", show_default=False),
-    ] = None,
-    pairs: Annotated[
-        int | None, typer.Option(help="How many of the 307 pairs to score; 100 if left out.", show_default=False)
-    ] = None,
+    workdir: Annotated[Path | None, typer.Option(help="Folder; default: .demo or .demo-self-play.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="How many of the 307 pairs to score; default: 100.")] = None,
     overrides: Overrides = None,
     *,
     self_play: Annotated[bool, typer.Option("--self-play", help="Two rounds of self-play instead.")] = False,
 ) -> None:
-    """Run the whole job on small data and models of its own.
-
-    The data ships with alignpot; the models are small, but real.
-    """
+    """Run the whole job on data that ships with alignpot and on small, but real, models."""
     from pipeline.demo.run import run_demo, run_self_play_demo
 
-    if not self_play:
-        _echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
-    elif pairs is None:
+    if self_play and pairs is not None:
+        raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
+    if self_play:
         _echo(run_self_play_demo(workdir or Path(".demo-self-play"), overrides or ()))
     else:
-        raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
+        _echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
+
+
+def _config(path: Path, overrides: Sequence[str] | None) -> "Config":
+    from pipeline.config import load_config
+
+    return load_config(path, overrides or ())
 
 
 def _storage(endpoint_url: str | None, **options: Any) -> "Storage":
@@ -312,17 +276,6 @@ def _say(text: str) -> None:
     typer.echo(printable(text))
 
 
-class _Formatter(logging.Formatter):
-    """A record whose text cannot act on a terminal nor, if the record is ours, look like another one."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
-        line = super().formatMessage(record)
-        return line.replace("\n", "\\n") if record.name.startswith("pipeline.") else line
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
 def _version(*, value: bool) -> None:
     if value:
         typer.echo(f"alignpot {__version__}")
@@ -339,9 +292,9 @@ def _root(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command line and exit with its code: one clear line on stderr for every error of ours."""
+    """Run a command line and exit with its code: one clear message on stderr for every AlignpotError."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     heed_sigterm()
     if not sys.stderr.isatty():

@@ -35,12 +35,12 @@ def score_only(config: Config) -> Iterator[str]:
 
 def select_only(config: Config) -> Iterator[str]:
     """Write a subset of a scored dataset, or those of a sweep."""
-    yield from _select(prepare_select(config))
+    return _select(prepare_select(config))
 
 
 def report_only(config: Config) -> Iterator[str]:
     """The report of a subset that was written before."""
-    yield from map(render, load_reports(config))
+    return map(render, load_reports(config))
 
 
 def _select(runs: Sequence[SelectRun]) -> Iterator[str]:

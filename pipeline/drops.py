@@ -34,7 +34,7 @@ class Reason(StrEnum):
     meaning: str
 
     def __new__(cls, value: str, stages: str = "", meaning: str = "") -> Self:
-        """Stages are given as one text, with spaces between."""
+        """stages: their names with spaces between."""
         reason = str.__new__(cls, value)
         reason._value_ = value
         reason.stages = tuple(stages.split())
@@ -45,25 +45,17 @@ class Reason(StrEnum):
     INVALID_JSON = "invalid_json", "source", "a line that is not a JSON object"
     UNDECODABLE_TEXT = "undecodable_text", "source pair", "bytes that are not UTF-8, or lone surrogates"
     NULL_FIELD = "null_field", "source", "a prompt, response, role or content is null or absent"
-    WRONG_TYPE = "wrong_type", "source", "text where messages are wanted, a number where text is wanted, and so on"
+    WRONG_TYPE = "wrong_type", "source", "text instead of messages, a number instead of text, and so on"
     WRONG_ROLES = "wrong_roles", "source", "an unknown role, or turns that are not a prompt followed by answers"
     NOT_A_TRANSCRIPT = "not_a_transcript", "source", "text without Human and Assistant turns"
     UNSUPPORTED_CONTENT = "unsupported_content", "source", "tool calls, images, reasoning: more than text"
     INVALID_TOOLS = "invalid_tools", "source", "tools that are not a JSON list"
     EMPTY_PROMPT = "empty_prompt", "source generate evolve filter", "no prompt, or one without a word"
     EMPTY_RESPONSE = "empty_response", "source pair", "a response without text; in `pair`, most of them"
-    IDENTICAL_RESPONSES = (
-        "identical_responses",
-        "source pair",
-        "chosen and rejected are the same; in `pair`, most responses are",
-    )
+    IDENTICAL_RESPONSES = "identical_responses", "source pair", "chosen equals rejected; in `pair`, most are equal"
     TOO_FEW_CANDIDATES = "too_few_candidates", "source pair", "fewer than two responses to pick a pair from"
     CANDIDATE_COUNT_MISMATCH = "candidate_count_mismatch", "source pair", "not one score to each candidate"
-    TIED_REWARDS = (
-        "tied_rewards",
-        "source pair",
-        "the candidates to pick from score the same, so none of them is the better one",
-    )
+    TIED_REWARDS = "tied_rewards", "source pair", "the candidates score the same, so none of them is the better one"
     SCORE_NOT_FOUND = "score_not_found", "source", "no candidate equals the chosen or the rejected text"
     AMBIGUOUS_SCORE = "ambiguous_score", "source", "equal candidates have different scores"
     NULL_SCORE = "null_score", "source pair", "a score is missing"
@@ -73,18 +65,14 @@ class Reason(StrEnum):
     NULL_ID = "null_id", "source", "the id column is null"
     ID_TYPE = "id_type", "source", "an id that is neither text nor a whole number"
     PASSTHROUGH_TYPE = "passthrough_type", "source", "a passed-through value that does not fit the column's type"
-    DROPPED_BEFORE = "dropped_before", "source", "dropped in the dataset of ours that is read as a source"
+    DROPPED_BEFORE = "dropped_before", "source", "dropped already in the dataset that is read as a source"
     ROW_ERROR = "row_error", "source", "the conversion failed with an error of Python's, which the log names"
     DUPLICATE_PROMPT = "duplicate_prompt", "source", "another row has the same prompt"
     BEYOND_LIMIT = "beyond_limit", "source", "more prompts than prompts.limit"
     # --- of templates and tokens
     TEMPLATE_ERROR = "template_error", _TOKENS, "the chat template refuses the turns or fails on them"
     TEMPLATE_TIMEOUT = "template_timeout", _TOKENS, "the chat template takes too long"
-    TEMPLATE_OUTPUT_TOO_LONG = (
-        "template_output_too_long",
-        _TOKENS,
-        "the chat template writes far more than it was given",
-    )
+    TEMPLATE_OUTPUT_TOO_LONG = "template_output_too_long", _TOKENS, "the template writes far more than it was given"
     TOKENIZER_ERROR = "tokenizer_error", _TOKENS, "the tokenizer fails on the text"
     PROMPT_TOO_LONG = "prompt_too_long", "tokenise generate", "the prompt leaves no room for a response"
     EMPTY_AFTER_TRUNCATION = "empty_after_truncation", "tokenise annotate", "no token of a response is left to score"
@@ -99,18 +87,10 @@ class Reason(StrEnum):
     KILLED_WORKER = "killed_worker", _ANY_STAGE, "three workers in a row died on this row"
     # --- of self-play
     EMPTY_RESPONSES = "empty_responses", "generate annotate", "every response is empty"
-    UNFINISHED_RESPONSE = (
-        "unfinished_response",
-        "pair evolve",
-        "the response reached the token limit; in `pair`, most of them",
-    )
+    UNFINISHED_RESPONSE = "unfinished_response", "pair evolve", "cut at the token limit; in `pair`, most responses"
     MARGIN_OUT_OF_BOUNDS = "margin_out_of_bounds", "pair", "the rewards of the pair differ too little or too much"
     LENGTH_OUT_OF_BOUNDS = "length_out_of_bounds", "pair", "responses too short, or too different in length"
-    REQUEST_TOO_LONG = (
-        "request_too_long",
-        "evolve",
-        "the prompt to rewrite does not fit the model with its instructions",
-    )
+    REQUEST_TOO_LONG = "request_too_long", "evolve", "the prompt and its instructions do not fit the model together"
     NO_LAST_USER_TURN = "no_last_user_turn", "evolve", "the prompt to rewrite does not end with a user turn"
     CONTAMINATED = "contaminated", "filter", "it shares a run of words with a benchmark"
     NEAR_HELD_OUT = "near_held_out", "filter", "nearly the same words as a held-out prompt"
@@ -124,7 +104,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """What became of a row that was dropped."""
+    """Why a row was dropped, and where."""
 
     reason: Reason
     stage: StageName = "source"
@@ -144,11 +124,7 @@ class DropRow(Exception):  # noqa: N818 - control flow, never seen by a user
 
 
 def check_drop(stage: str | None, reason: str | None, where: str) -> None:
-    """See that stage and reason of a dropped row are among those listed here.
-
-    Raises:
-        IntegrityError: they are not.
-    """
+    """Raise an IntegrityError unless stage and reason of a dropped row are listed here."""
     if reason not in set(Reason) or stage not in Reason(reason).stages:
         raise IntegrityError(
             f"{where}: a row was dropped with stage {stage} and reason {reason}, which pipeline.drops does not list."

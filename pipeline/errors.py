@@ -1,13 +1,14 @@
 """The errors a user can meet, and the exit code each one ends a command with.
 
     AlignpotError                 1   failed
-    +-- ConfigError               2   a key, value or combination in the config or on the command line
-    +-- SourceError               2   input that cannot be read or is of no known format
-    +-- SchemaError               2   a table lacks a column or has it with another type
-    +-- DataError                 2   values that no metric or selection can be computed from
-    +-- ModelError                2   a model, tokenizer, template or adapter that does not fit
-    +-- FingerprintError          2   the output holds a run of another fingerprint
-    +-- StorageError              2   no such bucket, no credentials, no permission
+    +-- UsageError                2   something that the user has to change:
+    |   +-- ConfigError               a key, value or combination in the config or on the command line
+    |   +-- SourceError               input that cannot be read or is of no known format
+    |   +-- SchemaError               a table lacks a column or has it with another type
+    |   +-- DataError                 values that no metric or selection can be computed from
+    |   +-- ModelError                a model, tokenizer, template or adapter that does not fit
+    |   +-- FingerprintError          the output holds a run of another fingerprint
+    |   +-- StorageError              no such bucket, no credentials, no permission
     +-- TooManyDroppedError       3   more rows dropped than the config allows
     +-- IntegrityError            1   counts, digests or row sums that do not agree
     +-- TemporaryError           75   storage or a node went away; the same command goes on
@@ -30,46 +31,38 @@ class AlignpotError(Exception):
         return message(super().__str__())
 
 
-class ConfigError(AlignpotError):
+class UsageError(AlignpotError):
+    """Something that the user has to change before the command can work."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(UsageError):
     """A key, value or combination in the config or on the command line is not usable."""
 
-    exit_code: ClassVar[int] = 2
 
-
-class SourceError(AlignpotError):
+class SourceError(UsageError):
     """Input that cannot be read, is ambiguous, or is of no known format."""
 
-    exit_code: ClassVar[int] = 2
 
-
-class SchemaError(AlignpotError):
+class SchemaError(UsageError):
     """A table lacks a column that is needed, or has it with another type."""
 
-    exit_code: ClassVar[int] = 2
 
-
-class DataError(AlignpotError):
+class DataError(UsageError):
     """Values that a metric or a selection cannot be computed from, such as margins that are all equal."""
 
-    exit_code: ClassVar[int] = 2
 
-
-class ModelError(AlignpotError):
+class ModelError(UsageError):
     """A model, tokenizer, chat template or adapter that is missing or does not fit the others."""
 
-    exit_code: ClassVar[int] = 2
 
-
-class FingerprintError(AlignpotError):
+class FingerprintError(UsageError):
     """The output already holds a run whose results could differ from this one's."""
 
-    exit_code: ClassVar[int] = 2
 
-
-class StorageError(AlignpotError):
+class StorageError(UsageError):
     """Storage said a final no: no such bucket, no credentials, no permission."""
-
-    exit_code: ClassVar[int] = 2
 
 
 class TooManyDroppedError(AlignpotError):
@@ -89,6 +82,6 @@ class TemporaryError(AlignpotError):
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Whether an error is neither one of ours nor the end of the process, so that the data at work may be to blame."""
+    """Whether an error is neither ours nor the end of the process, so that the data at work may be to blame."""
     foreign = isinstance(error, Exception) and not isinstance(error, AlignpotError)
-    return foreign or type(error).__name__ == "PanicException"  # of libraries in Rust; there is no importing it
+    return foreign or type(error).__name__ == "PanicException"  # of libraries in Rust; it cannot be imported

@@ -1,9 +1,9 @@
-"""What went wrong in storage, in the words of pipeline.errors: a final no, or come back later.
+"""Storage faults as errors of pipeline.errors: final (StorageError) or temporary (TemporaryError).
 
 `storage_errors(url)` turns the errors of the operating system, fsspec, s3fs and botocore into StorageError (no such
 bucket, no credentials, no permission: exit 2) and TemporaryError (throttled, 5xx, connection, disk full: exit 75).
-Messages carry the place, the error code and a remedy, never the server's own text, which may repeat keys. s3fs at
-times reports throttling as FileNotFoundError: the whole chain of causes is searched for an HTTP status first.
+Messages carry the place, the error code and a remedy, never the server's own text, which may repeat keys. s3fs
+sometimes reports throttling as FileNotFoundError: the whole chain of causes is searched for an HTTP status first.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def storage_errors(url: str) -> Iterator[None]:
 
 
 def translated(error: BaseException, url: str) -> AlignpotError | None:
-    """The error of ours that says what `error`, thrown by a storage client, means; None if it is no storage fault."""
+    """The AlignpotError that stands for an error of a storage client; None if it is no storage fault."""
     chain, url = _chain(error), shown_path(url)
     for link in chain:
         fault = _from_response(link, url)
@@ -71,7 +71,7 @@ def http_status(error: BaseException) -> int | None:
 
 
 def is_missing(error: FileNotFoundError) -> bool:
-    """Whether the object is really not there, rather than its bucket, or the server out of breath."""
+    """Whether the object is really not there; not so if its bucket is missing or the server is busy."""
     return isinstance(translated(error, ""), StorageError) and "NoSuchBucket" not in {
         _answer(link)[0] for link in _chain(error)
     }

@@ -40,7 +40,7 @@ TRUNCATED: Final = "truncated"
 STATUS: Final = "status"
 KEPT: Final = "kept"
 DROPPED: Final = "dropped"
-DROP_STAGE: Final = "drop_stage"  # see pipeline.drops, as for the reason
+DROP_STAGE: Final = "drop_stage"  # stages and reasons: see pipeline.drops
 DROP_REASON: Final = "drop_reason"
 SOURCE_FILE: Final = "source_file"  # relative to source.path
 SOURCE_ROW: Final = "source_row"  # 0-based row in that file
@@ -49,7 +49,7 @@ READ_FROM: Final = b"alignpot.read_from"  # in the metadata of a shard's schema:
 # --- subset ----------------------------------------------------------------------------------------
 MARGIN_EXPLICIT: Final = "margin_explicit"
 MARGIN_IMPLICIT: Final = "margin_implicit"
-POTENTIAL: Final = "potential"  # the score that was ranked, whatever the metric
+POTENTIAL: Final = "potential"  # the score that was ranked, by any metric
 
 # --- self-play: prompts, the K responses to each, their rewards, the pairs made of them ----------------
 PARENT_ID: Final = "parent_id"  # id of the prompt that this one was made from; null for a given one
@@ -61,21 +61,23 @@ FINISH_REASONS: Final = "finish_reasons"  # "stop" or "length", K of them
 RESPONSE_TOKENS: Final = "num_tokens_responses"  # tokens generated, K of them
 PROMPT_ID: Final = "prompt_id"  # of a pair: id of its prompt
 
-PAIR_SCHEMA: Final = pa.schema(
-    [
-        pa.field(ID, pa.string()),
-        pa.field(PROMPT, MESSAGES),
-        pa.field(CHOSEN, MESSAGES),
-        pa.field(REJECTED, MESSAGES),
-        pa.field(TOOLS, pa.string()),
-        pa.field(CONTENT_DIGEST, pa.string()),
-    ]
-)
+PAIR_SCHEMA: Final = pa.schema({
+    ID: pa.string(),
+    PROMPT: MESSAGES,
+    CHOSEN: MESSAGES,
+    REJECTED: MESSAGES,
+    TOOLS: pa.string(),
+    CONTENT_DIGEST: pa.string(),
+})  # fmt: skip
 
-SCORE_FIELDS: Final = (
+REWARD_FIELDS: Final = (
     pa.field(REWARD_CHOSEN, pa.float64()),
     pa.field(REWARD_REJECTED, pa.float64()),
     pa.field(REWARDS_ALL, pa.list_(pa.float64())),
+)
+
+SCORE_FIELDS: Final = (
+    *REWARD_FIELDS,
     pa.field(POLICY_LOGP_CHOSEN, pa.float64()),
     pa.field(POLICY_LOGP_REJECTED, pa.float64()),
     pa.field(REFERENCE_LOGP_CHOSEN, pa.float64()),
@@ -86,17 +88,9 @@ SCORE_FIELDS: Final = (
     pa.field(TRUNCATED, pa.bool_()),
 )
 
-STATUS_FIELDS: Final = (
-    pa.field(STATUS, pa.string()),
-    pa.field(DROP_STAGE, pa.string()),
-    pa.field(DROP_REASON, pa.string()),
-)
+STATUS_FIELDS: Final = tuple(pa.field(name, pa.string()) for name in (STATUS, DROP_STAGE, DROP_REASON))
 
-OUTCOME_FIELDS: Final = (
-    *STATUS_FIELDS,
-    pa.field(SOURCE_FILE, pa.string()),
-    pa.field(SOURCE_ROW, pa.int64()),
-)
+OUTCOME_FIELDS: Final = (*STATUS_FIELDS, pa.field(SOURCE_FILE, pa.string()), pa.field(SOURCE_ROW, pa.int64()))
 
 PROVENANCE_FIELDS: Final = (
     pa.field(PARENT_ID, pa.string()),
@@ -123,9 +117,7 @@ ANNOTATED_SCHEMA: Final = pa.schema(
 GENERATED_PAIR_SCHEMA: Final = pa.schema(
     [
         *PAIR_SCHEMA,
-        pa.field(REWARD_CHOSEN, pa.float64()),
-        pa.field(REWARD_REJECTED, pa.float64()),
-        pa.field(REWARDS_ALL, pa.list_(pa.float64())),
+        *REWARD_FIELDS,
         pa.field(PROMPT_ID, pa.string()),
         *PROVENANCE_FIELDS,
         *STATUS_FIELDS,
@@ -139,11 +131,7 @@ POLICY_SCORES: Final = (
 )
 REFERENCE_SCORES: Final = (REFERENCE_LOGP_CHOSEN, REFERENCE_LOGP_REJECTED)
 
-SUBSET_FIELDS: Final = (
-    pa.field(MARGIN_EXPLICIT, pa.float64()),
-    pa.field(MARGIN_IMPLICIT, pa.float64()),
-    pa.field(POTENTIAL, pa.float64()),
-)
+SUBSET_FIELDS: Final = tuple(pa.field(name, pa.float64()) for name in (MARGIN_EXPLICIT, MARGIN_IMPLICIT, POTENTIAL))
 
 
 def scored_schema(passthrough: Iterable[pa.Field] = ()) -> pa.Schema:
@@ -152,7 +140,7 @@ def scored_schema(passthrough: Iterable[pa.Field] = ()) -> pa.Schema:
     Every part of a run has every column; one that does not apply holds nulls.
 
     Raises:
-        SchemaError: a passthrough column bears the name of one of ours.
+        SchemaError: a passthrough column has the name of a column of alignpot.
     """
     own = pa.schema([*PAIR_SCHEMA, *SCORE_FIELDS, *OUTCOME_FIELDS])
     extra = list(passthrough)

@@ -1,7 +1,7 @@
-"""Files and folders for the time being, which do not stay for long after their process was killed.
+"""Temporary files and folders that are removed even if their process is killed: the next process removes them.
 
-Their owner holds a lock for as long as it lives. Whoever comes later removes those whose lock it gets. On a file system
-without locks they stay.
+Their owner holds a lock while it lives. A later process removes those whose lock it gets. On a file system without
+locks they stay.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ _LOCK: Final = "alignpot.lock"
 
 @contextlib.contextmanager
 def scratch_folder(kind: str, parent: Path | None = None) -> Iterator[Path]:
-    """An empty folder of this call alone, below `parent` or TMPDIR, until the block ends.
+    """An empty folder for this call alone, below `parent` or TMPDIR, until the block ends.
 
-    What killed processes left there, of any kind, is removed first.
+    Folders of any kind that killed processes left there are removed first.
 
     Raises:
         StorageError: the place cannot be written.
@@ -50,7 +50,7 @@ def _claimed(stack: contextlib.ExitStack, kind: str, place: Path) -> Path:
 
 
 def create_locked(path: Path) -> BinaryIO | None:
-    """Create the file and lock it until it is closed; None if `if_abandoned` came in between, and removed it."""
+    """Create the file and lock it until it is closed; None if `if_abandoned` removed it before it was locked."""
     file = path.open("xb")
     with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -61,7 +61,7 @@ def create_locked(path: Path) -> BinaryIO | None:
 
 
 def if_abandoned(path: Path, remove: Callable[[], object]) -> None:
-    """Call `remove`, for `path` and what belongs to it, if `create_locked` made it for a process of ours now dead."""
+    """Call `remove` if `create_locked` made `path` for a process of this user that is now dead."""
     with contextlib.suppress(OSError), path.open("rb+") as file:
         if os.fstat(file.fileno()).st_uid == os.geteuid():
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

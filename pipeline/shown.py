@@ -1,5 +1,6 @@
 """How text of users and their data is shown on a terminal or in a log: nothing in it acts there, none of it is long."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -42,6 +43,19 @@ def listed(values: Sequence[Any], most: int = 10, show: Callable[[Any], str] = s
 def message(text: str) -> str:
     """The text of an error, which may have several lines: printable, and cut where a line or the whole is too long."""
     return "\n".join(_cut(line, _LONGEST_LINE) for line in printable(_cut(text, _LONGEST_MESSAGE)).split("\n"))
+
+
+class LogFormatter(logging.Formatter):
+    """Writes a record so that it cannot act on a terminal nor, if the record is ours, look like another one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        """The line of the record; one of ours stays one line."""
+        line = super().formatMessage(record)
+        return line.replace("\n", "\\n") if record.name.startswith("pipeline.") else line
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The whole record, with its traceback if there is one."""
+        return printable(super().format(record))
 
 
 def _cut(text: str, longest: int) -> str:

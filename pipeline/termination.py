@@ -1,8 +1,7 @@
-"""SIGTERM, by which schedulers end a job, as an error of ours with its exit code.
+"""SIGTERM, by which schedulers end a job, as a TemporaryError with its exit code.
 
-The handler raises wherever the main thread is. That may be inside a library that lets no exception out, so the signal
-is also remembered, and steps ask for it between two shards. Further ones are ignored until the process is gone: they
-would break off the clearing up.
+The handler raises wherever the main thread is. That may be inside a library that swallows exceptions, so the signal is
+also remembered, and steps ask for it between two shards. Further signals are ignored: they would interrupt the cleanup.
 """
 
 import signal
@@ -22,7 +21,7 @@ def heed_sigterm() -> None:
 
 
 def raise_if_terminated() -> None:
-    """Raise the error of a SIGTERM that came since `heed_sigterm`."""
+    """Raise the error of a SIGTERM that arrived since `heed_sigterm`."""
     if _TOLD.is_set():
         raise TemporaryError("terminated by SIGTERM. Run the same command again: it goes on where it stopped.")
 

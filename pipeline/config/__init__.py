@@ -1,20 +1,24 @@
 """One YAML file, typed and strict: everything that a user decides.
 
-    section      what every section refuses, and what is part of a fingerprint
-    source, models, tokens, objective, metric, select, sweep, run, generation, training
-                 the sections, each key documented at its field
-    presets      settings of the paper's authors, by name
-    root         Config, the whole file, with the rules across sections
+    section      the base of every section: what it refuses, and what is part of a fingerprint
+    source       source, storage, tokens            } the sections, each key
+    models       policy, reference, reward, run     } documented at its field
+    selection    objective, metric, select, output  }
+    round        prompts, generate, pair, evolve, evaluate, train
+    root         Config, the whole file, with sweeps and the rules across sections
     self_play    SelfPlayConfig, the whole file of self-play
-    load, text   YAML and --set in, a checked config out
-    problems, takes
-                 what is wrong with a config, and what a key takes, in words
+    presets      settings of the paper's authors, by name
+    load         YAML and --set in, a checked config out
+    problems     what is wrong with a config, and what a key takes, in words
     reference    the reference as Markdown, and the JSON schema
 
 Each default is the vetted setting. Rules across sections are checked before any data or model is read.
 """
 
-from pipeline.config.generation import (
+from pipeline.config.load import yaml_value
+from pipeline.config.models import ClassifierReward, ColumnsModel, ColumnsReward, Replicas, Run, TorchModel, VllmModel
+from pipeline.config.root import Config, load_config, parse_config, resolved
+from pipeline.config.round import (
     SEED_STRATEGY,
     STRATEGIES,
     Evaluate,
@@ -23,20 +27,12 @@ from pipeline.config.generation import (
     Pairing,
     Prompts,
     Strategy,
+    Train,
 )
-from pipeline.config.load import load_config, load_self_play, parse_config, parse_self_play
-from pipeline.config.metric import Explicit, Metric
-from pipeline.config.models import ClassifierReward, ColumnsModel, ColumnsReward, TorchModel, VllmModel
-from pipeline.config.objective import Objective
-from pipeline.config.root import Config, resolved
-from pipeline.config.run import Replicas, Run
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials
-from pipeline.config.select import Labels, Output, Select
-from pipeline.config.self_play import Estimate, SelfPlayConfig
-from pipeline.config.source import Source, Storage
-from pipeline.config.text import yaml_value
-from pipeline.config.tokens import DEFAULT_DATE, Tokens
-from pipeline.config.training import Train
+from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
+from pipeline.config.self_play import Estimate, SelfPlayConfig, load_self_play, parse_self_play
+from pipeline.config.source import DEFAULT_DATE, Source, Storage, Tokens
 
 __all__ = [
     "DEFAULT_DATE",

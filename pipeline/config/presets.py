@@ -8,40 +8,39 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 PresetName = Literal["paper", "paper-selfplay"]
+_Sections = Mapping[str, Mapping[str, Any]]
 
-_PAPER: Final[Mapping[str, Mapping[str, Any]]] = {
-    "tokens": {"preset": "paper"},
-    "objective": {"name": "simpo"},
-    "metric": {
-        "name": "potential",
-        "weight": 1.0,
-        "normalise": "zscore",
-        "explicit": "candidates",
-        "implicit": "absolute",
-    },
-    "select": {"fraction": 0.4, "seed": 42},
-}
-PRESETS: Final[Mapping[PresetName, Mapping[str, Mapping[str, Any]]]] = {
-    "paper": _PAPER,
-    "paper-selfplay": {
-        **_PAPER,
-        "metric": {**_PAPER["metric"], "weight": 2.5},
-        "select": {"fraction": 0.25, "seed": 42},
-    },
-}
+
+def _paper(weight: float, fraction: float) -> _Sections:
+    return {
+        "tokens": {"preset": "paper"},
+        "objective": {"name": "simpo"},
+        "metric": {
+            "name": "potential",
+            "weight": weight,
+            "normalise": "zscore",
+            "explicit": "candidates",
+            "implicit": "absolute",
+        },
+        "select": {"fraction": fraction, "seed": 42},
+    }
+
+
+PRESETS: Final[Mapping[str, _Sections]] = {"paper": _paper(1.0, 0.4), "paper-selfplay": _paper(2.5, 0.25)}
 
 
 def with_preset(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The sections of a config over those of its preset; unchanged without a preset or with an unknown one."""
-    preset = next((sections for name, sections in PRESETS.items() if name == data.get("preset")), {})
+    name = data.get("preset")
     merged = dict(data)
-    for section, defaults in preset.items():
+    for section, defaults in (PRESETS.get(name, {}) if isinstance(name, str) else {}).items():
         given = data.get(section) or {}
         if not isinstance(given, Mapping) or (section == "objective" and given.get("name") not in (None, "simpo")):
             continue
+        left_out: tuple[str, ...] = ()
         if section == "select" and given.get("stats_from") is not None:
-            defaults = {}  # noqa: PLW2901 - the former selection brings the whole rule
+            left_out = ("fraction", "seed")  # the former selection brings the whole rule
         elif section == "select" and given.get("k") is not None:
-            defaults = {"seed": defaults["seed"]}  # noqa: PLW2901 - k takes the place of the fraction
-        merged[section] = {**defaults, **given}
+            left_out = ("fraction",)
+        merged[section] = {**{key: value for key, value in defaults.items() if key not in left_out}, **given}
     return merged

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from pydantic.fields import FieldInfo
 
+from pipeline.config.problems import sections_of, takes
 from pipeline.config.root import Config
 from pipeline.config.section import PER_OUTPUT, Section, mark_of
 from pipeline.config.self_play import SelfPlayConfig
-from pipeline.config.takes import sections_of, takes
 
 _INTRODUCTION: Final = """\
 # The config
@@ -66,7 +66,7 @@ def reference() -> Iterator[str]:
 
 
 def docstrings(kind: type[Section]) -> dict[str, str]:
-    """The docstring of each key, on one line. Reading the source takes too long to be done at every import."""
+    """The docstring of each key, on one line. Read on demand, as it is too slow for every import."""
     found: dict[str, str] = {}
     for part in [base for base in reversed(kind.__mro__) if issubclass(base, Section)]:
         [tree] = ast.parse(inspect.getsource(part)).body

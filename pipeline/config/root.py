@@ -1,22 +1,32 @@
-"""The whole file of `run`, `score`, `select` and `report`, with the rules across its sections."""
+"""The whole file of `run`, `score`, `select` and `report`: its sections, its sweep, and the rules across sections."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
-from pipeline.config.metric import Metric
-from pipeline.config.models import ClassifierReward, ColumnsModel, Model, Reward, TorchModel
-from pipeline.config.objective import Objective
+from pipeline.config.load import load, parse
+from pipeline.config.models import ClassifierReward, ColumnsModel, Model, Reward, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
-from pipeline.config.run import Run
 from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
-from pipeline.config.select import Output, Select
-from pipeline.config.source import Source, Storage
-from pipeline.config.sweep import Variant
-from pipeline.config.tokens import Tokens
+from pipeline.config.selection import Metric, Objective, Output, Select
+from pipeline.config.source import Source, Storage, Tokens
+
+
+class Variant(Section):
+    """One selection of a sweep: keys of objective, metric and select that differ from those sections."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", json_schema_extra=LAYOUT)
+    """Folder of this subset, below output.path."""
+    objective: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the objective. With a name, no parameter of the objective section is taken over."""
+    metric: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the metric."""
+    select: dict[str, Any] = Field(default_factory=dict)
+    """Keys of select. `fraction`, `k` and `stats_from` replace each other."""
 
 
 class Config(Section):
@@ -32,11 +42,11 @@ class Config(Section):
     source: Source | None = None
     storage: Storage = Storage()
     policy: Model | None = None
-    """The model to be trained. Needed where the metric reads the implicit margin."""
+    """The model to be trained. Needed if the metric reads the implicit margin."""
     reference: Model | None = None
     """The reference model of the objective. Needed by objectives that read one, such as dpo."""
     reward: Reward | None = None
-    """Where rewards come from. Needed where the metric reads the explicit margin."""
+    """Where rewards come from. Needed if the metric reads the explicit margin."""
     tokens: Tokens = Tokens()
     scored: Url = Field(json_schema_extra=LAYOUT)
     """Folder or URL of the scored dataset: every row once, with rewards, log-probs and token counts."""
@@ -74,18 +84,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _rounded_alike(self) -> "Config":
+    def _models_fit_each_other(self) -> "Config":
         both = [model for model in (self.policy, self.reference) if isinstance(model, TorchModel)]
         for name in ("fp8", "compile", "deterministic"):
             if len({getattr(model, name) for model in both}) > 1:
                 raise ValueError(
-                    f"{name} must be the same for policy and reference: the roundings of one alone would stay in "
+                    f"{name} must be the same for policy and reference: otherwise the roundings of one would stay in "
                     "the difference of their log-probs"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _margins_have_their_columns(self) -> "Config":
         if isinstance(self.policy, ColumnsModel) and isinstance(self.reference, TorchModel):
             raise ValueError(
                 "policy.backend columns takes token counts from the source, and a torch reference would replace them: "
@@ -96,13 +102,19 @@ class Config(Section):
                 "metric.explicit candidates reads the rewards of all candidates, and reward.backend classifier gives "
                 "only those of the pair: use reward.backend columns, or metric.explicit signed"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_have_their_rewards(self) -> "Config":
         labels = "keep" if self.select is None else self.select.labels
-        if labels != "keep" and self.metric.weight == "auto" and self.metric.ratio == "bradley-terry":
+        if labels == "keep":
+            return self
+        if self.metric.weight == "auto" and self.metric.ratio == "bradley-terry":
             raise ValueError(
                 f"metric.ratio bradley-terry reads the labels that the reward contradicts, and select.labels {labels} "
                 "leaves none: set select.labels: keep, or another ratio"
             )
-        if labels != "keep" and self.source is not None and self.reward is None:
+        if self.source is not None and self.reward is None:
             raise ValueError(f"select.labels {labels} reads the rewards: add a reward section")
         return self
 
@@ -140,7 +152,7 @@ class Config(Section):
             return [self]
         select = {} if self.select is None else self.select.model_dump(exclude_unset=True)
         base = {**self.model_dump(exclude={"sweep", "preset"}), "select": select}
-        return [variant.applied(base, Config.model_validate) for variant in self.sweep]
+        return [_applied(variant, base) for variant in self.sweep]
 
     def torch_models(self) -> dict[str, TorchModel]:
         """The models that alignpot runs itself, by role, in the order policy, reference, reward."""
@@ -148,6 +160,53 @@ class Config(Section):
         return {role: m for role, m in roles.items() if isinstance(m, TorchModel)}
 
 
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML config and apply `key.path=value` overrides. Raises a ConfigError as `load.load`."""
+    return load(Config, path, overrides)
+
+
+def parse_config(data: Mapping[str, Any], *, where: str = "config") -> Config:
+    """Check a mapping of sections. Raises a ConfigError as `load.parse`."""
+    return parse(Config, data, where)
+
+
 def resolved(config: Config) -> dict[str, Any]:
     """The config with every default filled in, as JSON-ready values."""
     return config.model_dump(mode="json")
+
+
+def _applied(variant: Variant, base: Mapping[str, Any]) -> Config:
+    """The config with the variant's keys over it and an output folder of its own.
+
+    base: a dump of the config, whose select section holds only the keys that the user gave.
+
+    Raises:
+        ValidationError: with `sweep` and the variant's name before the keys.
+    """
+    replaced: set[str] = set()
+    if variant.select.keys() & {"fraction", "k", "stats_from"}:
+        replaced = {"fraction", "k", "stats_from"}
+    if "stats_from" in variant.select:
+        replaced |= {"min_score", "max_score"}
+    select = {key: value for key, value in base["select"].items() if key not in replaced}
+    own = {
+        **base,
+        "objective": variant.objective if "name" in variant.objective else {**base["objective"], **variant.objective},
+        "metric": {**base["metric"], **variant.metric},
+        "select": {**select, **variant.select},
+    }
+    if base["output"] is not None:
+        own["output"] = {**base["output"], "path": f"{base['output']['path'].rstrip('/')}/{variant.name}"}
+    try:
+        return Config.model_validate(own)
+    except ValidationError as error:
+        problems = [
+            InitErrorDetails(
+                type=problem["type"],
+                loc=("sweep", variant.name, *problem["loc"]),
+                input=problem["input"],
+                ctx=problem.get("ctx", {}),
+            )
+            for problem in error.errors(include_url=False)
+        ]
+        raise ValidationError.from_exception_data(error.title, problems) from None

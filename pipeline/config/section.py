@@ -83,7 +83,7 @@ class OneOf:
 
 
 def carries_credentials(text: str) -> bool:
-    """Whether a text is, or holds, a URL or address with a user's secret, a token or a signature in it."""
+    """Whether a text contains a URL or address with a password, a token or a signature."""
     return _CREDENTIALS.search(text) is not None
 
 

@@ -1,45 +1,40 @@
-"""The whole file of `alignpot self-play`. What a round reads and writes in between is derived from `path`."""
+"""The whole file of `alignpot self-play`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.config.generation import Evaluate, Evolve, Generate, Pairing, Prompts
-from pipeline.config.metric import Metric
-from pipeline.config.models import ClassifierReward, ColumnsReward, TorchModel
-from pipeline.config.objective import Objective
+from pipeline.config.load import load, parse
+from pipeline.config.models import ClassifierReward, ColumnsReward, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
 from pipeline.config.root import Config
-from pipeline.config.run import Run
+from pipeline.config.round import Evaluate, Evolve, Generate, Pairing, Prompts, Train
 from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Section, Url
-from pipeline.config.select import Output, Select
-from pipeline.config.source import Storage
-from pipeline.config.tokens import Tokens
-from pipeline.config.training import Train
+from pipeline.config.selection import Metric, Objective, Output, Select
+from pipeline.config.source import Storage, Tokens
 
 _WEIGHT: Final = 2.5
 _FRACTION: Final = 0.25
-_CARRIED: Final = ("prompt_id", "parent_id", "strategy", "round")
-"""Columns that pairs carry along."""
+_CARRIED: Final = ("prompt_id", "parent_id", "strategy", "round")  # columns that pairs carry along
 
 
 class Estimate(Section):
-    """What `--dry-run` assumes where it cannot look. The defaults are the authors' data, 8B models and one H100."""
+    """What `--dry-run` assumes for all that it cannot look up. Defaults: the authors' data, 8B models and one H100."""
 
     model_config = ConfigDict(json_schema_extra=LAYOUT)
 
     num_prompts: int = Field(default=61_135, ge=1)
-    """Prompts, where they cannot be counted."""
+    """Number of prompts, if they cannot be counted."""
     prompt_tokens: float = Field(default=200.0, gt=0)
     """Mean tokens of a prompt."""
     response_tokens: float = Field(default=350.0, gt=0)
     """Mean tokens of a response."""
     policy_params: float = Field(default=8.03e9, gt=0)
-    """Parameters of the policy, where its files are not there."""
+    """Parameters of the policy, if its files are missing."""
     reward_params: float = Field(default=7.5e9, gt=0)
-    """Parameters of the reward model, where its files are not there."""
+    """Parameters of the reward model, if its files are missing."""
     evolved_kept: float = Field(default=0.8, gt=0, le=1)
     """Share of new prompts that the filters keep."""
     gpu_flops: float = Field(default=9.9e14, gt=0)
@@ -65,15 +60,15 @@ class SelfPlayConfig(Section):
     policy: TorchModel = Field(json_schema_extra=BY_CONTENT)
     """The model of round 0."""
     reference: TorchModel | None = Field(default=None, json_schema_extra=BY_CONTENT)
-    """Default: the policy of round 0, where the objective or the training needs a reference."""
+    """Default: the policy of round 0, if the objective or the training needs a reference."""
     reward: ClassifierReward = Field(json_schema_extra=BY_CONTENT)
     """The reward model that judges responses; fp8 is not for it."""
     tokens: Tokens = Tokens()
     objective: Objective = Objective()
     metric: Metric = Metric(weight=_WEIGHT)
-    """With weight 2.5 where none is given."""
+    """The weight is 2.5 if none is given."""
     select: Select = Field(default=Select(fraction=_FRACTION), json_schema_extra=PER_OUTPUT)
-    """With fraction 0.25 where no rule is given."""
+    """The fraction is 0.25 if no rule is given."""
     generate: Generate = Generate()
     pair: Pairing = Pairing()
     evolve: Evolve | None = Evolve()
@@ -92,17 +87,29 @@ class SelfPlayConfig(Section):
         return _with_defaults(with_preset(data)) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
-    def _policies_have_a_place(self) -> "SelfPlayConfig":
-        if self.train is not None and self.train.policies is None and "://" in self.path:
+    def _sections_fit(self) -> "SelfPlayConfig":
+        train = self.train
+        if train is not None and train.policies is None and "://" in self.path:
             raise ValueError(
                 "path is a URL, and trained models need a folder that every node mounts: set train.policies"
             )
-        if self.rounds > 1 and self.train is None:
+        if self.rounds > 1 and train is None:
             raise ValueError("rounds above 1 need a train section: without training, every round would be the same")
         if self.select.stats_from is not None:
             raise ValueError("select.stats_from is not for self-play: thresholds do not hold for a policy that changes")
         if self.select.group_by not in (None, *_CARRIED):
             raise ValueError(f"select.group_by {self.select.group_by} is no column of the pairs; wanted {_CARRIED}")
+        needs_beta = train is not None and train.method != "command" and train.beta is None
+        if train is not None and needs_beta and not self.objective.name.startswith(train.method):
+            raise ValueError(
+                f"train.beta: objective {self.objective.name} has no beta for method {train.method}; give one"
+            )
+        # Refuse now, before anything is generated, what scoring and selection would refuse later.
+        try:
+            self.scoring(self.policy, scored="/scored", subset="/subset")
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
         return self
 
     @field_validator("reward")
@@ -112,29 +119,8 @@ class SelfPlayConfig(Section):
             raise ValueError("fp8 is not for self-play: rewards choose the pairs, and their roundings are not checked")
         return value
 
-    @model_validator(mode="after")
-    def _training_has_its_beta(self) -> "SelfPlayConfig":
-        train = self.train
-        if train is None or train.method == "command" or train.beta is not None:
-            return self
-        if not self.objective.name.startswith(train.method):
-            raise ValueError(
-                f"train.beta: objective {self.objective.name} has no beta for method {train.method}; give one"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pairs_can_be_scored(self) -> "SelfPlayConfig":
-        """Refuse now, before anything is generated, what scoring and selection would refuse later."""
-        try:
-            self.scoring(self.policy, scored="/scored", subset="/subset")
-        except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
-        return self
-
     def scoring(self, policy: TorchModel, *, scored: str, subset: str) -> Config:
-        """The config that scores and selects pairs of this run, which come as a dataset, not from a source.
+        """The config that scores and selects pairs of this run; they come as a dataset, not from a source.
 
         scored, subset: URLs.
 
@@ -169,8 +155,18 @@ class SelfPlayConfig(Section):
         return Path(given or self.path).expanduser().resolve() / "policies"
 
 
+def load_self_play(path: str | Path, overrides: Iterable[str] = ()) -> SelfPlayConfig:
+    """`load_config` for the config of self-play."""
+    return load(SelfPlayConfig, path, overrides)
+
+
+def parse_self_play(data: Mapping[str, Any], *, where: str = "config") -> SelfPlayConfig:
+    """`parse_config` for the config of self-play."""
+    return parse(SelfPlayConfig, data, where)
+
+
 def _with_defaults(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config with self-play's own weight and share where sections are given that leave them out."""
+    """The config with self-play's own weight and fraction in sections that leave them out."""
     merged = dict(data)
     metric, select = data.get("metric"), data.get("select")
     if isinstance(metric, Mapping):

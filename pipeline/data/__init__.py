@@ -1,10 +1,10 @@
-"""Datasets of ours on disks and object stores: how they are written, committed, read and checked.
+"""Datasets on disks and object stores: how they are written, committed, read and checked.
 
-    place         a folder or object that a URL names; reads so that a fault is never taken for absence
+    place         a folder or object that a URL names; tells a fault from a missing object
     commit        the one way to make something visible: create if absent
     run           claim (run.json), what is done, manifest last: for everything that writes
     manifest      _SUCCESS.json: what a complete run says of itself
-    sealed        JSON objects that carry a digest of themselves
+    sealed        JSON objects with a digest of their content
     parts         one Parquet object a shard, kept and dropped rows together
     files         files for others: Hugging Face, Parquet, JSON Lines (formats in writers)
     dataset       reads any complete dataset by its manifest

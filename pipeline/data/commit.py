@@ -14,14 +14,14 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import fsspec
 
 from pipeline.data.place import Place
-from pipeline.errors import AlignpotError, StorageError, TemporaryError
+from pipeline.errors import StorageError, TemporaryError
 from pipeline.faults import http_status, is_missing, storage_errors
 from pipeline.scratch import create_locked, if_abandoned
 from pipeline.shown import shown_path
@@ -43,9 +43,7 @@ def create(place: Place, data: bytes) -> bool:
     """
     with storage_errors(str(place)):
         if place.is_local:
-            with _linked(Path(place.root)) as (file, won):
-                file.write(data)
-            return won[0]
+            return _create_linked(Path(place.root), lambda file: file.write(data))
         return _put(place.fs, place.root, data)
 
 
@@ -53,9 +51,7 @@ def create_from_file(place: Place, source: Path) -> bool:
     """`create` with the bytes of a local file, which need not fit into memory."""
     with storage_errors(str(place)), source.open("rb") as file:
         if place.is_local:
-            with _linked(Path(place.root)) as (target, won):
-                shutil.copyfileobj(file, target, 2**20)
-            return won[0]
+            return _create_linked(Path(place.root), lambda target: shutil.copyfileobj(file, target, 2**20))
         if source.stat().st_size < _MULTIPART_BYTES:
             return _put(place.fs, place.root, file.read())
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -81,28 +77,26 @@ def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | mmap.mmap) -> b
     raise AssertionError("unreachable")
 
 
-@contextlib.contextmanager
-def _linked(path: Path) -> Iterator[tuple[BinaryIO, list[bool]]]:
-    """A file to write into; at the end of the block it bears its name, and the list says whether we were first."""
+def _create_linked(path: Path, write: Callable[[BinaryIO], object]) -> bool:
+    """Write a temporary file and give it its name; whether we were first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    won: list[bool] = []
     file = None
     while file is None:
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
         file = create_locked(temporary)
     try:
         with file:
-            yield file, won
+            write(file)
             file.flush()
             os.fsync(file.fileno())
-            won.append(_link(temporary, path))
+            return _link(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
 
 
 def check_writable(place: Place) -> None:
-    """See that objects can be created below `place`, and that creating one twice is refused, before anything expensive.
+    """Check before anything expensive that objects can be created below `place`, and that none is created twice.
 
     Raises:
         StorageError: no such bucket, no credentials, no permission, or a store that overwrites what it must not.
@@ -113,8 +107,14 @@ def check_writable(place: Place) -> None:
         create(probe, b"probe")
         honoured = not create(probe, b"probe")
     except (StorageError, TemporaryError) as error:
-        raise _of_place(error, place, probe) from None
-    with contextlib.suppress(OSError):  # a store may allow writing without deleting; the probe is empty of meaning
+        # Worded for the path that the user gave.
+        cause = error.__context__
+        if isinstance(cause, FileNotFoundError) and is_missing(cause):
+            raise StorageError(
+                f"{place}: cannot be written (ENOENT). Correct the path, or create its folder."
+            ) from None
+        raise type(error)(str(error).replace(str(probe), str(place))) from None
+    with contextlib.suppress(OSError):  # a store may allow writing without deleting; a probe that stays does no harm
         probe.fs.rm_file(probe.root)
     if not honoured:
         raise StorageError(
@@ -123,16 +123,8 @@ def check_writable(place: Place) -> None:
         )
 
 
-def _of_place(error: AlignpotError, place: Place, probe: Place) -> AlignpotError:
-    """The error of writing the probe, worded for the path that the user gave."""
-    cause = error.__context__
-    if isinstance(cause, FileNotFoundError) and is_missing(cause):
-        return StorageError(f"{place}: cannot be written (ENOENT). Correct the path, or create its folder.")
-    return type(error)(str(error).replace(str(probe), str(place)))
-
-
 def clear_leftovers(place: Place) -> None:
-    """Remove the temporary files that killed processes left below `place`; other stores have none."""
+    """Remove the temporary files that killed processes left below `place`, if it is on a disk."""
     if place.is_local:
         for folder, _, names in os.walk(place.root):
             for name in filter(_TEMPORARY.fullmatch, names):

@@ -1,9 +1,9 @@
-"""A complete dataset of ours, read in its order, as often as needed, in memory that does not grow.
+"""Reads a complete dataset of alignpot in its order, as often as needed, in constant memory.
 
-It is opened by its manifest. The files that the manifest names are read and no others: what was committed is what comes
-out, or an IntegrityError names the file. Parquet (all parts, and subsets that have it) is read by column and row group;
-the footer is checked against the manifest, every page against its checksum. Subsets in Arrow alone are copied to local
-disk and their digest is compared before a row is used.
+It is opened by its manifest. Only files that the manifest names are read, and rows come out as they were committed, or
+an IntegrityError names the file. Parquet (all parts, and subsets that have it) is read by column and row group; the
+footer is checked against the manifest, every page against its checksum. A subset that has Arrow files only is copied to
+local disk, and its digest is compared before a row is used.
 """
 
 import dataclasses
@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from pipeline import schema as names
 from pipeline.data.files import arrow_tables
-from pipeline.data.manifest import EXPORT, SCORED, SUBSET, File, Manifest, check_sizes, find_manifest
-from pipeline.data.parts import footer_of, read_footer
+from pipeline.data.manifest import EXPORT, SCORED, SUBSET, File, Manifest, find_manifest
+from pipeline.data.parts import footer_bytes, read_footer
 from pipeline.data.place import Place, in_order
 from pipeline.data.run import Run, find_plan
 from pipeline.data.sealed import digest
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import storage_errors, translated
+from pipeline.shown import listed, quoted
 
-_WHOLE_BYTES = 2**20  # a part up to this size is fetched by one request, whatever columns are wanted
+_WHOLE_BYTES = 2**20  # a part up to this size is fetched by one request, all columns included
 _REMEDIES = {
     SCORED: "Run `alignpot score` with its config, or correct `scored`.",
     SUBSET: "Give the folder that `alignpot select` or `run` wrote, once it is complete.",
@@ -39,7 +40,7 @@ Positions = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _OpenPart:
-    """A part whose footer has been checked; `data` where it was fetched whole."""
+    """A part whose footer has been checked. data: all of it, if it is small."""
 
     file: File
     metadata: pq.FileMetaData
@@ -70,9 +71,15 @@ class Dataset:
     def find(cls, place: Place, kind: str = SCORED) -> "Dataset | None":
         """The same, or None if there is none. Raises as `open`."""
         manifest = find_manifest(place, kind)
-        if manifest is not None and manifest.beside:
-            check_sizes(place, manifest)
-        return None if manifest is None else cls(place, manifest)
+        if manifest is None:
+            return None
+        sizes = place.sizes() if manifest.beside else {}
+        lost = [file.path for file in (*manifest.files, *manifest.beside) if sizes.get(file.path) != file.size]
+        if manifest.beside and lost:
+            raise IntegrityError(
+                f"{place}: files are gone or cut short: [{listed(lost, show=quoted)}]. Use another path."
+            )
+        return cls(place, manifest)
 
     @property
     def schema(self) -> pa.Schema:
@@ -131,8 +138,13 @@ class Dataset:
         firsts = np.concatenate([[0], np.cumsum([file.num_kept for file in files], dtype=np.int64)])
         targets = firsts[-1] * np.arange(1, num_parts) / num_parts
         cuts = sorted({0, len(files), *np.searchsorted(firsts, targets).tolist()})
-        runs = [(start, stop) for start, stop in itertools.pairwise(cuts) if stop > start] or [(0, 0)]
-        return [(int(firsts[start]), self._of(files[start:stop])) for start, stop in runs]
+        pieces = []
+        for start, stop in [*itertools.pairwise(cuts)] or [(0, 0)]:
+            some = tuple(files[start:stop])
+            sums = {name: sum(getattr(file, name) for file in some) for name in ("num_rows", "num_kept")}
+            piece = Dataset(self.place, dataclasses.replace(self.manifest, files=some, **sums))
+            pieces.append((int(firsts[start]), piece))
+        return pieces
 
     def has_values(self, column: str) -> bool:
         """Whether a row, kept or dropped, has a value in this column; told by the footers of parts."""
@@ -162,10 +174,6 @@ class Dataset:
         names.require_columns(self.schema, wanted, where=str(self.place), remedy="Name columns of the dataset.")
         return wanted
 
-    def _of(self, files: Sequence[File]) -> "Dataset":
-        sums = {name: sum(getattr(file, name) for file in files) for name in ("num_rows", "num_kept")}
-        return Dataset(self.place, dataclasses.replace(self.manifest, files=tuple(files), **sums))
-
     def _part_tables(self, files: Sequence[File], wanted: list[str], *, kept_only: bool) -> Iterator[pa.Table]:
         def groups() -> Iterator[tuple[_OpenPart, int]]:
             for part in in_order(self._open, files):
@@ -184,7 +192,7 @@ class Dataset:
                 yield rows.select(wanted)
 
     def _rows(self, part: _OpenPart, group: int, wanted: list[str], *, kept_only: bool) -> pa.Table:
-        """Rows of a row group; their status is read where the manifest says that some were dropped."""
+        """Rows of a row group; their status is read only if the manifest says that some were dropped."""
         some_dropped = kept_only and part.file.num_kept < part.file.num_rows
         read = list(dict.fromkeys([*wanted, names.STATUS])) if some_dropped else wanted or self.schema.names[:1]
         table = self._read(part, [group], read)
@@ -212,7 +220,7 @@ class Dataset:
     def _open(self, file: File) -> _OpenPart:
         place = self.place / file.path
         data = place.read_range(0, file.size) if file.size <= _WHOLE_BYTES else None
-        footer = footer_of(data) if data is not None else read_footer(place, file.size)
+        footer = read_footer(place, file.size) if data is None else data[-footer_bytes(data) :]
         if digest(footer) != file.footer_digest:
             raise self._damaged(file, "its footer is not the one that was committed")
         return _OpenPart(file, pq.read_metadata(pa.BufferReader(footer)), data)
@@ -220,7 +228,7 @@ class Dataset:
     def _read(self, part: _OpenPart, groups: Sequence[int], columns: list[str]) -> pa.Table:
         place = self.place / part.file.path
         try:
-            with storage_errors(str(place)), _source(part, place) as source:
+            with storage_errors(str(place)), _opened(part, place) as source:
                 reader = pq.ParquetFile(
                     source, metadata=part.metadata, page_checksum_verification=True, pre_buffer=part.data is None
                 )
@@ -255,7 +263,7 @@ def _taken(positions: Positions, tables: Iterable[pa.Table]) -> Iterator[pa.Tabl
         first += table.num_rows
 
 
-def _source(part: _OpenPart, place: Place) -> Any:
+def _opened(part: _OpenPart, place: Place) -> Any:
     if part.data is not None:
         return pa.BufferReader(part.data)
     return place.fs.open(place.root, "rb", size=part.file.size, cache_type="none")

@@ -1,7 +1,7 @@
-"""Finds rows that have one id: the same content twice is kept once, another content is refused.
+"""Finds rows with the same id: repeated content is kept once, different content is refused.
 
 Eight bytes a row are held: a hash of the id. Rows whose hash repeats are read again and compared by 128 bits of the id
-and 64 of the content. Which of several equal rows is kept does not depend on their order: where their scores differ, as
+and 64 of the content. Which of several equal rows is kept does not depend on their order: if their scores differ, as
 columns of a source may, a hash of the scores decides.
 """
 
@@ -42,7 +42,7 @@ class Rows(Protocol):
 
 
 def find_repeats(rows: Rows, hashes: HashArray) -> Positions:
-    """Ascending positions of the rows to leave out, as they repeat the id and content of a kept one.
+    """Ascending positions of the rows to leave out, because they repeat the id and content of a kept one.
 
     hashes: `metrics.ids.id_hashes` of all rows, in order.
 
@@ -66,7 +66,7 @@ def find_repeats(rows: Rows, hashes: HashArray) -> Positions:
 
 
 def _details(rows: Rows, positions: Positions) -> NDArray[np.void]:
-    """High and low half of the id's hash, the content's, the scores' and the position of each of these rows."""
+    """Hashes of id (two halves), content and scores, and the position, of each of these rows."""
     found = np.empty(len(positions), dtype=_ROW)
     start = 0
     columns = [name for name in _COLUMNS if name in rows.schema.names]

@@ -6,8 +6,8 @@
     report.json, hf/dataset_dict.json, ...    beside them, before the manifest
 
 The bytes depend on the rows and the settings alone, not on how the rows were cut into tables, nor on time or chance.
-So files can be written in any order, by any process, and by two at once; a run that died is run again, and finds what
-it wrote.
+So files can be written in any order, by any process, and by two at once; a run that died finds what it wrote when it
+is run again.
 """
 
 import dataclasses
@@ -37,6 +37,7 @@ _NAMES: Final = {
     "jsonl": "data/train-{index:05d}-of-{num_files:05d}.jsonl",
 }
 _CHUNK_BYTES: Final = 16 * 2**20
+_CHANGED: Final = "The chosen rows must not change while they are written; run the same command again."
 
 
 def file_shards(num_rows: int, rows_per_file: int) -> tuple[Mapping[str, Any], ...]:
@@ -55,24 +56,20 @@ def with_layout(plan: Plan) -> Plan:
     return dataclasses.replace(plan, fingerprint={**plan.fingerprint, "layout": layout})
 
 
-def write_file(run: Run, index: int, tables: Iterable[pa.Table]) -> list[File]:
-    """Create file `index` of each format, where it is not there already, from the rows of its shard and no others.
+def write_files(run: Run, tables: Iterable[pa.Table], only: int | None = None) -> list[File]:
+    """Create every file of the run that is not there already, in each format, from all its rows in order.
+
+    only: the number of one file; `tables` then hold the rows of its shard and no others.
 
     Raises:
         SchemaError: other columns than those of the plan.
         IntegrityError: rows are missing or left over, or a file of other content stands in the way.
     """
     stream = _Stream(run, tables)
-    files = _write(run, index, stream)
-    stream.check_end()
-    return files
-
-
-def write_files(run: Run, tables: Iterable[pa.Table]) -> list[File]:
-    """Create every file of the run from all its rows, in order. Raises as `write_file`."""
-    stream = _Stream(run, tables)
-    files = [file for index in range(len(run.plan.shards)) for file in _write(run, index, stream)]
-    stream.check_end()
+    indices = range(len(run.plan.shards)) if only is None else [only]
+    files = [file for index in indices for file in _write(run, index, stream)]
+    if stream.take(1).num_rows:
+        raise IntegrityError(f"{run.place}: more rows than were planned. {_CHANGED}")
     return files
 
 
@@ -121,20 +118,16 @@ def arrow_tables(dataset: Place, file: File) -> Iterator[pa.Table]:
 
 
 def check_file(dataset: Place, file: File) -> None:
-    """Read a file that a manifest names and compare its size and digest.
-
-    Raises:
-        IntegrityError: it is gone, or is not the one that was written.
-    """
+    """Read a file that a manifest names; raise an IntegrityError if its size or digest is another one."""
     if not _is_same(dataset / file.path, file):
         raise IntegrityError(f"{dataset / file.path} is gone, or not the file that was written. Restore it.")
 
 
 class _Stream:
-    """The rows of tables, taken in whatever numbers."""
+    """The rows of several tables, taken in any numbers."""
 
     def __init__(self, run: Run, tables: Iterable[pa.Table]) -> None:
-        self._run, self._tables = run, iter(tables)
+        self._place, self._tables = run.place, iter(tables)
         self._schema = run.plan.schema.remove_metadata()
         self._rest = self._schema.empty_table()
 
@@ -146,31 +139,16 @@ class _Stream:
                 table = next(self._tables, None)
                 if table is None:
                     break
-                self._rest = self._checked(table.replace_schema_metadata(None))
+                self._rest = table.replace_schema_metadata(None)
+                if not self._rest.schema.equals(self._schema):
+                    raise SchemaError(
+                        f"{self._place}: a table has {self._rest.schema.names}; wanted {self._schema.names}, with the "
+                        "types planned."
+                    )
             found.append(self._rest.slice(0, num_rows))
             num_rows -= found[-1].num_rows
             self._rest = self._rest.slice(found[-1].num_rows)
         return pa.concat_tables(found)
-
-    def check_end(self) -> None:
-        """See that no row is left.
-
-        Raises:
-            IntegrityError: some are.
-        """
-        if self.take(1).num_rows:
-            raise IntegrityError(f"{self._run.place}: more rows than were planned. {_CHANGED}")
-
-    def _checked(self, table: pa.Table) -> pa.Table:
-        if not table.schema.equals(self._schema):
-            raise SchemaError(
-                f"{self._run.place}: a table has {table.schema.names}; wanted {self._schema.names}, with the types "
-                "planned."
-            )
-        return table
-
-
-_CHANGED: Final = "The chosen rows must not change while they are written; run the same command again."
 
 
 def _write(run: Run, index: int, stream: _Stream) -> list[File]:
@@ -186,8 +164,10 @@ def _write(run: Run, index: int, stream: _Stream) -> list[File]:
                 if batch.num_rows < wanted:
                     missing = num_rows - start - batch.num_rows
                     raise IntegrityError(f"{run.place}: {missing} rows are missing from file {index}. {_CHANGED}")
+                # In fresh buffers, so that what lies under nulls, before offsets and in padding does not differ.
+                fresh = batch.combine_chunks().take(pa.array(range(batch.num_rows), type=pa.int64()))
                 with storage_errors(where):
-                    local.write(_canonical(batch))
+                    local.write(fresh)
             with storage_errors(where):
                 local.close()
         finally:
@@ -240,8 +220,3 @@ def _chunks(place: Place, size: int) -> Iterator[bytes]:
 
 def _blake2b() -> Any:
     return hashlib.blake2b(digest_size=16)
-
-
-def _canonical(table: pa.Table) -> pa.Table:
-    """The same rows in fresh buffers: what lies under nulls, before offsets and in padding no longer differs."""
-    return table.combine_chunks().take(pa.array(range(table.num_rows), type=pa.int64()))

@@ -10,7 +10,6 @@ import pyarrow as pa
 from pipeline.data.place import Place
 from pipeline.data.sealed import read_sealed
 from pipeline.errors import FingerprintError, IntegrityError
-from pipeline.shown import listed, quoted
 
 MANIFEST_FILE: Final = "_SUCCESS.json"
 SCORED: Final = "scored"
@@ -36,7 +35,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A complete run: what it was made with, what became of every row, and where the rows are."""
+    """A complete run: its settings, the outcome of every row, and the files that hold the rows."""
 
     kind: str
     """What the rows are: scored pairs, a subset, or what self-play makes on the way to them."""
@@ -53,16 +52,16 @@ class Manifest:
     num_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Sums over kept rows, by column."""
     id_digest: str = ""
-    """Names the set of kept ids, see PartSummary."""
+    """Identifies the set of kept ids, see PartSummary."""
     files: tuple[File, ...] = ()
     beside: tuple[File, ...] = ()
-    """The report and what describes the data files to their readers."""
+    """The report, and descriptions of the data files for their readers."""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the run added: timings, the selection, the digest of a trained model."""
 
     @property
     def fraction_dropped(self) -> float:
-        """Dropped rows as a share of all rows; 0 where there are none."""
+        """Dropped rows as a share of all rows; 0 if there are none."""
         return self.num_dropped / self.num_rows if self.num_rows else 0.0
 
     @property
@@ -100,18 +99,6 @@ def check_kind(stored: Mapping[str, Any], kind: str, path: Place) -> None:
     """Raise a FingerprintError if run.json or the manifest is of another kind."""
     if stored["kind"] != kind:
         raise FingerprintError(f"{path} belongs to a run of kind {stored['kind']!r}, not {kind}. Use another path.")
-
-
-def check_sizes(place: Place, manifest: Manifest) -> None:
-    """See that every file that the manifest names is there in its full size, without reading it.
-
-    Raises:
-        IntegrityError: files are gone or cut short.
-    """
-    sizes = place.sizes()
-    lost = [file.path for file in (*manifest.files, *manifest.beside) if sizes.get(file.path) != file.size]
-    if lost:
-        raise IntegrityError(f"{place}: files are gone or cut short: [{listed(lost, show=quoted)}]. Use another path.")
 
 
 def schema_json(schema: pa.Schema) -> dict[str, Any]:

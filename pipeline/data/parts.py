@@ -1,8 +1,8 @@
 """One part of a dataset: a Parquet object that holds every row of its shard and is its own marker.
 
-A part is checked, encoded in memory and created by one put-if-absent. Its footer carries the counts and what the rows
-were read from, so that a run is checked without reading rows, and a digest of itself, without which nothing in it is
-believed. Pages carry checksums; scores are stored plainly, each column apart from the text.
+A part is checked, encoded in memory and created by one put-if-absent. Its footer carries the counts and the digest of
+the source file, so that a run is checked without reading rows. The footer also carries a digest of itself, which is
+compared before anything in it is used. Pages carry checksums; scores are stored plainly, apart from the text.
 """
 
 import collections
@@ -28,7 +28,8 @@ from pipeline.shown import listed, quoted
 PARTS_FOLDER: Final = "parts"
 ROW_GROUP_ROWS: Final = 4096  # text of some 16 MB; a group is the unit of reading
 _SUMMARY_KEY: Final = b"alignpot.part"
-_NO_SEAL: Final = b"alignpot.seal:" + b"0" * 32  # where the footer's own digest comes to stand
+_SEAL_START: Final = b"alignpot.seal:"
+_NO_SEAL: Final = _SEAL_START + b"0" * 32  # is replaced by the footer's own digest
 _SEAL: Final = re.compile(rb"alignpot\.seal:[0-9a-f]{32}")
 _TAIL_BYTES: Final = 64 * 2**10
 _PART_NAME = re.compile(r"^(\d{8,})\.parquet$")
@@ -38,15 +39,15 @@ _FEW_VALUES: Final = (names.STATUS, names.DROP_STAGE, names.DROP_REASON, names.S
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PartSpec:
-    """What one part must look like: the small share of a plan that a worker needs."""
+    """What one part must look like: all that a worker needs of a plan."""
 
     index: int
     num_rows: int | None
-    """Null where only the work itself tells how many rows come out."""
+    """None if only the work itself tells how many rows come out."""
     schema: pa.Schema
     fingerprint_digest: str
     source_digest: str | None = None
-    """Of the file that the rows must be read from; null where they come from no file."""
+    """Of the file that the rows must be read from; None if they come from no file."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ class PartSummary:
     """Sum of the 128-bit hashes of the ids of kept rows modulo 2^128, as 32 hex digits: independent of order."""
     fingerprint_digest: str
     source_digest: str | None
-    """Of the file that the rows were read from; null where they come from no file."""
+    """Of the file that the rows were read from; None if they come from no file."""
     size: int
     """Bytes of the object."""
     footer_digest: str
@@ -89,7 +90,7 @@ def commit_part(dataset: Place, spec: PartSpec, table: pa.Table) -> PartSummary:
     The metadata of its schema says what the rows were read from, see `schema.READ_FROM`.
 
     Returns:
-        The summary of what is committed, which is another writer's part if that came first.
+        The summary of the committed part; if another writer was first, of that part.
 
     Raises:
         SchemaError: the table has not the columns of the run.
@@ -104,15 +105,15 @@ def commit_part(dataset: Place, spec: PartSpec, table: pa.Table) -> PartSummary:
         raise IntegrityError(f"{where}: {table.num_rows} rows for a shard of {spec.num_rows}; wanted each row once.")
     data = _encoded(table, _facts(spec, table, where))
     if create(place, data):
-        return _summary(footer_of(data), len(data), where)
+        return _summary(data[-footer_bytes(data) :], len(data), where)
     return read_part_summary(dataset, spec)
 
 
 def read_part_summary(dataset: Place, spec: PartSpec, size: int | None = None) -> PartSummary:
-    """The summary of a committed part, from its footer alone; `size` in bytes saves a request where it is known.
+    """The summary of a committed part, from its footer alone; `size` in bytes, if known, saves a request.
 
     Raises:
-        IntegrityError: the part is missing or damaged, bears another fingerprint or index, or is of another source.
+        IntegrityError: the part is missing or damaged, or has another fingerprint, index or source.
     """
     place = dataset / part_path(spec.index)
     where = str(place)
@@ -168,23 +169,14 @@ def read_footer(place: Place, size: int) -> bytes:
     return tail[-length:] if length <= len(tail) else place.read_range(size - length, size)
 
 
-def footer_of(data: bytes) -> bytes:
-    """The footer of a Parquet object that is held whole."""
-    return data[-footer_bytes(data) :]
-
-
 def add_id_digests(digests: Iterable[str]) -> str:
-    """The id digest of several parts together."""
+    """The id digest of several ids or parts together."""
     return f"{sum(int(each, 16) for each in digests) % 2**128:032x}"
 
 
 def footer_bytes(data: bytes | bytearray) -> int:
     """Length of a Parquet footer, given the end of the object."""
     return int.from_bytes(data[-8:-4], "little") + 8
-
-
-def _seal(footer: bytes) -> bytes:
-    return _NO_SEAL[:-32] + digest(footer).encode()
 
 
 def _check_source(found: str | None, spec: PartSpec, where: str) -> None:
@@ -197,7 +189,7 @@ def _check_source(found: str | None, spec: PartSpec, where: str) -> None:
 
 def _summary(footer: bytes, size: int, where: str) -> PartSummary:
     seal = _SEAL.search(footer)  # compared before a byte of the footer is decoded
-    if seal is None or seal[0] != _seal(_SEAL.sub(_NO_SEAL, footer)):
+    if seal is None or seal[0] != _SEAL_START + digest(_SEAL.sub(_NO_SEAL, footer)).encode():
         raise IntegrityError(f"{where} is damaged: its footer is not as written. Restore it, or score again.")
     try:
         facts = json.loads(pq.read_metadata(pa.BufferReader(footer)).metadata[_SUMMARY_KEY])
@@ -224,6 +216,9 @@ def _facts(spec: PartSpec, table: pa.Table, where: str) -> dict[str, Any]:
     for (stage, reason), count in sorted(collections.Counter(zip(*outcomes, strict=True)).items(), key=str):
         check_drop(stage, reason, where)
         drops.setdefault(stage, {})[reason] = count
+    tokens = {name: kept[name] for name in _TOKEN_COLUMNS if name in kept.column_names}
+    if names.RESPONSE_TOKENS in kept.column_names:
+        tokens[names.RESPONSE_TOKENS] = pc.list_flatten(kept[names.RESPONSE_TOKENS])
     return {
         "format": FORMAT,
         "index": spec.index,
@@ -231,18 +226,11 @@ def _facts(spec: PartSpec, table: pa.Table, where: str) -> dict[str, Any]:
         "num_kept": kept.num_rows,
         "num_dropped": dropped.num_rows,
         "drops": drops,
-        "num_tokens": _sums(kept),
+        "num_tokens": {name: pc.sum(values, min_count=0).as_py() for name, values in tokens.items()},
         "id_digest": add_id_digests(digest(each.encode()) for each in kept[names.ID].to_pylist()),
         "fingerprint_digest": spec.fingerprint_digest,
         "source_digest": source_digest,
     }
-
-
-def _sums(kept: pa.Table) -> dict[str, int]:
-    found = {name: kept[name] for name in _TOKEN_COLUMNS if name in kept.column_names}
-    if names.RESPONSE_TOKENS in kept.column_names:
-        found[names.RESPONSE_TOKENS] = pc.list_flatten(kept[names.RESPONSE_TOKENS])
-    return {name: pc.sum(values, min_count=0).as_py() for name, values in found.items()}
 
 
 def _check_kept(kept: pa.Table, where: str) -> None:
@@ -288,5 +276,5 @@ def _encoded(table: pa.Table, facts: Mapping[str, Any]) -> bytes:
         writer.add_key_value_metadata({_SUMMARY_KEY.decode(): json.dumps(facts), "seal": _NO_SEAL.decode()})
     data = bytearray(sink.getvalue())
     footer = slice(len(data) - footer_bytes(data), len(data))
-    data[footer] = _SEAL.sub(_seal(bytes(data[footer])), data[footer])
+    data[footer] = _SEAL.sub(_SEAL_START + digest(bytes(data[footer])).encode(), data[footer])
     return bytes(data)

@@ -1,4 +1,4 @@
-"""Opens the place that a URL names, and reads and checks it so that a fault is never mistaken for absence.
+"""Opens the place that a URL names, and reads and checks it. A fault is never mistaken for a missing object.
 
 Supports local paths, file://, s3:// and other stores whose client can create an object only if it is absent; never
 http. Everything below is read through a `Place`, so that every fault leaves as an error of pipeline.errors. Listing
@@ -24,7 +24,7 @@ from pipeline.faults import http_status, is_missing, storage_errors
 from pipeline.shown import shown_path
 
 SUPPORTED: Final = "a local path, file://, s3://, gs:// or abfs://"
-NUM_READERS: Final = 8  # requests in flight; hides the latency of an object store, too few to be throttled
+NUM_READERS: Final = 8  # requests in flight: hides the latency of an object store, but too few to be throttled
 _REMOTE: Final = frozenset({"gs", "gcs", "abfs", "abfss", "az"})
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)$", re.DOTALL)
 
@@ -50,7 +50,24 @@ class Place:
         Raises:
             ConfigError: a scheme that is not supported, or a URL that is malformed or carries credentials.
         """
-        return cls(*_open(url, storage))
+        where = shown_path(url)
+        if carries_credentials(url):
+            raise ConfigError(f"a path or URL {NO_CREDENTIALS}.")
+        if "\0" in url:
+            raise ConfigError(f"{where}: a path must not hold a null character.")
+        if "::" in url:
+            raise ConfigError(f"{where}: chained URLs are not supported; wanted {SUPPORTED}.")
+        match = _SCHEME.match(url)
+        scheme, rest = (match[1].lower(), match[2]) if match else ("file", url)
+        if scheme in ("file", "local"):
+            if not rest:
+                raise ConfigError("an empty path is not usable; '.' is the working directory.")
+            # Paths stay text here: on object stores they are keys, which pathlib would rewrite.
+            return cls(LocalFileSystem(skip_instance_cache=True), os.path.abspath(os.path.expanduser(rest)))  # noqa: PTH100, PTH111
+        path = rest.strip("/")
+        if {"", ".", ".."} & {*path.split("/")}:
+            raise ConfigError(f"{where}: wanted bucket and prefix without empty, '.' or '..' segments.")
+        return cls(_open_s3(storage), path) if scheme in ("s3", "s3a") else cls(*_open_other(url, scheme))
 
     def __truediv__(self, name: str) -> "Place":
         return Place(self.fs, f"{self.root}/{name}")
@@ -65,14 +82,8 @@ class Place:
         return isinstance(self.fs, LocalFileSystem)
 
     def read(self) -> bytes | None:
-        """The whole object, or None where there is none (which a missing bucket or a busy server is not)."""
-        with storage_errors(str(self)):
-            try:
-                return bytes(self.fs.cat_file(self.root))
-            except FileNotFoundError as error:
-                if not is_missing(error):
-                    raise
-                return None
+        """The whole object, or None if there is none; a missing bucket or a busy server is an error."""
+        return self._ask(lambda: bytes(self.fs.cat_file(self.root)))
 
     def read_range(self, start: int, end: int) -> bytes:
         """Bytes `start` to `end` of an object that a manifest or listing names.
@@ -80,17 +91,18 @@ class Place:
         Raises:
             IntegrityError: the object is gone, or shorter than it was.
         """
-        with storage_errors(str(self)):
+
+        def ask() -> bytes:
             try:
-                data = bytes(self.fs.cat_file(self.root, start=start, end=end))
-            except FileNotFoundError as error:
-                if not is_missing(error):
-                    raise
-                raise IntegrityError(f"{self} is gone, though it was committed. Restore it, or score again.") from None
+                return bytes(self.fs.cat_file(self.root, start=start, end=end))
             except OSError as error:
                 if http_status(error) != 416:
                     raise
-                data = b""
+                return b""
+
+        data = self._ask(ask)
+        if data is None:
+            raise IntegrityError(f"{self} is gone, though it was committed. Restore it, or score again.")
         if len(data) != end - start:
             raise IntegrityError(
                 f"{self} is cut short: {len(data)} bytes where {end - start} were wanted. Restore it, or score again."
@@ -98,25 +110,13 @@ class Place:
         return data
 
     def size(self) -> int | None:
-        """Bytes of the object; None where there is none."""
-        with storage_errors(str(self)):
-            try:
-                return int(self.fs.info(self.root)["size"])
-            except FileNotFoundError as error:
-                if not is_missing(error):
-                    raise
-                return None
+        """Bytes of the object; None if there is none."""
+        return self._ask(lambda: int(self.fs.info(self.root)["size"]))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every object below this folder, by name relative to it; empty if nothing is there."""
-        with storage_errors(str(self)):
-            try:
-                # Not ls(): s3fs swallows a 503 in there and calls the folder missing.
-                found: dict[str, dict[str, Any]] = self.fs.find(self.root, detail=True)
-            except FileNotFoundError as error:
-                if not is_missing(error):
-                    raise
-                found = {}
+        # Not ls(): s3fs swallows a 503 in there and calls the folder missing.
+        found: dict[str, dict[str, Any]] = self._ask(lambda: self.fs.find(self.root, detail=True)) or {}
         within = f"{self.root}/"
         return {
             name.removeprefix(within): int(info["size"])
@@ -124,8 +124,18 @@ class Place:
             if info["type"] == "file" and name.startswith(within)
         }
 
+    def _ask(self, ask: Callable[[], _Result]) -> _Result | None:
+        """What the store answers; None if there is no such object."""
+        with storage_errors(str(self)):
+            try:
+                return ask()
+            except FileNotFoundError as error:
+                if not is_missing(error):
+                    raise
+                return None
+
     def check_readable(self) -> None:
-        """See that something is there and that it may be listed, before anything expensive starts.
+        """Check that something is there and may be listed, before anything expensive starts.
 
         Raises:
             StorageError: no such bucket or folder, no credentials, no permission, or nothing there.
@@ -140,35 +150,6 @@ class Place:
             self.fs.info(self.root)
             if self.is_local and not os.access(self.root, os.R_OK):
                 raise StorageError(f"{self}: permission denied. Grant read access, or use another path.")
-
-
-def _open(url: str, storage: config.Storage) -> tuple[fsspec.AbstractFileSystem, str]:
-    if carries_credentials(url):
-        raise ConfigError(f"a path or URL {NO_CREDENTIALS}.")
-    where = shown_path(url)
-    if "\0" in url:
-        raise ConfigError(f"{where}: a path must not hold a null character.")
-    match = _SCHEME.match(url)
-    if "::" in url:
-        raise ConfigError(f"{where}: chained URLs are not supported; wanted {SUPPORTED}.")
-    scheme, rest = (match[1].lower(), match[2]) if match else ("file", url)
-    if scheme in ("file", "local"):
-        if not rest:
-            raise ConfigError("an empty path is not usable; '.' is the working directory.")
-        # Paths stay text here: on object stores they are keys, which pathlib would rewrite.
-        return LocalFileSystem(skip_instance_cache=True), os.path.abspath(os.path.expanduser(rest))  # noqa: PTH100, PTH111
-    path = _checked_key(url, rest)
-    if scheme in ("s3", "s3a"):
-        return _open_s3(storage), path
-    return _open_other(url, scheme)
-
-
-def _checked_key(url: str, rest: str) -> str:
-    path = rest.strip("/")
-    parts = path.split("/")
-    if not path or not all(parts) or {".", ".."} & {*parts}:
-        raise ConfigError(f"{shown_path(url)}: wanted bucket and prefix without empty, '.' or '..' segments.")
-    return path
 
 
 def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:

@@ -1,7 +1,7 @@
 """One run of anything that writes: claim the place, see what is done, create what is not, publish the manifest last.
 
 `run.json`, put if absent, is the first object. It holds the fingerprint (everything that can move a number) and the
-plan. A second run with the same fingerprint goes on with the stored plan, whatever plan it brought along; another
+plan. A second run with the same fingerprint continues the stored plan, even if its own plan differs; another
 fingerprint is refused, naming the fields. So results of different fingerprints are never mixed, and a run may be
 started any number of times. `_SUCCESS.json`, put if absent, is the last object.
 """
@@ -21,7 +21,7 @@ from pipeline.data.parts import PartSpec, PartSummary, add_id_digests, part_path
 from pipeline.data.place import Place, in_order
 from pipeline.data.sealed import ABSENT, as_json, differences, fingerprint_digest, read_sealed, sealed
 from pipeline.errors import FingerprintError, IntegrityError, TemporaryError
-from pipeline.shown import shown
+from pipeline.shown import listed, shown
 
 RUN_FILE: Final = "run.json"
 MINOR_VERSION: Final = ".".join(__version__.split(".")[:2])
@@ -40,7 +40,7 @@ class Plan:
     """The resolved config, for people; nothing is read back from it."""
     schema: pa.Schema = dataclasses.field(default_factory=lambda: pa.schema([]))
     shards: tuple[Mapping[str, Any], ...] = ()
-    """JSON values: `num_rows`, where it is known beforehand, and what else leads to the rows in the source."""
+    """JSON values: `num_rows`, if known beforehand, and how to find the rows in the source."""
     formats: tuple[str, ...] = ()
     """hf, parquet, jsonl for files that others read; empty for parts."""
     source_format: str = "alignpot"
@@ -92,7 +92,7 @@ class Run:
         return cls(place, joined)
 
     def pending(self) -> list[int]:
-        """Indices of the shards that have no part yet; other objects in the folder are left out of account."""
+        """Indices of the shards that have no part yet; other objects in the folder are ignored."""
         return sorted({*range(len(self.plan.shards))} - part_sizes(self.place).keys())
 
     def finish(self, extra: Mapping[str, Any], check: Callable[[Manifest], None] | None = None) -> Manifest:
@@ -165,7 +165,11 @@ def _check_fingerprint(stored: Any, wanted: Any, path: Place) -> None:
     found = list(differences(stored, wanted))
     if not found:
         return
-    lines = [f"  {shown(name)}: {_short(old)} there, {_short(new)} now" for name, old, new in found[:_MOST_NAMED]]
+
+    def short(value: Any) -> str:
+        return ABSENT if value == ABSENT else shown(json.dumps(value, ensure_ascii=False))
+
+    lines = [f"  {shown(name)}: {short(old)} there, {short(new)} now" for name, old, new in found[:_MOST_NAMED]]
     if len(found) > _MOST_NAMED:
         lines.append(f"  and {len(found) - _MOST_NAMED} more")
     raise FingerprintError(
@@ -178,35 +182,24 @@ def _check_fingerprint(stored: Any, wanted: Any, path: Place) -> None:
 def _checked_parts(run: Run) -> list[PartSummary]:
     sizes = part_sizes(run.place)
     indices = range(len(run.plan.shards))
-    _refuse(
-        [part_path(i) for i in indices if i not in sizes],
-        f"{run.place}: parts are missing",
-        "Run the same command again",
-    )
+    missing = [part_path(i) for i in indices if i not in sizes]
+    if missing:
+        raise IntegrityError(
+            f"{run.place}: parts are missing: {listed(missing, show=str)}. Run the same command again."
+        )
     specs = run.plan.part_specs(indices)
     summaries = list(in_order(lambda i: read_part_summary(run.place, specs[i], sizes[i]), indices, num_threads=16))
-    _refuse(
-        [
-            f"{part_path(part.index)} ({part.num_rows} rows of {shard.get('num_rows', 'some')}, "
-            f"{part.num_kept} kept, {part.num_dropped} dropped)"
-            for part, shard in zip(summaries, run.plan.shards, strict=True)
-            if part.num_rows != shard.get("num_rows", part.num_rows)
-            or part.num_rows != part.num_kept + part.num_dropped
-        ],
-        f"{run.place}: the rows of parts do not add up",
-        "Use another path",
-    )
+    wrong = [
+        f"{part_path(part.index)} ({part.num_rows} rows of {shard.get('num_rows', 'some')}, "
+        f"{part.num_kept} kept, {part.num_dropped} dropped)"
+        for part, shard in zip(summaries, run.plan.shards, strict=True)
+        if part.num_rows != shard.get("num_rows", part.num_rows) or part.num_rows != part.num_kept + part.num_dropped
+    ]
+    if wrong:
+        raise IntegrityError(
+            f"{run.place}: the rows of parts do not add up: {listed(wrong, show=str)}. Use another path."
+        )
     return summaries
-
-
-def _refuse(found: Sequence[str], problem: str, remedy: str) -> None:
-    if found:
-        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-        raise IntegrityError(f"{problem}: {', '.join(found[:_MOST_NAMED])}{more}. {remedy}.")
-
-
-def _short(value: Any) -> str:
-    return ABSENT if value == ABSENT else shown(json.dumps(value, ensure_ascii=False))
 
 
 def _manifest_of_parts(run: Run, parts: Sequence[PartSummary], extra: Mapping[str, Any]) -> Manifest:

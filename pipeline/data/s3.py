@@ -1,7 +1,7 @@
 """The S3 client: s3fs, with retries of our own for every request.
 
-botocore waits half a second and more before it tries again, or slows down the whole client after one busy answer; the
-loop of s3fs knows a busy store by few of its words. What is left to s3fs is to ask again where a body was cut short.
+botocore waits half a second or more before a retry, or slows down the whole client after one busy answer; s3fs
+recognises only some answers of a busy store. s3fs still asks again if a body was cut short.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
             except ClientError as error:
                 failure = translate_boto_error(error)
             except (*S3_RETRYABLE_ERRORS, NoConnection) as error:
-                # Under another name, lest the loop of s3fs around the reading of a body begin anew.
+                # Of another class, so that the loop of s3fs that reads a body does not retry as well.
                 failure = ConnectionError()
                 failure.__cause__ = error
             # After a 409 `commit.create` asks again.

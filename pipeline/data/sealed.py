@@ -1,4 +1,4 @@
-"""JSON objects of ours: each ends with a digest of the rest, so that a damaged one is refused rather than believed."""
+"""JSON objects that end with a digest of the rest, so that a damaged one is refused."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def sealed(value: Mapping[str, Any]) -> bytes:
 
 
 def read_sealed(place: Place) -> dict[str, Any] | None:
-    """The value that `sealed` wrote to `place`; None where there is no object.
+    """The value that `sealed` wrote to `place`; None if there is no object.
 
     Raises:
         IntegrityError: it is damaged.

@@ -1,14 +1,11 @@
-"""Files in the formats that others read, as they are written on local disk, and what `datasets` wants beside them.
-
-Knows the formats, not where the files are published.
-"""
+"""Files in the formats that others read, on local disk, and the descriptions that `datasets` wants beside them."""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,20 +40,19 @@ def finite(value: Any) -> Any:
     return [finite(each) for each in value] if isinstance(value, list) else value
 
 
+_WRITERS: Final[Mapping[str, Callable[[Path, pa.Schema], Any]]] = {
+    "hf": lambda path, schema: pa.ipc.new_stream(str(path), schema),
+    "parquet": lambda path, schema: pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True),
+    "jsonl": lambda path, _: JsonLinesWriter(path),
+}
+
+
 class LocalFiles:
     """One file per format, growing batch by batch in `folder`; each format has a thread."""
 
     def __init__(self, folder: Path, schema: pa.Schema, formats: Sequence[str]) -> None:
         self.paths = {form: folder / f"current.{form}" for form in formats}
-        self._writers: list[Any] = []
-        if "hf" in formats:
-            self._writers.append(pa.ipc.new_stream(str(self.paths["hf"]), schema))
-        if "parquet" in formats:
-            self._writers.append(
-                pq.ParquetWriter(self.paths["parquet"], schema, compression="zstd", write_page_checksum=True)
-            )
-        if "jsonl" in formats:
-            self._writers.append(JsonLinesWriter(self.paths["jsonl"]))
+        self._writers: list[Any] = [_WRITERS[form](path, schema) for form, path in self.paths.items()]
         self._pool = ThreadPoolExecutor(len(self._writers))
 
     def write(self, table: pa.Table) -> None:
@@ -69,7 +65,7 @@ class LocalFiles:
             self._writers.pop().close()
 
     def abandon(self) -> None:
-        """Close what is open without regard to what becomes of it."""
+        """Close the files that are still open; their content does not matter any more."""
         self._pool.shutdown()
         for writer in self._writers:
             try:
@@ -79,22 +75,8 @@ class LocalFiles:
 
 
 def hf_descriptions(schema: pa.Schema, files: Sequence[File], run: Mapping[str, Any]) -> dict[str, bytes]:
-    """The JSON files of a `load_from_disk` folder, by path, for these data files.
-
-    run: the fingerprint of the run, which keys the caches of its users together with the content.
-    """
+    """The JSON files of a `load_from_disk` folder as `datasets` writes them, by path. run: its fingerprint."""
     arrow = sorted((file for file in files if file.path.startswith("hf/")), key=lambda file: file.path)
-    names = [file.path.rpartition("/")[2] for file in arrow]
-    key = fingerprint_digest({"files": [file.digest for file in arrow], "run": run})[:16]
-    return {
-        "hf/train/dataset_info.json": _dataset_info(schema),
-        "hf/train/state.json": _state(names, key),
-        "hf/dataset_dict.json": b'{"splits": ["train"]}',
-    }
-
-
-def _dataset_info(schema: pa.Schema) -> bytes:
-    """dataset_info.json as `datasets` writes it."""
     info = {
         "citation": "",
         "description": "",
@@ -102,11 +84,25 @@ def _dataset_info(schema: pa.Schema) -> bytes:
         "homepage": "",
         "license": "",
     }
-    return json.dumps(info, indent=2).encode()
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": file.path.rpartition("/")[2]} for file in arrow],
+        # Keys the caches of its users, so it must follow the content.
+        "_fingerprint": fingerprint_digest({"files": [file.digest for file in arrow], "run": run})[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": "train",
+    }
+    return {
+        "hf/train/dataset_info.json": json.dumps(info, indent=2).encode(),
+        "hf/train/state.json": json.dumps(state, indent=2).encode(),
+        "hf/dataset_dict.json": b'{"splits": ["train"]}',
+    }
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """A column as `datasets` describes it, which is asked itself only about types beyond our own: it takes seconds."""
+    """A column as `datasets` describes it. Importing it takes seconds, so it is asked about uncommon types only."""
     if pa.types.is_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
     if pa.types.is_struct(kind):
@@ -119,17 +115,3 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
     found: dict[str, Any] = Features.from_arrow_schema(pa.schema([pa.field("column", kind)])).to_dict()["column"]
     return found
-
-
-def _state(file_names: Sequence[str], fingerprint: str) -> bytes:
-    """state.json as `datasets` writes it; `fingerprint` keys the caches of its users, so it must follow the content."""
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in file_names],
-        "_fingerprint": fingerprint,
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": "train",
-    }
-    return json.dumps(state, indent=2, sort_keys=True).encode()

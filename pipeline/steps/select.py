@@ -18,7 +18,7 @@ from pipeline import schema
 from pipeline.config import Config, Output, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_file
+from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_files
 from pipeline.data.manifest import SUBSET, File
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
@@ -212,7 +212,7 @@ def _write_file(run: Run, source: Source, selection: Selection, columns: Sequenc
     shard, schema_ = run.plan.shards[index], run.plan.schema
     rows = slice(shard["first_row"], shard["first_row"] + shard["num_rows"])
     tables = selection.rows(source, columns, rows)
-    return write_file(run, index, (table.select(schema_.names).cast(schema_) for table in tables))
+    return write_files(run, (table.select(schema_.names).cast(schema_) for table in tables), only=index)
 
 
 def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config, text
+from pipeline.config import load, load_config
 from pipeline.errors import ConfigError
 
 USABLE = "source: {path: pairs.jsonl}\npolicy: {model: m}\nreward: {}\nscored: s\n"
@@ -109,7 +109,7 @@ def test_config_may_come_through_a_pipe(tmp_path: Path):
 def test_file_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="config /dev/zero cannot be read: it is longer than 10,000,000 bytes"):
         load_config("/dev/zero")
-    monkeypatch.setattr(text, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(load, "_PATIENCE_S", 0.05)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="its text did not end within"):
         load_config(tmp_path / "pipe")

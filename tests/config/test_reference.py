@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config import Config, SelfPlayConfig
+from pipeline.config.problems import sections_of
 from pipeline.config.reference import docstrings, json_schema, reference
 from pipeline.config.section import Section, mark_of
-from pipeline.config.takes import sections_of
 from tests.config.sections import GOOD
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from pipeline import config
 from pipeline import schema as names
 from pipeline.data import files, writers
 from pipeline.data.dataset import Dataset
-from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_file, write_files
+from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_files
 from pipeline.data.manifest import SUBSET, Manifest, find_manifest
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
@@ -147,7 +147,7 @@ def test_written_twice_is_the_same_and_known_as_done(place):
 
 def test_interrupted_subset_is_completed_in_the_layout_it_was_begun_in(place, tmp_path):
     run = begun(place)
-    write_file(run, 0, [TABLE.slice(0, 10)])
+    write_files(run, [TABLE.slice(0, 10)], only=0)
     assert Dataset.find(place, SUBSET) is None
     manifest = write(place, rows_per_file=7)
     whole = Place.open(str(tmp_path / "whole"), config.Storage())
@@ -155,7 +155,7 @@ def test_interrupted_subset_is_completed_in_the_layout_it_was_begun_in(place, tm
 
 
 def test_leftover_of_other_content_is_refused(place):
-    write_file(begun(place), 0, [TABLE.slice(0, 10)])
+    write_files(begun(place), [TABLE.slice(0, 10)], only=0)
     left = place / "hf/train/data-00000-of-00003.arrow"
     data = bytearray(left.read())
     data[-100] ^= 1
@@ -188,7 +188,7 @@ def test_wrong_number_of_rows_publishes_no_manifest(local_place):
     with pytest.raises(SchemaError):
         write_files(run, [TABLE.select(["id"])])
     with pytest.raises(IntegrityError, match="do not hold 25 rows"):
-        finish(run, write_file(run, 0, [TABLE.slice(0, 10)]))
+        finish(run, write_files(run, [TABLE.slice(0, 10)], only=0))
     assert find_manifest(local_place, SUBSET) is None
     with pytest.raises(SourceError, match="unfinished dataset of kind subset"):
         Dataset.open(local_place, SUBSET)
@@ -220,7 +220,9 @@ def test_flipped_bit_never_changes_a_row(local_place, formats):
 
 def test_two_writers_at_once_agree(place):
     one, two = begun(place), begun(place)
-    written = [[file for i in range(3) for file in write_file(run, i, [TABLE.slice(10 * i, 10)])] for run in (one, two)]
+    written = [
+        [file for i in range(3) for file in write_files(run, [TABLE.slice(10 * i, 10)], only=i)] for run in (one, two)
+    ]
     assert finish(one, written[0]) == finish(two, written[1])
 
 

@@ -1,0 +1,204 @@
+"""The sections objective, metric, select and output: how pairs are ranked, which are kept, where they are written.
+
+Names, formulas and defaults of objectives and metrics stand in `pipeline.metrics`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+
+from pipeline.config.section import BY_CONTENT, LAYOUT, OneOf, Section, Url
+from pipeline.metrics.objectives import OBJECTIVES
+from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, METRICS
+from pipeline.metrics.ratio import RATIO_METHODS
+
+Explicit = Literal["signed", "absolute", "candidates"]
+Labels = Literal["keep", "drop", "swap"]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Objective(Section):
+    """The training objective, which gives the implicit reward its form.
+
+    A parameter that is left out takes the objective's default; one that the objective does not use is refused.
+    `alignpot objectives` lists formulas, parameters, defaults and sources.
+    """
+
+    name: Annotated[str, OneOf(OBJECTIVES)] = "simpo"
+    """The objective that the trainer will use."""
+    beta: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Scale of the implicit reward. Default: the objective's own."""
+    alpha: float | None = Field(default=None, allow_inf_nan=False)
+    """alpha of alphapo, r-dpo and alpha-dpo; at least 0, except for alphapo. Default: the objective's own."""
+    penalty: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """lambda of dpop. Default: the objective's own."""
+    length_sign: Literal[1, -1] | None = None
+    """For r-dpo: 1 adds alpha x tokens to the reward of a side, -1 subtracts it. Default: 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        name = data.get("name", "simpo")
+        definition = OBJECTIVES.get(name) if isinstance(name, str) else None
+        parameters = {*cls.model_fields} - {"name"}
+        given = {key: value for key, value in data.items() if value is not None or key not in parameters}
+        return given if definition is None else {**definition.defaults, **given}
+
+    @model_validator(mode="after")
+    def _only_used_parameters(self) -> "Objective":
+        definition = OBJECTIVES[self.name]
+        uses = definition.defaults
+        unused = [name for name in self.parameters if name not in uses]
+        if unused:
+            takes = f"uses {' and '.join(uses)}" if uses else "takes no parameter"
+            raise ValueError(f"{self.name} does not use {' and '.join(unused)}; leave it out ({self.name} {takes})")
+        if self.alpha is not None and self.alpha < 0 and not definition.negative_alpha:
+            remedy = "; set length_sign: -1 instead" if "length_sign" in uses else ""
+            raise ValueError(f"alpha of {self.name} must be at least 0{remedy}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialise(self).items() if value is not None}
+
+    @property
+    def parameters(self) -> Mapping[str, float]:
+        """The parameters that the objective uses, by name, defaults filled in."""
+        return {name: value for name, value in self if name != "name" and value is not None}
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the implicit reward is computed from log-probs of a reference."""
+        return OBJECTIVES[self.name].reads_reference
+
+
+class Metric(Section):
+    """What pairs are ranked by. A setting that the metric does not read is ignored.
+
+    `alignpot metrics` lists formulas and sources of the metrics and of the ways to set the ratio.
+    """
+
+    name: Annotated[str, OneOf(METRICS)] = "potential"
+    """The metric; pairs of the highest score rank first."""
+    weight: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """w of M_AP = explicit - w x implicit. `auto` estimates it from the scores by the method `ratio`."""
+    ratio: Annotated[str, OneOf(RATIO_METHODS)] = "whitening"
+    """How `weight: auto` estimates the ratio of the two margins."""
+    normalise: Literal["zscore", "robust", "rank", "none"] = "zscore"
+    """How each margin is normalised over the whole set before they are combined: z-scores, `robust` (median and median
+    absolute deviation), ranks, or not at all."""
+    explicit: Explicit = "signed"
+    """Explicit margin: reward of chosen minus reward of rejected, its magnitude, or the range of rewards over all
+    candidates of the prompt."""
+    implicit: Literal["absolute", "signed"] = "absolute"
+    """Implicit margin: its magnitude, or implicit reward of chosen minus that of rejected."""
+    order: Literal["smallest", "largest"] = "smallest"
+    """Which implicit margins the metric `implicit` ranks first."""
+
+    @model_validator(mode="after")
+    def _ratio_of_margins(self) -> "Metric":
+        if self.name == "potential" and self.weight == "auto" and self.normalise == "rank":
+            raise ValueError("weight: auto is a ratio of margins, which ranks have lost: choose another normalise")
+        return self
+
+    @property
+    def reads_explicit(self) -> bool:
+        """Whether the metric reads rewards."""
+        return not {EXPLICIT, EXPLICIT_SIGNED}.isdisjoint(METRICS[self.name].terms(self))
+
+    @property
+    def reads_implicit(self) -> bool:
+        """Whether the metric reads log-probs. A potential of weight 0 does not."""
+        return any(term.startswith("margin_implicit") for term in METRICS[self.name].terms(self))
+
+    @property
+    def reads_candidates(self) -> bool:
+        """Whether the metric reads the rewards of all candidates."""
+        return EXPLICIT in METRICS[self.name].terms(self) and self.explicit == "candidates"
+
+
+class Select(Section):
+    """The rules, in the order in which they are applied: labels, score bounds, per_prompt, number of rows (shared out
+    by quotas), deduplicate. Give `fraction` or `k`, a score bound, or `stats_from`.
+
+    Statistics of the metric are taken over all rows that have a score, after labels.
+    """
+
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of the rows that labels, score bounds and per_prompt leave, rounded down."""
+    k: int | None = Field(default=None, ge=1)
+    """Number of rows to keep, instead of `fraction`."""
+    min_score: float | None = Field(default=None, allow_inf_nan=False)
+    """Lowest score to keep. Without `fraction` and `k`, every row within the score bounds is kept."""
+    max_score: float | None = Field(default=None, allow_inf_nan=False)
+    """Highest score to keep."""
+    labels: Labels = "keep"
+    """What becomes of pairs whose rejected response has the higher reward: keep them, drop them, or swap the sides."""
+    per_prompt: int | None = Field(default=None, ge=1)
+    """Most pairs of one prompt; the best are kept."""
+    deduplicate: Literal["none", "exact", "near"] = "none"
+    """Leave out pairs whose text repeats that of a better pair: `exact` (except for case and white space), or `near`
+    (similar by MinHash of word 3-grams). The next best rows take their places."""
+    similarity: float = Field(default=0.8, gt=0, le=1)
+    """Jaccard similarity of word 3-grams from which two pairs count as near-duplicates."""
+    group_by: str | None = None
+    """Column whose values share the selected rows, by `quotas`."""
+    quotas: Literal["proportional", "equal"] | dict[str, Weight] = "proportional"
+    """How groups share the rows: by size, equally, or by weights for some groups, such as `{code: 2, chat: 1}`."""
+    seed: int = 0
+    """Seed of the metric `random`."""
+    stats_from: Url | None = Field(default=None, json_schema_extra=BY_CONTENT)
+    """A subset's `_SUCCESS.json`. Its statistics and thresholds are applied to this dataset, row by row. Other keys of
+    the section may be left out; if given, they must equal those of that subset."""
+    engine: Literal["auto", "plain", "ray"] = Field(default="auto", json_schema_extra=LAYOUT)
+    """`plain` works in threads, `ray` in tasks of a cluster. `auto` takes Ray if there is a cluster to join. The bytes
+    are the same."""
+
+    @field_validator("quotas", mode="before")
+    @classmethod
+    def _names_as_text(cls, value: Any) -> Any:
+        """Groups of numbers and truth values are named as Arrow writes them."""
+        if not isinstance(value, dict):
+            return value
+        return {str(name).lower() if isinstance(name, bool) else str(name): weight for name, weight in value.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Select":
+        by_number = self.fraction is not None or self.k is not None
+        by_score = self.min_score is not None or self.max_score is not None
+        if self.fraction is not None and self.k is not None:
+            raise ValueError("takes exactly one of fraction and k")
+        if not by_number and not by_score and self.stats_from is None:
+            raise ValueError("takes exactly one of fraction and k, or min_score, max_score or stats_from")
+        if not by_number and self.stats_from is None and self.group_by is not None:
+            raise ValueError("group_by shares out a number of rows: give fraction or k")
+        if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
+            raise ValueError(f"min_score {self.min_score} is above max_score {self.max_score}")
+        if self.group_by is None and self.quotas != "proportional":
+            raise ValueError("quotas needs group_by, the column that names the groups")
+        if self.quotas == {}:
+            raise ValueError("quotas names no group; give weights, or proportional or equal")
+        return self
+
+
+class Output(Section):
+    """Where the subset goes and in which formats."""
+
+    path: Url = Field(json_schema_extra=LAYOUT)
+    """Folder or URL of the subset."""
+    formats: tuple[Literal["hf", "parquet"], ...] = Field(default=("hf", "parquet"), min_length=1)
+    """`hf` is a dataset for `datasets.load_from_disk`."""
+    slim: bool = False
+    """Keep the columns prompt, chosen and rejected only."""
+    rows_per_file: int = Field(default=100_000, ge=1, json_schema_extra=LAYOUT)
+    """Most rows of one file."""
+
+    @field_validator("formats")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a format twice")
+        return tuple(sorted(value))
