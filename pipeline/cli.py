@@ -137,7 +137,7 @@ def inspect(
     place.check_readable()
     found = inspect_source(place.fs, place.root, source_format)
     _say(render(found))
-    if not found.readable:
+    if found.format is None:
         raise typer.Exit(2)
 
 
@@ -188,7 +188,7 @@ def config_(
 
 @app.command()
 def submit(
-    job: Annotated[str, typer.Argument(help="run, score_pairs, select_pairs or self_play.", show_default=False)],
+    job: Annotated[str, typer.Argument(help="run, score, select or self-play.", show_default=False)],
     config: ConfigPath,
     address: Annotated[str, typer.Option(help="Ray dashboard, such as http://head:8265.", show_default=False)],
     overrides: Overrides = None,

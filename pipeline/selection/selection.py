@@ -122,7 +122,7 @@ class Found:
 def select_many(source: Source, queries: Sequence[Query], passes: Passes | None = None) -> Iterator[Found]:
     """Find several selections of one source, one after another; each equals that of `select`.
 
-    Queries that treat labels alike share one reading. Raises as `select`.
+    Neighbours that treat labels alike share one reading. Raises as `select`.
     """
     read = Reader(source, queries, passes)
     for query in queries:
@@ -132,7 +132,7 @@ def select_many(source: Source, queries: Sequence[Query], passes: Passes | None 
 
 
 class Reader:
-    """Reads the columns that some queries want, once for each way to treat labels; holds those read last."""
+    """Reads the columns that some queries want; holds those of the treatment of labels that was asked for last."""
 
     def __init__(self, source: Source, queries: Sequence[Query], passes: Passes | None = None) -> None:
         self._source, self._queries = source, queries

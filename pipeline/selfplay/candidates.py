@@ -13,21 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline import schema as s
 from pipeline.config import Generate, SelfPlayConfig, Tokens, TorchModel
 from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.packing import Int32Array
 from pipeline.models.templates import ChatTemplate, Messages
-from pipeline.schema import (
-    CANDIDATE_SCHEMA,
-    FINISH_REASONS,
-    ID,
-    MESSAGES,
-    NUM_TOKENS_PROMPT,
-    PROMPT,
-    RESPONSE_TOKENS,
-    RESPONSES,
-)
 from pipeline.selfplay.sampler import Request, Sampler, load_decoder, open_sampler, seed_of
 from pipeline.steps.rows import drop_rows, kept_rows, set_column, spread
 from pipeline.steps.work import Apply, Stage
@@ -116,10 +107,10 @@ class GenerateCandidates:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Prompts in, candidates out: a row each, in the same order. The whole table is sampled as one call."""
         rows = kept_rows(table)
-        messages = table.column(PROMPT).to_pylist()
+        messages = table.column(s.PROMPT).to_pylist()
         requests: dict[int, Request] = {}
         dropped: dict[int, Reason] = {}
-        for row, name in zip(rows.tolist(), table.column(ID).take(pa.array(rows)).to_pylist(), strict=True):
+        for row, name in zip(rows.tolist(), table.column(s.ID).take(pa.array(rows)).to_pylist(), strict=True):
             turns = self._renderer.messages(messages[row])
             ids = self._renderer.token_ids(turns, name)
             if isinstance(ids, Reason):
@@ -135,16 +126,16 @@ class GenerateCandidates:
             if not any(response.text for response in responses):
                 dropped[row] = Reason.EMPTY_RESPONSES
         columns: dict[str, Sequence[Any]] = {
-            RESPONSES: [[response.text for response in responses] for responses in sampled],
-            FINISH_REASONS: [[response.finish_reason for response in responses] for responses in sampled],
-            RESPONSE_TOKENS: [[response.num_tokens for response in responses] for responses in sampled],
-            NUM_TOKENS_PROMPT: [len(request.prompt_ids) for request in requests.values()],
+            s.RESPONSES: [[response.text for response in responses] for responses in sampled],
+            s.FINISH_REASONS: [[response.finish_reason for response in responses] for responses in sampled],
+            s.RESPONSE_TOKENS: [[response.num_tokens for response in responses] for responses in sampled],
+            s.NUM_TOKENS_PROMPT: [len(request.prompt_ids) for request in requests.values()],
         }
-        table = set_column(table, PROMPT, pa.array(messages, MESSAGES))
+        table = set_column(table, s.PROMPT, pa.array(messages, s.MESSAGES))
         for name, values in columns.items():
-            of_type = CANDIDATE_SCHEMA.field(name).type
+            of_type = s.CANDIDATE_SCHEMA.field(name).type
             table = set_column(table, name, spread(values, [*requests], num_rows=table.num_rows, of_type=of_type))
-        return drop_rows(table.select(CANDIDATE_SCHEMA.names).cast(CANDIDATE_SCHEMA), dropped, stage="generate")
+        return drop_rows(table.select(s.CANDIDATE_SCHEMA.names).cast(s.CANDIDATE_SCHEMA), dropped, stage="generate")
 
     def close(self) -> None:
         """Free the policy."""

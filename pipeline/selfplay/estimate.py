@@ -22,7 +22,7 @@ from pipeline.faults import storage_errors
 from pipeline.selection.rules import num_selected
 from pipeline.selection.text import aligned
 from pipeline.selfplay.evolve import template_of
-from pipeline.sources.prompts import read_prompts
+from pipeline.selfplay.seeds import read_prompts
 
 _SECONDS_PER_HOUR: Final = 3600.0
 _CHARS_PER_TOKEN: Final = 4.0

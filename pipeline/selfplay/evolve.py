@@ -28,8 +28,7 @@ from pipeline.errors import DataError, IntegrityError
 from pipeline.selfplay.candidates import PromptRenderer, answering, environment
 from pipeline.selfplay.sampler import Request, Response, Sampler, seed_of
 from pipeline.shown import quoted
-from pipeline.sources.ids import json_digest
-from pipeline.sources.rows import Turn
+from pipeline.sources.rows import Turn, json_digest
 from pipeline.sources.turns import user_turn
 from pipeline.steps.work import Apply, Stage
 

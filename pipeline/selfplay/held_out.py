@@ -16,9 +16,9 @@ from pipeline.config import Evaluate
 from pipeline.drops import Reason
 from pipeline.errors import ConfigError
 from pipeline.selection.near_duplicates import shingles
-from pipeline.sources.prompts import by_hash
+from pipeline.selection.words import normalised
+from pipeline.selfplay.seeds import by_hash
 from pipeline.sources.rows import Turn
-from pipeline.sources.words import normalised
 from pipeline.steps.rows import drop_rows
 
 

@@ -26,8 +26,8 @@ from pipeline import schema as s
 from pipeline.config import Pairing
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.selfplay.sampler import seed_of
-from pipeline.sources.ids import content_digest
 from pipeline.sources.ranked import sweet_spot
+from pipeline.sources.rows import content_digest
 from pipeline.sources.turns import completion_of
 
 Row = dict[str, Any]

@@ -36,6 +36,7 @@ from pipeline.errors import DataError
 from pipeline.faults import storage_errors
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.loading import check_models
+from pipeline.selfplay.contamination import Contamination, read_benchmark
 from pipeline.selfplay.evaluation import compare_policies
 from pipeline.selfplay.expansion import (
     PROMPTS,
@@ -49,8 +50,7 @@ from pipeline.selfplay.expansion import (
 from pipeline.selfplay.held_out import split_held_out
 from pipeline.selfplay.policies import Trained, margins_after, measure, train_policy, training_job
 from pipeline.selfplay.rounds_table import render_rounds
-from pipeline.sources.contamination import Contamination, read_benchmark
-from pipeline.sources.prompts import read_prompts
+from pipeline.selfplay.seeds import read_prompts
 from pipeline.steps.score import pinned
 from pipeline.training.job import check_training
 

@@ -1,13 +1,16 @@
-"""From preference data in any known format to pairs: files, formats, shards and the reader.
+"""From preference data in any known format to pairs.
 
-    files      pre-flight: which data files there are, and every bad one at once
-    shards     the files cut into row ranges, the unit of work and of commit
-    rows       what a format makes of a row: a pair, or the reason to drop it
+    files, probe    pre-flight: which data files there are, and every bad one at once
+    shards          the files cut into row ranges, the unit of work and of commit
+    bounds, arrow_checks, unchanged    guards against foreign files and files that change
+    blocks          rows of one file
+    columns, rows   kinds of columns; what a format makes of a row: a pair, or the reason to drop it
     messages, texts, ranked    one module for each family of formats
-    formats    all formats, and which of them a table is of
-    scores     reward and log-prob columns that the source already holds
-    reader     a shard of the source as a table of `pipeline.schema.scored_schema`
-    inspect    what a source is, for people
+    formats         all formats, and which of them a table is of
+    scores          reward and log-prob columns that the source already holds
+    reader          a shard of the source as a table of `pipeline.schema.scored_schema`; column_pairs is its fast path
+    prompts         the same for prompts alone
+    inspect         what a source is, for people
 
 Plain Python over Arrow and any fsspec file system. Knows neither our own datasets nor torch nor Ray.
 """

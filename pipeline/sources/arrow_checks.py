@@ -1,4 +1,4 @@
-"""Checks of Arrow data from outside, made before Arrow, or anything else, relies on it.
+"""Checks of Arrow data from outside, made before anything relies on it.
 
 Arrow trusts the offsets, sizes and indices in a file. A wrong one makes it read outside of its buffers. The heads of
 messages are flatbuffers. They are read here without the data that they describe.
@@ -106,7 +106,7 @@ def rows_of_file(file: Any) -> list[int]:
 
 
 def sound(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch, whose offsets, sizes and indices hold; text in it may still be no UTF-8, which costs only its row.
+    """The batch, if its offsets, sizes and indices hold. Its text may still not be UTF-8; that drops only the row.
 
     Raises:
         pa.ArrowInvalid: they do not.
@@ -122,7 +122,7 @@ def sound(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def within_bounds(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch, in which no text is longer than CELL_BYTES; else BadFile is raised."""
+    """The batch, or BadFile if a text in it is longer than CELL_BYTES."""
     if batch.get_total_buffer_size() > CELL_BYTES:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             longest = _longest(column.view(_as_bytes(column.type)))
@@ -132,7 +132,7 @@ def within_bounds(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _blocks(longs: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Places of messages, and the sizes of their heads, half a long number each, and bodies."""
+    """Place, size of the head (half of a long number) and size of the body of each message."""
     return list(zip(longs[::3], (size & 0xFFFFFFFF for size in longs[1::3]), longs[2::3], strict=True))
 
 
@@ -190,7 +190,7 @@ def _as_bytes(data_type: pa.DataType) -> pa.DataType:
 
 
 def _longest(array: pa.Array) -> int:
-    """Bytes of the longest value anywhere in an array of a type that `_as_bytes` gave."""
+    """Bytes of the longest value in an array whose type is from `_as_bytes`."""
     if pat.is_dictionary(array.type):
         return _longest(array.dictionary)
     if pat.is_struct(array.type):

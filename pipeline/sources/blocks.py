@@ -1,32 +1,35 @@
-"""Ranges of rows out of one data file, as Arrow tables, for readers that come back for the next range.
+"""Ranges of rows out of one data file, as Arrow tables and as rows of Python values.
 
-Reading starts at the nearest mark before the range. Rows of Parquet row groups and of compressed JSON Lines cannot
-be reached without decoding what lies before them, so a process keeps a few half-read files open: going on with the
-next range of the same file costs only that range.
+Reading starts at the nearest mark before the range. Rows of Parquet row groups and of compressed JSON Lines cannot be
+reached without decoding the rows before them. So a process keeps a few half-read files open, and the next range of the
+same file costs only that range.
+
+A row that cannot be decoded becomes a Drop in its place, so that no row shifts.
 """
 
 import contextlib
+import itertools
+import json
 import posixpath
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.drops import Drop, Reason
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import is_missing
 from pipeline.shown import shown_path
 from pipeline.sources.arrow_checks import sound, within_bounds
-from pipeline.sources.bounds import BadFile
-from pipeline.sources.lines import lines, unpacked
-from pipeline.sources.probe import DAMAGE, FileKind, first_line, raise_if_storage
+from pipeline.sources.bounds import BadFile, lines, unpacked
+from pipeline.sources.columns import Row, is_json_type
+from pipeline.sources.probe import DAMAGE, FileKind, damage_of
 from pipeline.sources.shards import Shard
 from pipeline.sources.unchanged import Moved, check_planned, is_pinned, state_of
 
-LINE: Final = "line"
-"""The one column, of bytes, in which JSON Lines are handed out."""
-
+_LINE: Final = "line"
 _BATCH_ROWS: Final = 1024
 _KEPT_CURSORS: Final = 4
 _LOOKS: Final = 5  # at a file that changes under the reader
@@ -37,7 +40,7 @@ class Cursor:
 
     def __init__(self, fs: Any, path: str, shard: Shard, columns: Sequence[str]) -> None:
         self._stack = contextlib.ExitStack()
-        self._pending: list[pa.RecordBatch] = []
+        self._rest: pa.RecordBatch | None = None
         self.row = shard.mark[0]
         try:
             # Whole column chunks are asked for at once, so read-ahead would only fetch bytes twice.
@@ -55,21 +58,17 @@ class Cursor:
         return self._advance(num_rows)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; the cursor is of no use then."""
         self._stack.close()
 
     def _advance(self, num_rows: int) -> list[pa.RecordBatch]:
         taken: list[pa.RecordBatch] = []
         while num_rows > 0:
-            if not self._pending:
-                batch = next(self._batches, None)
-                if batch is None:
-                    break
-                self._pending.append(batch)
-            batch = self._pending.pop()
+            batch = next(self._batches, None) if self._rest is None else self._rest
+            if batch is None:
+                break
             piece = batch.slice(0, num_rows)
-            if batch.num_rows > num_rows:
-                self._pending.append(batch.slice(num_rows))
+            self._rest = batch.slice(num_rows) if batch.num_rows > num_rows else None
             taken.append(piece)
             num_rows -= piece.num_rows
             self.row += piece.num_rows
@@ -82,7 +81,7 @@ _CURSORS_LOCK = threading.Lock()
 
 
 def read_rows(fs: Any, root: str, shard: Shard, columns: tuple[str, ...]) -> pa.Table:
-    """Exactly the rows of the shard, in order. JSON Lines come as one column of bytes, whatever `columns` names.
+    """Exactly the rows of the shard, in order. JSON Lines come as one column of bytes, and `columns` is not read.
 
     Raises:
         SourceError: the file is corrupt, gone, or has fewer rows than when it was planned.
@@ -101,9 +100,8 @@ def read_rows(fs: Any, root: str, shard: Shard, columns: tuple[str, ...]) -> pa.
     except BadFile as bad:
         raise SourceError(f"source file {shown} {bad}. Replace it.") from None
     except DAMAGE as error:
-        raise_if_storage(error)
+        why = damage_of(error)
         rows = f"rows {shard.first_row} to {shard.first_row + shard.num_rows - 1}"
-        why = first_line(error)
         raise SourceError(f"source file {shown} is corrupt in {rows} or before: {why}. Replace it.") from None
     if batches is None:
         raise IntegrityError(f"source file {shown} changes while it is read. Run again when nothing writes to it.")
@@ -114,6 +112,26 @@ def read_rows(fs: Any, root: str, shard: Shard, columns: tuple[str, ...]) -> pa.
             f"{shard.first_row} on, wanted {shard.num_rows}. Put the old file back, or write to another output."
         )
     return pa.Table.from_batches(batches)
+
+
+def decoded(table: pa.Table, shard: Shard) -> list[Row | Drop]:
+    """The rows of a table that `read_rows` gave for this shard."""
+    return rows_of_lines(table) if shard.kind.is_json else rows_of_columns(table)
+
+
+def rows_of_lines(table: pa.Table) -> list[Row | Drop]:
+    """Each line of JSON as a row."""
+    return [_row_of_line(line) for line in table.column(_LINE).to_pylist()]
+
+
+def rows_of_columns(table: pa.Table) -> list[Row | Drop]:
+    """The rows of a table of source columns; those of Arrow's JSON type are parsed."""
+    json_columns = [field.name for field in table.schema if is_json_type(field.type)]
+    try:
+        rows: list[Any] = table.to_pylist()
+    except (ValueError, OverflowError):
+        rows = [_row_or_drop(table, index) for index in range(table.num_rows)]
+    return [_with_json(row, json_columns) for row in rows] if json_columns else rows
 
 
 def _unmoved(fs: Any, path: str, shard: Shard, columns: tuple[str, ...]) -> list[pa.RecordBatch] | None:
@@ -142,11 +160,6 @@ def _unmoved(fs: Any, path: str, shard: Shard, columns: tuple[str, ...]) -> list
         if type(error).__name__ != "FileExpired":  # of s3fs: another object has the name since the file was opened
             raise
         return None
-    _keep(key, cursor)
-    return batches
-
-
-def _keep(key: tuple[Any, ...], cursor: Cursor) -> None:
     with _CURSORS_LOCK:
         surplus = [_CURSORS.pop(key)] if key in _CURSORS else []
         _CURSORS[key] = cursor
@@ -154,17 +167,17 @@ def _keep(key: tuple[Any, ...], cursor: Cursor) -> None:
             surplus.append(_CURSORS.pop(next(iter(_CURSORS))))
     for old in surplus:
         old.close()
+    return batches
 
 
 def _batches(file: Any, shard: Shard, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    if shard.kind.is_json:
-        return _line_batches(file, shard.kind.codec, shard.mark)
-    read = {
-        FileKind.PARQUET: _parquet_batches,
-        FileKind.ARROW_FILE: _arrow_file_batches,
-        FileKind.ARROW_STREAM: _arrow_stream_batches,
-    }
-    return read[shard.kind](file, columns, shard.mark[1])
+    if shard.kind is FileKind.PARQUET:
+        return _parquet_batches(file, columns, shard.mark[1])
+    if shard.kind is FileKind.ARROW_FILE:
+        return _arrow_file_batches(file, columns, shard.mark[1])
+    if shard.kind is FileKind.ARROW_STREAM:
+        return _arrow_stream_batches(file, columns, shard.mark[1])
+    return _line_batches(file, shard.kind.codec, shard.mark)
 
 
 def _parquet_batches(file: Any, columns: Sequence[str], first_group: int) -> Iterator[pa.RecordBatch]:
@@ -207,15 +220,36 @@ def _line_batches(file: Any, codec: str | None, mark: tuple[int, int]) -> Iterat
     row, position = mark
     if position:
         file.seek(position)
-    held: list[bytes] = []
-    for _, line in lines(unpacked(file, codec), position, row):
-        held.append(line)
-        if len(held) == _BATCH_ROWS:
-            yield _line_batch(held)
-            held = []
-    if held:
-        yield _line_batch(held)
+    found = (line for _, line in lines(unpacked(file, codec), position, row))
+    while held := list(itertools.islice(found, _BATCH_ROWS)):
+        yield pa.record_batch([pa.array(held, pa.large_binary())], names=[_LINE])
 
 
-def _line_batch(held: Sequence[bytes]) -> pa.RecordBatch:
-    return pa.record_batch([pa.array(held, pa.large_binary())], names=[LINE])
+def _row_of_line(line: bytes) -> Row | Drop:
+    try:
+        row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+    except UnicodeDecodeError:
+        return Drop(Reason.UNDECODABLE_TEXT)
+    except (ValueError, RecursionError):
+        return Drop(Reason.INVALID_JSON)
+    return row if isinstance(row, dict) else Drop(Reason.INVALID_JSON)
+
+
+def _row_or_drop(table: pa.Table, index: int) -> Row | Drop:
+    try:
+        row: Row = table.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        return Drop(Reason.UNDECODABLE_TEXT)
+    except (ValueError, OverflowError):  # a time, where text is wanted, that Python cannot hold
+        return Drop(Reason.WRONG_TYPE)
+    return row
+
+
+def _with_json(row: Row | Drop, names: Sequence[str]) -> Row | Drop:
+    if isinstance(row, Drop):
+        return row
+    try:
+        parsed: Mapping[str, Any] = {name: json.loads(row[name]) for name in names if row[name] is not None}
+    except (ValueError, RecursionError):
+        return Drop(Reason.INVALID_JSON)
+    return {**row, **parsed}

@@ -1,7 +1,7 @@
 """Pairs of a whole table at once, by Arrow and numpy kernels, for rows that hold plain turns and texts.
 
-Only rows that are sure to be kept are taken. All others are left to `Format.convert`, which decides what a row holds
-and why it is dropped. Both give the same pair for the same row.
+Only rows that are sure to be kept are taken; `Format.convert` decides about all others. Both give the same pair for the
+same row. `good` marks the rows that are still taken, and each step below unmarks those it is not sure of.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from pipeline import schema as s
-from pipeline.sources.columns import plain_type
-from pipeline.sources.passthrough import one_array
-from pipeline.sources.rows import Layout
-from pipeline.sources.turns import BEYOND_TEXT, PROMPT_TEXT_COLUMNS, ROLES, SYSTEM_TEXT_COLUMNS
+from pipeline.sources.columns import one_array, plain_type
+from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Layout
+from pipeline.sources.turns import BEYOND_TEXT, ROLES
 
 Bools = npt.NDArray[np.bool_]
 _Ints = npt.NDArray[np.int64]
@@ -26,17 +25,25 @@ _Ints = npt.NDArray[np.int64]
 _ROLES: Final = pa.array(sorted(ROLES), pa.string())
 _ASSISTANT, _SYSTEM, _TOOL, _USER = (sorted(ROLES).index(role) for role in ("assistant", "system", "tool", "user"))
 _VISIBLE: Final = pa.array([bytes([code]) for code in range(0x21, 0x7F)], pa.binary())
+_PLAIN: Final = (
+    *(pat.is_string, pat.is_large_string, pat.is_null, pat.is_boolean),
+    *(pat.is_integer, pat.is_float32, pat.is_float64),
+)
 _MOST_BYTES: Final = 128 << 20  # of a table; escaped sixfold, its texts still fit into one Arrow array
+
+
+class NotPlain(Exception):  # noqa: N818 - the rows are read one by one then
+    """A table whose pairs cannot be made of whole columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnTurns:
-    """Turns of each row, which are those from `start` to `stop` of a flat list with `role` and `text`.
+    """Turns of many rows in a flat list with `role` and `text`; those of a row are from its `start` to its `stop`.
 
     A role is a place in _ROLES, or -1 for an odd turn.
     """
 
-    role: npt.NDArray[np.int64]
+    role: _Ints
     text: pa.Array
     start: _Ints
     stop: _Ints
@@ -59,34 +66,35 @@ class ColumnTurns:
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), turns, type=s.MESSAGES)
 
 
-def plain_arrays(table: pa.Table) -> dict[str, pa.Array] | None:
-    """Each column in one piece. None if they are too large, or if one is of a type that must be read row by row."""
+def plain_arrays(table: pa.Table) -> dict[str, pa.Array]:
+    """Each column in one piece.
+
+    Raises:
+        NotPlain: the columns are too large, or one is of a type that must be read row by row.
+    """
     if table.nbytes > _MOST_BYTES or not all(_is_plain(field.type) for field in table.schema):
-        return None
+        raise NotPlain
     columns = {name: one_array(table.column(name)) for name in table.column_names}
     return {name: array.cast(plain_type(array.type)) for name, array in columns.items()}
 
 
-def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -> dict[str, ColumnTurns] | None:
-    """Prompt, chosen and rejected of the rows that are `good`; rows whose turns are not plain no longer are.
+def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -> dict[str, ColumnTurns]:
+    """Prompt, chosen and rejected of the rows that are `good`.
 
-    None if a column is of a kind that no row is plain in.
+    Raises:
+        NotPlain: no row of such columns can be taken.
     """
     if s.TOOLS in columns:
         good &= _is_null(columns[s.TOOLS])
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
-    if chosen is None or rejected is None:
-        return None
     has_turns = s.PROMPT in columns and pat.is_nested(columns[s.PROMPT].type)
     if layout == "turns" and has_turns:
         prompt = _turns_of(columns[s.PROMPT], good)
-        if prompt is None:
-            return None
         chosen, rejected = _without(prompt, chosen), _without(prompt, rejected)
     elif layout != "dialogues" and has_turns:
-        return None
+        raise NotPlain
     else:
         answers_only = _starts_with_answer(chosen) | _starts_with_answer(rejected)
         if layout == "dialogues" or 2 * np.sum(answers_only & good) <= np.sum(good):
@@ -95,8 +103,6 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
         else:
             good &= answers_only
             prompt = _prompt_of_texts(columns, good)
-            if prompt is None:
-                return None
     _check_last(prompt, _USER, good)
     for completion in (chosen, rejected):
         others = ~np.isin(completion.role, (_ASSISTANT, _TOOL))
@@ -111,7 +117,7 @@ def candidate_rewards(
 ) -> dict[str, pa.Array]:
     """Rewards that chosen and rejected have as candidates, and those of all candidates.
 
-    A row is no longer `good` if a side is none of the candidates to the letter, or equals several with other scores.
+    A row is not `good` if a side equals no candidate to the letter, or several of different scores.
     """
     every = scores.cast(pa.list_(pa.float64()))
     texts_from, scores_from = texts.offsets.to_numpy(), every.offsets.to_numpy()
@@ -135,38 +141,29 @@ def candidate_rewards(
 
 
 def _is_plain(data_type: pa.DataType) -> bool:
-    """Whether Python values of this type say no more than the Arrow ones, and there is one for each."""
+    """Whether each Arrow value of this type has one Python value that holds no more."""
     if pat.is_struct(data_type):
         names = [field.name for field in data_type]
         return len({*names}) == len(names) and all(_is_plain(field.type) for field in data_type)
     if pat.is_list(data_type) or pat.is_large_list(data_type):
         return _is_plain(data_type.value_type)
-    tests = (
-        pat.is_string,
-        pat.is_large_string,
-        pat.is_null,
-        pat.is_boolean,
-        pat.is_integer,
-        pat.is_float32,
-        pat.is_float64,
-    )
-    return any(test(data_type) for test in tests)
+    return any(is_plain(data_type) for is_plain in _PLAIN)
 
 
-def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns | None:
-    """The turns of a column of texts, which are answers, or of messages; rows with others are no longer `good`."""
+def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns:
+    """The turns of a column of messages, or of texts, which are answers."""
     good &= ~_is_null(column)
     places = np.arange(len(column) + 1)
     if pat.is_string(column.type):
         return ColumnTurns(np.full(len(column), _ASSISTANT), column, places[:-1], places[1:])
     if not pat.is_list(column.type) or not pat.is_struct(column.type.value_type):
-        return None
+        raise NotPlain
     offsets = column.offsets.to_numpy().astype(np.int64)
     items = column.values.slice(offsets[0], offsets[-1] - offsets[0])
     offsets -= offsets[0]
     fields = dict(zip((field.name for field in items.type), items.flatten(), strict=True))
     if not all(name in fields and pat.is_string(fields[name].type) for name in ("role", "content")):
-        return None
+        raise NotPlain
     role = pc.fill_null(pc.index_in(fields["role"], value_set=_ROLES), -1).to_numpy().astype(np.int64)
     role[_is_null(fields["content"])] = -1
     for name in BEYOND_TEXT:
@@ -177,14 +174,14 @@ def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns | None:
     return turns
 
 
-def _prompt_of_texts(columns: Mapping[str, pa.Array], good: Bools) -> ColumnTurns | None:
+def _prompt_of_texts(columns: Mapping[str, pa.Array], good: Bools) -> ColumnTurns:
     """As `turns.prompt_from_texts`."""
     texts, systems = (
         [columns[name] for name in names if name in columns and not pat.is_null(columns[name].type)]
-        for names in (PROMPT_TEXT_COLUMNS, SYSTEM_TEXT_COLUMNS)
+        for names in (PROMPT_TEXTS, SYSTEM_TEXTS)
     )
     if not texts or not all(pat.is_string(column.type) for column in (*texts, *systems)):
-        return None
+        raise NotPlain
     text = pc.coalesce(*texts)
     good &= ~_is_null(text)
     if {"instruction", "input"} <= columns.keys():
@@ -219,7 +216,7 @@ def _split(chosen: ColumnTurns, rejected: ColumnTurns) -> tuple[ColumnTurns, Col
 
 
 def _without(prompt: ColumnTurns, dialogue: ColumnTurns) -> ColumnTurns:
-    """As `turns.without_prompt`."""
+    """As `turns.any_pair`, of a completion that may repeat the prompt."""
     is_repeated = _num_common(prompt, dialogue) == prompt.length
     return dialogue.cut(np.where(is_repeated, prompt.length, 0))[1]
 
@@ -264,7 +261,7 @@ def _starts_with_answer(turns: ColumnTurns) -> Bools:
 
 
 def _check_last(turns: ColumnTurns, role: int, good: Bools) -> None:
-    """Rows whose last turn is not of this role, or only white space, are no longer `good`."""
+    """Take only rows whose last turn is of this role and not only white space."""
     good &= turns.length > 0
     last = turns.stop[good] - 1
     good[good] = (turns.role[last] == role) & _is_written(turns.text, last)

@@ -1,16 +1,16 @@
 """Pre-flight over a source: which data files it has, in a fixed order, and every bad one at once.
 
-A source is one file, a folder (searched to the bottom), or a folder made by `datasets`' save_to_disk. Names that
-start with a dot or an underscore, and files of no known extension, are no part of it; the latter are named, unless
-they describe the data. Files are ordered by their path relative to the root, so that the same source gives the same
-plan.
+A source is one file, a folder (searched to the bottom), or a folder made by `datasets`' save_to_disk. Names that start
+with a dot or an underscore are ignored. So are files of no known extension; they are reported, unless they describe the
+data. Files are ordered by their path relative to the root, so that the same source gives the same plan.
+
+Of a folder made by save_to_disk only the two small JSON files are read; the library `datasets` is not needed.
 """
 
-import bisect
+import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
@@ -20,76 +20,31 @@ from pipeline.faults import is_missing
 from pipeline.shown import listed, shown, shown_path
 from pipeline.sources.bounds import BadFile
 from pipeline.sources.columns import plain_type
-from pipeline.sources.hf_folder import dataset_files
 from pipeline.sources.probe import FileKind, Probe, probe_file
+from pipeline.sources.shards import SourceFile, SourceScan
 from pipeline.sources.unchanged import digest_of, state_of
 
-_EXTENSIONS: Final = {
-    ".parquet": FileKind.PARQUET,
-    ".pq": FileKind.PARQUET,
-    ".arrow": FileKind.ARROW_FILE,
-    ".feather": FileKind.ARROW_FILE,
-    ".ipc": FileKind.ARROW_FILE,
-    ".arrows": FileKind.ARROW_FILE,
-    **{
-        f"{base}{packed}": kind
-        for base in (".jsonl", ".ndjson", ".json")
-        for packed, kind in {
-            "": FileKind.JSONL,
-            ".gz": FileKind.JSONL_GZIP,
-            ".zst": FileKind.JSONL_ZSTD,
-            ".zstd": FileKind.JSONL_ZSTD,
-        }.items()
-    },
+_PACKED: Final = {
+    "": FileKind.JSONL,
+    ".gz": FileKind.JSONL_GZIP,
+    ".zst": FileKind.JSONL_ZSTD,
+    ".zstd": FileKind.JSONL_ZSTD,
 }
+_EXTENSIONS: Final = {
+    **dict.fromkeys((".parquet", ".pq"), FileKind.PARQUET),
+    **dict.fromkeys((".arrow", ".feather", ".ipc", ".arrows"), FileKind.ARROW_FILE),
+    **{f"{base}{packed}": kind for base in (".jsonl", ".ndjson", ".json") for packed, kind in _PACKED.items()},
+}
+_DICT_FILE: Final = "dataset_dict.json"
+_STATE_FILE: Final = "state.json"
+_INFO_FILE: Final = "dataset_info.json"
 # Files that tools write beside the data; none of them holds rows.
-_NOT_DATA: Final = frozenset(
-    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "run.json", "report.json"}
-)
+_NOT_DATA: Final = frozenset({_INFO_FILE, "dataset_infos.json", _DICT_FILE, _STATE_FILE, "run.json", "report.json"})
 _DESCRIPTIONS: Final = (".md", ".md5", ".sha256")
 _DESCRIBING: Final = ("readme", "license", "licence")
 _PROBES_AT_ONCE: Final = 8
 _PROBLEMS_SHOWN: Final = 50
 _IGNORED_SHOWN: Final = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """One data file. `size` in bytes.
-
-    `digest` names the content: an ETag on S3, blake2b of it on a local disk. In `state`, see `unchanged`, storage held
-    just that content.
-    """
-
-    path: str
-    """Relative to the root of the scan, with forward slashes."""
-    kind: FileKind
-    num_rows: int
-    size: int
-    digest: str
-    state: str = field(default="", repr=False)
-    marks: tuple[tuple[int, int], ...] = field(default=((0, 0),), repr=False)
-    """Places where a reader can start, see `probe.Probe`."""
-
-    def mark_before(self, row: int) -> tuple[int, int]:
-        """The last place to start reading from that is not after `row`."""
-        return self.marks[max(bisect.bisect_right(self.marks, row, key=lambda mark: mark[0]) - 1, 0)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceScan:
-    """The data files under `root`, a path in the file system, with the schema they share (None for JSON Lines)."""
-
-    root: str
-    files: tuple[SourceFile, ...]
-    schema: pa.Schema | None
-    ignored: tuple[str, ...] = ()
-    """Files that may hold data but are of no known extension, in order."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all files."""
-        return sum(file.num_rows for file in self.files)
 
 
 def scan_files(fs: Any, root: str) -> SourceScan:
@@ -100,11 +55,17 @@ def scan_files(fs: Any, root: str) -> SourceScan:
         OSError: the storage failed.
     """
     base, sizes, ignored = _data_files(fs, fs._strip_protocol(root).rstrip("/"), shown_path(root))  # noqa: SLF001 - fsspec's own idiom
+    paths = sorted(sizes)
+
+    def state(path: str) -> str:
+        """State of a file; a file that a saved dataset lists and does not hold has none."""
+        return "" if sizes[path] < 0 else state_of(fs, posixpath.join(base, path))
+
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
-        states = dict(zip(sizes, pool.map(lambda path: _state(fs, base, path, sizes[path]), sizes), strict=True))
-        looks = list(pool.map(lambda path: _look(fs, base, path, sizes[path]), sorted(sizes)))
-    problems = {path: look for path, look in zip(sorted(sizes), looks, strict=True) if isinstance(look, str)}
-    good = {path: look for path, look in zip(sorted(sizes), looks, strict=True) if not isinstance(look, str)}
+        states = dict(zip(paths, pool.map(state, paths), strict=True))
+        looks = dict(zip(paths, pool.map(lambda path: _look(fs, base, path, sizes[path]), paths), strict=True))
+    problems = {path: look for path, look in looks.items() if isinstance(look, str)}
+    good = {path: look for path, look in looks.items() if not isinstance(look, str)}
     schema, drifted = _common_schema(good)
     problems |= drifted
     if problems:
@@ -113,21 +74,21 @@ def scan_files(fs: Any, root: str) -> SourceScan:
         where = shown_path(root)
         raise SourceError(f"source {where} has 0 rows in {len(good)} file(s). Give a path that holds preference data.")
     with ThreadPoolExecutor(_PROBES_AT_ONCE) as pool:
-        digests = list(pool.map(lambda path: digest_of(fs, posixpath.join(base, path)), good))
-        moved = [path for path in good if _state(fs, base, path, sizes[path]) != states[path]]
+        digests = dict(zip(paths, pool.map(lambda path: digest_of(fs, posixpath.join(base, path)), paths), strict=True))
+    moved = [path for path in paths if state(path) != states[path]]
     if moved:
         raise SourceError(_problem_text(root, dict.fromkeys(moved, "changes while it is looked at"), len(sizes)))
     files = tuple(
         SourceFile(
             path=path,
-            kind=p.kind,
-            num_rows=p.num_rows,
+            kind=probe.kind,
+            num_rows=probe.num_rows,
             size=sizes[path],
-            digest=digest,
+            digest=digests[path],
             state=states[path],
-            marks=p.marks,
+            marks=probe.marks,
         )
-        for (path, p), digest in zip(good.items(), digests, strict=True)
+        for path, probe in good.items()
     )
     return SourceScan(root=base, files=files, schema=schema, ignored=ignored)
 
@@ -149,30 +110,90 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
         raise SourceError(f"source {shown} does not exist. Give source.path an existing file or folder.") from None
     if info["type"] != "directory":
         name = posixpath.basename(base)
-        if _kind_of_name(name) is None:
+        if _kind_of(name) is None:
             raise SourceError(f"source {shown} is no data file; wanted one of {', '.join(_EXTENSIONS)}.")
         return posixpath.dirname(base), {name: int(info["size"])}, ()
+    every = {posixpath.relpath(path, base): found for path, found in fs.find(base, detail=True).items()}
     found = {
-        posixpath.relpath(path, base): int(details.get("size") or 0)
-        for path, details in fs.find(base, detail=True).items()
+        path: int(details.get("size") or 0)
+        for path, details in every.items()
+        if not any(part.startswith((".", "_")) for part in path.split("/"))
     }
-    found = {path: size for path, size in found.items() if not _is_hidden(path)}
-    saved = dataset_files(fs, base, found, shown)
-    wanted = saved if saved is not None else [p for p in found if _kind_of_name(posixpath.basename(p)) is not None]
+    saved = dataset_files(fs, base, {*found}, shown)
+    wanted = saved if saved is not None else [path for path in found if _kind_of(path) is not None]
     if not wanted:
         others = f" It has {listed(sorted(found)[:5])}." if found else ""
         raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
-    ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(posixpath.basename(path))))
+    ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(path)))
     return base, {path: found.get(path, -1) for path in wanted}, ignored
 
 
-def _state(fs: Any, base: str, path: str, size: int) -> str:
-    """State of a file; of one that a folder lists and does not hold there is none."""
-    return "" if size < 0 else state_of(fs, posixpath.join(base, path))
+def dataset_files(fs: Any, base: str, names: set[str], shown: str) -> list[str] | None:
+    """Data files of a saved Dataset, or of the train or only split of a saved DatasetDict. None for other folders.
+
+    Raises:
+        SourceError: there are several splits and none is called train, a description is damaged, or saved datasets lie
+            deeper in the folder, which then may hold the same rows twice.
+    """
+    folder = ""
+    if _DICT_FILE in names:
+        folder = f"{_split(_load(fs, base, _DICT_FILE).get('splits'), shown)}/"
+    elif _STATE_FILE not in names:
+        _refuse_nested(names, shown)
+        return None
+    state = _load(fs, base, f"{folder}{_STATE_FILE}")
+    try:
+        return [f"{folder}{entry['filename']}" for entry in state["_data_files"]]
+    except (KeyError, TypeError):
+        raise SourceError(
+            f"source {shown_path(base)}: {shown_path(folder)}{_STATE_FILE} lists no data files. Save the dataset again."
+        ) from None
+
+
+def _split(splits: Any, shown: str) -> str:
+    names = [str(name) for name in splits] if isinstance(splits, list) else []
+    if "train" in names:
+        return "train"
+    if len(names) == 1:
+        return names[0]
+    raise SourceError(
+        f"source {shown} is a saved DatasetDict with the splits {names}, none of them 'train'. "
+        f"Give source.path the folder of one split, such as {shown}/{shown_path(names[0] if names else 'train')}."
+    )
+
+
+def _refuse_nested(names: Iterable[str], shown: str) -> None:
+    dicts = {posixpath.dirname(name) for name in names if posixpath.basename(name) == _DICT_FILE}
+    with_state, with_info = (
+        {posixpath.dirname(name) for name in names if posixpath.basename(name) == file}
+        for file in (_STATE_FILE, _INFO_FILE)
+    )
+    saved = dicts | {folder for folder in with_state & with_info if posixpath.dirname(folder) not in dicts}
+    if saved:
+        raise SourceError(
+            f"source {shown} is no saved dataset itself, but holds some: {listed(sorted(saved)[:5])}. "
+            "Give source.path one of these folders, or the folder of other files beside them."
+        )
+
+
+def _load(fs: Any, base: str, name: str) -> dict[str, Any]:
+    where = f"{shown_path(base)}: {shown_path(name)}"
+    try:
+        loaded = json.loads(fs.cat_file(posixpath.join(base, name)))
+    except FileNotFoundError as error:
+        if not is_missing(error):
+            raise
+        raise SourceError(f"source {where} is missing. Save the dataset again.") from None
+    except (ValueError, RecursionError):
+        raise SourceError(f"source {where} is no JSON. Save the dataset again.") from None
+    if not isinstance(loaded, dict):
+        raise SourceError(f"source {where} holds no JSON object. Save the dataset again.")
+    return loaded
 
 
 def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:
-    kind = _kind_of_name(posixpath.basename(path))
+    """What a file holds, or why it cannot be used."""
+    kind = _kind_of(path)
     if size < 0:
         return "is missing, though the dataset folder lists it"
     if size == 0:
@@ -187,25 +208,24 @@ def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:
         return str(bad)
 
 
-def _common_schema(probes: dict[str, Probe]) -> tuple[pa.Schema | None, dict[str, str]]:
+def _common_schema(probes: Mapping[str, Probe]) -> tuple[pa.Schema | None, dict[str, str]]:
     """The schema of the first file, null columns filled in from later ones, and how other files differ from it."""
     if not probes:
         return None, {}
-    first = next(iter(probes))
-    first_schema = probes[first].schema
-    types: dict[str, pa.DataType] = {} if first_schema is None else {f.name: f.type for f in first_schema}
+    path_of_first, first = next(iter(probes.items()))
+    types: dict[str, pa.DataType] = {} if first.schema is None else {f.name: f.type for f in first.schema}
     drifted = {}
     for path, probe in probes.items():
-        if probe.kind.is_json != probes[first].kind.is_json:
+        if probe.kind.is_json != first.kind.is_json:
             drifted[path] = (
-                f"is {probe.kind}, while {shown_path(first)} is {probes[first].kind}; "
+                f"is {probe.kind}, while {shown_path(path_of_first)} is {first.kind}; "
                 "keep kinds in folders of their own"
             )
         elif probe.schema is not None:
             differences = _differences(types, probe.schema)
             if differences:
-                drifted[path] = f"has another schema than {shown_path(first)}: {'; '.join(differences)}"
-    return (None if first_schema is None else pa.schema(list(types.items()))), drifted
+                drifted[path] = f"has another schema than {shown_path(path_of_first)}: {'; '.join(differences)}"
+    return (None if first.schema is None else pa.schema(list(types.items()))), drifted
 
 
 def _differences(types: dict[str, pa.DataType], schema: pa.Schema) -> list[str]:
@@ -230,19 +250,15 @@ def _problem_text(root: str, problems: dict[str, str], num_files: int) -> str:
     return "\n".join([head, *first, *more, "Repair these files or move them away."])
 
 
-def _kind_of_name(name: str) -> FileKind | None:
-    lowered = name.lower()
-    if lowered in _NOT_DATA:
+def _kind_of(path: str) -> FileKind | None:
+    name = posixpath.basename(path).lower()
+    if name in _NOT_DATA:
         return None
-    return next((kind for extension, kind in _EXTENSIONS.items() if lowered.endswith(extension)), None)
+    return next((kind for extension, kind in _EXTENSIONS.items() if name.endswith(extension)), None)
 
 
-def _may_hold_data(name: str) -> bool:
+def _may_hold_data(path: str) -> bool:
     """Whether a file is of no known extension and does not describe the data either."""
-    lowered = name.lower()
-    described = lowered in _NOT_DATA or lowered.startswith(_DESCRIBING) or lowered.endswith(_DESCRIPTIONS)
-    return _kind_of_name(name) is None and not described
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith((".", "_")) for part in path.split("/"))
+    name = posixpath.basename(path).lower()
+    described = name in _NOT_DATA or name.startswith(_DESCRIBING) or name.endswith(_DESCRIPTIONS)
+    return _kind_of(path) is None and not described

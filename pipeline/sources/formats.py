@@ -2,25 +2,62 @@
 
 A format is left out where columns that it needs are missing. Each of the others says whether it claims the table. One
 claim decides. None or several end with a SourceError that names the values of `source.format` to choose from.
+
+To add a format, write a module that makes its `Format`, and add that to FORMATS.
 """
 
 import difflib
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
+from pipeline.drops import Drop
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.shown import shown
-from pipeline.sources.columns import Columns
+from pipeline.sources.blocks import decoded, read_rows
+from pipeline.sources.columns import Columns, Kind, Row, described, kinds_of
 from pipeline.sources.messages import IMPLICIT, MESSAGES, SCORED
 from pipeline.sources.ranked import BINARIZED, CANDIDATES, JUDGED, RESPONSES
-from pipeline.sources.rows import Format, Row
+from pipeline.sources.rows import Format
+from pipeline.sources.scores import ALL_SCORE_COLUMNS
+from pipeline.sources.shards import SourceScan
 from pipeline.sources.texts import STRINGS, TRANSCRIPT
 
 AUTO: Final = "auto"
 SAMPLE_ROWS: Final = 64
 
-_ALL: Final = (MESSAGES, IMPLICIT, SCORED, STRINGS, TRANSCRIPT, BINARIZED, CANDIDATES, RESPONSES, JUDGED)
-FORMATS: Final[dict[str, Format]] = {known.name: known for known in _ALL}
+FORMATS: Final[dict[str, Format]] = {
+    known.name: known
+    for known in (MESSAGES, IMPLICIT, SCORED, STRINGS, TRANSCRIPT, BINARIZED, CANDIDATES, RESPONSES, JUDGED)
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The first rows of a source and the kinds of its columns."""
+
+    columns: Columns
+    rows: tuple[Row | Drop, ...]
+
+    @property
+    def decoded(self) -> list[Row]:
+        """The rows that could be decoded."""
+        return [row for row in self.rows if not isinstance(row, Drop)]
+
+
+def sample_rows(fs: Any, scan: SourceScan, num_rows: int = SAMPLE_ROWS, *, first_file_only: bool = True) -> Sample:
+    """The first rows of the source, or of its first file that has any, and the kinds of all its columns."""
+    names = set(ALL_SCORE_COLUMNS).union(*(known.reads for known in FORMATS.values()))
+    columns = () if scan.schema is None else tuple(name for name in scan.schema.names if name in names)
+    rows: list[Row | Drop] = []
+    for file in (file for file in scan.files if file.num_rows):
+        if columns or file.kind.is_json:
+            shard = file.shard(0, min(num_rows - len(rows), file.num_rows))
+            rows += decoded(read_rows(fs, scan.root, shard, columns), shard)
+        if first_file_only or len(rows) >= num_rows:
+            break
+    kinds = kinds_of(scan.schema, [row for row in rows if not isinstance(row, Drop)])
+    return Sample(columns=kinds, rows=tuple(rows))
 
 
 def check_format_name(name: str) -> None:
@@ -32,13 +69,41 @@ def check_format_name(name: str) -> None:
     raise ConfigError(f"source.format {name!r} is unknown{hint} Known: {', '.join([AUTO, *FORMATS])}.")
 
 
-def detect(columns: Columns, sample: Sequence[Row]) -> str:
-    """Name of the one format that claims a table of these columns and sampled rows.
+def claiming(columns: Columns, sample: Sequence[Row]) -> list[str]:
+    """Names of the formats that claim a table of these columns and sampled rows.
+
+    Scored candidates are claimed by the formats that read them, and by no other.
+    """
+    has_candidates = any(
+        columns.get(known.candidates[0]) is Kind.TEXTS and columns.get(known.candidates[1]) is Kind.NUMBERS
+        for known in FORMATS.values()
+        if known.candidates
+    )
+    return [
+        name
+        for name, known in FORMATS.items()
+        if not known.lacks(columns) and (known.candidates or not has_candidates) and known.claims(columns, sample)
+    ]
+
+
+def resolve_format(name: str, columns: Columns, sample: Sequence[Row]) -> str:
+    """The format to read with: `name`, or for auto the one format that claims the table.
 
     Raises:
-        SourceError: no format claims it, or more than one does.
+        ConfigError: no such format.
+        SchemaError: the table lacks columns that the named format needs.
+        SourceError: for auto, no format claims the table, or more than one does.
     """
-    names = [name for name, known in FORMATS.items() if known.matches(columns, sample)]
+    check_format_name(name)
+    if name != AUTO:
+        missing = FORMATS[name].lacks(columns)
+        if missing:
+            raise SchemaError(
+                f"source.format {name} needs {', '.join(missing)}; the source has {described(columns)}. "
+                "Choose another source.format, or auto."
+            )
+        return name
+    names = claiming(columns, sample)
     if len(names) == 1:
         return names[0]
     if names:
@@ -46,31 +111,11 @@ def detect(columns: Columns, sample: Sequence[Row]) -> str:
             f"the source can be read as {' or '.join(names)}: {described(columns)}. "
             f"Set source.format to one of: {', '.join(names)}."
         )
-    known = "\n".join(f"  {name}: {known.about}" for name, known in FORMATS.items())
+    every = "\n".join(f"  {known.name}: {known.about}" for known in FORMATS.values())
     raise SourceError(
         f"the source is of no known format: it has {described(columns)}.{_near_misses(columns)} "
-        f"Rename its columns to fit one of these:\n{known}"
+        f"Rename its columns to fit one of these:\n{every}"
     )
-
-
-def resolve_format(name: str, columns: Columns, sample: Sequence[Row]) -> str:
-    """The format to read with: `name`, once its columns are there, or for auto the detected one.
-
-    Raises:
-        ConfigError: no such format.
-        SchemaError: the table lacks columns that the named format needs.
-        SourceError: auto finds none or several.
-    """
-    check_format_name(name)
-    if name == AUTO:
-        return detect(columns, sample)
-    missing = FORMATS[name].needs(columns)
-    if missing:
-        raise SchemaError(
-            f"source.format {name} needs {', '.join(missing)}; the source has {described(columns)}. "
-            "Choose another source.format, or auto."
-        )
-    return name
 
 
 def _near_misses(columns: Columns) -> str:
@@ -79,8 +124,3 @@ def _near_misses(columns: Columns) -> str:
     wanted = sorted(read - {*columns})
     near = {name: difflib.get_close_matches(name, wanted, n=1, cutoff=0.75) for name in columns if name not in read}
     return "".join(f" {shown(name)}: did you mean {found[0]}?" for name, found in near.items() if found)
-
-
-def described(columns: Columns) -> str:
-    """The columns with their kinds, for a message."""
-    return ", ".join(f"{shown(name)} ({kind})" for name, kind in columns.items()) or "no columns"

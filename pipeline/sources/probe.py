@@ -1,9 +1,8 @@
-"""One data file looked at before anything runs: its rows, its schema and where a reader can start.
+"""A look at one data file before anything runs: its rows, its schema and where a reader can start.
 
-Parquet is read by its footer, an Arrow file by the heads of its batches. An Arrow stream and JSON Lines have no
-footer, so they are read once from end to end. What a file claims is compared with what it holds, as far as memory
-depends on it; values are checked where they are read. A file that cannot be read raises BadFile with the reason;
-errors of the storage itself travel on.
+Of Parquet the footer is read, of an Arrow file the heads of its batches. An Arrow stream and JSON Lines have no footer,
+so they are read once from end to end. Claims that decide how much memory is used are compared with what the file holds;
+values are checked where they are read.
 """
 
 import io
@@ -20,10 +19,8 @@ import pyarrow.types as pat
 
 from pipeline.shown import listed
 from pipeline.sources.arrow_checks import rows_of_file, rows_of_message, sound
-from pipeline.sources.bounds import BadFile, check_count
+from pipeline.sources.bounds import BadFile, check_count, lines, not_an_array, rows_of_groups, unpacked
 from pipeline.sources.columns import plain_type
-from pipeline.sources.lines import lines, not_an_array, unpacked
-from pipeline.sources.pages import rows_of_groups
 
 _MARK_EVERY_ROWS: Final = 64
 _ARROW_FILE_MAGIC: Final = b"ARROW1"
@@ -32,7 +29,7 @@ DAMAGE: Final = (
     pa.ArrowException, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, struct.error,
     MemoryError, RecursionError, SystemError,
 )  # fmt: skip
-"""What reading a damaged file may raise besides BadFile; an OSError may be of the storage, see `raise_if_storage`."""
+"""What reading a damaged file may raise besides BadFile. An OSError may be of the storage, see `damage_of`."""
 
 
 class FileKind(StrEnum):
@@ -89,46 +86,36 @@ def probe_file(fs: Any, path: str, extension_kind: FileKind) -> Probe:
             probe = _probe(file, extension_kind)
         check_count(probe.num_rows, size)
     except DAMAGE as error:
-        raise_if_storage(error)
-        raise BadFile(f"cannot be read ({first_line(error)})") from None
+        raise BadFile(f"cannot be read ({damage_of(error)})") from None
     return probe
 
 
-def raise_if_storage(error: BaseException) -> None:
-    """Raise an OSError that came from the storage: one of a subclass, or with an errno. Arrow's own has neither."""
+def damage_of(error: BaseException) -> str:
+    """What an error of DAMAGE says, in one line.
+
+    Raises:
+        OSError: the error came from the storage: it is of a subclass or has an errno. Arrow's own has neither.
+    """
     if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
         raise error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]
 
 
 def _probe(file: Any, kind: FileKind) -> Probe:
-    if kind is FileKind.PARQUET:
-        return _probe_parquet(file)
     if kind.is_json:
         return _probe_json(file, kind)
-    is_file = file.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
-    file.seek(0)
-    return (_probe_arrow_file if is_file else _probe_arrow_stream)(file)
-
-
-def _probe_parquet(file: Any) -> Probe:
-    with pq.ParquetFile(file) as parquet:
-        return _in_parts(FileKind.PARQUET, rows_of_groups(file, parquet.metadata), parquet.schema_arrow)
-
-
-def _probe_arrow_file(file: Any) -> Probe:
-    rows = rows_of_file(file)
-    with pa.ipc.open_file(file) as reader:
-        return _in_parts(FileKind.ARROW_FILE, rows, reader.schema)
-
-
-def _in_parts(kind: FileKind, rows: list[int], schema: pa.Schema) -> Probe:
-    """A file whose row groups or batches have so many rows each."""
+    if kind is FileKind.PARQUET:
+        with pq.ParquetFile(file) as parquet:
+            rows, schema = rows_of_groups(file, parquet.metadata), parquet.schema_arrow
+    else:
+        is_file = file.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
+        file.seek(0)
+        if not is_file:
+            return _probe_arrow_stream(file)
+        rows = rows_of_file(file)
+        with pa.ipc.open_file(file) as reader:
+            schema = reader.schema
     marks = tuple((first, index) for index, first in enumerate(itertools.accumulate(rows, initial=0)))[:-1]
     return Probe(kind=kind, num_rows=sum(rows), schema=_checked(schema), marks=marks)
 

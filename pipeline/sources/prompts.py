@@ -1,119 +1,170 @@
-"""The prompts that self-play starts from, as a table of PROMPT_SCHEMA.
+"""The prompts of a source, row by row: those of any pair format, or of a dataset of prompts alone.
 
-Every row of the source is a row of the table. First come the usable ones by id, then the others, dropped with stage and
-reason. The id is that of the id column, or else the digest of the prompt. Rows without a prompt, and rows that repeat
-one, have their place (file and row) as id.
+A row of prompts alone has one of these:
 
-The prompts of one run are held in memory: about 2 KiB each with the texts of usual datasets, so 1e5 of them take
-some 200 MB. Dropped rows keep no text.
+    prompt or messages as turns; assistant turns at the end of `messages` are cut off
+    text in the columns from which pair formats read prompts
+    text in the column `text`, if the format is named: texts of any kind bear that name
+
+Rows of a pair format give the prompt of their pair. If only the answers are unfit, such as two equal ones, a prompt
+that stands apart is used nevertheless. Prompts that were written for tools are dropped: without the tools they would
+ask for something else.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
+from typing import Any, Final, NamedTuple
 
 from pipeline import schema as s
-from pipeline.config import SEED_STRATEGY, Prompts
-from pipeline.drops import Drop, Reason
-from pipeline.errors import DataError
-from pipeline.metrics.ids import hash_ids
-from pipeline.shown import quoted, shown_path
-from pipeline.sources.contamination import Contamination
-from pipeline.sources.files import SourceFile
-from pipeline.sources.ids import prompt_digest
-from pipeline.sources.prompt_rows import PromptRow, open_prompts
-from pipeline.sources.rows import Turn
+from pipeline.config import Prompts
+from pipeline.drops import Drop, DropRow, Reason
+from pipeline.errors import ConfigError, SchemaError, SourceError
+from pipeline.sources.blocks import decoded, read_rows
+from pipeline.sources.columns import Columns, Kind, Row, check_id_column, described
+from pipeline.sources.files import scan_files
+from pipeline.sources.formats import AUTO, FORMATS, claiming, resolve_format, sample_rows
+from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Turn, prompt_text_column, reason_of
+from pipeline.sources.shards import SourceFile, plan_shards
+from pipeline.sources.turns import check_prompt, id_of, prompt_from_texts, turns_of, without_last_answers
+
+PROMPTS_FORMAT: Final = "prompts"
+"""The value of `prompts.format` for a dataset of prompts alone."""
+
+_MESSAGES: Final = "messages"
+_TEXT: Final = "text"
+_READS: Final = (*PROMPT_TEXTS, *SYSTEM_TEXTS, _MESSAGES, _TEXT, s.TOOLS, s.STATUS)
+_SHARD_ROWS: Final = 1024
+# Faults of a row's answers that leave its prompt usable.
+_ANSWERS_UNFIT: Final = frozenset(
+    {
+        Reason.EMPTY_RESPONSE,
+        Reason.IDENTICAL_RESPONSES,
+        Reason.TOO_FEW_CANDIDATES,
+        Reason.CANDIDATE_COUNT_MISMATCH,
+        Reason.TIED_REWARDS,
+        Reason.NULL_SCORE,
+        Reason.NON_FINITE_SCORE,
+    }
+)
+
+
+class PromptRow(NamedTuple):
+    """The prompt of a row of the source, or why it has none. `place` is file and 0-based row.
+
+    `id` is from the id column, if one is named and the row has a prompt.
+    """
+
+    place: str
+    id: str | None
+    prompt: list[Turn] | Drop
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedPrompts:
-    """The table, and what it was read from: data files with their digests, and the format that was found."""
+class PromptReader:
+    """A source of prompts that was checked and can be read; `format` as `prompts.format`, never auto."""
 
-    table: pa.Table
+    fs: Any
+    root: str
     files: tuple[SourceFile, ...]
     format: str
+    id_column: str | None
+    columns: tuple[str, ...]
 
-    @property
-    def num_usable(self) -> int:
-        """Prompts that are not dropped."""
-        return int(self.table.num_rows) - sum(self.dropped.values())
+    def rows(self) -> Iterator[PromptRow]:
+        """Every row of every file, in order.
 
-    @property
-    def dropped(self) -> dict[str, int]:
-        """How many rows were dropped for each reason, the commonest first; equal prompts and the limit included."""
-        reasons = Counter(reason for reason in self.table.column(s.DROP_REASON).to_pylist() if reason is not None)
-        return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+        Raises:
+            SourceError: a file is corrupt, gone or changed.
+            OSError: the storage failed.
+        """
+        for shard in plan_shards(self.files, _SHARD_ROWS):
+            rows = decoded(read_rows(self.fs, self.root, shard, self.columns), shard)
+            for index, row in enumerate(rows, shard.first_row):
+                place = f"{shard.file}:{index}"
+                try:
+                    row_id, prompt = (None, row) if isinstance(row, Drop) else self._read(row)
+                except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
+                    row_id, prompt = None, Drop(reason_of(error, place))
+                yield PromptRow(place, row_id, prompt)
+
+    def _read(self, row: Row) -> tuple[str | None, list[Turn] | Drop]:
+        prompt = _prompt_alone(row) if self.format == PROMPTS_FORMAT else _prompt_of_pair(row, self.format)
+        return None if self.id_column is None else id_of(row.get(self.id_column)), prompt
 
 
-def read_prompts(fs: Any, root: str, prompts: Prompts, benchmarks: Contamination | None = None) -> SeedPrompts:
-    """Read all prompts: each different one once, without contaminated ones, at most `prompts.limit` of them.
-
-    Of equal prompts the one of the smallest id is kept. The limit keeps those whose hash of seed and id is smallest, so
-    that neither the order of rows nor that of files matters, and a higher limit adds to a lower one.
+def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptReader:
+    """Check the whole source of prompts: files, format and id column.
 
     Raises:
         ConfigError: `prompts.format` is unknown.
         SourceError: bad files, no rows, or a format that cannot be told.
         SchemaError: the format or the id lacks its column.
-        DataError: two different prompts have the same id, or no row has a prompt to use.
         OSError: the storage failed.
     """
-    source = open_prompts(fs, root, prompts)
-    kept, dropped = _each_once(source.rows())
-    if benchmarks is not None:
-        hit = {id_ for id_, prompt in kept.items() if benchmarks.hits_prompt(prompt)}
-        dropped += [_dropped(id_, Drop(Reason.CONTAMINATED, "filter")) for id_ in sorted(hit)]
-        kept = {id_: prompt for id_, prompt in kept.items() if id_ not in hit}
-    if prompts.limit is not None:
-        first = set(by_hash([*kept], prompts.seed)[: prompts.limit])
-        dropped += [_dropped(id_, Drop(Reason.BEYOND_LIMIT)) for id_ in sorted(kept) if id_ not in first]
-        kept = {id_: prompt for id_, prompt in kept.items() if id_ in first}
-    seed = {s.STRATEGY: SEED_STRATEGY, s.ROUND: 0, s.STATUS: s.KEPT}
-    rows = [{s.ID: id_, s.PROMPT: kept[id_], **seed} for id_ in sorted(kept)]
-    seeds = SeedPrompts(
-        table=pa.Table.from_pylist([*rows, *dropped], schema=s.PROMPT_SCHEMA), files=source.files, format=source.format
+    with _errors_name_prompts():
+        scan = scan_files(fs, root)
+        sample = sample_rows(fs, scan)
+        name = _format_of(prompts.format, sample.columns, sample.decoded)
+        if prompts.id_column is not None:
+            check_id_column(prompts.id_column, sample.columns, scan.schema)
+    reads = {*(_READS if name == PROMPTS_FORMAT else FORMATS[name].reads), prompts.id_column}
+    columns = tuple(column for column in sample.columns if column in reads)
+    return PromptReader(
+        fs=fs, root=scan.root, files=scan.files, format=name, id_column=prompts.id_column, columns=columns
     )
-    if not rows:
-        raise DataError(f"prompts.path {shown_path(root)}: no row has a prompt to use; reasons: {seeds.dropped}.")
-    return seeds
 
 
-def by_hash(ids: Sequence[str], seed: int) -> list[str]:
-    """The ids in the order of their hash with the seed, ties by id: one that does not depend on theirs."""
-    names = pa.array(sorted(ids), pa.string())
-    order = np.argsort(hash_ids(names, seed), kind="stable")
-    taken: list[str] = names.take(pa.array(order)).to_pylist()
-    return taken
+def _prompt_alone(row: Row) -> list[Turn]:
+    """The prompt of a row of prompts alone, or DropRow."""
+    if row.get(s.STATUS) == s.DROPPED:
+        raise DropRow(Reason.DROPPED_BEFORE)
+    if row.get(s.TOOLS):
+        raise DropRow(Reason.UNSUPPORTED_CONTENT)
+    if isinstance(row.get(s.PROMPT), (list, Mapping)):
+        turns = turns_of(row[s.PROMPT])
+    elif isinstance(row.get(_MESSAGES), (list, Mapping)):
+        turns = without_last_answers(turns_of(row[_MESSAGES]))
+    elif all(row.get(name) is None for name in PROMPT_TEXTS):
+        turns = prompt_from_texts({**row, s.PROMPT: row.get(_TEXT)})
+    else:
+        turns = prompt_from_texts(row)
+    check_prompt(turns)
+    return turns
 
 
-def _each_once(rows: Iterable[PromptRow]) -> tuple[dict[str, list[Turn]], list[dict[str, Any]]]:
-    """Each different prompt by its id, and the rows that gave none or repeated one."""
-    dropped: list[dict[str, Any]] = []
-    of_digest: dict[str, tuple[str, str, list[Turn]]] = {}  # id, place, prompt
-    digest_of_id: dict[str, str] = {}
-    for row in rows:
-        if isinstance(row.prompt, Drop):
-            dropped.append(_dropped(row.place, row.prompt))
-            continue
-        digest = prompt_digest(row.prompt)
-        row_id = row.id or digest
-        if digest_of_id.setdefault(row_id, digest) != digest:
-            raise DataError(
-                f"two different prompts have the id {quoted(row_id)}. Name an id column with unique ids, or leave out "
-                "prompts.id_column to use a hash of the prompt."
-            )
-        here = (row_id, row.place, row.prompt)
-        before = of_digest.get(digest)
-        of_digest[digest] = here if before is None else min(before, here, key=lambda found: found[:2])
-        if before is not None:
-            repeated = max(before, here, key=lambda found: found[:2])
-            dropped.append(_dropped(repeated[1], Drop(Reason.DUPLICATE_PROMPT)))
-    return {id_: prompt for id_, _, prompt in of_digest.values()}, dropped
+def _prompt_of_pair(row: Row, name: str) -> list[Turn]:
+    try:
+        pair = FORMATS[name].convert(row)
+    except DropRow as drop:
+        # Dialogues in messages may hold turns that a text beside them lacks.
+        apart = isinstance(row.get(s.PROMPT), list) or not isinstance(row.get(s.CHOSEN), list)
+        if drop.reason not in _ANSWERS_UNFIT or not apart or name == "transcript":
+            raise
+        return _prompt_alone(row)
+    if pair.tools is not None:
+        raise DropRow(Reason.UNSUPPORTED_CONTENT)
+    return pair.prompt
 
 
-def _dropped(id_: str, drop: Drop) -> dict[str, Any]:
-    return {s.ID: id_, s.STRATEGY: SEED_STRATEGY, s.ROUND: 0, **drop.columns}
+def _format_of(name: str, columns: Columns, sample: list[Row]) -> str:
+    has_turns = Kind.TURNS in {columns.get(s.PROMPT), columns.get(_MESSAGES)}
+    can_be_prompts = has_turns or prompt_text_column(columns) is not None
+    if name == PROMPTS_FORMAT and not can_be_prompts and columns.get(_TEXT) is not Kind.TEXT:
+        raise SchemaError(
+            f"prompts.format {PROMPTS_FORMAT} needs prompt or messages as turns, or prompt, instruction, question, "
+            f"input or text as text; the source has {described(columns)}. Rename a column to one of these."
+        )
+    if name == PROMPTS_FORMAT or (name == AUTO and can_be_prompts and not claiming(columns, sample)):
+        return PROMPTS_FORMAT
+    return resolve_format(name, columns, sample)
+
+
+@contextmanager
+def _errors_name_prompts() -> Iterator[None]:
+    """Name the keys of `prompts` in errors of this folder, which name those of `source`."""
+    try:
+        yield
+    except (ConfigError, SourceError, SchemaError) as error:
+        raise type(error)(re.sub(r"\bsource\.(path|format|id_column)\b", r"prompts.\1", str(error))) from None

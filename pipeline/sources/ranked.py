@@ -15,28 +15,17 @@ five candidates or fewer no reward is lower than that, so the two ways differ fr
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import partial
 from typing import Any, Final
 
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
-from pipeline.sources.columns import Columns, Kind
-from pipeline.sources.messages import has_candidates
-from pipeline.sources.rows import Format, PairRow, Rewards, Row, Turn
-from pipeline.sources.turns import (
-    PROMPT_TEXT_COLUMNS,
-    SYSTEM_TEXT_COLUMNS,
-    any_pair,
-    completion_of,
-    has_any_pair,
-    lacking,
-    prompt_text_column,
-    text_of,
-)
+from pipeline.sources.columns import Kind, Row
+from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, TURNS, Format, PairRow, Rewards, Turn
+from pipeline.sources.turns import any_pair, completion_of, text_of, without_last_answers
 
-_TURNS: Final = frozenset({Kind.TURNS})
-_ANSWERS_UNFIT: Final = frozenset({Reason.IDENTICAL_RESPONSES, Reason.EMPTY_RESPONSE})
+_READS: Final = (*PROMPT_TEXTS, *SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS)
 
 
 def number_of(value: Any) -> float:
@@ -63,27 +52,11 @@ def numbers_of(value: Any) -> tuple[float, ...]:
     return tuple(number_of(item) for item in value)
 
 
-def candidates_pair(texts_column: str, scores_column: str, row: Row) -> PairRow:
-    """The pair of a row that holds K candidate texts and a reward for each."""
-    if row.get(CHOSEN) is None and row.get(REJECTED) is None:
-        return _picked_pair(row, texts_column, scores_column, _worst)
-    pair = any_pair(row)
-    try:
-        texts, scores = _candidates(row, texts_column, scores_column)
-        best, worst = (_score_of(turns[-1]["content"], texts, scores) for turns in (pair.chosen, pair.rejected))
-        rewards: Rewards | Drop = Rewards(chosen=best, rejected=worst, all=scores)
-    except DropRow as drop:
-        rewards = Drop(drop.reason)
-    return PairRow(prompt=pair.prompt, chosen=pair.chosen, rejected=pair.rejected, tools=pair.tools, rewards=rewards)
-
-
-def sweet_spot_pair(texts_column: str, scores_column: str, row: Row) -> PairRow:
-    """The pair of the best candidate and the one nearest to two standard deviations below the mean reward.
-
-    A pair that the row names gives its prompt and nothing else.
-    """
-    prompt = _named_prompt(row)
-    return _picked_pair(row if prompt is None else {**row, PROMPT: prompt}, texts_column, scores_column, sweet_spot)
+def _worst(scores: Sequence[float]) -> int:
+    """Index of the lowest score, or DropRow if all are the same."""
+    if max(scores) == min(scores):
+        raise DropRow(Reason.TIED_REWARDS)
+    return scores.index(min(scores))
 
 
 def sweet_spot(scores: Sequence[float]) -> int:
@@ -101,78 +74,77 @@ def sweet_spot(scores: Sequence[float]) -> int:
     return nearest
 
 
-def candidates_need(texts_column: str, scores_column: str, columns: Columns) -> list[str]:
-    """What a table lacks to be read as candidates."""
-    missing = lacking(columns, {texts_column: frozenset({Kind.TEXTS}), scores_column: frozenset({Kind.NUMBERS})})
-    has_prompt = columns.get(PROMPT) is Kind.TURNS or prompt_text_column(columns) or has_any_pair(columns)
-    return missing if has_prompt else ["prompt (text or turns)", *missing]
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Builds pairs of rows that hold K candidate texts and a reward for each, in these columns."""
+
+    texts: str
+    scores: str
+
+    def pair(self, row: Row) -> PairRow:
+        """The pair that the row names, or that of the best and the worst candidate."""
+        if row.get(CHOSEN) is None and row.get(REJECTED) is None:
+            return self._picked(row, _worst)
+        pair = any_pair(row)
+        try:
+            texts, scores = self._read(row)
+            chosen, rejected = (_score_of(side[-1]["content"], texts, scores) for side in (pair.chosen, pair.rejected))
+        except DropRow as drop:
+            return replace(pair, rewards=Drop(drop.reason))
+        return replace(pair, rewards=Rewards(chosen=chosen, rejected=rejected, all=scores))
+
+    def sweet_spot_pair(self, row: Row) -> PairRow:
+        """The pair of the best and the sweet-spot candidate. A pair that the row names gives only its prompt."""
+        prompt = _prompt_in_dialogues(row)
+        return self._picked(row if prompt is None else {**row, PROMPT: prompt}, sweet_spot)
+
+    def _picked(self, row: Row, pick_rejected: Callable[[Sequence[float]], int]) -> PairRow:
+        texts, scores = self._read(row)
+        if len(texts) < 2:
+            raise DropRow(Reason.TOO_FEW_CANDIDATES)
+        best, other = scores.index(max(scores)), pick_rejected(scores)
+        pair = any_pair({**row, CHOSEN: completion_of(texts[best]), REJECTED: completion_of(texts[other])})
+        return replace(pair, rewards=Rewards(chosen=scores[best], rejected=scores[other], all=scores), picked=True)
+
+    def _read(self, row: Row) -> tuple[list[str], tuple[float, ...]]:
+        texts = row.get(self.texts)
+        if texts is None:
+            raise DropRow(Reason.NULL_FIELD)
+        if not isinstance(texts, list):
+            raise DropRow(Reason.WRONG_TYPE)
+        scores = numbers_of(row.get(self.scores))
+        if len(texts) != len(scores):
+            raise DropRow(Reason.CANDIDATE_COUNT_MISMATCH)
+        return [text_of(text) for text in texts], scores
 
 
-def candidates_format(name: str, texts_column: str, scores_column: str) -> Format:
+def _candidates_format(name: str, texts: str, scores: str) -> Format:
     """The format of rows with these two columns. It claims every such table; two families in one are ambiguous."""
+    candidates = _Candidates(texts, scores)
     return Format(
         name=name,
-        about=f"{texts_column} with {scores_column}, and a prompt or chosen and rejected",
-        reads=(*PROMPT_TEXT_COLUMNS, *SYSTEM_TEXT_COLUMNS, CHOSEN, REJECTED, TOOLS, texts_column, scores_column),
-        needs=partial(candidates_need, texts_column, scores_column),
-        claims=lambda _columns, _sample: True,
-        build=partial(candidates_pair, texts_column, scores_column),
+        about=f"{texts} with {scores}, and a prompt or chosen and rejected",
+        wants={texts: frozenset({Kind.TEXTS}), scores: frozenset({Kind.NUMBERS})},
+        prompt="any",
+        reads=(*_READS, texts, scores),
+        build=candidates.pair,
+        build_sweet_spot=candidates.sweet_spot_pair,
         layout="turns",
-        candidates=(texts_column, scores_column),
-        build_sweet_spot=partial(sweet_spot_pair, texts_column, scores_column),
+        candidates=(texts, scores),
     )
 
 
-def _named_prompt(row: Row) -> list[Turn] | None:
+def _prompt_in_dialogues(row: Row) -> list[Turn] | None:
     """The prompt in the dialogues of the pair that a row names; None if the prompt is in a column of its own."""
     if row.get(CHOSEN) is None or row.get(REJECTED) is None or isinstance(row.get(PROMPT), (list, Mapping)):
         return None
     try:
         return any_pair(row).prompt
     except DropRow as drop:
-        if drop.reason not in _ANSWERS_UNFIT:
+        if drop.reason not in {Reason.IDENTICAL_RESPONSES, Reason.EMPTY_RESPONSE}:
             raise
-    turns = completion_of(row[CHOSEN])
-    while turns and turns[-1]["role"] == "assistant":
-        turns = turns[:-1]
+    turns = without_last_answers(completion_of(row[CHOSEN]))
     return turns if turns and turns[0]["role"] != "assistant" else None
-
-
-def _worst(scores: Sequence[float]) -> int:
-    if max(scores) == min(scores):
-        raise DropRow(Reason.TIED_REWARDS)
-    return scores.index(min(scores))
-
-
-def _picked_pair(
-    row: Row, texts_column: str, scores_column: str, pick_rejected: Callable[[Sequence[float]], int]
-) -> PairRow:
-    texts, scores = _candidates(row, texts_column, scores_column)
-    if len(texts) < 2:
-        raise DropRow(Reason.TOO_FEW_CANDIDATES)
-    best, worst = scores.index(max(scores)), pick_rejected(scores)
-    pair = any_pair({**row, CHOSEN: completion_of(texts[best]), REJECTED: completion_of(texts[worst])})
-    rewards = Rewards(chosen=scores[best], rejected=scores[worst], all=scores)
-    return PairRow(
-        prompt=pair.prompt,
-        chosen=pair.chosen,
-        rejected=pair.rejected,
-        tools=pair.tools,
-        rewards=rewards,
-        picked=True,
-    )
-
-
-def _candidates(row: Row, texts_column: str, scores_column: str) -> tuple[list[str], tuple[float, ...]]:
-    texts = row.get(texts_column)
-    if texts is None:
-        raise DropRow(Reason.NULL_FIELD)
-    if not isinstance(texts, list):
-        raise DropRow(Reason.WRONG_TYPE)
-    scores = numbers_of(row.get(scores_column))
-    if len(texts) != len(scores):
-        raise DropRow(Reason.CANDIDATE_COUNT_MISMATCH)
-    return [text_of(text) for text in texts], scores
 
 
 def _score_of(answer: str, texts: Sequence[str], scores: Sequence[float]) -> float:
@@ -187,11 +159,6 @@ def _score_of(answer: str, texts: Sequence[str], scores: Sequence[float]) -> flo
     return found.pop()
 
 
-def _binarized_needs(columns: Columns) -> list[str]:
-    missing = lacking(columns, {CHOSEN: _TURNS, REJECTED: _TURNS})
-    return missing if prompt_text_column(columns) else ["prompt (text)", *missing]
-
-
 def _binarized_pair(row: Row) -> PairRow:
     if isinstance(row.get(PROMPT), (list, Mapping)):
         raise DropRow(Reason.WRONG_TYPE)
@@ -201,12 +168,13 @@ def _binarized_pair(row: Row) -> PairRow:
 BINARIZED = Format(
     name="binarized",
     about="prompt as text; chosen and rejected as full dialogues, or answers, in messages",
-    reads=(*PROMPT_TEXT_COLUMNS, *SYSTEM_TEXT_COLUMNS, CHOSEN, REJECTED, TOOLS),
-    needs=_binarized_needs,
-    claims=lambda columns, _sample: columns.get(PROMPT) is not Kind.TURNS and not has_candidates(columns),
+    wants={CHOSEN: TURNS, REJECTED: TURNS},
+    prompt="text",
+    reads=_READS,
+    claims=lambda columns, _sample: columns.get(PROMPT) is not Kind.TURNS,
     build=_binarized_pair,
     layout="texts",
 )
-CANDIDATES = candidates_format("candidates", "all_generated_responses", "all_rm_scores")
-RESPONSES = candidates_format("responses", "responses", "rewards")
-JUDGED = candidates_format("judged", "generations", "ratings")
+CANDIDATES = _candidates_format("candidates", "all_generated_responses", "all_rm_scores")
+RESPONSES = _candidates_format("responses", "responses", "rewards")
+JUDGED = _candidates_format("judged", "generations", "ratings")

@@ -7,6 +7,7 @@ Pairs of Parquet and Arrow are made of whole columns where `column_pairs` can, t
 give the same table.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,22 +19,27 @@ import pyarrow.compute as pc
 
 from pipeline import schema as s
 from pipeline.config import Source
-from pipeline.drops import Drop, DropRow, Reason
-from pipeline.errors import ConfigError, SchemaError, SourceError
+from pipeline.drops import Drop, Reason
+from pipeline.errors import ConfigError, SourceError
 from pipeline.shown import shown_path
-from pipeline.sources.blocks import read_rows
-from pipeline.sources.column_pairs import candidate_rewards, column_pairs, is_true, plain_arrays
-from pipeline.sources.columns import plain_type
-from pipeline.sources.decode import Sample, rows_of_columns, rows_of_lines, sample_rows
-from pipeline.sources.files import SourceFile, SourceScan, ignored_text, scan_files
-from pipeline.sources.formats import FORMATS, SAMPLE_ROWS, check_format_name, resolve_format
-from pipeline.sources.ids import content_digest, content_digests
-from pipeline.sources.passthrough import fitted, kept_only, passthrough_fields, plain_columns, undecodable_rows
+from pipeline.sources.blocks import read_rows, rows_of_columns, rows_of_lines
+from pipeline.sources.column_pairs import NotPlain, candidate_rewards, column_pairs, is_true, plain_arrays
+from pipeline.sources.columns import (
+    Row,
+    check_id_column,
+    fitted,
+    fitted_column,
+    kept_only,
+    passthrough_fields,
+    undecodable_rows,
+)
+from pipeline.sources.files import ignored_text, scan_files
+from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows
 from pipeline.sources.probe import FileKind
-from pipeline.sources.rows import BEST_WORST, Pairs, Row, reason_of
+from pipeline.sources.rows import BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
-from pipeline.sources.shards import Shard, plan_shards
-from pipeline.sources.turns import text_of
+from pipeline.sources.shards import Shard, SourceFile, plan_shards
+from pipeline.sources.turns import id_of
 
 _log = logging.getLogger(__name__)
 _READ_ROWS: Final = 4096
@@ -54,7 +60,7 @@ class PairReader:
     scores: ScorePlan = NO_SCORES
     pairs: Pairs = BEST_WORST
     columns: tuple[str, ...] = ()
-    """Columns to read from Parquet and Arrow, those of `passthrough` left out."""
+    """Columns to read from Parquet and Arrow, without those of `passthrough`."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -82,13 +88,15 @@ class PairReader:
         """The pairs of some rows, which stand in the shard's file from `first_row` on."""
         known: dict[str, pa.Array] = {}
         plain: Sequence[int] = ()
+        pairs: Mapping[str, Sequence[Any]] = {}
         if shard.kind.is_json:
             rows = dict(enumerate(rows_of_lines(table)))
         else:
-            known = plain_columns(table, self.passthrough)
+            known = {field.name: fitted_column(table.column(field.name), field) for field in self.passthrough}
             rows = dict.fromkeys(undecodable_rows(known), Drop(Reason.UNDECODABLE_TEXT))
             table = table.select(self.columns)
-            plain, pairs = self._pairs_of_columns(table, unwanted=[*rows])
+            with contextlib.suppress(NotPlain):
+                plain, pairs = self._pairs_of_columns(table, unwanted=[*rows])
             others = sorted({*range(table.num_rows)} - {*rows, *plain})
             odd = rows_of_columns(table if len(others) == table.num_rows else table.take(pa.array(others, pa.int64())))
             rows |= zip(others, odd, strict=True)
@@ -98,7 +106,8 @@ class PairReader:
         }
         fields = [field for field in self.schema if field.name not in known]
         outcomes = [self._outcome(row, f"{shard.file}:{first_row + index}", shard.kind) for index, row in rows.items()]
-        own = _table({name: [outcome.get(name) for outcome in outcomes] for name in _names(outcomes)}, fields)
+        names = {name for outcome in outcomes for name in outcome}
+        own = _table({name: [outcome.get(name) for outcome in outcomes] for name in names}, fields)
         if plain:
             own = pa.concat_tables([_table(pairs, fields), own])
         if rows:
@@ -111,12 +120,11 @@ class PairReader:
     def _pairs_of_columns(
         self, table: pa.Table, unwanted: Sequence[int]
     ) -> tuple[Sequence[int], Mapping[str, Sequence[Any]]]:
-        """Rows whose pairs could be made of whole columns, and the columns of these pairs."""
+        """Rows whose pairs can be made of whole columns, and the columns of these pairs, or NotPlain."""
         known = FORMATS[self.format]
-        names_pair = self.pairs == BEST_WORST and {s.CHOSEN, s.REJECTED} <= {*self.columns}
-        columns = plain_arrays(table) if names_pair else None
-        if known.layout is None or columns is None:
-            return (), {}
+        if known.layout is None or self.pairs != BEST_WORST or not {s.CHOSEN, s.REJECTED} <= {*self.columns}:
+            raise NotPlain
+        columns = plain_arrays(table)
         good = np.ones(table.num_rows, np.bool_)
         good[[*unwanted, *undecodable_rows(columns)]] = False
         ids = None if self.id_column is None else columns[self.id_column].cast(pa.string())
@@ -124,8 +132,6 @@ class PairReader:
             good &= is_true(pc.greater(pc.binary_length(ids), 0))
         scores = column_scores(columns, self.scores, good)
         sides = column_pairs(columns, known.layout, good)
-        if sides is None:
-            return (), {}
         if known.candidates and self.scores.candidates:
             texts, rewards = (columns[name] for name in known.candidates)
             scores = {**candidate_rewards(texts, rewards, sides, good), **scores}
@@ -139,31 +145,19 @@ class PairReader:
     def _outcome(self, row: Row | Drop, place: str, kind: FileKind) -> dict[str, Any]:
         """The columns of one row, kept or dropped; its id where it has one."""
         if isinstance(row, Drop):
-            return _dropped(row.reason)
+            return row.columns
         row_id: str | None = None
         try:
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
             pair = FORMATS[self.format].convert(row, self.pairs)
-            if isinstance(pair, Drop):
-                return _dropped(pair.reason, row_id)
             digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools)
             row_id = row_id or digest
             scores = read_scores(row, pair, self.scores)
-            if isinstance(scores, Drop):
-                return _dropped(scores.reason, row_id)
             passed = {field.name: fitted(row, field) for field in self.passthrough} if kind.is_json else {}
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
-            return _dropped(reason_of(error, row_id or place), row_id)
+            return {s.ID: row_id, **Drop(reason_of(error, row_id or place)).columns}
         own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
         return {**passed, **own, s.TOOLS: pair.tools, s.CONTENT_DIGEST: digest, s.STATUS: s.KEPT, **scores}
-
-
-def _dropped(reason: Reason, row_id: str | None = None) -> dict[str, Any]:
-    return {s.ID: row_id, **Drop(reason).columns}
-
-
-def _names(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {name for row in rows for name in row}
 
 
 def _table(columns: Mapping[str, Sequence[Any]], fields: Sequence[pa.Field]) -> pa.Table:
@@ -191,7 +185,7 @@ def open_source(
     scan = scan_files(fs, root)
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
-    sample = sample_rows(fs, scan, SAMPLE_ROWS, first_file_only=True)
+    sample = sample_rows(fs, scan)
     if not sample.decoded:
         reasons = ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))
         raise SourceError(
@@ -201,11 +195,12 @@ def open_source(
     name = resolve_format(source.format, sample.columns, sample.decoded)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
-        check_id_column(source.id_column, scan, sample)
-    passthrough = passthrough_fields(source.passthrough, scan.schema, [*sample.columns], sample.decoded)
+        check_id_column(source.id_column, sample.columns, scan.schema)
+    passthrough = passthrough_fields(source.passthrough, scan.schema, sample.columns, sample.decoded)
     scores = plan_scores(
-        sample.columns, name, rewards=rewards, policy_logps=policy_logps, reference_logps=reference_logps
+        sample.columns, FORMATS[name], rewards=rewards, policy_logps=policy_logps, reference_logps=reference_logps
     )
+    s.scored_schema(passthrough)  # refuses names that alignpot's own columns have
     wanted = {*FORMATS[name].reads, *scores.reads, source.id_column}
     reader = PairReader(
         fs=fs,
@@ -217,7 +212,6 @@ def open_source(
         pairs=source.pairs,
         columns=tuple(column for column in sample.columns if column in wanted),
     )
-    s.scored_schema(passthrough)
     return reader, list(scan.files)
 
 
@@ -242,26 +236,3 @@ def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
             f"source.pairs {pairs} picks pairs anew, so log-probabilities that the source holds are not theirs. "
             "Set a model as policy and reference instead of backend columns, or leave out source.pairs."
         )
-
-
-def check_id_column(name: str, scan: SourceScan, sample: Sample) -> None:
-    """Raise a SchemaError unless the source has a column of this name that can hold ids."""
-    if name not in sample.columns:
-        raise SchemaError(
-            f"source.id_column {name!r} is not there; the source has {[*sample.columns]}. "
-            "Name a column with unique ids, or leave it out to use a hash of the content."
-        )
-    if scan.schema is None:
-        return
-    plain = plain_type(scan.schema.field(name).type)
-    if not (pa.types.is_string(plain) or pa.types.is_integer(plain) or pa.types.is_null(plain)):
-        raise SchemaError(f"source.id_column {name!r} is {plain}; wanted text or whole numbers.")
-
-
-def id_of(value: Any) -> str:
-    """The id that a row gives itself, or DropRow."""
-    if value is None or value == "":
-        raise DropRow(Reason.NULL_ID)
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise DropRow(Reason.ID_TYPE)
-    return text_of(str(value))

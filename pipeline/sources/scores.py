@@ -2,11 +2,13 @@
 
 Rewards are, in this order: `reward_chosen` and `reward_rejected`; one other spelling of the two; the row's own
 candidates; `margin`, which is stored as reward_chosen = margin and reward_rejected = 0. Log-probs and token counts
-bear the names of `pipeline.schema`: sums over response tokens, natural logarithm.
+have the names of `pipeline.schema`: sums over response tokens, natural logarithm.
+
+`read_scores` reads one row, `column_scores` whole columns. Both give the same scores and leave out the same rows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,12 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.drops import Drop, DropRow, Reason
+from pipeline.drops import DropRow, Reason
 from pipeline.errors import SchemaError
-from pipeline.sources.columns import Columns, Kind
-from pipeline.sources.formats import FORMATS, described
+from pipeline.sources.columns import Columns, Kind, Row, described
 from pipeline.sources.ranked import number_of, numbers_of
-from pipeline.sources.rows import PairRow, Row
+from pipeline.sources.rows import Format, PairRow, Rewards
 
 OWN_REWARDS: Final = (s.REWARD_CHOSEN, s.REWARD_REJECTED)
 OTHER_REWARDS: Final = (
@@ -70,7 +71,7 @@ NO_SCORES: Final = ScorePlan()
 
 
 def plan_scores(
-    columns: Columns, format_name: str, *, rewards: bool, policy_logps: bool, reference_logps: bool
+    columns: Columns, known: Format, *, rewards: bool, policy_logps: bool, reference_logps: bool
 ) -> ScorePlan:
     """Where each wanted score comes from.
 
@@ -88,30 +89,32 @@ def plan_scores(
     if counts and columns.get(s.NUM_TOKENS_PROMPT) is Kind.NUMBER:
         counts = (s.NUM_TOKENS_PROMPT, *counts)
     truncated = policy_logps and columns.get(s.TRUNCATED) is Kind.FLAG
+    plan = ScorePlan(logps=logps, counts=counts, truncated=truncated)
     if not rewards:
-        return ScorePlan(logps=logps, counts=counts, truncated=truncated)
-    candidates = not set(CANDIDATE_SCORES).isdisjoint(FORMATS[format_name].reads)
-    return ScorePlan(
+        return plan
+    candidates = known.candidates is not None
+    listed = next((name for name in CANDIDATE_SCORES if columns.get(name) is Kind.NUMBERS), None)
+    return replace(
+        plan,
         rewards=_reward_columns(columns, candidates=candidates),
         candidates=candidates,
-        rewards_all=None if candidates else recognised_candidate_scores(columns),
-        logps=logps,
-        counts=counts,
-        truncated=truncated,
+        rewards_all=None if candidates else listed,
     )
 
 
-def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any] | Drop:
-    """The planned scores of one row under the names of `pipeline.schema`, or why the row has none to use."""
-    try:
-        return {
-            **_rewards(row, pair, plan),
-            **{name: _logp(row.get(name)) for name in plan.logps},
-            **{name: _count(row.get(name)) for name in plan.counts},
-            **_truncated(row, plan),
-        }
-    except DropRow as drop:
-        return Drop(drop.reason)
+def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any]:
+    """The planned scores of one row under the names of `pipeline.schema`, or DropRow."""
+    scores: dict[str, Any] = dict(_rewards(row, pair, plan))
+    for name in (*plan.logps, *plan.counts):
+        value = number_of(row.get(name))
+        if not _fits(name, value):
+            raise DropRow(Reason.POSITIVE_LOGP if name in plan.logps else Reason.INVALID_TOKEN_COUNT)
+        scores[name] = value if name in plan.logps else int(value)
+    if plan.truncated:
+        scores[s.TRUNCATED] = row.get(s.TRUNCATED)
+        if not isinstance(scores[s.TRUNCATED], (bool, type(None))):
+            raise DropRow(Reason.WRONG_TYPE)
+    return scores
 
 
 def column_scores(columns: Mapping[str, pa.Array], plan: ScorePlan, good: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
@@ -119,11 +122,8 @@ def column_scores(columns: Mapping[str, pa.Array], plan: ScorePlan, good: npt.ND
     scores: dict[str, pa.Array] = {}
     for name in (*plan.rewards, *plan.logps, *plan.counts):
         values = _floats(columns[name])
-        good &= np.isfinite(values)
-        if name in plan.logps:
-            good &= values <= _LOGP_ROUNDING
-        elif name in plan.counts:
-            good &= (values >= 1) & (values <= _MOST_TOKENS) & (values == np.trunc(values))
+        good &= np.isfinite(values) & _fits(name, values)
+        if name in plan.counts:
             values = np.where(good, values, 0).astype(np.int64)
         scores[name] = pa.array(values)
     if plan.rewards:
@@ -139,22 +139,20 @@ def column_scores(columns: Mapping[str, pa.Array], plan: ScorePlan, good: npt.ND
     return scores
 
 
-def recognised_rewards(columns: Columns) -> list[tuple[str, ...]]:
-    """Every spelling of rewards that a table has: pairs of columns, then the margin."""
-    pairs = [pair for pair in (OWN_REWARDS, *OTHER_REWARDS) if all(columns.get(n) is Kind.NUMBER for n in pair)]
-    return [*pairs, *([(MARGIN,)] if columns.get(MARGIN) is Kind.NUMBER else [])]
-
-
-def recognised_candidate_scores(columns: Columns) -> str | None:
-    """The column with the rewards of all candidates, if a table has one."""
-    return next((name for name in CANDIDATE_SCORES if columns.get(name) is Kind.NUMBERS), None)
+def _fits(name: str, values: Any) -> Any:
+    """Whether a finite score, or each of an array, can be what its column says."""
+    if name in {*POLICY_LOGPS, *REFERENCE_LOGPS}:
+        return values <= _LOGP_ROUNDING
+    if name in {s.NUM_TOKENS_PROMPT, *RESPONSE_COUNTS}:
+        return (values >= 1) & (values <= _MOST_TOKENS) & (values == np.trunc(values))
+    return True
 
 
 def _reward_columns(columns: Columns, *, candidates: bool) -> tuple[str, ...]:
-    found = recognised_rewards(columns)
-    if OWN_REWARDS in found:
+    spellings = (OWN_REWARDS, *OTHER_REWARDS)
+    pairs = [pair for pair in spellings if all(columns.get(name) is Kind.NUMBER for name in pair)]
+    if OWN_REWARDS in pairs:
         return OWN_REWARDS
-    pairs = [names for names in found if len(names) == 2]
     if len(pairs) > 1:
         raise SchemaError(
             f"the source has {len(pairs)} spellings of rewards: {pairs}. "
@@ -162,9 +160,9 @@ def _reward_columns(columns: Columns, *, candidates: bool) -> tuple[str, ...]:
         )
     if pairs or candidates:
         return pairs[0] if pairs else ()
-    if found:
-        return found[0]
-    known = ", ".join("/".join(pair) for pair in (OWN_REWARDS, *OTHER_REWARDS))
+    if columns.get(MARGIN) is Kind.NUMBER:
+        return (MARGIN,)
+    known = ", ".join("/".join(pair) for pair in spellings)
     raise SchemaError(
         f"reward backend columns needs rewards; the source has {described(columns)}. "
         f"Wanted {known}, {MARGIN}, or candidates with scores; or set a reward model."
@@ -176,14 +174,14 @@ def _rewards(row: Row, pair: PairRow, plan: ScorePlan) -> Mapping[str, Any]:
         return {}
     own = pair.rewards
     if plan.candidates and (pair.picked or not plan.rewards):
-        if own is None or isinstance(own, Drop):
-            raise DropRow(own.reason if isinstance(own, Drop) else Reason.NULL_SCORE)
+        if not isinstance(own, Rewards):
+            raise DropRow(own.reason if own else Reason.NULL_SCORE)
         return {s.REWARD_CHOSEN: own.chosen, s.REWARD_REJECTED: own.rejected, s.REWARDS_ALL: list(own.all)}
     chosen = number_of(row.get(plan.rewards[0]))
     rejected = 0.0 if plan.rewards == (MARGIN,) else number_of(row.get(plan.rewards[1]))
     rewards = {s.REWARD_CHOSEN: chosen, s.REWARD_REJECTED: rejected}
     if plan.candidates:
-        every = None if own is None or isinstance(own, Drop) else list(own.all)
+        every = list(own.all) if isinstance(own, Rewards) else None
     else:
         listed = row.get(plan.rewards_all) if plan.rewards_all else None
         every = None if listed is None else list(numbers_of(listed))
@@ -193,24 +191,3 @@ def _rewards(row: Row, pair: PairRow, plan: ScorePlan) -> Mapping[str, Any]:
 def _floats(column: pa.Array) -> npt.NDArray[np.float64]:
     """The numbers as float64, null as NaN."""
     return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-
-
-def _logp(value: Any) -> float:
-    logp = number_of(value)
-    if logp > _LOGP_ROUNDING:
-        raise DropRow(Reason.POSITIVE_LOGP)
-    return logp
-
-
-def _count(value: Any) -> int:
-    count = number_of(value)
-    if not 1 <= count <= _MOST_TOKENS or count != int(count):
-        raise DropRow(Reason.INVALID_TOKEN_COUNT)
-    return int(count)
-
-
-def _truncated(row: Row, plan: ScorePlan) -> dict[str, Any]:
-    value = row.get(s.TRUNCATED)
-    if plan.truncated and not isinstance(value, (bool, type(None))):
-        raise DropRow(Reason.WRONG_TYPE)
-    return {s.TRUNCATED: value} if plan.truncated else {}

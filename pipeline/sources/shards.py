@@ -1,11 +1,16 @@
-"""The plan of a run: every row of the source in exactly one shard, in order, none across files."""
+"""The plan of a run: the source's data files, and their rows cut into shards.
 
+Every row is in exactly one shard, in order. No shard spans two files.
+"""
+
+import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.sources.files import SourceFile
 from pipeline.sources.probe import FileKind
 
 
@@ -38,6 +43,55 @@ class Shard:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One data file. `size` in bytes.
+
+    `digest` names the content: an ETag on S3, blake2b of it on a local disk. In `state`, see `unchanged`, storage held
+    just that content.
+    """
+
+    path: str
+    """Relative to the root of the scan, with forward slashes."""
+    kind: FileKind
+    num_rows: int
+    size: int
+    digest: str
+    state: str = field(default="", repr=False)
+    marks: tuple[tuple[int, int], ...] = field(default=((0, 0),), repr=False)
+    """Places where a reader can start, see `probe.Probe`."""
+
+    def shard(self, first_row: int, num_rows: int, index: int = 0) -> Shard:
+        """These rows of the file. Reading starts at the last mark that is not after `first_row`."""
+        place = bisect.bisect_right(self.marks, first_row, key=lambda mark: mark[0]) - 1
+        return Shard(
+            index=index,
+            file=self.path,
+            kind=self.kind,
+            first_row=first_row,
+            num_rows=num_rows,
+            mark=self.marks[max(place, 0)],
+            digest=self.digest,
+            state=self.state,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceScan:
+    """The data files under `root`, a path in the file system, with the schema they share (None for JSON Lines)."""
+
+    root: str
+    files: tuple[SourceFile, ...]
+    schema: pa.Schema | None
+    ignored: tuple[str, ...] = ()
+    """Files that may hold data but are of no known extension, in order."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.num_rows for file in self.files)
+
+
 def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:
     """Cut the files, in their order, into shards of `shard_rows` rows; the last one of a file may be shorter.
 
@@ -48,8 +102,7 @@ def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:
         raise ConfigError(f"run.shard_rows must be at least 1, got {shard_rows}.")
     ranges = [(file, first) for file in files for first in range(0, file.num_rows, shard_rows)]
     return [
-        shard_of(file, first, min(shard_rows, file.num_rows - first), index)
-        for index, (file, first) in enumerate(ranges)
+        file.shard(first, min(shard_rows, file.num_rows - first), index) for index, (file, first) in enumerate(ranges)
     ]
 
 
@@ -65,7 +118,7 @@ def stored_shards(plan: Sequence[Mapping[str, Any]], files: Sequence[SourceFile]
         file, num_rows = by_path.get(stored.get("file", "")), stored.get("num_rows")
         if file is None or not isinstance(num_rows, int) or num_rows < 1:
             break
-        shard = shard_of(file, num_seen[file.path], num_rows, index)
+        shard = file.shard(num_seen[file.path], num_rows, index)
         if shard.to_dict() != stored:
             break
         num_seen[file.path] += num_rows
@@ -75,17 +128,3 @@ def stored_shards(plan: Sequence[Mapping[str, Any]], files: Sequence[SourceFile]
             f"{where} is damaged: its shards do not hold every row of the source once. Use another path."
         )
     return shards
-
-
-def shard_of(file: SourceFile, first_row: int, num_rows: int, index: int = 0) -> Shard:
-    """These rows of a file."""
-    return Shard(
-        index=index,
-        file=file.path,
-        kind=file.kind,
-        first_row=first_row,
-        num_rows=num_rows,
-        mark=file.mark_before(first_row),
-        digest=file.digest,
-        state=file.state,
-    )

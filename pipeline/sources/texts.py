@@ -14,38 +14,19 @@ from typing import Final
 
 from pipeline.drops import DropRow, Reason
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
-from pipeline.sources.columns import Columns, Kind
-from pipeline.sources.messages import has_candidates
-from pipeline.sources.rows import Format, PairRow, Row, Turn
-from pipeline.sources.turns import (
-    PROMPT_TEXT_COLUMNS,
-    SYSTEM_TEXT_COLUMNS,
-    checked_pair,
-    completion_of,
-    lacking,
-    prompt_from_texts,
-    prompt_text_column,
-    split_dialogues,
-    text_of,
-)
+from pipeline.sources.columns import Columns, Kind, Row
+from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, TEXT, Format, PairRow, Turn, prompt_text_column
+from pipeline.sources.turns import checked_pair, completion_of, prompt_from_texts, split_dialogues, text_of
 
 _MARKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _OPENING: Final = re.compile(r"\A\s*(?:Human|Assistant):")
 _ROLES: Final = {"Human": "user", "Assistant": "assistant"}
 
 
-def _lacks_answers(columns: Columns) -> list[str]:
-    return lacking(columns, {CHOSEN: frozenset({Kind.TEXT}), REJECTED: frozenset({Kind.TEXT})})
-
-
-def _strings_need(columns: Columns) -> list[str]:
-    return [*([] if prompt_text_column(columns) else ["prompt (text)"]), *_lacks_answers(columns)]
-
-
 def _claims_strings(columns: Columns, sample: Sequence[Row]) -> bool:
     """Text whose prompts are all transcripts is the transcript format's alone."""
     prompt = prompt_text_column(columns)
-    return not has_candidates(columns) and not (prompt and all(_opens_like_transcript(sample, prompt) or [False]))
+    return not (prompt and all(_opens_like_transcript(sample, prompt) or [False]))
 
 
 def _strings_pair(row: Row) -> PairRow:
@@ -55,7 +36,7 @@ def _strings_pair(row: Row) -> PairRow:
 
 def _claims_transcript(columns: Columns, sample: Sequence[Row]) -> bool:
     fields = (PROMPT, CHOSEN, REJECTED) if columns.get(PROMPT) is Kind.TEXT else (CHOSEN, REJECTED)
-    return not has_candidates(columns) and any(_opens_like_transcript(sample, *fields))
+    return any(_opens_like_transcript(sample, *fields))
 
 
 def _transcript_pair(row: Row) -> PairRow:
@@ -63,10 +44,10 @@ def _transcript_pair(row: Row) -> PairRow:
     head = row.get(PROMPT)
     if isinstance(head, str) and not (_OPENING.match(chosen) and _OPENING.match(rejected)):
         chosen, rejected = (text_of(head) + text for text in (chosen, rejected))
-    return checked_pair(*split_dialogues(turns_of_transcript(chosen), turns_of_transcript(rejected)), row)
+    return checked_pair(*split_dialogues(_turns_of_transcript(chosen), _turns_of_transcript(rejected)), row)
 
 
-def turns_of_transcript(text: str) -> list[Turn]:
+def _turns_of_transcript(text: str) -> list[Turn]:
     """The turns of a transcript, stripped, or DropRow where the text does not open with one."""
     opening, *rest = _MARKER.split(text)
     if opening.strip() or not rest:
@@ -85,8 +66,9 @@ def _opens_like_transcript(sample: Sequence[Row], *fields: str) -> list[bool]:
 STRINGS = Format(
     name="strings",
     about="prompt, chosen and rejected as plain text",
-    reads=(*PROMPT_TEXT_COLUMNS, *SYSTEM_TEXT_COLUMNS, CHOSEN, REJECTED, TOOLS),
-    needs=_strings_need,
+    wants={CHOSEN: TEXT, REJECTED: TEXT},
+    prompt="text",
+    reads=(*PROMPT_TEXTS, *SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS),
     claims=_claims_strings,
     build=_strings_pair,
     layout="texts",
@@ -94,8 +76,8 @@ STRINGS = Format(
 TRANSCRIPT = Format(
     name="transcript",
     about='chosen and rejected as "\\n\\nHuman: ...\\n\\nAssistant: ..." text',
+    wants={CHOSEN: TEXT, REJECTED: TEXT},
     reads=(PROMPT, CHOSEN, REJECTED, TOOLS),
-    needs=_lacks_answers,
     claims=_claims_transcript,
     build=_transcript_pair,
 )

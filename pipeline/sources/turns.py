@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pipeline.drops import DropRow, Reason
-from pipeline.sources.columns import TURN_LIKE, Columns, Kind
-from pipeline.sources.rows import PairRow, Row, Turn
+from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
+from pipeline.sources.columns import Row
+from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, PairRow, Turn
 
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 ROLES: Final = SYSTEM_ROLES | {"user", "assistant", "tool"}
-PROMPT_TEXT_COLUMNS: Final = ("prompt", "instruction", "question", "input")
-SYSTEM_TEXT_COLUMNS: Final = ("system", "system_prompt")
 
 # Half of what Python's stack has room for: the outcome must not depend on how deep the reader's own calls are.
 _MAX_DEPTH: Final = 500
@@ -37,6 +36,15 @@ def text_of(value: Any) -> str:
         except UnicodeEncodeError:
             raise DropRow(Reason.UNDECODABLE_TEXT) from None
     return value
+
+
+def id_of(value: Any) -> str:
+    """The id that a row gives itself, or DropRow."""
+    if value is None or value == "":
+        raise DropRow(Reason.NULL_ID)
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise DropRow(Reason.ID_TYPE)
+    return text_of(str(value))
 
 
 def turns_of(value: Any) -> list[Turn]:
@@ -60,57 +68,76 @@ def user_turn(text: str) -> Turn:
     return {"role": "user", "content": text}
 
 
-def prompt_text_column(columns: Columns) -> str | None:
-    """The column that holds the prompt as text: the first present of prompt, instruction, question, input."""
-    return next((name for name in PROMPT_TEXT_COLUMNS if columns.get(name) is Kind.TEXT), None)
-
-
 def prompt_from_texts(row: Row) -> list[Turn]:
     """A system turn, where the row has one, and a user turn from the row's prompt text.
 
     `input` beside `instruction` is its second part, joined by a line break, as in the Alpaca layout.
     """
-    value = next((row[name] for name in PROMPT_TEXT_COLUMNS if row.get(name) is not None), None)
-    text = text_of(value)
-    if row.get("prompt") is None and row.get("instruction") is not None and row.get("input"):
+    text = text_of(next((row[name] for name in PROMPT_TEXTS if row.get(name) is not None), None))
+    if row.get(PROMPT) is None and row.get("instruction") is not None and row.get("input"):
         text = f"{text}\n{text_of(row['input'])}"
-    system = next((text_of(row[name]) for name in SYSTEM_TEXT_COLUMNS if row.get(name) is not None), "")
+    system = next((text_of(row[name]) for name in SYSTEM_TEXTS if row.get(name) is not None), "")
     head = [{"role": "system", "content": system}] if system.strip() else []
     return [*head, user_turn(text)]
+
+
+def without_last_answers(dialogue: Sequence[Turn]) -> list[Turn]:
+    """The dialogue without the assistant turns that it ends with."""
+    turns = list(dialogue)
+    while turns and turns[-1]["role"] == "assistant":
+        turns.pop()
+    return turns
 
 
 def split_dialogues(chosen: list[Turn], rejected: list[Turn]) -> tuple[list[Turn], list[Turn], list[Turn]]:
     """Prompt and the two completions of two full dialogues.
 
-    The prompt is their longest common prefix of turns, less the assistant turns it ends with.
+    The prompt is their longest common prefix of turns, without the assistant turns at its end.
     """
     if not chosen or not rejected:
         raise DropRow(Reason.EMPTY_RESPONSE)
     if chosen == rejected:
         raise DropRow(Reason.IDENTICAL_RESPONSES)
-    num_common = 0
-    for ours, theirs in zip(chosen, rejected, strict=False):
-        if ours != theirs:
-            break
-        num_common += 1
-    while num_common and chosen[num_common - 1]["role"] == "assistant":
-        num_common -= 1
-    return chosen[:num_common], chosen[num_common:], rejected[num_common:]
+    shorter = min(len(chosen), len(rejected))
+    num_common = next((index for index in range(shorter) if chosen[index] != rejected[index]), shorter)
+    prompt = without_last_answers(chosen[:num_common])
+    return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
 
 
-def without_prompt(prompt: list[Turn], dialogue: list[Turn]) -> list[Turn]:
-    """The completion of a dialogue that may or may not repeat the prompt."""
-    return dialogue[len(prompt) :] if prompt and dialogue[: len(prompt)] == prompt else dialogue
+def any_pair(row: Row) -> PairRow:
+    """The pair of a row whose prompt, chosen and rejected may each be text or messages.
+
+    Full dialogues win over a prompt text: they hold the system turn and the history, which the text lacks. If they hold
+    the answers only, the text is the prompt.
+    """
+    chosen, rejected = completion_of(row.get(CHOSEN)), completion_of(row.get(REJECTED))
+    prompt = row.get(PROMPT)
+    if isinstance(prompt, (list, Mapping)):
+        turns = turns_of(prompt)
+        # The completions may or may not repeat the prompt.
+        chosen, rejected = (
+            side[len(turns) :] if turns and side[: len(turns)] == turns else side for side in (chosen, rejected)
+        )
+        return checked_pair(turns, chosen, rejected, row)
+    if any(turns and turns[0]["role"] == "assistant" for turns in (chosen, rejected)):
+        return checked_pair(prompt_from_texts(row), chosen, rejected, row)
+    return checked_pair(*split_dialogues(chosen, rejected), row)
 
 
 def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], row: Row) -> PairRow:
     """The pair, if its roles and texts are those of a prompt and two different answers, or DropRow."""
     check_prompt(prompt)
     for completion in (chosen, rejected):
-        _check_completion(completion)
+        if not completion:
+            raise DropRow(Reason.EMPTY_RESPONSE)
+        roles = [turn["role"] for turn in completion]
+        if roles[0] != "assistant" or roles[-1] != "assistant" or not {*roles} <= {"assistant", "tool"}:
+            raise DropRow(Reason.WRONG_ROLES)
+        if not completion[-1]["content"].strip():
+            raise DropRow(Reason.EMPTY_RESPONSE)
     if chosen == rejected:
         raise DropRow(Reason.IDENTICAL_RESPONSES)
-    return PairRow(prompt=prompt, chosen=chosen, rejected=rejected, tools=_tools(row.get("tools")))
+    return PairRow(prompt=prompt, chosen=chosen, rejected=rejected, tools=_tools(row.get(TOOLS)))
 
 
 def check_prompt(prompt: Sequence[Turn]) -> None:
@@ -124,34 +151,6 @@ def check_prompt(prompt: Sequence[Turn]) -> None:
         raise DropRow(Reason.EMPTY_PROMPT)
 
 
-def any_pair(row: Row) -> PairRow:
-    """The pair of a row whose prompt, chosen and rejected may each be text or messages.
-
-    Full dialogues win over a prompt text: they hold the system turn and the history, which the text lacks. If they hold
-    the answers only, the text is the prompt.
-    """
-    chosen, rejected = completion_of(row.get("chosen")), completion_of(row.get("rejected"))
-    prompt = row.get("prompt")
-    if isinstance(prompt, (list, Mapping)):
-        turns = turns_of(prompt)
-        return checked_pair(turns, without_prompt(turns, chosen), without_prompt(turns, rejected), row)
-    if any(turns and turns[0]["role"] == "assistant" for turns in (chosen, rejected)):
-        return checked_pair(prompt_from_texts(row), chosen, rejected, row)
-    return checked_pair(*split_dialogues(chosen, rejected), row)
-
-
-def lacking(columns: Columns, wanted: Mapping[str, frozenset[Kind]]) -> list[str]:
-    """What of `wanted` a table lacks, as `name (kind or kind)`."""
-    return [
-        f"{name} ({' or '.join(sorted(kinds))})" for name, kinds in wanted.items() if columns.get(name) not in kinds
-    ]
-
-
-def has_any_pair(columns: Columns) -> bool:
-    """Whether chosen and rejected are there, as text or as messages."""
-    return columns.get("chosen") in TURN_LIKE and columns.get("rejected") in TURN_LIKE
-
-
 def _turn(item: Any) -> Turn:
     if item is None:
         raise DropRow(Reason.NULL_FIELD)
@@ -162,35 +161,21 @@ def _turn(item: Any) -> Turn:
         raise DropRow(Reason.WRONG_ROLES)
     if any(item.get(key) for key in BEYOND_TEXT):
         raise DropRow(Reason.UNSUPPORTED_CONTENT)
-    return {"role": role, "content": _content(item.get("content"))}
+    content = item.get("content")
+    text = "".join(map(_text_of_part, content)) if isinstance(content, list) else text_of(content)
+    return {"role": role, "content": text}
 
 
-def _content(value: Any) -> str:
-    if not isinstance(value, list):
-        return text_of(value)
-    texts = []
-    for part in value:
-        if isinstance(part, str):
-            texts.append(text_of(part))
-        elif isinstance(part, Mapping) and part.get("type") == "text":
-            texts.append(text_of(part.get("text")))
-        else:
-            raise DropRow(Reason.UNSUPPORTED_CONTENT)
-    return "".join(texts)
-
-
-def _check_completion(completion: Sequence[Turn]) -> None:
-    if not completion:
-        raise DropRow(Reason.EMPTY_RESPONSE)
-    roles = [turn["role"] for turn in completion]
-    if roles[0] != "assistant" or roles[-1] != "assistant" or not {*roles} <= {"assistant", "tool"}:
-        raise DropRow(Reason.WRONG_ROLES)
-    if not completion[-1]["content"].strip():
-        raise DropRow(Reason.EMPTY_RESPONSE)
+def _text_of_part(part: Any) -> str:
+    if isinstance(part, str):
+        return text_of(part)
+    if isinstance(part, Mapping) and part.get("type") == "text":
+        return text_of(part.get("text"))
+    raise DropRow(Reason.UNSUPPORTED_CONTENT)
 
 
 def _tools(value: Any) -> str | None:
-    """JSON text of a list of tool schemas; keys that are null, as Arrow structs fill in, are left out."""
+    """JSON text of a list of tool schemas. Keys that are null are left out: Arrow fills them in."""
     try:
         if isinstance(value, str):
             value = _parsed(text_of(value)) if value.strip() else None
@@ -208,19 +193,17 @@ def _tools(value: Any) -> str | None:
 def _parsed(text: str) -> Any:
     """The value of a JSON text without keys that are null; any other text as it is."""
     try:
-        return json.loads(text, object_hook=_without_nulls)
+        return json.loads(
+            text, object_hook=lambda found: {key: item for key, item in found.items() if item is not None}
+        )
     except ValueError:
         return text
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether lists and objects lie in each other more often than templates can be trusted to cope with."""
+    """Whether lists and objects are nested more deeply than templates can be trusted with."""
     level, depth = [value], 0
     while level and depth < _MAX_DEPTH:
         inner = [item for outer in level for item in (outer.values() if isinstance(outer, Mapping) else outer)]
         level, depth = [item for item in inner if isinstance(item, (list, Mapping))], depth + 1
     return bool(level)
-
-
-def _without_nulls(found: dict[str, Any]) -> dict[str, Any]:
-    return {key: item for key, item in found.items() if item is not None}

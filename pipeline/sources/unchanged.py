@@ -1,4 +1,4 @@
-"""Checks before and after each read that a source file still is the one that was planned.
+"""Checks before and after each read that a source file is still the one that was planned.
 
 Asking storage for the file's state is cheap. The same state means the same content. Another state may mean anything,
 from chmod to another file of that name: then the content is read and compared.
@@ -18,7 +18,7 @@ class Moved(Exception):  # noqa: N818 - seen by read_rows alone, which looks aga
 
 
 def state_of(fs: Any, path: str) -> str:
-    """What storage says of a file: never the same for two contents, but perhaps another for the same content."""
+    """What storage says of a file. Two contents never have the same state; one content may have several."""
     return str(fs.ukey(path))
 
 
@@ -41,14 +41,9 @@ def digest_of(fs: Any, path: str) -> str:
 
 
 def check_planned(fs: Any, path: str, digest: str, states: tuple[str, str], *, shown: str) -> None:
-    """See that a file still holds the content of this digest.
+    """Check that a file still holds the content of this digest.
 
-    Args:
-        fs: where the file lies.
-        path: of the file, on `fs`.
-        digest: of the planned content.
-        states: of the file, when the planned content was seen there and now.
-        shown: what messages call the file.
+    `states` are those of the file when the content was planned, and now. `shown` names the file in messages.
 
     Raises:
         IntegrityError: the content is another one.
@@ -63,7 +58,7 @@ def check_planned(fs: Any, path: str, digest: str, states: tuple[str, str], *, s
 
 
 def is_pinned(file: Any, digest: str) -> bool:
-    """Whether every byte that an open file gives is of one object, as on S3, where reads carry `If-Match`.
+    """Whether all reads of an open file are of one object, as on S3, where each carries `If-Match`.
 
     Raises:
         Moved: it is not the object of this digest.

@@ -28,8 +28,8 @@ from pipeline.errors import ConfigError, TooManyDroppedError
 from pipeline.faults import storage_errors
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import id_hashes
-from pipeline.sources.ids import content_digest
 from pipeline.sources.reader import open_source
+from pipeline.sources.rows import content_digest
 from pipeline.steps.score_stages import score_stages
 from pipeline.steps.shards import AnyShard, OwnRows, SourceRows
 from pipeline.steps.step import Step, begin_step, complete_step, pending_shards

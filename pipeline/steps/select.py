@@ -118,7 +118,7 @@ def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
         dataset = open_scored(pending[0].config)
         with _passes(pending[0].config) as passes:
             reader = Reader(dataset, [run.query for run in pending], passes)
-            for run in pending:
+            for run in sorted(pending, key=lambda run: run.query.rule.labels):
                 columns, duplicates = reader.for_query(run.query)
                 if run.former is not None:
                     chosen = apply_former(dataset, columns, duplicates, run.former, run.query)

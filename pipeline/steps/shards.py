@@ -12,9 +12,8 @@ import pyarrow as pa
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import IntegrityError
-from pipeline.sources.files import SourceFile
 from pipeline.sources.reader import PairReader
-from pipeline.sources.shards import Shard, plan_shards, stored_shards
+from pipeline.sources.shards import Shard, SourceFile, plan_shards, stored_shards
 
 
 class ShardReader(Protocol):

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from pipeline.models import cpu
 from pipeline.models.packing import Completion
 
 
@@ -41,4 +40,4 @@ def rows_stand_alone(dtype: torch.dtype) -> bool:
     Not so in half precision on CPUs with tiles (AMX), where the number of rows decides how a product is computed.
     """
     tiles = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
-    return dtype not in tiles or not cpu._capabilities().get(tiles[dtype])
+    return dtype not in tiles or not getattr(torch.cpu, "get_capabilities", dict)().get(tiles[dtype])

@@ -18,7 +18,7 @@ HALVES = [("bfloat16", torch.bfloat16), ("float16", torch.float16)]
 
 @pytest.fixture
 def without_half(monkeypatch):
-    monkeypatch.setattr(cpu, "_capabilities", lambda: WITHOUT)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: WITHOUT, raising=False)
 
 
 def rounded(model, dtype: torch.dtype):
@@ -30,7 +30,7 @@ def rounded(model, dtype: torch.dtype):
 
 @pytest.mark.parametrize("instruction", ["avx512_bf16", "amx_bf16", "bf16"])
 def test_bfloat16_stays_where_the_cpu_computes_in_it(instruction, tiny_model_dir, monkeypatch):
-    monkeypatch.setattr(cpu, "_capabilities", lambda: WITHOUT | {instruction: True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: WITHOUT | {instruction: True}, raising=False)
     assert cpu.has_arithmetic(torch.bfloat16)
     assert not cpu.has_arithmetic(torch.float16)
     model = load_causal_lm(TorchModel(model=str(tiny_model_dir("llama")), dtype="bfloat16"))

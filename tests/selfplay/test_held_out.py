@@ -9,7 +9,7 @@ from pipeline import schema as s
 from pipeline.config import Evaluate
 from pipeline.errors import ConfigError
 from pipeline.selfplay.held_out import split_held_out
-from pipeline.sources.prompts import by_hash
+from pipeline.selfplay.seeds import by_hash
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 

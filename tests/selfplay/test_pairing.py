@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline import schema as s
 from pipeline.config import Pairing
 from pipeline.selfplay.pairing import make_pairs
-from pipeline.sources.ids import content_digest
+from pipeline.sources.rows import content_digest
 from tests.selfplay.prompt_tables import annotated, annotated_row, dropped_reasons
 
 FIVE = [("a", 0.5), ("b", 2.0), ("c", -1.0), ("d", 1.0), ("e", 0.0)]

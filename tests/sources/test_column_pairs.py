@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline.config import Source
 from pipeline.errors import SourceError
 from pipeline.sources import reader as readers
+from pipeline.sources.column_pairs import NotPlain
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
@@ -108,6 +109,10 @@ BESIDE = st.fixed_dictionaries(
 )
 
 
+def refused(_):
+    raise NotPlain
+
+
 def both_ways(path, monkeypatch, **source):
     """The source's rows by columns, and one by one."""
     flags = {flag: bool(source.pop(flag, False)) for flag in ("rewards", "policy_logps")}
@@ -115,7 +120,7 @@ def both_ways(path, monkeypatch, **source):
     shard = plan_shards(files, 1000)[0]
     by_columns = reader.read(shard)
     with monkeypatch.context() as patch:
-        patch.setattr(readers, "plain_arrays", lambda _: None)
+        patch.setattr(readers, "plain_arrays", refused)
         return by_columns, reader.read(shard)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.sources.columns import Kind, kinds_of_rows
-from pipeline.sources.formats import detect, resolve_format
+from pipeline.sources.formats import resolve_format
 from tests.sources import layouts as to
 
 P = to.pair()
@@ -12,7 +12,7 @@ TURNS_AND_LISTS = {**to.as_implicit(P), "responses": ["a", "b"], "rewards": [1.0
 
 
 def detected(*rows):
-    return detect(kinds_of_rows(rows), rows)
+    return resolve_format("auto", kinds_of_rows(rows), rows)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import SourceError, TemporaryError
 from pipeline.faults import storage_errors
 from pipeline.sources.blocks import read_rows
-from pipeline.sources.files import scan_files
-from pipeline.sources.hf_folder import dataset_files
+from pipeline.sources.files import dataset_files, scan_files
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 
@@ -368,7 +367,7 @@ def test_throttling_is_not_taken_for_a_missing_file(tmp_path):
     shard = plan_shards(scan(tmp_path).files, 1)[0]
     for act in (
         lambda: scan_files(fs, str(tmp_path)),
-        lambda: dataset_files(fs, str(tmp_path), ["state.json"], "x"),
+        lambda: dataset_files(fs, str(tmp_path), {"state.json"}, "x"),
         lambda: read_rows(fs, str(tmp_path), shard, ()),
     ):
         with pytest.raises(TemporaryError, match="busy"), storage_errors("s3://bucket/x"):

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.ids import content_digest
+from pipeline.sources.rows import content_digest
 from tests.sources import layouts as to
 
 

@@ -27,12 +27,12 @@ def test_shapes_lengths_scores_and_drops_are_counted(tmp_path):
     rows += [{**to.LONG_PAIR, "tools": [{"name": "f"}]}, {**to.pair(), "rejected": None}]
     rows = [{**row, "score_chosen": 1.0, "score_rejected": 0.5} for row in rows]
     found = inspected(tmp_path, rows)
-    assert (found.format, found.num_files, found.num_rows, found.num_sampled, found.pairs.num_pairs) == (
+    assert (found.format, found.num_files, found.num_rows, found.num_sampled, found.num_pairs) == (
         ("messages", 1, 102, 102, 101)
     )  # fmt: skip
-    assert found.pairs.chars["prompt"] == Figures(least=1, median=51, p95=95, most=100)
-    assert found.pairs.turns["prompt"] == Figures(least=1, median=1, p95=1, most=4)
-    assert (found.pairs.num_with_system, found.pairs.num_with_tools) == (1, 1)
+    assert found.num_chars["prompt"] == Figures(least=1, median=51, p95=95, most=100)
+    assert found.num_turns["prompt"] == Figures(least=1, median=1, p95=1, most=4)
+    assert (found.num_with_system, found.num_with_tools) == (1, 1)
     assert found.drop_reasons == {"null_field": 1}
     assert found.score_columns == ("score_chosen", "score_rejected")
     assert found.problems == ()
@@ -119,7 +119,7 @@ def test_files_of_no_known_extension_are_named(tmp_path, caplog):
 
 def test_without_a_format_no_pairs_are_claimed(tmp_path):
     found = inspected(tmp_path, [{"text": "x"}])
-    assert not found.readable
+    assert found.format is None
     assert "pairs not counted: no format" in render(found)
     assert "0 pairs" not in render(found)
     assert "dropped" not in render(found)

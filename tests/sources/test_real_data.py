@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Source
 from pipeline.sources.formats import FORMATS
-from pipeline.sources.ids import content_digest
 from pipeline.sources.inspect import inspect_source, render
 from pipeline.sources.reader import open_source
+from pipeline.sources.rows import content_digest
 from pipeline.sources.shards import plan_shards
 
 FS = fsspec.filesystem("file")

@@ -6,6 +6,7 @@ import pytest
 from pipeline.config import Source
 from pipeline.errors import SchemaError
 from pipeline.sources.columns import kinds_of_rows
+from pipeline.sources.formats import FORMATS
 from pipeline.sources.reader import open_source
 from pipeline.sources.scores import OTHER_REWARDS, OWN_REWARDS, plan_scores
 from pipeline.sources.shards import plan_shards
@@ -81,13 +82,13 @@ def test_own_names_win_over_other_spellings(tmp_path):
 def test_two_spellings_are_refused():
     row = {**P, "score_chosen": 1.0, "score_rejected": 0.0, "chosen_rating": 5, "rejected_rating": 1}
     with pytest.raises(SchemaError, match=r"2 spellings of rewards.*Rename the wanted two to reward_chosen"):
-        plan_scores(kinds_of_rows([row]), "messages", **ONLY_REWARDS)
+        plan_scores(kinds_of_rows([row]), FORMATS["messages"], **ONLY_REWARDS)
 
 
 @pytest.mark.parametrize("row", [P, {**P, "score_chosen": 1.0}, {**P, "score_chosen": "1", "score_rejected": "2"}])
 def test_absent_rewards_are_refused(row):
     with pytest.raises(SchemaError, match="needs rewards; the source has prompt"):
-        plan_scores(kinds_of_rows([row]), "messages", **ONLY_REWARDS)
+        plan_scores(kinds_of_rows([row]), FORMATS["messages"], **ONLY_REWARDS)
 
 
 @pytest.mark.parametrize("absent", ["policy_logp_chosen", "num_tokens_rejected"])
@@ -95,4 +96,4 @@ def test_absent_log_probs_and_counts_are_refused(absent):
     row = {**P, **LOGPS}
     del row[absent]
     with pytest.raises(SchemaError, match=rf"needs \['{absent}'\]"):
-        plan_scores(kinds_of_rows([row]), "scored", rewards=False, policy_logps=True, reference_logps=True)
+        plan_scores(kinds_of_rows([row]), FORMATS["scored"], rewards=False, policy_logps=True, reference_logps=True)

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.sources.files import SourceFile
 from pipeline.sources.probe import FileKind
-from pipeline.sources.shards import plan_shards, stored_shards
+from pipeline.sources.shards import SourceFile, plan_shards, stored_shards
 
 
 def source_file(index, num_rows, step):

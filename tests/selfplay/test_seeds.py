@@ -16,9 +16,9 @@ import pipeline.demo
 from pipeline import schema as s
 from pipeline.config import Prompts
 from pipeline.errors import DataError, SchemaError, SourceError
-from pipeline.sources.contamination import Contamination, read_benchmark
-from pipeline.sources.ids import prompt_digest
-from pipeline.sources.prompts import read_prompts
+from pipeline.selfplay.contamination import Contamination, read_benchmark
+from pipeline.selfplay.seeds import read_prompts
+from pipeline.sources.rows import prompt_digest
 from tests.sources import layouts as to
 
 FS = fsspec.filesystem("file")

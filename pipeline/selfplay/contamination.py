@@ -1,6 +1,6 @@
 """Whether a prompt shares a run of n words with a benchmark: the usual test for contamination, by word n-grams.
 
-Words are those of the normalised text, see `pipeline.sources.words`: case, spacing and punctuation do not matter. A
+Words are those of the normalised text, see `pipeline.selection.words`: case, spacing and punctuation do not matter. A
 benchmark prompt of fewer than n words is found only where a text has its words and no others.
 Memory: 8 bytes for each different n-gram of the benchmarks.
 """
@@ -19,10 +19,10 @@ from pipeline.config import Prompts
 from pipeline.drops import Drop
 from pipeline.errors import SourceError
 from pipeline.faults import is_missing
+from pipeline.selection.words import normalised, words_of
 from pipeline.shown import shown, shown_path
-from pipeline.sources.prompt_rows import PROMPTS_FORMAT, open_prompts
+from pipeline.sources.prompts import PROMPTS_FORMAT, open_prompts
 from pipeline.sources.rows import Turn
-from pipeline.sources.words import normalised, words_of
 
 _log = logging.getLogger(__name__)
 
