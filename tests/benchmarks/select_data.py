@@ -39,7 +39,7 @@ def _table(num_rows: int) -> pa.Table:
     columns = {
         schema.ID: ids,
         schema.CONTENT_DIGEST: [hashlib.blake2b(id_.encode(), digest_size=16).hexdigest() for id_ in ids],
-        **{name: _messages(chance, num_rows, words) for name, words in _LENGTHS.items()},
+        **{name: _messages(chance, num_rows, name) for name in _LENGTHS},
         schema.REWARD_CHOSEN: chance.normal(0.8, 1.2, num_rows),
         schema.REWARD_REJECTED: chance.normal(0.0, 1.2, num_rows),
         **logps,
@@ -55,11 +55,12 @@ def _table(num_rows: int) -> pa.Table:
                      for name in fields.names], schema=fields)  # fmt: skip
 
 
-def _messages(chance: np.random.Generator, num_rows: int, mean_words: int) -> pa.Array:
+def _messages(chance: np.random.Generator, num_rows: int, side: str) -> pa.Array:
     """One turn a row: texts of lognormal length, cut out of one long text."""
-    lengths = np.clip(chance.lognormal(np.log(mean_words) - 0.3, 0.8, num_rows), 3, 3000).astype(int)
+    lengths = np.clip(chance.lognormal(np.log(_LENGTHS[side]) - 0.3, 0.8, num_rows), 3, 3000).astype(int)
     words = chance.choice(_WORDS, 200_000)
     starts = chance.integers(0, words.size - 3000, num_rows)
     texts = [" ".join(words[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
-    turns = pa.StructArray.from_arrays([pa.array(["user"] * num_rows), pa.array(texts)], ["role", "content"])
+    roles = pa.array(["user" if side == schema.PROMPT else "assistant"] * num_rows)
+    turns = pa.StructArray.from_arrays([roles, pa.array(texts)], ["role", "content"])
     return pa.ListArray.from_arrays(pa.array(np.arange(num_rows + 1, dtype=np.int32)), turns).cast(schema.MESSAGES)
