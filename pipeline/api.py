@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.config import Config, Metric, Objective, Output, Source, Storage, parse_config
+from pipeline.config.load import parse
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import ConfigError
@@ -34,7 +35,7 @@ from pipeline.selection.columns import read_columns
 from pipeline.selection.passes import Threads
 from pipeline.selection.ranking import Query, rank, wanted_by
 from pipeline.selection.report import render, summarise
-from pipeline.selection.selection import Found, select_many
+from pipeline.selection.selection import Found
 from pipeline.selection.source import Source as ScoredRows
 from pipeline.selection.source import TableSource, no_positions
 
@@ -80,8 +81,8 @@ class Scored(Rows):
 class Subset(Rows):
     """The rows that a selection keeps, with margin_explicit, margin_implicit and potential. `report`: it in numbers."""
 
-    def __init__(self, source: ScoredRows, found: Found, owner: object) -> None:
-        self._source, self._found = source, found
+    def __init__(self, source: ScoredRows, found: Found, former: Mapping[str, Any] | None, owner: object) -> None:
+        self._source, self._found, self._former = source, found, former
         self._owner = owner  # of the files that are read
         self.report = summarise(found, source)
 
@@ -102,8 +103,8 @@ class Subset(Rows):
         from pipeline.steps.select import write_found
 
         storage = output.pop("storage", None)
-        section = Output.model_validate({"path": str(path), **output})
-        write_found(self._found, self._source, section, _place(path, storage))
+        section = parse(Output, {"path": str(path), **output}, "the call")
+        write_found(self._found, self._source, self._former, section, _place(path, storage))
 
 
 def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source: Any) -> Pairs:
@@ -115,7 +116,7 @@ def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source:
     from pipeline.sources.reader import read_all
 
     with tempfile.TemporaryDirectory(prefix="alignpot-") as folder:
-        section = Source.model_validate({"path": _path_of(data, Path(folder)), **source})
+        section = parse(Source, {"path": _path_of(data, Path(folder)), **source}, "the call")
         place = _place(section.path, storage)
         return Pairs(read_all(place.fs, place.root, section))
 
@@ -167,9 +168,12 @@ def select(scored: Any, *, objective: Any = None, metric: Any = None, **keys: An
     metric: a name or a section as a dict; the objective of the run that scored is the default. keys: of the sections
     select (fraction, k, per_prompt, ...), metric (weight, normalise, ...) and objective (beta, ...).
     """
-    source, config, _ = _scored_rows(scored, keys.pop("storage", None))
-    [found] = select_many(source, [_query(config, objective, metric, keys)])
-    return Subset(source, found, owner=scored)
+    from pipeline.steps.select import select_rows
+
+    storage = keys.pop("storage", None)
+    source, config, _ = _scored_rows(scored, storage)
+    found, former = select_rows(source, _query(config, objective, metric, keys), _storage(storage))
+    return Subset(source, found, former, owner=scored)
 
 
 def potential(scored: Any, *, objective: Any = None, metric: Any = None, **keys: Any) -> FloatArray:
@@ -214,8 +218,8 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
     """
     from pipeline.exports.export import export_subset
 
-    storage = Storage.model_validate(options.pop("storage", {}))
-    return export_subset(Place.open(str(subset), storage), to, Place.open(str(path), storage), **options)
+    storage = options.pop("storage", None)
+    return export_subset(_place(subset, storage), to, _place(path, storage), **options)
 
 
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:
@@ -226,8 +230,12 @@ def self_play(config: Mapping[str, Any]) -> Iterator[str]:
     return play(parse_self_play(config))
 
 
-def _place(url: str | Path, storage: Mapping[str, Any] | None) -> Place:
-    return Place.open(str(url), Storage.model_validate(storage or {}))
+def _storage(given: Mapping[str, Any] | Storage | None) -> Storage:
+    return given if isinstance(given, Storage) else parse(Storage, given or {}, "storage of the call")
+
+
+def _place(url: str | Path, storage: Mapping[str, Any] | Storage | None) -> Place:
+    return Place.open(str(url), _storage(storage))
 
 
 def _path_of(data: Any, folder: Path) -> str:

@@ -198,3 +198,54 @@ def test_what_is_wrong_is_said_in_one_error(rows: list[Row], scored: Any, policy
         potential(scored, objective="dpo")
     with pytest.raises(AlignpotError, match="path"):
         next(self_play({"rounds": 1}))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda rows, _: read_pairs(rows, formt="messages"),
+        lambda rows, _: read_pairs(rows, storage={"regoin": "x"}),
+        lambda _, scored: select(scored, k=3).write("subset", rows_per_fil=4),
+        lambda _, scored: export("subset", "trl", "export", storage={"regoin": "x"}),
+    ],
+)
+def test_a_wrong_key_of_any_section_is_our_error_with_the_nearest_one(
+    call: Callable[..., Any], rows: list[Row], scored: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean (format|region|rows_per_file)"):
+        call(rows, scored)
+
+
+def test_a_former_selection_decides_in_a_call_as_in_a_command(scored: Any, run: Path, tmp_path: Path) -> None:
+    manifest = str(run / "subset2" / "_SUCCESS.json")
+    done = CliRunner().invoke(app, ["select", str(run / "config.yaml"), "--set", f"output.path={run}/subset2",
+                                    "--set", "select.per_prompt=null"])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    again = select(run / "scored", metric={"weight": "auto"}, stats_from=manifest)
+    files = sorted((run / "subset2" / "parquet").glob("*.parquet"))
+    assert again.to_arrow().to_pydict() == pa.concat_tables(map(pq.read_table, files)).to_pydict()
+    with pytest.raises(ConfigError, match=r"select\.fraction is 0\.4; this config has 0\.9"):
+        select(run / "scored", metric={"weight": "auto"}, stats_from=manifest, fraction=0.9)
+    with pytest.raises(ConfigError, match="rows in memory do not name"):
+        select(scored.to_arrow(), objective="simpo", metric={"weight": "auto"}, stats_from=manifest)
+
+
+def test_a_subset_of_other_scores_is_not_taken_for_the_one_that_is_there(scored: Any, tmp_path: Path) -> None:
+    frame = scored.to_pandas()
+    select(frame, objective="simpo", metric="explicit", k=5).write(tmp_path / "subset")
+    frame["reward_chosen"] += 1.0
+    moved = select(frame, objective="simpo", metric="explicit", k=5)
+    with pytest.raises(FingerprintError, match="scored"):
+        moved.write(tmp_path / "subset")
+
+
+def test_rows_in_memory_that_share_an_id_are_repeats_only_with_equal_scores(scored: Any) -> None:
+    table = scored.to_arrow().drop_columns([schema.CONTENT_DIGEST])
+    assert (
+        select(pa.concat_tables([table, table]), k=5, objective="simpo").report["selection"]["num_ranked"] == NUM_ROWS
+    )
+    other = table.set_column(
+        table.schema.get_field_index(schema.ID), schema.ID, pa.array(["same"] * NUM_ROWS, pa.string())
+    )
+    with pytest.raises(AlignpotError, match="'same'"):
+        select(other, k=5, objective="simpo")

@@ -8,7 +8,6 @@
     parts         one Parquet object a shard, kept and dropped rows together
     files         files for others: Hugging Face, Parquet, JSON Lines (formats in writers)
     dataset       reads any complete dataset by its manifest
-    duplicates    ids that repeat
     verify        checks a dataset whole
 
 Nothing is renamed or overwritten, and readers never trust a listing. Loads neither Ray nor torch.

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.errors import SchemaError
-from pipeline.metrics.columns import BoolArray, float_column
+from pipeline.metrics.columns import BoolArray
 from pipeline.metrics.margins import explicit_margin
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
@@ -33,33 +33,23 @@ def _sides(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 SIDES: Final = _sides(schema.scored_schema().names)
 """Columns that are exchanged, chosen first."""
-MARGINS: Final = (schema.MARGIN_EXPLICIT, schema.MARGIN_IMPLICIT)
-"""Columns that change their sign where they are there."""
 
 
 def contradicted(block: pa.Table | pa.RecordBatch) -> BoolArray:
     """Which pairs the reward contradicts, bool [num_rows]; a margin that is null or NaN contradicts nothing.
 
-    Reads the two rewards, or `margin_explicit` (which must then be the signed one) from a table that has no rewards.
-
     Raises:
-        SchemaError: neither is there, or it is not numeric.
+        SchemaError: a reward is not there, or it is not numeric.
     """
-    names = set(block.schema.names)
-    rewards = {schema.REWARD_CHOSEN, schema.REWARD_REJECTED}
-    if names.isdisjoint(rewards) and schema.MARGIN_EXPLICIT in names:
-        margin = float_column(block, schema.MARGIN_EXPLICIT)
-    else:
-        margin = explicit_margin(block, "signed")
-    below: BoolArray = margin < 0
+    below: BoolArray = explicit_margin(block, "signed") < 0
     return below
 
 
 def swap_sides(table: Rows, rows: BoolArray) -> Rows:
     """The table with chosen and rejected exchanged in `rows`, bool [num_rows]; without a copy where there is none.
 
-    Every pair of columns in SIDES that the table has is exchanged, and signed margins are negated. All other columns
-    stay, `id`, `content_digest` and `potential` among them. Swapping twice gives the table back.
+    Every pair of columns in SIDES that the table has is exchanged. All other columns stay, `id` and `content_digest`
+    among them. Swapping twice gives the table back.
 
     Raises:
         SchemaError: the table has a column of one side only, or the two sides have different types.
@@ -74,9 +64,6 @@ def swap_sides(table: Rows, rows: BoolArray) -> Rows:
     for chosen, rejected in pairs:
         ours, theirs = columns[chosen], columns[rejected]
         columns[chosen], columns[rejected] = pc.if_else(mask, theirs, ours), pc.if_else(mask, ours, theirs)
-    for name in MARGINS:
-        if name in columns:
-            columns[name] = pc.if_else(mask, pc.negate(columns[name]), columns[name])
     return type(table).from_arrays([*columns.values()], schema=table.schema)
 
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.config import Metric, Objective, Select
-from pipeline.data.duplicates import find_repeats
 from pipeline.errors import SchemaError
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.normalise import Fitted
 from pipeline.selection.columns import Columns, read_columns
+from pipeline.selection.duplicates import find_repeats
 from pipeline.selection.labels import swap_sides
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.ranking import Query, Ranking, rank, wanted_by

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from pipeline.config import Config, Metric, Objective, Select, parse_config, yaml_value
 from pipeline.errors import ConfigError
 from pipeline.selection.compare import Comparison, compare
-from pipeline.selection.passes import Passes
 from pipeline.selection.ranking import Query
 from pipeline.selection.source import Source
 from pipeline.shown import shown
@@ -21,7 +20,6 @@ def compare_rows(
     objective: Objective,
     metrics: Sequence[str | Mapping[str, Any]],
     fractions: Sequence[float],
-    passes: Passes | None = None,
 ) -> Comparison:
     """Select by every metric and fraction, and compare.
 
@@ -38,7 +36,7 @@ def compare_rows(
             except ValidationError:
                 raise ConfigError(f"a fraction must be above 0 and at most 1, got {fraction}.") from None
             queries[f"{name} {fraction}"] = name, Query(objective=objective, metric=metric, rule=rule)
-    return compare(source, queries, passes)
+    return compare(source, queries)
 
 
 def objective_of(given: str | Mapping[str, Any], scored_config: Mapping[str, Any]) -> Objective:

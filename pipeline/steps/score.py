@@ -20,7 +20,6 @@ from pipeline import schema
 from pipeline.config import ColumnsModel, ColumnsReward, Config, TorchModel, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.duplicates import find_repeats
 from pipeline.data.manifest import SCORED, Manifest, find_manifest
 from pipeline.data.place import Place
 from pipeline.data.run import RUN_FILE, Run
@@ -28,6 +27,7 @@ from pipeline.errors import ConfigError, TooManyDroppedError
 from pipeline.faults import storage_errors
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import id_hashes
+from pipeline.selection.duplicates import find_repeats
 from pipeline.sources.reader import open_source
 from pipeline.sources.rows import content_digest
 from pipeline.steps.score_stages import score_stages

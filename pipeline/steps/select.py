@@ -14,15 +14,16 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from pipeline import config as settings
 from pipeline import schema
-from pipeline.config import Config, Output, resolved
+from pipeline.config import Config, Output, Storage, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_files
 from pipeline.data.manifest import SUBSET, File
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
-from pipeline.data.sealed import differences, fingerprint_digest, read_sealed, sealed
+from pipeline.data.sealed import differences, digest, fingerprint_digest, read_sealed, sealed
 from pipeline.errors import ConfigError, FingerprintError, SourceError
 from pipeline.selection.columns import check_group_type
 from pipeline.selection.former import apply_former, former_rule
@@ -78,11 +79,9 @@ def _prepare(config: Config, scored: Mapping[str, Any], plan: Plan | None) -> Se
     place = Place.open(config.output.path, config.storage)
     if Dataset.find(place, SUBSET) is None:
         check_writable(place)
-    rule, former = config.select, None
-    if rule.stats_from is not None:
-        former = _former(config, rule.stats_from, scored)
-        rule = former_rule(former, Query(objective=config.objective, metric=config.metric, rule=rule))
-    query = Query(objective=config.objective, metric=config.metric, rule=rule)
+    query = Query(objective=config.objective, metric=config.metric, rule=config.select)
+    query, former = _with_former(query, config.storage, scored)
+    rule = query.rule
     fingerprint = _fingerprint(scored, query, config.output, former)
     if plan is not None and rule.group_by is not None:
         remedy = "Name it in source.passthrough."
@@ -116,21 +115,44 @@ def select_subsets(runs: Sequence[SelectRun]) -> list[dict[str, Any]]:
     pending = [run for run in runs if Dataset.find(run.place, SUBSET) is None]
     if pending:
         dataset = open_scored(pending[0].config)
-        with _passes(pending[0].config) as passes:
+        select = pending[0].config.select
+        with _passes("auto" if select is None else select.engine, pending[0].config.run) as passes:
             reader = Reader(dataset, [run.query for run in pending], passes)
             for run in sorted(pending, key=lambda run: run.query.rule.labels):
-                columns, duplicates = reader.for_query(run.query)
-                if run.former is not None:
-                    chosen = apply_former(dataset, columns, duplicates, run.former, run.query)
-                else:
-                    ranking = rank(columns, run.query, duplicates)
-                    chosen = found(columns, ranking, choose(dataset, columns, ranking))
+                chosen = _found(dataset, run.query, run.former, reader)
                 _write(passes, dataset, chosen, run.place, run.output, run.plan)
     return [_report(run.place) for run in runs]
 
 
+def select_rows(source: Source, query: Query, storage: Storage) -> tuple[Found, Mapping[str, Any] | None]:
+    """The selection that a command would write, and the former one whose rule it takes over, if any.
+
+    Raises a ConfigError if select.stats_from is asked for rows whose models are not known.
+    """
+    former = None
+    if query.rule.stats_from is not None:
+        if not isinstance(source, Dataset):
+            raise ConfigError(
+                "select.stats_from holds for scores of the same models, and rows in memory do not name theirs. Give "
+                "what `score` gave, or the path of a scored dataset."
+            )
+        query, former = _with_former(query, storage, source.manifest.fingerprint)
+    # A cluster is joined only if the call asks for it.
+    engine = "ray" if query.rule.engine == "ray" else "plain"
+    with _passes(engine, settings.Run()) as passes:
+        return _found(source, query, former, Reader(source, [query], passes)), former
+
+
+def _found(source: Source, query: Query, former: Mapping[str, Any] | None, reader: Reader) -> Found:
+    columns, duplicates = reader.for_query(query)
+    if former is not None:
+        return apply_former(source, columns, duplicates, former, query)
+    ranking = rank(columns, query, duplicates)
+    return found(columns, ranking, choose(source, columns, ranking))
+
+
 @contextmanager
-def _passes(config: Config) -> Iterator[Passes]:
+def _passes(engine: str, run: settings.Run) -> Iterator[Passes]:
     """What reads and writes: threads of this machine, or tasks of a Ray cluster.
 
     `select.engine: auto` takes Ray if there is a cluster to join and `run.engine` is ray. A Ray of our own on this
@@ -138,17 +160,16 @@ def _passes(config: Config) -> Iterator[Passes]:
 
     Raises a TemporaryError or ConfigError if the cluster cannot be joined.
     """
-    engine = "auto" if config.select is None else config.select.engine
-    if engine == "plain" or (engine == "auto" and config.run.engine == "plain"):
+    if engine == "plain" or (engine == "auto" and run.engine == "plain"):
         yield Threads()
         return
     from pipeline.on_ray.session import cluster_address, ray_session
     from pipeline.on_ray.tasks import RayTasks
 
-    if engine == "auto" and cluster_address(config.run) is None:
+    if engine == "auto" and cluster_address(run) is None:
         yield Threads()
         return
-    with ray_session(config.run, []):
+    with ray_session(run, []):
         yield RayTasks()
 
 
@@ -176,18 +197,17 @@ def kept_columns(source: Source, *, slim: bool) -> list[str]:
     return [*names, schema.TOOLS] if has_tools else names
 
 
-def write_found(found: Found, source: Source, output: Output, place: Place) -> None:
-    """Write a selection that was made in memory as a subset.
-
-    Raises a FingerprintError if the place holds another subset.
-    """
-    fingerprint = _fingerprint(_scored(source, found), found.selection.query, output, None)
+def write_found(found: Found, source: Source, former: Mapping[str, Any] | None, output: Output, place: Place) -> None:
+    """Write what `select_rows` found as a subset. Raises a FingerprintError if the place holds another subset."""
+    fingerprint = _fingerprint(_scored(source, found), found.selection.query, output, former)
     _write(Threads(), source, found, place, output, Plan(kind=SUBSET, fingerprint=fingerprint, config={}))
 
 
 def _scored(source: Source, found: Found) -> Mapping[str, Any]:
-    """The fingerprint of scored rows: of a dataset, or of rows in memory by their ids."""
-    return source.manifest.fingerprint if isinstance(source, Dataset) else {"rows": found.selection.id_digest}
+    """The fingerprint of scored rows: of a dataset; of rows in memory, what was found among them."""
+    if isinstance(source, Dataset):
+        return source.manifest.fingerprint
+    return {"selection": found.selection.to_dict(), "scores": digest(found.selection.scores.tobytes())}
 
 
 def _write(passes: Passes, source: Source, found: Found, place: Place, output: Output, plan: Plan) -> None:
@@ -220,9 +240,17 @@ def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return {name: fingerprint.get(name) for name in _SCORING}
 
 
-def _former(config: Config, path: str, scored: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_former(query: Query, storage: Storage, scored: Mapping[str, Any]) -> tuple[Query, Mapping[str, Any] | None]:
+    """The query with the rule of select.stats_from, and that former selection; the query alone if it names none."""
+    if query.rule.stats_from is None:
+        return query, None
+    former = _former(query.rule.stats_from, storage, scored)
+    return replace(query, rule=former_rule(former, query)), former
+
+
+def _former(path: str, storage: Storage, scored: Mapping[str, Any]) -> Mapping[str, Any]:
     """The selection in a subset's manifest, which must be of scores like those of `scored`."""
-    manifest = read_sealed(Place.open(path, config.storage))
+    manifest = read_sealed(Place.open(path, storage))
     path = shown_path(path)
     if manifest is None:
         raise SourceError(f"select.stats_from: {path} is not there. Give the _SUCCESS.json of a subset.")

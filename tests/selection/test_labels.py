@@ -12,7 +12,7 @@ from pipeline.errors import SchemaError
 from pipeline.metrics.margins import explicit_margin, implicit_margin
 from pipeline.selection.labels import SIDES, contradicted, swap_sides
 
-SCHEMA = pa.schema([*schema.scored_schema([pa.field("origin", pa.string())]), *schema.SUBSET_FIELDS])
+SCHEMA = schema.scored_schema([pa.field("origin", pa.string())])
 FLOATS = st.none() | st.floats(allow_nan=False, width=32)
 TURNS = st.none() | st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.none() | st.text(max_size=4)}),
@@ -63,8 +63,6 @@ def test_swap_agrees_with_swapping_row_by_row(given_table):
     for before, after, turned in zip(table.to_pylist(), swapped.to_pylist(), rows, strict=True):
         for name in SCHEMA.names:
             wanted = before[other.get(name, name)] if turned else before[name]
-            if turned and name in ("margin_explicit", "margin_implicit") and wanted is not None:
-                wanted = -wanted
             assert after[name] == wanted
     assert swapped.schema == table.schema
 
@@ -94,19 +92,15 @@ def test_contradiction_is_a_margin_below_zero_and_nothing_else():
         {
             "reward_chosen": [1.0, 2.0, 3.0, None, float("nan"), 0.0],
             "reward_rejected": [2.0, 2.0, 1.0, 1.0, 1.0, None],
-            "margin_explicit": [5.0, -5.0, -5.0, -5.0, -5.0, -5.0],  # absolute, say: rewards decide
         }
     )
     assert contradicted(table).tolist() == [True, False, False, False, False, False]
     assert contradicted(table.to_batches()[0]).tolist() == contradicted(table).tolist()
-    assert contradicted(table.select(["margin_explicit"])).tolist() == [False, True, True, True, True, True]
-    nothing = pa.table({"margin_explicit": [None, float("nan"), -0.0]})
-    assert not contradicted(nothing).any()
 
 
-def test_contradiction_cannot_be_told_without_rewards_or_margin():
+def test_contradiction_cannot_be_told_without_rewards():
     with pytest.raises(SchemaError, match="reward_rejected"):
-        contradicted(pa.table({"reward_chosen": [1.0], "margin_explicit": [-1.0]}))
+        contradicted(pa.table({"reward_chosen": [1.0]}))
     with pytest.raises(SchemaError, match="reward_chosen"):
         contradicted(pa.table({"id": ["a"]}))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline import api
 from pipeline import schema as names
 from pipeline.commands import report_only, select_only
 from pipeline.config import Storage
@@ -87,6 +88,9 @@ def test_threads_and_ray_write_the_same_bytes_on_s3_and_on_disk(
         config = data.select_config(source, output, storage, select={"engine": engine}, sweep=sweep_of(variants))
         select_subsets(prepare_select(config))
         assert_same(output, storage, wanted)
+    called = [api.select(scored, fraction=0.4, engine=engine) for engine in ("plain", "ray")]
+    assert called[0].to_arrow().equals(called[1].to_arrow())
+    assert called[0].report == called[1].report
 
 
 @pytest.mark.parametrize("variants", BOTH)

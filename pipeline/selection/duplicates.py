@@ -5,18 +5,17 @@ and 64 of the content. Which of several equal rows is kept does not depend on th
 columns of a source may, a hash of the scores decides.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import schema as names
-from pipeline.data.dataset import Positions
 from pipeline.errors import SourceError
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import HashArray, hash_ids
+from pipeline.selection.source import Positions, Source
 from pipeline.shown import listed, quoted
 
 _SCORES: Final = tuple(field.name for field in names.SCORE_FIELDS if field.name != names.TRUNCATED)
@@ -28,23 +27,11 @@ _MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 _MOST_NAMED: Final = 10
 
 
-class Rows(Protocol):
-    """Rows that can be read by position, such as a Dataset."""
-
-    @property
-    def schema(self) -> pa.Schema:
-        """All columns."""
-        ...
-
-    def take(self, positions: Positions, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The rows at ascending positions, in tables."""
-        ...
-
-
-def find_repeats(rows: Rows, hashes: HashArray) -> Positions:
+def find_repeats(source: Source, hashes: HashArray) -> Positions:
     """Ascending positions of the rows to leave out, because they repeat the id and content of a kept one.
 
-    hashes: `metrics.ids.id_hashes` of all rows, in order.
+    hashes: `metrics.ids.id_hashes` of all rows, in order. Rows in memory may lack a content digest: their scores
+    stand for the content.
 
     Raises:
         SourceError: rows share an id and differ in content; up to ten such ids are named.
@@ -54,9 +41,9 @@ def find_repeats(rows: Rows, hashes: HashArray) -> Positions:
     if not repeated.size:
         return np.zeros(0, dtype=np.int64)
     positions = np.flatnonzero(np.isin(hashes, repeated))
-    left_out, conflicts = _compare(_details(rows, positions))
+    left_out, conflicts = _compare(_details(source, positions))
     if len(conflicts):
-        first = pa.concat_tables(rows.take(conflicts[:_MOST_NAMED], [names.ID]))[names.ID].to_pylist()
+        first = pa.concat_tables(source.take(conflicts[:_MOST_NAMED], [names.ID]))[names.ID].to_pylist()
         raise SourceError(
             f"{len(conflicts)} ids stand for rows of different content, first [{listed(first, show=quoted)}]. Give "
             "each row an id of its own, or leave out source.id_column to have the content name the row; then score "
@@ -65,20 +52,19 @@ def find_repeats(rows: Rows, hashes: HashArray) -> Positions:
     return left_out
 
 
-def _details(rows: Rows, positions: Positions) -> NDArray[np.void]:
+def _details(source: Source, positions: Positions) -> NDArray[np.void]:
     """Hashes of id (two halves), content and scores, and the position, of each of these rows."""
     found = np.empty(len(positions), dtype=_ROW)
     start = 0
-    columns = [name for name in _COLUMNS if name in rows.schema.names]
-    for table in rows.take(positions, columns):
+    columns = [name for name in _COLUMNS if name in source.schema.names]
+    for table in source.take(positions, columns):
         part = found[start : start + table.num_rows]
         ids = single_array(table, names.ID)
         for half, seed in _SEEDS.items():
             part[half] = hash_ids(ids, seed)
-        part["content"] = 0
+        part["scores"] = part["content"] = _score_hashes(table)
         if names.CONTENT_DIGEST in columns:
             part["content"] = hash_ids(single_array(table, names.CONTENT_DIGEST), _CONTENT_SEED)
-        part["scores"] = _score_hashes(table)
         start += table.num_rows
     found["position"] = positions
     return found

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from pipeline import config
 from pipeline.data.dataset import Dataset
-from pipeline.data.duplicates import find_repeats
 from pipeline.data.place import Place
 from pipeline.errors import SourceError
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import id_hashes
+from pipeline.selection.duplicates import find_repeats
 from tests.data.tables import scored_table, write_dataset
 
 ROWS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 1), st.booleans()), min_size=1, max_size=40)
@@ -71,8 +71,9 @@ def test_repeats_agree_with_a_dictionary(rows, cut, conflicts):
             assert sorted(number for i, number in enumerate(ids) if i not in left_out) == sorted(contents)
 
 
-def test_dataset_without_kept_rows_has_no_duplicates(local_place):
-    assert repeats(write_dataset(local_place, [scored_table(["a", "a"], dropped={0, 1})])) == []
+def test_dataset_without_kept_rows_has_no_duplicates(tmp_path):
+    place = Place.open(str(tmp_path / "scored"), config.Storage())
+    assert repeats(write_dataset(place, [scored_table(["a", "a"], dropped={0, 1})])) == []
 
 
 def test_ids_of_equal_hashes_are_told_apart():
