@@ -292,7 +292,7 @@ def test_killed_in_step_after_step_the_run_ends_with_the_same_rows_and_does_noth
             assert rows(first / part / step) == rows(second / part / step) != []
         assert ids_of(first / part / "subset") == ids_of(second / part / "subset") != []
     trained = [next(work.glob("run/round-1/training-*/_SUCCESS.json")) for work in (whole, killed)]
-    assert len({json.loads(path.read_text())["digest"] for path in trained}) == 1
+    assert len({json.loads(path.read_text())["extra"]["digest"] for path in trained}) == 1
     assert report(whole / "run", 1)["evaluation"] == report(killed / "run", 1)["evaluation"]
 
 
