@@ -1,6 +1,6 @@
 """What a metric takes from the whole set: normalisers, the automatic weight, scales and ranges."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -67,10 +67,15 @@ def fit(ranker: Ranker, quantities: Quantities, ranked: BoolArray, hashes: HashA
     )  # fmt: skip
 
 
-def ranked_moments(values: FloatArray, ranked: BoolArray) -> Moments:
-    """The exact moments of the ranked rows' values, without a copy of them all."""
-    blocks = (slice(start, start + _BLOCK) for start in range(0, values.size, _BLOCK))
-    return sum((moments_of(values[block][ranked[block]]) for block in blocks), Moments())
+def ranked_moments(values: FloatArray, ranked: BoolArray, *, absolute: bool = False) -> Moments:
+    """The exact moments of the ranked rows' values, or of their absolute values, without a copy of them all."""
+    blocks = (values[block][ranked[block]] for block in blocks_of(values.size))
+    return sum((moments_of(np.abs(block) if absolute else block) for block in blocks), Moments())
+
+
+def blocks_of(num_rows: int) -> Iterator[slice]:
+    """Slices of so many rows, one after another, so that arithmetic on one takes little memory."""
+    return (slice(start, start + _BLOCK) for start in range(0, num_rows, _BLOCK))
 
 
 def drawn(hashes: HashArray, rows: BoolArray) -> BoolArray:

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.ranker import SIGNED_EXPLICIT
-from pipeline.selection.fit import ranked_moments
+from pipeline.selection.fit import blocks_of, ranked_moments
 from pipeline.selection.selection import Found
 from pipeline.selection.source import Source, take_all
 from pipeline.selection.text import aligned
@@ -48,29 +48,37 @@ def summarise(found: Found, source: Source, *, num_examples: int = 10) -> dict[s
     explicit, implicit, reward = (
         columns.quantities.get(quantity, missing) for quantity in (query.explicit, query.implicit, SIGNED_EXPLICIT)
     )
-    explicit = np.abs(explicit) if query.metric.explicit == "absolute" else explicit
     margins = {schema.MARGIN_EXPLICIT: explicit, schema.MARGIN_IMPLICIT: implicit}
+    absolute = {schema.MARGIN_EXPLICIT} if query.metric.explicit == "absolute" else set()
+
+    def moments(name: str, rows: BoolArray) -> Mapping[str, Any]:
+        values = margins[name]
+        return ranked_moments(values, rows & np.isfinite(values), absolute=name in absolute).to_dict()
+
+    def examples(sign: int) -> list[dict[str, Any]]:
+        found = _examples_of(source, scores, margins, num_examples, sign=sign)
+        for example in found:
+            example |= {name: abs(example[name]) for name in absolute if example[name] is not None}
+        return found
+
     return {
         "selection": selection.to_dict(),
-        "margins": {
-            group: {name: dict(ranked_moments(values, rows & np.isfinite(values)).to_dict())
-                    for name, values in margins.items()}
-            for group, rows in masks.items()
-        },
+        "margins": {group: {name: dict(moments(name, rows)) for name in margins} for group, rows in masks.items()},
         "signs": {group: _signs(reward, implicit, rows) for group, rows in masks.items()},
-        "top": _examples_of(source, scores, margins, num_examples, sign=1),
-        "bottom": _examples_of(source, scores, margins, num_examples, sign=-1),
-    }  # fmt: skip
+        "top": examples(1),
+        "bottom": examples(-1),
+    }
 
 
 def _signs(reward: FloatArray, implicit: FloatArray, rows: BoolArray) -> dict[str, Any]:
-    with np.errstate(invalid="ignore"):
-        opposed = (reward < 0) & (implicit > 0) | (reward > 0) & (implicit < 0)
-        below = (reward < 0, implicit < 0, opposed)
-    has_reward, has_implicit = ~np.isnan(reward), ~np.isnan(implicit)
-    known = (has_reward, has_implicit, has_reward & has_implicit)
-    counts = [[int(np.count_nonzero(mask & rows)) for mask in masks] for masks in (below, known)]
-    return {name: _share(count, of) for name, count, of in zip(SIGNS, *counts, strict=True)}
+    counts = np.zeros((len(SIGNS), 2), dtype=np.int64)
+    for block in blocks_of(rows.size):
+        e, i = reward[block][rows[block]], implicit[block][rows[block]]
+        with np.errstate(invalid="ignore"):
+            below = (e < 0, i < 0, (e < 0) & (i > 0) | (e > 0) & (i < 0))
+        known = (~np.isnan(e), ~np.isnan(i), ~np.isnan(e) & ~np.isnan(i))
+        counts += [[np.count_nonzero(mask) for mask in masks] for masks in zip(below, known, strict=True)]
+    return {name: _share(count, of) for name, (count, of) in zip(SIGNS, counts.tolist(), strict=True)}
 
 
 def _examples_of(
