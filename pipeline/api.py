@@ -117,7 +117,7 @@ def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source:
 
     with tempfile.TemporaryDirectory(prefix="alignpot-") as folder:
         section = parse(Source, {"path": _path_of(data, Path(folder)), **source}, "the call")
-        place = _place(section.path, storage)
+        place = Place.of_source(section.path, _storage(storage))
         return Pairs(read_all(place.fs, place.root, section))
 
 
