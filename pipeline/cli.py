@@ -121,6 +121,20 @@ def export(
 
 
 @app.command()
+def push(
+    subset: Annotated[str, typer.Argument(help="A subset that alignpot wrote.", show_default=False)],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The dataset on the hub.", show_default=False)],
+    endpoint_url: EndpointUrl = None,
+    *,
+    public: Annotated[bool, typer.Option("--public", help="Make a new dataset public; default: private.")] = False,
+) -> None:
+    """Push a subset to the Hugging Face Hub in one commit, with a card; nothing if it is there already."""
+    from pipeline import api
+
+    _say(api.push(subset, repo, public=public, storage=_storage(endpoint_url)))
+
+
+@app.command()
 def inspect(  # noqa: PLR0913 - each option is a key of the config
     path: Annotated[str, typer.Argument(help="File, folder or URL of preference data.", show_default=False)],
     source_format: Annotated[str, typer.Option("--format", help="Read as this format instead of deciding.")] = "auto",

@@ -128,6 +128,8 @@ def _from_hub(error: BaseException, url: str) -> AlignpotError | None:
         return None  # a FileNotFoundError says it
     if name == "OfflineModeIsEnabled":
         return StorageError(f"{url}: the hub is not asked, as HF_HUB_OFFLINE is set. Unset it, or give a local path.")
+    if status is None and library == "huggingface_hub":
+        return StorageError(f"{url}: the client of the hub cannot use it ({name}). Check name and revision.")
     if status is None or status in _TEMPORARY_STATUS or status >= 500:
         what = name if status is None else f"HTTP {status}"
         return TemporaryError(

@@ -1,21 +1,21 @@
-"""A hub that serves on loopback, with a token in the environment."""
+"""A hub that serves on loopback, with a token in the environment, for this process and those that it starts."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.hub_server import TOKEN, Hub
 
-# The store of large files that hub clients prefer is not part of the server; read when huggingface_hub is imported.
-os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server = Hub()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for name, value in {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN}.items():
+        monkeypatch.setenv(name, value)
+    # Read when huggingface_hub is imported. Xet, the hub's store of large files, is not part of the server.
+    for name, on in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setenv(name, str(int(on)))
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", on)
     yield server
     server.shutdown()
     server.server_close()

@@ -66,7 +66,7 @@ class Hub(ThreadingHTTPServer):
         return self.repos.setdefault(name, Repo()).commit(files)
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, code: str = "") -> None:
         self.status, self.code = status, code
 
@@ -80,67 +80,72 @@ class _Handler(BaseHTTPRequestHandler):
 
     def respond(self) -> None:
         url = urlsplit(self.path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.requests.append(f"{self.command} {unquote(url.path)}")
+        path, body = unquote(url.path), self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.requests.append(f"{self.command} {path}")
         try:
-            self._routed(unquote(url.path), parse_qs(url.query), body)
-        except _Refused as refused:
-            self._send(refused.status, b"{}", {"X-Error-Code": refused.code})
+            if match := re.fullmatch(r"/lfs/(\w{64})", path):
+                self.server.blobs[match[1]] = body
+                self._send(200, {})
+            elif path == "/api/validate-yaml":
+                self._send(200, {"errors": [], "warnings": []})
+            elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                raise _RefusedError(401, "RepoNotFound")
+            elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                self._file(self._files(match[1], match[2]), match[3])
+            elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(?:/([a-z]+)(?:/([^/]+)(?:/(.*))?)?)?", path):
+                self._repository(match[1], match[2], match[3] or "main", match[4] or "", parse_qs(url.query), body)
+            else:
+                self._account(path, body)
+        except _RefusedError as refused:
+            self._send(refused.status, {}, {"X-Error-Code": refused.code})
 
-    do_GET = do_HEAD = do_POST = do_PUT = respond
+    do_GET = do_HEAD = do_POST = do_PUT = respond  # noqa: N815 - the names are http.server's
 
-    def _send(self, status: int, data: Any, headers: dict[str, str]) -> None:
+    def _send(self, status: int, data: Any, headers: dict[str, str] | None = None) -> None:
         data = data if isinstance(data, bytes) else json.dumps(data).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _routed(self, path: str, query: dict[str, list[str]], body: bytes) -> None:
-        if match := re.fullmatch(r"/lfs/(\w{64})", path):
-            self.server.blobs[match[1]] = body
-            return self._send(200, {}, {})
-        if path == "/api/validate-yaml":
-            return self._send(200, {"errors": [], "warnings": []}, {})
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            raise _Refused(401, "RepoNotFound")
+    def _account(self, path: str, body: bytes) -> None:
         if path == "/api/whoami-v2":
-            return self._send(200, {"type": "user", "name": "org", "orgs": []}, {})
-        if path == "/api/repos/create":
-            return self._created(json.loads(body))
-        if match := re.fullmatch(r"/datasets/(.+)\.git/info/lfs/objects/batch", path):
-            return self._send(200, self._lfs_batch(json.loads(body)["objects"]), {})
-        if match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            return self._file(self._files(match[1], match[2]), match[3])
-        match = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+)(?:/(.*))?)?)?", path)
-        if match is None or match[1] not in self.server.repos:
-            raise _Refused(404, "RepoNotFound")
-        name, verb, revision, below = match.groups()
-        files = self._files(name, revision or "main")
+            self._send(200, {"type": "user", "name": "org", "orgs": []})
+        elif path == "/api/repos/create":
+            self._created(json.loads(body))
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self._send(200, self._lfs_batch(json.loads(body)["objects"]))
+        else:
+            raise _RefusedError(404)
+
+    def _repository(
+        self, name: str, verb: str | None, revision: str, below: str, query: dict[str, list[str]], body: bytes
+    ) -> None:
+        commit = self._commit_of(name, revision)
         if verb in (None, "revision"):
-            sha = self._commit_of(name, revision or "main")
-            return self._send(200, {"id": name, "sha": sha, "private": self.server.repos[name].private}, {})
-        if verb == "tree":
+            self._send(200, {"id": name, "sha": commit, "private": self.server.repos[name].private})
+        elif verb == "tree":
             recursive = query.get("recursive", [""])[0].lower() in ("true", "1")
-            return self._send(200, self._tree(files, below or "", recursive=recursive), {})
-        if verb == "preupload":
-            asked = [each["path"] for each in json.loads(body)["files"]]
-            modes = {each: "lfs" if each.endswith(".parquet") else "regular" for each in asked}
-            told = [{"path": each, "uploadMode": mode, "shouldIgnore": False} for each, mode in modes.items()]
-            return self._send(200, {"files": told}, {})
-        if verb == "commit":
-            return self._committed(name, [json.loads(line) for line in body.splitlines() if line.strip()])
-        raise _Refused(404)
+            self._send(200, self._tree(self._files(name, commit), below, recursive=recursive))
+        elif verb == "preupload":
+            paths = [each["path"] for each in json.loads(body)["files"]]
+            modes = {path: "lfs" if path.endswith(".parquet") else "regular" for path in paths}
+            told = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+            self._send(200, {"files": told})
+        elif verb == "commit":
+            self._committed(name, [json.loads(line) for line in body.splitlines() if line.strip()])
+        else:
+            raise _RefusedError(404)
 
     def _commit_of(self, name: str, revision: str) -> str:
         repo = self.server.repos.get(name)
         if repo is None:
-            raise _Refused(404, "RepoNotFound")
+            raise _RefusedError(404, "RepoNotFound")
         commit = repo.head if revision == "main" else repo.tags.get(revision, revision)
         if commit not in repo.commits:
-            raise _Refused(404, "RevisionNotFound")
+            raise _RefusedError(404, "RevisionNotFound")
         return commit
 
     def _files(self, name: str, revision: str) -> dict[str, bytes]:
@@ -148,11 +153,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _created(self, asked: dict[str, Any]) -> None:
         name = f"{asked.get('organization') or 'org'}/{asked['name']}"
-        if name in self.server.repos:
-            raise _Refused(409)
-        self.server.add(name, {".gitattributes": b""})
-        self.server.repos[name].private = bool(asked.get("private")) or asked.get("visibility") == "private"
-        self._send(200, {"url": f"{self.server.url}/datasets/{name}", "name": name, "id": name}, {})
+        is_new = name not in self.server.repos
+        if is_new:
+            self.server.add(name, {".gitattributes": b""})
+            self.server.repos[name].private = bool(asked.get("private")) or asked.get("visibility") == "private"
+        self._send(200 if is_new else 409, {"url": f"{self.server.url}/datasets/{name}", "name": name, "id": name})
 
     def _lfs_batch(self, objects: list[dict[str, Any]]) -> dict[str, Any]:
         def answer(oid: str) -> dict[str, Any]:
@@ -169,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         folders = {"/".join(path.split("/")[:depth]) for path in files for depth in range(1, path.count("/") + 1)}
         found = [path for path in sorted({*files, *folders}) if path.startswith(within)]
         if within and not found:
-            raise _Refused(404, "EntryNotFound")
+            raise _RefusedError(404, "EntryNotFound")
         return [
             self._entry(path, files[path])
             if path in files
@@ -186,27 +191,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, files: dict[str, bytes], path: str) -> None:
         if path not in files:
-            raise _Refused(404, "EntryNotFound")
+            raise _RefusedError(404, "EntryNotFound")
         data = files[path]
         headers = {"ETag": f'"{git_oid(data)}"', "Accept-Ranges": "bytes", "X-Repo-Commit": "0" * 40}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked is None:
-            return self._send(200, data, headers)
+            self._send(200, data, headers)
+            return
         start, end = int(asked[1]), min(int(asked[2] or len(data) - 1), len(data) - 1)
         if start >= len(data):
-            raise _Refused(416)
+            raise _RefusedError(416)
         headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
         self._send(206, data[start : end + 1], headers)
 
     def _committed(self, name: str, lines: list[dict[str, Any]]) -> None:
         status = self.server.before_commit()
         if status is not None:
-            raise _Refused(status)
+            raise _RefusedError(status)
         header = lines[0]["value"]
         with self.server.lock:
             repo = self.server.repos[name]
             if header.get("parentCommit") not in (None, repo.head):
-                raise _Refused(412)
+                raise _RefusedError(412)
             files = dict(repo.files)
             for line in lines[1:]:
                 value = line["value"]
@@ -217,4 +223,5 @@ class _Handler(BaseHTTPRequestHandler):
                 elif line["key"] == "deletedFile":
                     del files[value["path"]]
             commit = repo.commit(files, header["summary"])
-        self._send(200, {"success": True, "commitOid": commit, "commitUrl": f"{self.server.url}/{commit}"}, {})
+        url = f"{self.server.url}/datasets/{name}/commit/{commit}"
+        self._send(200, {"success": True, "commitOid": commit, "commitUrl": url})

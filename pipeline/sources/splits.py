@@ -31,6 +31,7 @@ _WORDS: Final = {
     "validation": ("validation", "valid", "dev", "val"),
     _TRAIN: ("train", "training"),
 }
+_ONLY: Final = (_TRAIN,)  # what `datasets` calls the rows of a source without splits
 _WORD: Final = {
     role: re.compile(rf"(?:^|[-._ 0-9=])(?:{'|'.join(words)})(?:[-._ 0-9]|$)", re.IGNORECASE)
     for role, words in _WORDS.items()
@@ -109,8 +110,11 @@ def part_of(fs: Any, base: str, names: Sequence[str], data: Sequence[str], wante
     configs = _saved_configs(fs, base, names) if is_saved else _told_configs(fs, base, names, data)
     config = _chosen_config(configs, wanted.config, where)
     split = _chosen_split(config.splits, wanted.split, where)
-    files = config.files if split in (None, ALL) else [f for each in split.split("+") for f in config.splits[each]]
-    if not files and split is not None:
+    if split in (None, ALL) or not config.splits:
+        files = config.files
+    else:
+        files = [file for each in split.split("+") for file in config.splits[each]]
+    if config.splits and not files:
         raise SourceError(f"{where}: {CARD_FILE} names split {shown(split)}, but no data file of it is there.")
     told = {file for each in configs for of_split in each.splits.values() or [each.files] for file in of_split}
     return Part(
@@ -126,7 +130,7 @@ def part_of(fs: Any, base: str, names: Sequence[str], data: Sequence[str], wante
 def part_of_file(name: str, wanted: Wanted, where: str) -> Part:
     """A file that is the whole source; its name tells its split. Raises a SourceError if another one is wanted."""
     own = _split_of(name)
-    if wanted.config is not None or wanted.split not in (None, ALL, own):
+    if wanted.config is not None or wanted.split not in (None, ALL, own or _TRAIN):
         of_split = "no split" if own is None else f"split {shown(own)}"
         raise SourceError(f"{where} is one file, of {of_split}. Remove source.split and source.config.")
     return Part(files=[name], split=own, splits={} if own is None else {own: 1})
@@ -150,7 +154,7 @@ def _chosen_split(splits: Mapping[str, Sequence[str]], wanted: str | None, where
     """The name of the split to read, of several joined by +, or `all`; None if there are none and none is wanted."""
     has = ", ".join(f"{shown(name)} ({_files(len(files))})" for name, files in splits.items())
     if wanted is not None:
-        missing = [name for name in wanted.split("+") if name not in splits]
+        missing = [name for name in wanted.split("+") if name not in (splits or _ONLY)]
         if missing and wanted != ALL:
             raise SourceError(
                 f"{where} has no split {listed(missing)}; it has {has or 'none'}. Correct or remove source.split."
@@ -191,7 +195,7 @@ def _card_entries(fs: Any, base: str, where: str) -> list[Mapping[str, Any]]:
     """The entries of `configs` in the header of the card."""
     header = _HEADER.match(fs.cat_file(posixpath.join(base, CARD_FILE)).decode("utf-8", "replace"))
     try:
-        values = yaml_value(header[1]) if header is not None else None
+        values = yaml_value(f"\n{header[1]}") if header is not None else None
     except ValueError as error:
         raise SourceError(f"{where}: its header {error}.") from None
     entries = values.get("configs") if isinstance(values, dict) else None

@@ -1,0 +1,138 @@
+"""Push to a hub on loopback: one commit whatever happens, nothing twice, and read back as the same pairs."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline import push, read_pairs, score, select
+from pipeline.errors import StorageError, TemporaryError
+from tests.hub_server import TOKEN, Hub
+
+NAME = "org/prefs"
+COLUMNS = {"reward": "columns", "policy": "columns"}
+
+
+def rows(num_rows: int) -> list[dict]:
+    return [
+        {
+            "prompt": f"Question {i}?",
+            "chosen": f"good {i}",
+            "rejected": f"bad {i}",
+            "reward_chosen": float(i % 7),
+            "reward_rejected": 1.0,
+            "policy_logp_chosen": -10.0 - i % 5,
+            "policy_logp_rejected": -9.0 - i % 3,
+            "num_tokens_chosen": 5,
+            "num_tokens_rejected": 4,
+        }
+        for i in range(num_rows)
+    ]
+
+
+def subset_of(folder: Path, num_rows: int = 40, **output) -> Path:
+    select(score(rows(num_rows), **COLUMNS), fraction=0.4).write(folder, **output)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def subset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return subset_of(tmp_path_factory.mktemp("subset") / "subset")
+
+
+def test_pushed_once_and_read_back(hub: Hub, subset: Path, tmp_path: Path):
+    assert push(subset, NAME).startswith("pushed to the hub: 16 pairs")
+    repo = hub.repos[NAME]
+    assert repo.private
+    assert len(repo.commits) == 2  # the first one is of the hub
+    assert {*repo.files} == {".gitattributes", "README.md", "data/train-00000-of-00001.parquet"}
+    ours = pq.read_table(subset / "parquet" / "train-00000-of-00001.parquet")
+    found = read_pairs(NAME, id_column="id").to_arrow().select(["id", "prompt", "chosen", "rejected"])
+    assert found.to_pylist() == ours.select(found.column_names).to_pylist()
+    assert push(subset, NAME).startswith("already on the hub")
+    repo.commit({**repo.files, "README.md": repo.files["README.md"] + b"A word of the owner.\n"})
+    assert push(subset, NAME).startswith("already on the hub")
+    again = subset_of(tmp_path / "again", formats=["hf"], rows_per_file=5)
+    assert push(again, NAME).startswith("already on the hub")
+    assert len(repo.commits) == 3
+
+
+def test_card_says_what_was_selected_and_how_to_load_it(hub: Hub, subset: Path):
+    push(subset, NAME)
+    text = hub.repos[NAME].files["README.md"].decode()
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*"}]
+    assert header["size_categories"] == ["n<1K"]
+    for said in ("16 of 40", "weight", "margin_explicit mean", "simpo", f'load_dataset("{NAME}", split="train")'):
+        assert said in text
+    assert TOKEN not in text
+    assert "/tmp" not in text
+
+
+def test_a_smaller_subset_replaces_all_files_of_the_former_one(hub: Hub, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("pipeline.exports.hub._ROWS_PER_FILE", 10)
+    monkeypatch.setattr("pipeline.exports.hub._ROWS_PER_GROUP", 5)
+    push(subset_of(tmp_path / "large"), NAME)
+    assert "data/train-00001-of-00002.parquet" in hub.repos[NAME].files
+    push(subset_of(tmp_path / "small", num_rows=20), NAME)
+    data = [path for path in hub.repos[NAME].files if path.startswith("data/")]
+    assert data == ["data/train-00000-of-00001.parquet"]
+    assert read_pairs(NAME).to_arrow().num_rows == 8
+
+
+def test_a_dataset_of_others_is_not_touched(hub: Hub, subset: Path):
+    hub.add(NAME, {"README.md": b"---\nlicense: mit\n---\n", "data/train-00000-of-00001.parquet": b"rows of others"})
+    with pytest.raises(StorageError, match="holds a dataset that alignpot did not push"):
+        push(subset, NAME)
+    assert len(hub.repos[NAME].commits) == 1
+
+
+def test_a_commit_of_others_in_between_is_kept(hub: Hub, subset: Path):
+    def others_first() -> None:
+        repo = hub.repos[NAME]
+        if "LICENSE" not in repo.files:
+            repo.commit({**repo.files, "LICENSE": b"MIT"})
+
+    hub.before_commit = others_first
+    assert push(subset, NAME).startswith("pushed")
+    assert {"LICENSE", "README.md"} <= {*hub.repos[NAME].files}
+
+
+def test_lost_answer_and_busy_hub_end_as_temporary_and_one_commit_stays(hub: Hub, subset: Path):
+    hub.before_commit = lambda: 503
+    with pytest.raises(TemporaryError, match="HTTP 503") as caught:
+        push(subset, NAME)
+    assert caught.value.exit_code == 75
+    hub.before_commit = lambda: None
+    push(subset, NAME)
+    assert len(hub.repos[NAME].commits) == 2
+
+
+def test_killed_between_upload_and_commit_the_rerun_makes_one_commit(hub: Hub, subset: Path):
+    command = [sys.executable, "-m", "pipeline.cli", "push", str(subset), NAME]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+    )
+    hub.before_commit = lambda: process.send_signal(signal.SIGKILL) or 503
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert hub.blobs
+    assert len(hub.repos[NAME].commits) == 1
+    hub.before_commit = lambda: None
+    assert push(subset, NAME).startswith("pushed to the hub")
+    assert len(hub.repos[NAME].commits) == 2
+    assert TOKEN not in errors
+
+
+@pytest.mark.parametrize(("token", "told"), [("", "no token"), ("hf_another", "hub refused .*HTTP 401")])
+def test_without_a_right_token_nothing_is_done(hub: Hub, subset: Path, token: str, told: str, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(StorageError, match=told) as caught:
+        push(subset, NAME)
+    assert "hf_another" not in str(caught.value)
+    assert not hub.repos
