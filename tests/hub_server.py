@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 raise _RefusedError(401, "RepoNotFound")
             elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-                self._file(self._files(match[1], match[2]), match[3])
+                self._file(match[1], self._commit_of(match[1], match[2]), match[3])
             elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(?:/([a-z]+)(?:/([^/]+)(?:/(.*))?)?)?", path):
                 self._repository(match[1], match[2], match[3] or "main", match[4] or "", parse_qs(url.query), body)
             else:
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {"id": name, "sha": commit, "private": self.server.repos[name].private})
         elif verb == "tree":
             recursive = query.get("recursive", [""])[0].lower() in ("true", "1")
-            self._send(200, self._tree(self._files(name, commit), below, recursive=recursive))
+            self._send(200, self._tree(self.server.repos[name].commits[commit], below, recursive=recursive))
         elif verb == "preupload":
             paths = [each["path"] for each in json.loads(body)["files"]]
             modes = {path: "lfs" if path.endswith(".parquet") else "regular" for path in paths}
@@ -147,9 +147,6 @@ class _Handler(BaseHTTPRequestHandler):
         if commit not in repo.commits:
             raise _RefusedError(404, "RevisionNotFound")
         return commit
-
-    def _files(self, name: str, revision: str) -> dict[str, bytes]:
-        return self.server.repos[name].commits[self._commit_of(name, revision)]
 
     def _created(self, asked: dict[str, Any]) -> None:
         name = f"{asked.get('organization') or 'org'}/{asked['name']}"
@@ -189,11 +186,12 @@ class _Handler(BaseHTTPRequestHandler):
             entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
         return entry
 
-    def _file(self, files: dict[str, bytes], path: str) -> None:
+    def _file(self, name: str, commit: str, path: str) -> None:
+        files = self.server.repos[name].commits[commit]
         if path not in files:
             raise _RefusedError(404, "EntryNotFound")
         data = files[path]
-        headers = {"ETag": f'"{git_oid(data)}"', "Accept-Ranges": "bytes", "X-Repo-Commit": "0" * 40}
+        headers = {"ETag": f'"{git_oid(data)}"', "Accept-Ranges": "bytes", "X-Repo-Commit": commit}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked is None:
             self._send(200, data, headers)

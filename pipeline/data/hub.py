@@ -5,6 +5,7 @@ may be kept, and tasks on other machines need not ask again. The token is that o
 of `hf auth login`); every process finds its own, and none is ever part of a place.
 """
 
+import logging
 import os
 import re
 from typing import Final
@@ -17,6 +18,9 @@ from pipeline.faults import storage_errors
 from pipeline.shown import shown_path
 
 _TIMEOUT_S: Final = 30.0
+# Their lines hold the URL of each request, which may be signed.
+for _name in ("httpx", "httpx2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 _URL: Final = re.compile(
     r"""
     hf://datasets/ (?P<repo> [\w.-]+/[\w.-]+ )

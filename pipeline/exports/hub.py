@@ -133,14 +133,19 @@ def _committed(api: HfApi, repo: str, files: Mapping[str, Path], text: str, mark
 
 
 def _write(dataset: Dataset, folder: Path) -> dict[str, Path]:
-    """The rows as Parquet files, by path on the hub. The bytes depend on the rows alone, not on how they were cut."""
+    """The rows as Parquet files, by path on the hub, without columns that hold no value.
+
+    The bytes depend on the rows alone, not on how the subset was cut.
+    """
     num_files = max(1, -(-dataset.manifest.num_rows // _ROWS_PER_FILE))
     paths = {f"data/train-{i:05d}-of-{num_files:05d}.parquet": folder / f"{i:05d}.parquet" for i in range(num_files)}
-    groups = _groups(dataset.tables(), dataset.schema.empty_table())
+    columns = [name for name in dataset.schema.names if dataset.has_values(name)] or dataset.schema.names
+    empty = dataset.schema.empty_table().select(columns)
+    groups = _groups(dataset.tables(columns), empty)
     for path in paths.values():
         with (
             storage_errors(str(folder)),
-            pq.ParquetWriter(path, dataset.schema, compression="zstd", **_CHUNKED) as file,
+            pq.ParquetWriter(path, empty.schema, compression="zstd", **_CHUNKED) as file,
         ):
             for _, group in zip(range(_ROWS_PER_FILE // _ROWS_PER_GROUP), groups, strict=False):
                 file.write_table(group)

@@ -119,3 +119,15 @@ def test_a_wrong_token_and_a_hub_that_is_away_are_told_apart(hub: Hub, files, mo
 def test_only_a_source_can_lie_on_the_hub():
     with pytest.raises(ConfigError, match=r"only a source can lie on the hub\. Use output\.hub"):
         Place.open(f"hf://datasets/{NAME}", Storage())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_tasks_of_ray_read_the_same_commit(hub: Hub, files, tmp_path: Path):
+    first = hub.add(NAME, files)
+    config = config_of(NAME, tmp_path)
+    on_ray = config.model_copy(update={"run": config.run.model_copy(update={"engine": "ray", "shard_rows": 4})})
+    prepared = prepare_score(on_ray)
+    hub.add(NAME, files_of(tmp_path, ROWS[:10]))
+    _, manifest = score(*prepared)
+    assert (manifest.num_kept, manifest.fingerprint["source"]["commit"]) == (20, first)
