@@ -28,7 +28,7 @@ from pipeline.shown import shown_path
 SUPPORTED: Final = "a local path, file://, s3://, gs:// or abfs://"
 NUM_READERS: Final = 8  # requests in flight: hides the latency of an object store, but too few to be throttled
 _REMOTE: Final = frozenset({"gs", "gcs", "abfs", "abfss", "az"})
-_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@.+)?")
+_ON_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.parquet)(?<!\.arrow)(?<!\.gz)(?<!\.csv)(@.+)?")
 _COMMIT = re.compile(r"datasets/[^@]+@([0-9a-f]{40})(?:/|$)")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)$", re.DOTALL)
 

@@ -37,7 +37,7 @@ _WORD: Final = {
     for role, words in _WORDS.items()
 }
 _SHARD: Final = re.compile(r"(.+)-\d{5}-of-\d{5}[^/]*\.")
-_HEADER: Final = re.compile(r"\ufeff?\s*---[\r\n]+(.*?)[\r\n]+---\s*(?:[\r\n]|$)", re.DOTALL)
+_CARD_BYTES: Final = 1 << 20
 _CARD_HELP: Final = (
     "Wanted: `configs: [{config_name: default, data_files: [{split: train, path: data/train-*}]}]`. Correct it, or "
     "remove it to have the splits told by the names of the files."
@@ -114,8 +114,9 @@ def part_of(fs: Any, base: str, names: Sequence[str], data: Sequence[str], wante
         files = config.files
     else:
         files = [file for each in split.split("+") for file in config.splits[each]]
-    if config.splits and not files:
-        raise SourceError(f"{where}: {CARD_FILE} names split {shown(split)}, but no data file of it is there.")
+    if not files and config.name is not None:
+        what = f"config {shown(config.name)}" + ("" if split is None else f", split {shown(split)}")
+        raise SourceError(f"{where}: {CARD_FILE} describes {what}, but no data file of it is there. {_CARD_HELP}")
     told = {file for each in configs for of_split in each.splits.values() or [each.files] for file in of_split}
     return Part(
         files=files,
@@ -162,12 +163,10 @@ def _chosen_split(splits: Mapping[str, Sequence[str]], wanted: str | None, where
         return wanted
     if not splits:
         return None
-    roles = {name: _role_of(name) for name in splits}
+    roles = {name: _role_of(name) for name, files in splits.items() if files}
     training = [name for name, role in roles.items() if role == _TRAIN]
-    if len(training) == 1:
-        return training[0]
-    if len(splits) == 1 and [*roles.values()] == [None]:
-        return next(iter(splits))
+    if len(training) == 1 or [*roles.values()] == [None]:
+        return next(iter(training or roles))
     first = shown(next(iter(training or splits)))
     raise SourceError(
         f"{where}: it is not clear which split to read. It has {has}. Choose one: `source: {{split: {first}}}`. "
@@ -193,9 +192,13 @@ def _told_configs(fs: Any, base: str, names: Sequence[str], data: Sequence[str])
 
 def _card_entries(fs: Any, base: str, where: str) -> list[Mapping[str, Any]]:
     """The entries of `configs` in the header of the card."""
-    header = _HEADER.match(fs.cat_file(posixpath.join(base, CARD_FILE)).decode("utf-8", "replace"))
+    with fs.open(posixpath.join(base, CARD_FILE), "rb") as file:
+        text = file.read(_CARD_BYTES).decode("utf-8-sig", "replace")
+    lines = [line.rstrip() for line in text.lstrip().splitlines()]
+    if lines[:1] != ["---"] or "---" not in lines[1:]:
+        return []
     try:
-        values = yaml_value(f"\n{header[1]}") if header is not None else None
+        values = yaml_value("\n".join(["", *lines[1 : lines.index("---", 1)]]))
     except ValueError as error:
         raise SourceError(f"{where}: its header {error}.") from None
     entries = values.get("configs") if isinstance(values, dict) else None
@@ -223,11 +226,9 @@ def _config_of(entry: Mapping[str, Any], data: Sequence[str], where: str) -> _Co
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise SourceError(f"{where}: its `data_files` are of no known form. {_CARD_HELP}")
         wanted = [_pattern(folder, pattern, where) for pattern in patterns]
-        found = splits.setdefault(str(one["split"]), [])
-        found += [path for path in data if path not in found and any(_matches(path, pattern) for pattern in wanted)]
-    files = [path for path in data if any(path in of_split for of_split in splits.values())]
-    if not files:
-        raise SourceError(f"{where}: its `data_files` match no data file that is there. {_CARD_HELP}")
+        found = [path for path in data if any(_matches(path, pattern) for pattern in wanted)]
+        splits[str(one["split"])] = list(dict.fromkeys([*splits.get(str(one["split"]), ()), *found]))
+    files = list(dict.fromkeys(path for of_split in splits.values() for path in of_split))
     return _Config(name=name, splits=splits, files=files, is_default=is_default)
 
 

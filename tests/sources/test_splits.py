@@ -117,6 +117,12 @@ def test_the_card_comes_before_the_names_of_files(tmp_path):
     (tmp_path / "README.md").write_text(CARD.replace("data_dir: other", "data_dir: other\n  default: true"))
     with pytest.raises(SourceError, match="several configs"):
         read(tmp_path)
+    (tmp_path / "README.md").write_text(CARD.replace("split: test", "split: train_sft"))
+    with pytest.raises(SourceError, match="not clear"):
+        read(tmp_path)
+    elsewhere = CARD.replace("split: test", "split: train_sft").replace("data/e", "no/e").replace("data/te", "no/te")
+    (tmp_path / "README.md").write_text(elsewhere)
+    assert read(tmp_path) == ("train", ["data/tr-test.jsonl"])  # of the other split no file is there
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nA card without configs.")
     assert read(tmp_path, split="train")[1] == ["data/extra/deep/train.jsonl", "other/train.jsonl"]
 
@@ -124,7 +130,7 @@ def test_the_card_comes_before_the_names_of_files(tmp_path):
 @pytest.mark.parametrize(
     ("configs", "told"),
     [
-        ("[{config_name: a, data_files: '*.csv'}]", "config a: its `data_files` match no data file that is there"),
+        ("[{config_name: a, data_files: '*.csv'}]", "describes config a, split train, but no data file of it is there"),
         ("[{config_name: a, data_files: [{split: train, path: {}}]}]", "of no known form"),
         ("[{config_name: a, data_files: ../x/*}]", r"\.\./x/\* lies outside the dataset"),
         ("[{config_name: a, data_files: 'https://x.org/a.jsonl'}]", "lies outside the dataset"),
@@ -141,7 +147,7 @@ def test_a_card_that_cannot_be_followed_is_refused(tmp_path, configs, told):
 def test_many_stars_in_a_card_take_no_time(tmp_path):
     stars = "*a" * 50
     made(tmp_path, ["a" * 100 + ".jsonl"], f"---\nconfigs: [{{config_name: a, data_files: '{stars}b'}}]\n---\n")
-    with pytest.raises(SourceError, match="match no data file"):
+    with pytest.raises(SourceError, match="no data file of it is there"):
         read(tmp_path)
 
 
