@@ -109,7 +109,7 @@ def part_of(fs: Any, base: str, names: Sequence[str], data: Sequence[str], wante
     is_saved = DICT_FILE in names or STATE_FILE in names
     configs = _saved_configs(fs, base, names) if is_saved else _told_configs(fs, base, names, data)
     config = _chosen_config(configs, wanted.config, where)
-    split = _chosen_split(config.splits, wanted.split, where)
+    split = _chosen_split(config.splits, wanted.split, where) if config.files else None
     if split in (None, ALL) or not config.splits:
         files = config.files
     else:

@@ -130,7 +130,7 @@ def test_the_card_comes_before_the_names_of_files(tmp_path):
 @pytest.mark.parametrize(
     ("configs", "told"),
     [
-        ("[{config_name: a, data_files: '*.csv'}]", "describes config a, split train, but no data file of it is there"),
+        ("[{config_name: a, data_files: '*.csv'}]", "describes config a, but no data file of it is there"),
         ("[{config_name: a, data_files: [{split: train, path: {}}]}]", "of no known form"),
         ("[{config_name: a, data_files: ../x/*}]", r"\.\./x/\* lies outside the dataset"),
         ("[{config_name: a, data_files: 'https://x.org/a.jsonl'}]", "lies outside the dataset"),
