@@ -1,7 +1,7 @@
 """A hub on loopback: repositories as lists of commits in memory, behind the routes that huggingface_hub asks for.
 
 It wants a token for everything, as for private datasets, and sends each file in ranges. `requests` holds what was asked
-for; `before_commit` may break a commit.
+for; `before` may refuse a request.
 """
 
 import base64
@@ -52,8 +52,8 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
-        self.before_commit: Callable[[], int | None] = lambda: None
-        """Called when a commit arrives; a status that it returns is the answer, and nothing is committed."""
+        self.before: Callable[[str], int | None] = lambda request: None
+        """Called with each request, such as `GET /path`; a status that it returns is the answer."""
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -83,6 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
         path, body = unquote(url.path), self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append(f"{self.command} {path}")
         try:
+            status = self.server.before(f"{self.command} {path}")
+            if status is not None:
+                raise _RefusedError(status)
             if match := re.fullmatch(r"/lfs/(\w{64})", path):
                 self.server.blobs[match[1]] = body
                 self._send(200, {})
@@ -203,9 +206,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, data[start : end + 1], headers)
 
     def _committed(self, name: str, lines: list[dict[str, Any]]) -> None:
-        status = self.server.before_commit()
-        if status is not None:
-            raise _RefusedError(status)
         header = lines[0]["value"]
         with self.server.lock:
             repo = self.server.repos[name]
