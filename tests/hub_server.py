@@ -55,7 +55,7 @@ class Hub(ThreadingHTTPServer):
         self.before: Callable[[str], int | None] = lambda request: None
         """Called with each request, such as `GET /path`; a status that it returns is the answer."""
         self.lock = threading.Lock()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self) -> str:

@@ -37,6 +37,7 @@ _ROWS_PER_FILE: Final = 100_000
 _ROWS_PER_GROUP: Final = 10_000
 _OURS: Final = re.compile(r"data/train-\d{5}-of-\d{5}\.parquet")
 _BESIDE: Final = re.compile(r"\.gitattributes|README\.md|LICEN[SC]E.*", re.IGNORECASE)
+_MARKED: Final = re.compile(rf"^{MARK}: '?(\w+)", re.MULTILINE)
 _TRIES: Final = 5  # commits of others that may come between
 _CHUNKED: Final = {  # a later push then uploads only what differs
     name: True
@@ -82,13 +83,13 @@ def push_subset(subset: Place, repo: str, *, public: bool = False) -> str:
     decisive = {
         name: value for name, value in dataset.manifest.fingerprint.items() if name not in ("formats", "layout")
     }
-    mark = f"{MARK}: {fingerprint_digest(decisive)}"
+    mark = fingerprint_digest(decisive)
     api = _api()
     with storage_errors(_url(repo)):
         api.create_repo(repo, repo_type=_KIND, private=not public, exist_ok=True)
     with scratch_folder("push") as folder:
         files = _write(dataset, folder)
-        text = card(repo, dataset.manifest, report, mark.partition(": ")[2])
+        text = card(repo, dataset.manifest, report, mark)
         for _ in range(_TRIES):
             with storage_errors(_url(repo)):
                 done = _committed(api, repo, files, text, mark)
@@ -106,15 +107,15 @@ def _committed(api: HfApi, repo: str, files: Mapping[str, Path], text: str, mark
     head = api.dataset_info(repo).sha
     tree = api.list_repo_tree(repo, recursive=True, revision=head, repo_type=_KIND)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    old_card = _text(repo, head) if "README.md" in there else ""
+    old_mark = _MARKED.search(_text(repo, head) if "README.md" in there else "")
     others = [path for path in there if not _BESIDE.fullmatch(path)]
-    if others and f"\n{MARK}: " not in old_card:
+    if others and old_mark is None:
         raise StorageError(
             f"{_url(repo)} holds a dataset that alignpot did not push ({listed(sorted(others), 3)}). Give another name."
         )
     stale = [path for path in there if _OURS.fullmatch(path) and path not in files]
     lacking = [path for path, file in files.items() if not _is_same(there.get(path), file)]
-    if not stale and not lacking and f"\n{mark}\n" in old_card:
+    if not stale and not lacking and old_mark is not None and old_mark[1] == mark:
         return "already on the hub, nothing pushed"
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(files[path])) for path in lacking),
