@@ -87,12 +87,14 @@ def _examples_of(
     """The rows of highest sign * score, ties by id: id, margins and score."""
     if num == 0:
         return []
-    merits = scores if sign > 0 else -scores
-    num_ranked = int(np.count_nonzero(~np.isnan(merits)))
-    last = kth_largest(merits, min(num, num_ranked))
-    rows = np.flatnonzero(merits >= last)
+    num_ranked = int(np.count_nonzero(~np.isnan(scores)))
+    num = min(num, num_ranked)
+    if sign > 0:
+        rows = np.flatnonzero(scores >= kth_largest(scores, num))
+    else:
+        rows = np.flatnonzero(scores <= kth_largest(scores, num_ranked - num + 1))
     ids = take_all(source, rows, [schema.ID]).column(schema.ID).to_pylist()
-    order = sorted(range(len(ids)), key=lambda i: (-merits[rows[i]], ids[i]))[:num]
+    order = sorted(range(len(ids)), key=lambda i: (-sign * scores[rows[i]], ids[i]))[:num]
     return [
         {
             schema.ID: ids[i],
