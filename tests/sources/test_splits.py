@@ -1,6 +1,7 @@
 """One split of one config is read: rows of a test split get into no training set unasked."""
 
 import json
+import os
 
 import fsspec
 import pytest
@@ -160,3 +161,37 @@ def test_a_saved_dataset_dict_has_splits_too(tmp_path):
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train_prefs", "test_prefs"]}')
     assert read(tmp_path) == ("train_prefs", ["train_prefs/data-00000-of-00001.arrow"])
     assert read(tmp_path, split="test_prefs") == ("test_prefs", ["test_prefs/data-00000-of-00001.arrow"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["data/train-00000-of-00001-25f4.parquet", "data/test-00000-of-00001-aa.parquet"],
+        [f"data/{split}-00000-of-00001.parquet" for split in ("train_prefs", "train_gen", "test_prefs")],
+        ["train.jsonl", "validation.jsonl", "preference/preference.jsonl", "disagreements/disagreements.jsonl"],
+        ["en/train/0.jsonl", "en/test/0.jsonl", "de/train/0.jsonl"],
+        ["my_train/0.jsonl", "my_test/0.jsonl", "dev/0.jsonl"],
+        ["train_0.jsonl", "train_1.jsonl", "test_0.jsonl", "my-val.jsonl", "orpo_eval.jsonl"],
+        ["data/human-00000-of-00001-25f.parquet", "data/gpt4_pair-00000-of-00001-c0.parquet"],
+    ],
+)
+def test_splits_are_those_of_datasets(tmp_path, names):
+    told_by = pytest.importorskip("datasets.data_files")
+    made(tmp_path, names)
+    patterns = told_by.get_data_patterns(str(tmp_path))
+    for split, files in told_by.DataFilesDict.from_patterns(patterns, base_path=str(tmp_path)).items():
+        assert read(tmp_path, split=str(split)) == (
+            str(split),
+            sorted(os.path.relpath(file, tmp_path) for file in files),
+        )
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*", "**", "data/*", "data/**", "**/*.jsonl", "data/t[r]ain-?.jsonl", "./data/*/x*"]
+)
+def test_patterns_of_a_card_are_those_of_datasets(tmp_path, pattern):
+    told_by = pytest.importorskip("datasets.data_files")
+    names = ["a.jsonl", "data/train-0.jsonl", "data/test-0.jsonl", "data/deep/x.jsonl"]
+    made(tmp_path, names, f"---\nconfigs: [{{config_name: a, data_files: '{pattern}'}}]\n---\n")
+    files = told_by.resolve_pattern(pattern, str(tmp_path), allowed_extensions=[".jsonl"])
+    assert read(tmp_path)[1] == sorted(os.path.relpath(file, tmp_path) for file in files)
