@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +12,15 @@ import pytest
 import yaml
 
 from pipeline import push, read_pairs, score, select
+from pipeline.commands import select_only
+from pipeline.config import Storage, parse_config
+from pipeline.data.dataset import Dataset
+from pipeline.data.files import REPORT_FILE
+from pipeline.data.manifest import SUBSET
+from pipeline.data.place import Place
+from pipeline.data.sealed import read_sealed
 from pipeline.errors import StorageError, TemporaryError
+from pipeline.exports.card import card
 from tests.hub_server import TOKEN, Hub
 
 NAME = "org/prefs"
@@ -74,6 +83,20 @@ def test_card_says_what_was_selected_and_how_to_load_it(hub: Hub, subset: Path):
     assert "/tmp" not in text
 
 
+def test_card_names_models_and_of_private_paths_the_last_part_alone(subset: Path):
+    place = Place.open(str(subset), Storage())
+    manifest = Dataset.open(place, SUBSET).manifest
+    scored_by = {"policy": {"name": "org/policy", "revision": "c" * 40}, "reward": {"weights": "d" * 64}}
+    source = {"path": "s3://private-bucket/team/prefs/", "split": "train"}
+    made_from = {"source": source, "reward": {"model": "/home/me/models/rm|x"}}
+    extra = {**manifest.extra, "scored_by": scored_by, "made_from": made_from}
+    text = card(NAME, replace(manifest, extra=extra), read_sealed(place / REPORT_FILE), "mark")
+    for said in ("| `org/policy` (`cccccccccccc`) |", "| `rm\\|x` (`dddddddddddd`) |", "| `prefs`, split `train` |"):
+        assert said in text
+    assert "private-bucket" not in text
+    assert "/home" not in text
+
+
 def test_a_smaller_subset_replaces_all_files_of_the_former_one(hub: Hub, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("pipeline.exports.hub._ROWS_PER_FILE", 10)
     monkeypatch.setattr("pipeline.exports.hub._ROWS_PER_GROUP", 5)
@@ -133,6 +156,21 @@ def test_killed_between_upload_and_commit_the_rerun_makes_one_commit(hub: Hub, s
     assert push(subset, NAME).startswith("pushed to the hub")
     assert len(hub.repos[NAME].commits) == 2
     assert TOKEN not in errors
+
+
+def test_output_hub_pushes_each_subset_of_a_sweep_and_asks_for_the_token_first(hub: Hub, tmp_path: Path, monkeypatch):
+    score(rows(40), **COLUMNS, path=tmp_path / "scored")
+    sweep = [{"name": f"best-{k}", "select": {"k": k}} for k in (3, 5)]
+    output = {"path": str(tmp_path / "out"), "hub": NAME}
+    config = parse_config({"scored": str(tmp_path / "scored"), "select": {"k": 1}, "output": output, "sweep": sweep})
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(StorageError, match="no token"):
+        select_only(config)
+    assert not (tmp_path / "out" / "best-3" / "_SUCCESS.json").exists()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    told = "\n".join(select_only(config))
+    assert told.count("pushed to the hub") == 2
+    assert {*hub.repos} == {f"{NAME}-best-3", f"{NAME}-best-5"}
 
 
 @pytest.mark.parametrize(("token", "told"), [("", "no token"), ("hf_another", "hub refused .*HTTP 401")])
