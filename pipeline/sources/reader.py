@@ -39,7 +39,7 @@ from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, SourceFile, plan_shards
-from pipeline.sources.splits import NO_SPLITS, Part, Wanted
+from pipeline.sources.splits import Wanted
 from pipeline.sources.turns import id_of
 
 _log = logging.getLogger(__name__)
@@ -62,8 +62,9 @@ class PairReader:
     pairs: Pairs = BEST_WORST
     columns: tuple[str, ...] = ()
     """Columns to read from Parquet and Arrow, without those of `passthrough`."""
-    part: Part = NO_SPLITS
-    """The split and config that are read."""
+    split: str | None = None
+    config: str | None = None
+    """The split and config that the shards are of, if the source has any."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -216,7 +217,8 @@ def open_source(
         scores=scores,
         pairs=source.pairs,
         columns=tuple(column for column in sample.columns if column in wanted),
-        part=scan.part,
+        split=scan.part.split,
+        config=scan.part.config,
     )
     return reader, list(scan.files)
 

@@ -168,7 +168,7 @@ def _from_source(config: Config) -> dict[str, Any]:
         "passthrough": [field.name for field in reader.passthrough],
         "files": {file.path: file.digest for file in files},
     }
-    part = {"split": reader.part.split, "config": reader.part.config}
+    part = {"split": reader.split, "config": reader.config}
     if place.commit is not None:
         fingerprint["commit"] = place.commit
         part["path"] = str(place)
