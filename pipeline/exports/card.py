@@ -5,6 +5,7 @@ alone, and shows no text of a row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import yaml
@@ -25,7 +26,7 @@ _SIZES: Final = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", 
 def card(repo: str, manifest: Manifest, report: Mapping[str, Any], mark: str) -> str:
     """The text of README.md. mark: the digest of the subset."""
     chosen, made_from = report["selection"], manifest.extra.get("made_from") or {}
-    source = made_from.get("source") or {}
+    source, metric = made_from.get("source") or {}, chosen["metric"]
     header = {
         "task_categories": ["text-generation"],
         "tags": ["preference", "dpo", "alignpot"],
@@ -38,7 +39,8 @@ def card(repo: str, manifest: Manifest, report: Mapping[str, Any], mark: str) ->
         ("pairs", f"{manifest.num_rows:,} of {chosen['num_rows']:,}"),
         *(("source", text) for text in _source(source)),
         *_models(manifest, made_from),
-        ("metric", f"{chosen['metric']['name']}: {_code(METRICS[chosen['metric']['name']].formula)}"),
+        ("metric", f"{metric['name']}: {_code(METRICS[metric['name']].formula)}"),
+        *_weight(chosen),
         ("objective", chosen["objective"]["name"]),
         ("alignpot", manifest.version),
     ]
@@ -85,17 +87,21 @@ def _models(manifest: Manifest, made_from: Mapping[str, Any]) -> Iterator[tuple[
         scored_by = (manifest.extra.get("scored_by") or {}).get(role)
         if not isinstance(scored_by, Mapping):
             continue
-        given = made_from.get(role) or {}
-        names = [scored_by.get("name") or _public(str(given.get("model") or ""))]
+        given, adapter = made_from.get(role) or {}, scored_by.get("adapter")
+        name = scored_by.get("name") or _public(str(given.get("model") or ""))
         version = scored_by.get("revision") or scored_by.get("weights")
-        text = _code(names[0]) if names[0] else "scores that the source holds"
-        if version:
-            text += f" ({_code(str(version)[:12])})"
-        if isinstance(scored_by.get("adapter"), Mapping):
-            text += (
-                f" with adapter {_code(scored_by['adapter'].get('name') or _public(str(given.get('adapter') or '')))}"
-            )
+        text = _code(name) if name else "scores that the source holds"
+        text += f" ({_code(str(version)[:12])})" if version else ""
+        if isinstance(adapter, Mapping):
+            text += f" with adapter {_code(adapter.get('name') or _public(str(given.get('adapter') or '')))}"
         yield role, text
+
+
+def _weight(chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    metric = chosen["metric"]
+    if metric["name"] == "potential":
+        found = f"{chosen['fitted']['weight']:.3g}, set by {metric['ratio']}" if metric["weight"] == "auto" else ""
+        yield "weight", found or str(metric["weight"])
 
 
 def _public(path: str) -> str:
@@ -109,8 +115,6 @@ def _code(text: Any) -> str:
 
 def _size(num_rows: int) -> str:
     """The bucket of the hub that a number of rows falls into."""
-    bounds = [10 ** (3 + index) for index in range(len(_SIZES))]
-    index = sum(num_rows >= bound for bound in bounds)
-    if index in (0, len(_SIZES)):
-        return f"n<{_SIZES[0]}" if index == 0 else f"n>{_SIZES[-1]}"
-    return f"{_SIZES[index - 1]}<n<{_SIZES[index]}"
+    between = (f"{low}<n<{high}" for low, high in pairwise(_SIZES))
+    buckets = [f"n<{_SIZES[0]}", *between, f"n>{_SIZES[-1]}"]
+    return buckets[min(max(len(str(num_rows)) - 3, 0), len(_SIZES))]

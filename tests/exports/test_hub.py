@@ -77,7 +77,13 @@ def test_card_says_what_was_selected_and_how_to_load_it(hub: Hub, subset: Path):
     header = yaml.safe_load(text.split("---\n")[1])
     assert header["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*"}]
     assert header["size_categories"] == ["n<1K"]
-    for said in ("16 of 40", "weight", "margin_explicit mean", "simpo", f'load_dataset("{NAME}", split="train")'):
+    for said in (
+        "16 of 40",
+        "| weight | 1.0 |",
+        "margin_explicit mean",
+        "simpo",
+        f'load_dataset("{NAME}", split="train")',
+    ):
         assert said in text
     assert TOKEN not in text
     assert "/tmp" not in text
