@@ -44,7 +44,7 @@ class HubFileSystem(HfFileSystem):
 
 def endpoint() -> str | None:
     """HF_ENDPOINT, if it is set."""
-    return os.environ.get("HF_ENDPOINT") or None
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 def open_dataset(url: str) -> tuple[HubFileSystem, str]:

@@ -96,7 +96,7 @@ def push_subset(subset: Place, repo: str, *, public: bool = False) -> str:
             if done is not None:
                 return "\n".join([
                     f"{done}: {dataset.manifest.num_rows:,} pairs",
-                    f"  {api.endpoint}/datasets/{repo}",
+                    f"  {_url(repo)}",
                     f'  datasets.load_dataset("{repo}", split="train")',
                 ])  # fmt: skip
     raise TemporaryError(f"{_url(repo)}: others commit there all the time. Run the same command again.")
