@@ -32,23 +32,26 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The con
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key; repeatable.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print tokens and GPU-hours; run nothing.")]
 EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")]
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None) -> None:
+def run(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = False) -> None:
     """Score, select and report: the whole job."""
-    from pipeline.commands import run_all
+    from pipeline.commands import estimated, run_all
 
-    _echo(run_all(_config(config, overrides)))
+    loaded = _config(config, overrides)
+    _echo(estimated(loaded, select=True) if dry_run else run_all(loaded))
 
 
 @app.command()
-def score(config: ConfigPath, overrides: Overrides = None) -> None:
+def score(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = False) -> None:
     """Run the models and write the scored dataset. Goes on where an earlier run stopped."""
-    from pipeline.commands import score_only
+    from pipeline.commands import estimated, score_only
 
-    _echo(score_only(_config(config, overrides)))
+    loaded = _config(config, overrides)
+    _echo(estimated(loaded, select=False) if dry_run else score_only(loaded))
 
 
 @app.command()
@@ -218,12 +221,7 @@ def submit(
 
 
 @app.command("self-play")
-def self_play(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print tokens and GPU-hours; run nothing.")] = False,
-) -> None:
+def self_play(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = False) -> None:
     """Let the policy make its own data: generate, judge, select, train, repeat. Goes on where it stopped."""
     from pipeline.config import load_self_play
 

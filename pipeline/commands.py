@@ -34,6 +34,13 @@ def score_only(config: Config) -> Iterator[str]:
     check_dropped(config, manifest)
 
 
+def estimated(config: Config, *, select: bool) -> Iterator[str]:
+    """What `run_all`, or without `select` `score_only`, would take; runs nothing."""
+    from pipeline.steps.dry_run import dry_run
+
+    return dry_run(config, select=select)
+
+
 def select_only(config: Config) -> Iterator[str]:
     """Write a subset of a scored dataset, or those of a sweep."""
     return _select(_prepared(config))

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from pipeline.config.load import load, parse
-from pipeline.config.models import ClassifierReward, ColumnsModel, Model, Reward, Run, TorchModel
+from pipeline.config.models import ClassifierReward, ColumnsModel, Estimate, Model, Reward, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
 from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
@@ -58,6 +58,7 @@ class Config(Section):
     0.1}}]`. Default: one selection, as the sections objective, metric and select say."""
     output: Output | None = None
     run: Run = Run()
+    estimate: Estimate = Estimate()
 
     @model_validator(mode="before")
     @classmethod

@@ -47,6 +47,14 @@ def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config,
 
     Raises an AlignpotError if anything is wrong, before any weights are read.
     """
+    config, step = scoring_step(config, pairs)
+    run = begin_step(step, config.storage)
+    step.rows.shards(run.plan.shards, run.place / RUN_FILE)
+    return config, step, run
+
+
+def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, Step]:
+    """The first two values of `prepare_score`, with the same checks; claims nothing."""
     source = _from_source(config) if pairs is None else _from_dataset(config, pairs)
     models = _model_fingerprints(config)
     place = Place.open(config.scored, config.storage)
@@ -58,10 +66,7 @@ def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config,
     pinned_models = {role: pinned(model, models[role]) for role, model in torch_models.items()}
     config = config.model_copy(update=pinned_models)
     source["fingerprint"] = {"source": source["fingerprint"], **models}
-    step = Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
-    run = begin_step(step, config.storage)
-    step.rows.shards(run.plan.shards, place / RUN_FILE)
-    return config, step, run
+    return config, Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
 
 
 def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]:
