@@ -28,7 +28,8 @@ from pipeline.shown import shown_path
 SUPPORTED: Final = "a local path, file://, s3://, gs:// or abfs://"
 NUM_READERS: Final = 8  # requests in flight: hides the latency of an object store, but too few to be throttled
 _REMOTE: Final = frozenset({"gs", "gcs", "abfs", "abfss", "az"})
-_ON_HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.parquet)(?<!\.arrow)(?<!\.gz)(?<!\.csv)(@.+)?")
+_ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(@.+)?")
+_FILE = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|pq|arrows?|feather|ipc|txt|gz|zstd?)$", re.IGNORECASE)
 _COMMIT = re.compile(r"datasets/[^@]+@([0-9a-f]{40})(?:/|$)")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)$", re.DOTALL)
 
@@ -56,7 +57,8 @@ class Place:
             StorageError: no such dataset or folder, no credentials, no permission, or nothing there.
             TemporaryError: storage or the hub does not answer.
         """
-        is_name = _ON_HUB.fullmatch(url) is not None and not Path(url).expanduser().exists()
+        match = _ON_HUB.fullmatch(url)
+        is_name = match is not None and not _FILE.search(match[1]) and not Path(url).expanduser().exists()
         if not is_name and not url.startswith("hf://"):
             place = cls.open(url, storage)
         else:

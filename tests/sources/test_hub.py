@@ -96,6 +96,7 @@ def test_a_local_folder_of_that_name_comes_first(hub: Hub, files, tmp_path: Path
         ),
         (f"hf://datasets/{NAME}@none", StorageError, "RevisionNotFoundError, HTTP 404"),
         (f"hf://datasets/{NAME}/none", StorageError, "not there"),
+        ("prefs/none.jsonl", StorageError, r"/prefs/none\.jsonl: not there"),
         ("hf://org/model", ConfigError, r"wanted hf://datasets/ORG/NAME"),
     ],
 )
