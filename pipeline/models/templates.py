@@ -55,19 +55,22 @@ class ChatTemplate:
     def text(self, messages: Messages, tools: str | None = None, *, add_generation_prompt: bool = False) -> str:
         """The messages as one text. `tools` is the JSON text of the tool schemas that the template is given.
 
+        An assistant turn that ends them is an answer already begun if a generation prompt is wanted: it stays open.
+
         Raises:
             DropRow: it takes too long or becomes too long.
             Exception: whatever the template raises.
         """
+        is_begun = add_generation_prompt and bool(messages) and messages[-1]["role"] == "assistant"
         render = partial(
             self._tokenizer.apply_chat_template,
-            [dict(message) for message in messages],
+            [dict(message) for message in (messages[:-1] if is_begun else messages)],
             tools=None if tools is None else json.loads(tools),
             add_generation_prompt=add_generation_prompt,
             **self._arguments,
         )
         try:
-            text = str(limited(render, LIMIT_S))
+            text = str(limited(render, LIMIT_S)) + (messages[-1]["content"] if is_begun else "")
         except TimeoutError:
             raise DropRow(Reason.TEMPLATE_TIMEOUT) from None
         if len(text) > MAX_CHARACTERS:
@@ -115,6 +118,14 @@ class ChatTemplate:
                 f"it finished none between them. The last is {shown(row)}. Look for a loop without an end."
             )
         return reason
+
+
+def dialogue(prompt: Messages, answer: Messages) -> Messages:
+    """Prompt and answer. An assistant turn that ends the prompt is the beginning of the answer's first turn."""
+    if not prompt or prompt[-1]["role"] != "assistant":
+        return [*prompt, *answer]
+    text = prompt[-1]["content"] + (answer[0].get("content") or "")
+    return [*prompt[:-1], {**answer[0], "content": text}, *answer[1:]]
 
 
 def check_template(tokenizer: Any, text: str | None, *, remedy: str = _SET_TEMPLATE) -> None:

@@ -14,10 +14,12 @@ from typing import Any, Final
 from pipeline.drops import Drop
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.shown import shown
+from pipeline.sources.answers import ANSWERS
 from pipeline.sources.blocks import decoded, read_rows
 from pipeline.sources.columns import Columns, Kind, Row, described, kinds_of
-from pipeline.sources.messages import IMPLICIT, MESSAGES, SCORED
-from pipeline.sources.ranked import BINARIZED, CANDIDATES, JUDGED, RESPONSES
+from pipeline.sources.compared import COMPARED
+from pipeline.sources.messages import IMPLICIT, MESSAGES, OPENAI, SCORED
+from pipeline.sources.ranked import BINARIZED, CANDIDATES, JUDGED, RATED, RESPONSES
 from pipeline.sources.rows import Format
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
 from pipeline.sources.shards import SourceScan
@@ -28,7 +30,10 @@ SAMPLE_ROWS: Final = 64
 
 FORMATS: Final[dict[str, Format]] = {
     known.name: known
-    for known in (MESSAGES, IMPLICIT, SCORED, STRINGS, TRANSCRIPT, BINARIZED, CANDIDATES, RESPONSES, JUDGED)
+    for known in (
+        *(MESSAGES, IMPLICIT, SCORED, OPENAI, STRINGS, TRANSCRIPT, BINARIZED),
+        *(CANDIDATES, RESPONSES, JUDGED, RATED, ANSWERS, COMPARED),
+    )
 }
 
 
@@ -120,7 +125,7 @@ def resolve_format(name: str, columns: Columns, sample: Sequence[Row]) -> str:
 
 def _near_misses(columns: Columns) -> str:
     """Columns whose names are nearly those that a format reads, and that the table lacks."""
-    read = {name for known in FORMATS.values() for name in known.reads}
+    read = {name for known in FORMATS.values() if known.wants for name in known.reads}
     wanted = sorted(read - {*columns})
     near = {name: difflib.get_close_matches(name, wanted, n=1, cutoff=0.75) for name in columns if name not in read}
     return "".join(f" {shown(name)}: did you mean {found[0]}?" for name, found in near.items() if found)

@@ -2,25 +2,77 @@ r"""Formats in which chosen and rejected are text.
 
 strings       a prompt and two answers, which become a user turn and assistant turns. The prompt is the column
               `prompt`, else `instruction` (with `input`), `question` or `input`. A `system` or `system_prompt`
-              column becomes a system turn.
+              column becomes a system turn. `history` holds earlier rounds, `initial_reason_steps` the beginning of
+              both answers.
 transcript    "\n\nHuman: ...\n\nAssistant: ..." as in HH-RLHF. `chosen` and `rejected` are whole transcripts, whose
               common turns are the prompt. Or they go on from a `prompt` that ends with an open "\n\nAssistant:".
               White space around a turn is no part of it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pipeline.drops import DropRow, Reason
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
 from pipeline.sources.columns import Columns, Kind, Row
-from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, TEXT, Format, PairRow, Turn, prompt_text_column
-from pipeline.sources.turns import checked_pair, completion_of, prompt_from_texts, split_dialogues, text_of
+from pipeline.sources.rows import (
+    BEGUN,
+    HISTORY,
+    PROMPT_TEXTS,
+    SYSTEM_TEXTS,
+    TEXT,
+    Format,
+    PairRow,
+    Turn,
+    prompt_text_column,
+)
+from pipeline.sources.turns import (
+    begun,
+    checked_pair,
+    completion_of,
+    prompt_from_texts,
+    split_dialogues,
+    text_of,
+    without_last_answers,
+)
 
 _MARKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _OPENING: Final = re.compile(r"\A\s*(?:Human|Assistant):")
 _ROLES: Final = {"Human": "user", "Assistant": "assistant"}
+_CONTEXT: Final = "context"
+_QUESTION: Final = "question"
+PROMPT_COLUMNS: Final = (*PROMPT_TEXTS, _CONTEXT, HISTORY)
+"""Columns in which `with_prompt` looks for the prompt."""
+
+
+def has_prompt(columns: Columns) -> bool:
+    """Whether `with_prompt` finds a prompt in such a table."""
+    as_turns = Kind.TURNS in {columns.get(PROMPT), columns.get(_CONTEXT)}
+    return (
+        as_turns
+        or columns.get(_QUESTION) is Kind.OTHER
+        or columns.get(HISTORY) is Kind.TEXT
+        or bool(prompt_text_column(columns))
+    )
+
+
+def with_prompt(row: Row) -> Row:
+    """The row with its prompt where `turns.any_pair` looks for it, if it stands elsewhere or in another way.
+
+    These are HelpSteer3's `context` (messages), WebGPT's `question` (its `full_text`), SHP's `history`, and a prompt
+    that is a transcript with an open "Assistant:" at its end, as in Nectar.
+    """
+    context, question = row.get(_CONTEXT), row.get(_QUESTION)
+    texts = [row.get(name) for name in PROMPT_TEXTS]
+    if isinstance(context, list) and texts[0] is None:
+        return {**row, PROMPT: context}
+    if isinstance(question, Mapping):
+        return {**row, PROMPT: question.get("full_text")}
+    text = next((text for text in (*texts, row.get(HISTORY)) if text is not None), None)
+    if isinstance(text, str) and _OPENING.match(text) and text.rstrip().endswith("\n\nAssistant:"):
+        return {**row, PROMPT: without_last_answers(_turns_of_transcript(text_of(text)))}
+    return row if any(value is not None for value in texts) else {**row, PROMPT: text}
 
 
 def _claims_strings(columns: Columns, sample: Sequence[Row]) -> bool:
@@ -31,7 +83,22 @@ def _claims_strings(columns: Columns, sample: Sequence[Row]) -> bool:
 
 def _strings_pair(row: Row) -> PairRow:
     chosen, rejected = (completion_of(text_of(row.get(side))) for side in (CHOSEN, REJECTED))
-    return checked_pair(prompt_from_texts(row), chosen, rejected, row)
+    pair = checked_pair(_after_history(row), chosen, rejected, row)
+    return begun(pair, text_of(row[BEGUN])) if row.get(BEGUN) else pair
+
+
+def _after_history(row: Row) -> list[Turn]:
+    """The prompt, after the earlier rounds of `history`: LLaMA-Factory's list of [question, answer]."""
+    system_and_user = prompt_from_texts(row)
+    rounds = row.get(HISTORY) or []
+    if not isinstance(rounds, list) or not all(isinstance(both, list) and len(both) == 2 for both in rounds):
+        raise DropRow(Reason.WRONG_TYPE)
+    turns = [
+        {"role": role, "content": text_of(text)}
+        for both in rounds
+        for role, text in zip(("user", "assistant"), both, strict=True)
+    ]
+    return [*system_and_user[:-1], *turns, system_and_user[-1]]
 
 
 def _claims_transcript(columns: Columns, sample: Sequence[Row]) -> bool:
@@ -68,7 +135,8 @@ STRINGS = Format(
     about="prompt, chosen and rejected as plain text",
     wants={CHOSEN: TEXT, REJECTED: TEXT},
     prompt="text",
-    reads=(*PROMPT_TEXTS, *SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS),
+    known_from="TRL, OpenRLHF, LLaMA-Factory (alpaca), Intel's Orca DPO, Step-DPO",
+    reads=(*PROMPT_TEXTS, *SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS, BEGUN, HISTORY),
     claims=_claims_strings,
     build=_strings_pair,
     layout="texts",

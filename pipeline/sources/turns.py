@@ -7,6 +7,7 @@ anywhere in a prompt and may be empty. Text is taken as it is; only white space 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from pipeline.drops import DropRow, Reason
@@ -138,6 +139,11 @@ def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], r
     if chosen == rejected:
         raise DropRow(Reason.IDENTICAL_RESPONSES)
     return PairRow(prompt=prompt, chosen=chosen, rejected=rejected, tools=_tools(row.get(TOOLS)))
+
+
+def begun(pair: PairRow, text: str) -> PairRow:
+    """The pair with answers that both go on from this text, which is not scored: an open turn ends the prompt."""
+    return replace(pair, prompt=[*pair.prompt, {"role": "assistant", "content": text}])
 
 
 def check_prompt(prompt: Sequence[Turn]) -> None:

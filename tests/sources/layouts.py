@@ -74,6 +74,10 @@ def as_responses(p):
     return as_candidates(p, "responses", "rewards")
 
 
+def as_rated(p):
+    return {**as_strings(p), "order": ["chosen", "rejected"], "rating": [9.0, 4.0]}
+
+
 def as_judged(p):
     return as_candidates(p, "generations", "ratings")
 
