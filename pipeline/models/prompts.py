@@ -19,7 +19,8 @@ import numpy as np
 from pipeline.config import DEFAULT_DATE, Tokens
 from pipeline.drops import Reason
 from pipeline.models.packing import Int32Array, common_prefix
-from pipeline.models.templates import SAVE_TEMPLATE, ChatTemplate, Messages, dialogue
+from pipeline.models.templates import SAVE_TEMPLATE, ChatTemplate, Messages
+from pipeline.sources.turns import dialogue
 
 # A template that names one of these knows the system role.
 _SYSTEM_MARKS: Final = ("system", "<|im_start|>")

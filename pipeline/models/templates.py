@@ -120,14 +120,6 @@ class ChatTemplate:
         return reason
 
 
-def dialogue(prompt: Messages, answer: Messages) -> Messages:
-    """Prompt and answer. An assistant turn that ends the prompt is the beginning of the answer's first turn."""
-    if not prompt or prompt[-1]["role"] != "assistant":
-        return [*prompt, *answer]
-    text = prompt[-1]["content"] + (answer[0].get("content") or "")
-    return [*prompt[:-1], {**answer[0], "content": text}, *answer[1:]]
-
-
 def check_template(tokenizer: Any, text: str | None, *, remedy: str = _SET_TEMPLATE) -> None:
     """Check that there is a chat template, and that it can be compiled: `text`, or else the tokenizer's own.
 

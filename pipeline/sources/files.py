@@ -119,6 +119,9 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
         for path, details in every.items()
         if not any(part.startswith((".", "_")) for part in path.split("/"))
     }
+    inner = _only_saved({*found})
+    if inner is not None:
+        return _data_files(fs, posixpath.join(base, inner), f"{shown}/{shown_path(inner)}")
     saved = dataset_files(fs, base, {*found}, shown)
     wanted = saved if saved is not None else [path for path in found if _kind_of(path) is not None]
     if not wanted:
@@ -126,6 +129,16 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
         raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
     ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(path)))
     return base, {path: found.get(path, -1) for path in wanted}, ignored
+
+
+def _only_saved(names: set[str]) -> str | None:
+    """The folder of a saved dataset that holds all data of this folder, such as `hf` of an export for TRL."""
+    tops = {name.split("/")[0] for name in names if _kind_of(name) is not None}
+    marks = (_DICT_FILE, _STATE_FILE)
+    if len(tops) != 1 or not names.isdisjoint(marks):
+        return None
+    [top] = tops
+    return None if names.isdisjoint(f"{top}/{mark}" for mark in marks) else top
 
 
 def dataset_files(fs: Any, base: str, names: set[str], shown: str) -> list[str] | None:

@@ -14,8 +14,9 @@ from pipeline.schema import CHOSEN, NUM_TOKENS_PROMPT, PROMPT, REJECTED, TRUNCAT
 from pipeline.shown import shown, shown_path
 from pipeline.sources.columns import Columns, Kind, Row
 from pipeline.sources.files import ignored_text, scan_files
-from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format
+from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format, unread
 from pipeline.sources.formats import sample_rows as rows_sampled
+from pipeline.sources.oddities import oddities
 from pipeline.sources.rows import PairRow, Turn, content_digest, reason_of
 from pipeline.sources.scores import (
     ALL_SCORE_COLUMNS,
@@ -95,6 +96,8 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         plan = _score_plan(head.columns, name)
     except (SourceError, SchemaError) as error:
         problems.append(str(error))
+    if name is not None:
+        problems += unread(name, head.columns)
     if scan.ignored:
         problems.append(f"ignored {ignored_text(scan.ignored)}")
     pairs, drops, num_unlike = _pairs(name, sample.rows, plan)
@@ -105,6 +108,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
     num_repeated = len(pairs) - len({content_digest(p.prompt, p.chosen, p.rejected, p.tools) for p in pairs})
     if num_repeated:
         problems.append(f"{num_repeated:,} pairs of the sample repeat an earlier one")
+    problems += oddities(pairs)
     of_schema = None if scan.schema is None else tuple((field.name, str(field.type)) for field in scan.schema)
     return Inspection(
         root=root,
@@ -122,7 +126,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         num_turns=_figures(pairs, len),
         num_chars=_figures(pairs, lambda turns: sum(len(turn["content"]) for turn in turns)),
         drop_reasons=dict(sorted(drops.items())),
-        score_columns=_score_columns(sample.columns),
+        score_columns=(*_score_columns(sample.columns), *(FORMATS[name].rewarded_by(sample.columns) if name else ())),
         ignored=scan.ignored,
         problems=tuple(problems),
     )
@@ -197,7 +201,7 @@ def _score_plan(columns: Columns, name: str) -> ScorePlan:
     return plan_scores(
         columns,
         FORMATS[name],
-        rewards=bool(found - _NO_REWARDS),
+        rewards=bool(found - _NO_REWARDS or FORMATS[name].rewarded_by(columns)),
         policy_logps=found >= {*POLICY_LOGPS, *RESPONSE_COUNTS},
         reference_logps=found >= {*REFERENCE_LOGPS},
     )

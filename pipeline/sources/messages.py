@@ -52,7 +52,8 @@ def _openai_pair(row: Row) -> PairRow:
 
 MESSAGES = Format(
     name="messages",
-    about="prompt as a message list; chosen and rejected as the completions, messages or text",
+    about="`prompt` as a message list; `chosen` and `rejected` as the answers, message lists or text",
+    known_from="TRL, OpenRLHF",
     wants=_EXPLICIT,
     reads=(PROMPT, CHOSEN, REJECTED, TOOLS),
     claims=lambda columns, _sample: _OWN_COLUMNS.isdisjoint(columns),
@@ -62,7 +63,8 @@ MESSAGES = Format(
 
 IMPLICIT = Format(
     name="implicit",
-    about="chosen and rejected as full dialogues in messages; the prompt is their common beginning",
+    about="`chosen` and `rejected` as whole dialogues; the prompt is what they share at the beginning",
+    known_from="TRL's reward trainer, Skywork",
     wants={CHOSEN: TURNS, REJECTED: TURNS},
     reads=(CHOSEN, REJECTED, TOOLS),
     claims=lambda columns, _sample: columns.get(PROMPT) in {None, Kind.NULL} and prompt_text_column(columns) is None,
@@ -72,7 +74,8 @@ IMPLICIT = Format(
 
 SCORED = Format(
     name="scored",
-    about="alignpot's own columns: messages with outcomes or log-probs beside them",
+    about="the columns of `messages` with outcomes or log-probs beside them",
+    known_from="alignpot",
     wants=_EXPLICIT,
     reads=(PROMPT, CHOSEN, REJECTED, TOOLS, STATUS),
     claims=lambda columns, _sample: not _OWN_COLUMNS.isdisjoint(columns),

@@ -138,12 +138,13 @@ class _Candidates:
         return [text_of(text) for text in texts], scores
 
 
-def _candidates_format(name: str, texts: str, scores: str) -> Format:
+def _candidates_format(name: str, texts: str, scores: str, known_from: str) -> Format:
     """The format of rows with these two columns. It claims every such table; two families in one are ambiguous."""
     candidates = _Candidates(texts, scores)
     return Format(
         name=name,
-        about=f"{texts} with {scores}, and a prompt or chosen and rejected",
+        about=f"`{texts}` with `{scores}`, and a prompt, or `chosen` and `rejected`",
+        known_from=known_from,
         wants={texts: frozenset({Kind.TEXTS}), scores: frozenset({Kind.NUMBERS})},
         prompt="any",
         reads=(*_READS, texts, scores),
@@ -199,7 +200,8 @@ def _rated_pair(row: Row) -> PairRow:
 
 BINARIZED = Format(
     name="binarized",
-    about="prompt as text; chosen and rejected as full dialogues, or answers, in messages",
+    about="`prompt` as text; `chosen` and `rejected` as whole dialogues, or as answers, in message lists",
+    known_from="UltraFeedback-binarized, Tulu and OLMo preference mixtures",
     wants={CHOSEN: TURNS, REJECTED: TURNS},
     prompt="text",
     reads=_READS,
@@ -207,9 +209,9 @@ BINARIZED = Format(
     build=_binarized_pair,
     layout="texts",
 )
-CANDIDATES = _candidates_format("candidates", "all_generated_responses", "all_rm_scores")
-RESPONSES = _candidates_format("responses", "responses", "rewards")
-JUDGED = _candidates_format("judged", _GENERATIONS, "ratings")
+CANDIDATES = _candidates_format("candidates", "all_generated_responses", "all_rm_scores", "SimPO and the paper")
+RESPONSES = _candidates_format("responses", "responses", "rewards", "Online-RLHF")
+JUDGED = _candidates_format("judged", _GENERATIONS, "ratings", "distilabel")
 RATED = Format(
     name="rated",
     about="a prompt, `chosen` and `rejected` as text; `rating` has their scores, in the order that `order` tells",

@@ -40,15 +40,15 @@ from pipeline.sources.turns import (
 _MARKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _OPENING: Final = re.compile(r"\A\s*(?:Human|Assistant):")
 _ROLES: Final = {"Human": "user", "Assistant": "assistant"}
-_CONTEXT: Final = "context"
+CONTEXT: Final = "context"
 _QUESTION: Final = "question"
-PROMPT_COLUMNS: Final = (*PROMPT_TEXTS, _CONTEXT, HISTORY)
+PROMPT_COLUMNS: Final = (*PROMPT_TEXTS, CONTEXT, HISTORY)
 """Columns in which `with_prompt` looks for the prompt."""
 
 
 def has_prompt(columns: Columns) -> bool:
     """Whether `with_prompt` finds a prompt in such a table."""
-    as_turns = Kind.TURNS in {columns.get(PROMPT), columns.get(_CONTEXT)}
+    as_turns = Kind.TURNS in {columns.get(PROMPT), columns.get(CONTEXT)}
     return (
         as_turns
         or columns.get(_QUESTION) is Kind.OTHER
@@ -63,7 +63,7 @@ def with_prompt(row: Row) -> Row:
     These are HelpSteer3's `context` (messages), WebGPT's `question` (its `full_text`), SHP's `history`, and a prompt
     that is a transcript with an open "Assistant:" at its end, as in Nectar.
     """
-    context, question = row.get(_CONTEXT), row.get(_QUESTION)
+    context, question = row.get(CONTEXT), row.get(_QUESTION)
     texts = [row.get(name) for name in PROMPT_TEXTS]
     if isinstance(context, list) and texts[0] is None:
         return {**row, PROMPT: context}
@@ -90,8 +90,9 @@ def _strings_pair(row: Row) -> PairRow:
 def _after_history(row: Row) -> list[Turn]:
     """The prompt, after the earlier rounds of `history`: LLaMA-Factory's list of [question, answer]."""
     system_and_user = prompt_from_texts(row)
-    rounds = row.get(HISTORY) or []
-    if not isinstance(rounds, list) or not all(isinstance(both, list) and len(both) == 2 for both in rounds):
+    history = row.get(HISTORY)
+    rounds = history if isinstance(history, list) else []
+    if not all(isinstance(both, list) and len(both) == 2 for both in rounds):
         raise DropRow(Reason.WRONG_TYPE)
     turns = [
         {"role": role, "content": text_of(text)}
@@ -132,7 +133,7 @@ def _opens_like_transcript(sample: Sequence[Row], *fields: str) -> list[bool]:
 
 STRINGS = Format(
     name="strings",
-    about="prompt, chosen and rejected as plain text",
+    about="`prompt` (or `instruction`, `question`, `input`), `chosen`, `rejected` as text; also `system`, `history`",
     wants={CHOSEN: TEXT, REJECTED: TEXT},
     prompt="text",
     known_from="TRL, OpenRLHF, LLaMA-Factory (alpaca), Intel's Orca DPO, Step-DPO",
@@ -143,7 +144,8 @@ STRINGS = Format(
 )
 TRANSCRIPT = Format(
     name="transcript",
-    about='chosen and rejected as "\\n\\nHuman: ...\\n\\nAssistant: ..." text',
+    about='`chosen` and `rejected` as "Human: ... Assistant: ..." text',
+    known_from="HH-RLHF",
     wants={CHOSEN: TEXT, REJECTED: TEXT},
     reads=(PROMPT, CHOSEN, REJECTED, TOOLS),
     claims=_claims_transcript,
