@@ -39,6 +39,7 @@ FORMATS: Final[dict[str, Format]] = {
 MEANINGS: Final = {
     **dict.fromkeys(SYSTEM_TEXTS, "a system prompt"),
     BEGUN: "the beginning of both answers",
+    **dict.fromkeys(("prefix", "response_prefix", "partial_response"), "maybe the beginning of both answers"),
     HISTORY: "what was said before the prompt",
     CONTEXT: "text that the prompt may speak of",
     "functions": "tools",

@@ -34,6 +34,8 @@ from pipeline.sources.turns import (
     prompt_from_texts,
     split_dialogues,
     text_of,
+    turns_of,
+    user_turn,
     without_last_answers,
 )
 
@@ -88,17 +90,15 @@ def _strings_pair(row: Row) -> PairRow:
 
 
 def _after_history(row: Row) -> list[Turn]:
-    """The prompt, after the earlier rounds of `history`: LLaMA-Factory's list of [question, answer]."""
+    """The prompt after the earlier turns in `history`: messages, or LLaMA-Factory's lists of question and answer."""
     system_and_user = prompt_from_texts(row)
     history = row.get(HISTORY)
-    rounds = history if isinstance(history, list) else []
-    if not all(isinstance(both, list) and len(both) == 2 for both in rounds):
-        raise DropRow(Reason.WRONG_TYPE)
-    turns = [
-        {"role": role, "content": text_of(text)}
-        for both in rounds
-        for role, text in zip(("user", "assistant"), both, strict=True)
-    ]
+    turns: list[Turn] = []
+    for item in history if isinstance(history, list) else []:
+        if isinstance(item, list) and len(item) == 2:
+            turns += [user_turn(text_of(item[0])), *completion_of(text_of(item[1]))]
+        else:
+            turns += turns_of([item])
     return [*system_and_user[:-1], *turns, system_and_user[-1]]
 
 

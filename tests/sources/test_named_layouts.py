@@ -60,6 +60,8 @@ ANSWERS = {
     "nemo-rl": ({"context": ASKED, "completions": [
         {"rank": 0, "completion": [turn("assistant", "good")], "reward": 0.5},
         {"rank": 1, "completion": [turn("assistant", "bad")], "reward": 0.25}]}, (0.5, 0.25)),
+    "texts beside ranks": ({"prompt": "q", "outputs": ["bad", "good"], "ranks": [2, 1]}, (-1.0, -2.0)),
+    "texts beside scores": ({"prompt": "q", "responses": ["bad", "good"], "scores": [0.5, 2]}, (2.0, 0.5)),
     "stack exchange": ({"question": "q", "answers": [
         {"text": "bad", "pm_score": 1, "selected": True}, {"text": "good", "pm_score": 5, "selected": False}]},
         (5.0, 1.0)),
@@ -127,7 +129,8 @@ def test_answers_go_on_from_one_beginning():
     assert FORMATS["scored"].convert(own) == got
 
 
-def test_history_stands_before_the_prompt():
-    row = {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad", "history": [["before", "then"]]}
+@pytest.mark.parametrize("history", [[["before", "then"]], [turn("user", "before"), turn("assistant", "then")]])
+def test_history_stands_before_the_prompt(history):
+    row = {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad", "history": history}
     got = FORMATS["strings"].convert({**row, "system": "s"})
     assert got.prompt == [turn("system", "s"), turn("user", "before"), turn("assistant", "then"), *ASKED]
