@@ -93,7 +93,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
     name, plan = None, NO_SCORES
     try:
         name = resolve_format(format, head.columns, head.decoded)
-        plan = _score_plan(head.columns, name)
+        plan = _score_plan(_with_values(head.columns, sample.decoded), name)
     except (SourceError, SchemaError) as error:
         problems.append(str(error))
     if name is not None:
@@ -126,7 +126,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         num_turns=_figures(pairs, len),
         num_chars=_figures(pairs, lambda turns: sum(len(turn["content"]) for turn in turns)),
         drop_reasons=dict(sorted(drops.items())),
-        score_columns=(*_score_columns(sample.columns), *(FORMATS[name].rewarded_by(sample.columns) if name else ())),
+        score_columns=_score_columns(_with_values(sample.columns, sample.decoded), name),
         ignored=scan.ignored,
         problems=tuple(problems),
     )
@@ -197,16 +197,23 @@ def _figures(pairs: Sequence[PairRow], count: Callable[[Sequence[Turn]], int]) -
 
 def _score_plan(columns: Columns, name: str) -> ScorePlan:
     """The scores of a run that reads every score that the table has."""
-    found = {*_score_columns(columns)}
+    found = {*_score_columns(columns, name)}
     return plan_scores(
         columns,
         FORMATS[name],
-        rewards=bool(found - _NO_REWARDS or FORMATS[name].rewarded_by(columns)),
+        rewards=bool(found - _NO_REWARDS),
         policy_logps=found >= {*POLICY_LOGPS, *RESPONSE_COUNTS},
         reference_logps=found >= {*REFERENCE_LOGPS},
     )
 
 
-def _score_columns(columns: Columns) -> tuple[str, ...]:
+def _with_values(columns: Columns, rows: Sequence[Row]) -> Columns:
+    """The columns; those that have no value in any of the rows are of kind null."""
+    seen = {name for row in rows for name, value in row.items() if value is not None}
+    return {name: kind if name in seen else Kind.NULL for name, kind in columns.items()}
+
+
+def _score_columns(columns: Columns, name: str | None) -> tuple[str, ...]:
     wanted = {Kind.NUMBER, Kind.NUMBERS, Kind.FLAG}
-    return tuple(name for name in dict.fromkeys(ALL_SCORE_COLUMNS) if columns.get(name) in wanted)
+    scores = [column for column in ALL_SCORE_COLUMNS if columns.get(column) in wanted]
+    return tuple(dict.fromkeys([*scores, *(FORMATS[name].rewarded_by(columns) if name else ())]))

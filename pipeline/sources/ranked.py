@@ -221,4 +221,5 @@ RATED = Format(
     reads=(*_READS, *_ORIGINALS.values(), _GENERATIONS, _ORDER, _RATING),
     build=_rated_pair,
     candidates=(_ORDER, _RATING),
+    rewarded_by=lambda _columns: (_RATING,),
 )

@@ -10,6 +10,7 @@ from datasets import load_from_disk
 from pipeline.config import Source
 from pipeline.errors import SourceError
 from pipeline.exports.formats import FORMATS
+from pipeline.sources.inspect import inspect_source
 from pipeline.sources.reader import read_all
 from tests.exports.conftest import export, good_rows, json_rows, turn, write_subset
 
@@ -35,6 +36,8 @@ def read_back(folder: Path) -> list[dict[str, Any]]:
 def test_export_is_read_back_as_the_same_pairs(to: str, slim: bool, subset: str, tmp_path: Path):
     export(subset, to, tmp_path / "out", slim=slim)
     assert pairs_of(read_back(tmp_path / "out")) == pairs_of(good_rows())
+    found = inspect_source(fsspec.filesystem("file"), str(tmp_path / "out"))
+    assert (found.num_pairs, found.problems) == (12, ())
 
 
 @pytest.mark.parametrize("to", [name for name, form in FORMATS.items() if form.unpaired])
