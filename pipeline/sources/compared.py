@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from pipeline.drops import DropRow, Reason
+from pipeline.drops import Drop, DropRow, Reason
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
 from pipeline.sources.columns import Columns, Kind, Row
 from pipeline.sources.ranked import number_of
@@ -84,25 +84,44 @@ def _pair(row: Row) -> PairRow:
     names, ends = next(iter(_answers(lambda name: row.get(name) is not None)), (None, None))
     if names is None or ends is None:
         raise DropRow(Reason.NULL_FIELD)
-    label = next((name for name in LABELS if row.get(name) is not None), None)
-    scores = _numbers(row, ends, SCORES)
-    if label is not None:
-        lead = LABELS[label](row[label], names)
-        if scores is None and LABELS[label] is _signed:
-            scores = (max(lead, 0.0), max(-lead, 0.0))
-    else:
-        ranks = _numbers(row, ends, (_WINNER,)) or scores
-        if ranks is None:
-            raise DropRow(Reason.NULL_FIELD)
-        lead = ranks[0] - ranks[1]
+    lead = _lead(row, names, ends)
     if lead == 0:
         raise DropRow(Reason.TIE)
     better, worse = (0, 1) if lead > 0 else (1, 0)
     prompt, answers = _sides(row, names)
     pair = any_pair({**row, PROMPT: prompt, CHOSEN: answers[better], REJECTED: answers[worse]})
+    try:
+        scores = _scores(row, ends)
+    except DropRow as drop:
+        return replace(pair, rewards=Drop(drop.reason))
     if scores is None:
         return pair
     return replace(pair, rewards=Rewards(chosen=scores[better], rejected=scores[worse], all=scores), picked=True)
+
+
+def _lead(row: Row, names: _Two, ends: _Two) -> float:
+    """By how much the first answer is better."""
+    label = _label(row)
+    if label is not None:
+        return LABELS[label](row[label], names)
+    numbers = _numbers(row, ends, (_WINNER, *SCORES))
+    if numbers is None:
+        raise DropRow(Reason.NULL_FIELD)
+    return numbers[0] - numbers[1]
+
+
+def _scores(row: Row, ends: _Two) -> tuple[float, float] | None:
+    """The scores of the two answers; where there are none, the strength of the preference for the one or the other."""
+    label = _label(row)
+    scores = _numbers(row, ends, SCORES)
+    if scores is not None or label is None or LABELS[label] is not _signed:
+        return scores
+    lead = -number_of(row[label])
+    return max(lead, 0.0), max(-lead, 0.0)
+
+
+def _label(row: Row) -> str | None:
+    return next((name for name in LABELS if row.get(name) is not None), None)
 
 
 def _sides(row: Row, names: _Two) -> tuple[Any, tuple[Any, Any]]:
@@ -130,10 +149,10 @@ def _rounds(value: Any) -> list[Any]:
 
 
 def _dialogue(asked: Sequence[Any], answers: Sequence[Any]) -> list[dict[str, Any]]:
-    turns = (
-        pair for both in zip(asked, answers, strict=True) for pair in zip(("user", "assistant"), both, strict=True)
-    )
-    return [{"role": role, "content": text} for role, text in turns]
+    turns: list[dict[str, Any]] = []
+    for question, answer in zip(asked, answers, strict=True):
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return turns
 
 
 def _first_rounds(dialogue: list[Turn], num_rounds: int) -> list[Turn]:

@@ -111,6 +111,11 @@ def test_second_round_of_a_judged_dialogue_is_the_answer():
     assert (len(got.prompt), got.chosen[-1]["content"], got.rejected[-1]["content"]) == (3, "good", "bad")
 
 
+def test_label_needs_no_scores():
+    got = FORMATS["compared"].convert({**COMPARED["shp"][0], "score_B": None})
+    assert (got.chosen[0]["content"], got.rewards.reason) == ("good", "null_score")
+
+
 def test_three_answers_are_not_taken_for_two():
     row = {"prompt": "q", **{f"response_{index}": str(index) for index in range(3)}, "winner": "model_a"}
     assert FORMATS["compared"].lacks(kinds_of_rows([row])) == ["two answers, such as response_a and response_b"]
