@@ -26,6 +26,7 @@ STEMS: Final = (
     *("human_ref", "orig_response"),
 )
 ENDS: Final = (("_0", "_1"), ("_1", "_2"), ("_a", "_b"), ("_A", "_B"), ("0", "1"), ("1", "2"), ("A", "B"))
+_ANSWERS: Final = [((stem + ends[0], stem + ends[1]), ends) for stem in STEMS for ends in ENDS]
 _SHP: Final = ("human_ref_A", "human_ref_B")
 SCORES: Final = ("score", "rating", "reward")
 _WINNER: Final = "winner_model"  # with the ends of the answers: 1 for the better one, 0 for the other; both 0 for a tie
@@ -81,9 +82,10 @@ LABELS: Final[dict[str, Callable[[Any, _Two], float]]] = {
 
 
 def _pair(row: Row) -> PairRow:
-    names, ends = next(iter(_answers(lambda name: row.get(name) is not None)), (None, None))
-    if names is None or ends is None:
+    there = next((found for found in _ANSWERS if all(row.get(name) is not None for name in found[0])), None)
+    if there is None:
         raise DropRow(Reason.NULL_FIELD)
+    names, ends = there
     lead = _lead(row, names, ends)
     if lead == 0:
         raise DropRow(Reason.TIE)
@@ -167,14 +169,9 @@ def _numbers(row: Row, ends: _Two, stems: tuple[str, ...]) -> tuple[float, float
     return None if stem is None else (number_of(row[stem + ends[0]]), number_of(row.get(stem + ends[1])))
 
 
-def _answers(is_there: Callable[[str], bool]) -> list[tuple[_Two, _Two]]:
-    """The names of two answers, of those that are there, and their ends."""
-    every = [((stem + ends[0], stem + ends[1]), ends) for stem in STEMS for ends in ENDS]
-    return [(names, ends) for names, ends in every if is_there(names[0]) and is_there(names[1])]
-
-
 def _scores_in(columns: Columns, stems: tuple[str, ...]) -> tuple[str, ...]:
-    every = [(stem + ends[0], stem + ends[1]) for _, ends in _answers(columns.__contains__) for stem in stems]
+    found = [ends for names, ends in _ANSWERS if {*names} <= columns.keys()]
+    every = [(stem + ends[0], stem + ends[1]) for ends in found for stem in stems]
     return next((names for names in every if all(columns.get(name) is Kind.NUMBER for name in names)), ())
 
 
@@ -188,12 +185,12 @@ def _rewarded_by(columns: Columns) -> tuple[str, ...]:
 
 
 def _needs(columns: Columns) -> list[str]:
-    answers = _answers(lambda name: columns.get(name) in TURNS_OR_TEXT)
+    answers = [names for names, _ in _ANSWERS if all(columns.get(name) in TURNS_OR_TEXT for name in names)]
     if len(answers) != 1:
         return ["two answers, such as response_a and response_b"]
     decided = _label_in(columns) or _scores_in(columns, (_WINNER, *SCORES))
     lacks = [] if decided else ["a label of the better one, such as winner"]
-    are_dialogues = columns.get(answers[0][0][0]) is Kind.TURNS
+    are_dialogues = columns.get(answers[0][0]) is Kind.TURNS
     return lacks if are_dialogues or has_prompt(columns) else [*lacks, "prompt (text or turns)"]
 
 
