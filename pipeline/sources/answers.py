@@ -19,7 +19,10 @@ LISTS: Final = ("answers", "completions", "responses", "candidates", "outputs", 
 _TEXTS: Final = ("answer", "completion", "response", "text", "content", "output", "message", "messages")
 _RANK: Final = "rank"
 _SCORES: Final = ("score", "reward", "rating", "overall_score", "fine-grained_score", "pm_score")
-_BESIDE: Final = {"ranks": _RANK, "scores": "score"}
+_BESIDE: Final = {
+    **dict.fromkeys(("ranks", "ranking", "rankings", _RANK), _RANK),
+    **dict.fromkeys(("scores", "ratings", "rewards"), "score"),
+}
 """Lists of numbers, and what each of them is called in an answer."""
 _ASPECTS: Final = "annotations"  # of UltraFeedback: an object for each aspect, with a Rating
 

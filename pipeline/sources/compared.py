@@ -73,8 +73,10 @@ LABELS: Final[dict[str, Callable[[Any, _Two], float]]] = {
     "winner": _named,
     "preference": _named,
     "orig_preference": _named,
-    "preferred": _named,
+    **dict.fromkeys(("preferred", "preferred_response", "preferred_answer"), _named),
+    **dict.fromkeys(("better", "better_response", "better_answer"), _named),
     "choice": _named,
+    CHOSEN: _named,
     "label": _named,
     "labels": _one_if_first,
 }

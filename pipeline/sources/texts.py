@@ -44,19 +44,16 @@ _OPENING: Final = re.compile(r"\A\s*(?:Human|Assistant):")
 _ROLES: Final = {"Human": "user", "Assistant": "assistant"}
 CONTEXT: Final = "context"
 _QUESTION: Final = "question"
-PROMPT_COLUMNS: Final = (*PROMPT_TEXTS, CONTEXT, HISTORY)
+_PROMPT_TURNS: Final = (CONTEXT, "messages")
+PROMPT_COLUMNS: Final = (*PROMPT_TEXTS, *_PROMPT_TURNS, HISTORY)
 """Columns in which `with_prompt` looks for the prompt."""
 
 
 def has_prompt(columns: Columns) -> bool:
     """Whether `with_prompt` finds a prompt in such a table."""
-    as_turns = Kind.TURNS in {columns.get(PROMPT), columns.get(CONTEXT)}
-    return (
-        as_turns
-        or columns.get(_QUESTION) is Kind.OTHER
-        or columns.get(HISTORY) is Kind.TEXT
-        or bool(prompt_text_column(columns))
-    )
+    as_turns = any(columns.get(name) is Kind.TURNS for name in (PROMPT, *_PROMPT_TURNS))
+    as_text = prompt_text_column(columns) is not None or columns.get(HISTORY) is Kind.TEXT
+    return as_turns or as_text or columns.get(_QUESTION) is Kind.OTHER
 
 
 def with_prompt(row: Row) -> Row:
@@ -65,10 +62,11 @@ def with_prompt(row: Row) -> Row:
     These are HelpSteer3's `context` (messages), WebGPT's `question` (its `full_text`), SHP's `history`, and a prompt
     that is a transcript with an open "Assistant:" at its end, as in Nectar.
     """
-    context, question = row.get(CONTEXT), row.get(_QUESTION)
     texts = [row.get(name) for name in PROMPT_TEXTS]
-    if isinstance(context, list) and texts[0] is None:
-        return {**row, PROMPT: context}
+    turns = next((row[name] for name in _PROMPT_TURNS if isinstance(row.get(name), list)), None)
+    question = row.get(_QUESTION)
+    if turns is not None and row.get(PROMPT) is None:
+        return {**row, PROMPT: turns}
     if isinstance(question, Mapping):
         return {**row, PROMPT: question.get("full_text")}
     text = next((text for text in (*texts, row.get(HISTORY)) if text is not None), None)

@@ -43,6 +43,7 @@ COMPARED = {
     "a letter for numbered answers": ({"prompt": "q", "response_1": "good", "response_2": "bad", "winner": "model_a"},
                                       NO_SCORES),
     "judge-bench": ({"question": "q", "response_A": "bad", "response_B": "good", "label": "B>A"}, NO_SCORES),
+    "name of the answer": ({"messages": ASKED, "answer_a": "bad", "answer_b": "good", "chosen": "answer_b"}, NO_SCORES),
     "prometheus": ({"instruction": "q", "orig_response_A": "good", "orig_response_B": "bad", "orig_preference": "A"},
                    NO_SCORES),
 }  # fmt: skip
