@@ -46,8 +46,8 @@ def _openai_pair(row: Row) -> PairRow:
     given = row.get("input")
     about = given if isinstance(given, Mapping) else {"messages": given}
     chosen, rejected = (row.get(name) for name in _PREFERRED)
-    pair = {PROMPT: about.get("messages"), CHOSEN: chosen, REJECTED: rejected, TOOLS: about.get("tools")}
-    return any_pair(pair)
+    own = {PROMPT: about.get("messages"), CHOSEN: chosen, REJECTED: rejected, TOOLS: about.get("tools")}
+    return any_pair({**row, **own})
 
 
 MESSAGES = Format(
