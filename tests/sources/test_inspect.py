@@ -64,7 +64,7 @@ def test_text_of_rows_is_never_shown(tmp_path):
             "in 2 pairs of the sample an answer",
         ),
         ([to.pair(), to.pair(), BACKWARDS, to.pair(prompt="?")], "3 pairs of the sample hold two answers that another"),
-        ([{**to.pair(), "system": "s"}], "column system (a system prompt) is not read by format messages"),
+        ([{**to.pair(), "functions": ["f"]}], "column functions (tools) is not read by format messages"),
         ([{**to.as_implicit(to.pair()), "initial_reason_steps": "s"}], "(the beginning of both answers) is not read"),
         ([{**to.as_strings(to.pair()), "history": "text"}], "column history (what was said before the prompt) is not"),
         ([{**to.pair(), "rejected": to.pair()["chosen"]}], "no row of the sample yields a pair"),
