@@ -16,7 +16,7 @@ import pyarrow.types as pat
 
 from pipeline import schema as s
 from pipeline.sources.columns import one_array, plain_type
-from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Layout
+from pipeline.sources.rows import BEGUN, HISTORY, PROMPT_TEXTS, SYSTEM_TEXTS, Layout
 from pipeline.sources.turns import BEYOND_TEXT, ROLES
 
 Bools = npt.NDArray[np.bool_]
@@ -84,8 +84,9 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
     Raises:
         NotPlain: no row of such columns can be taken.
     """
-    if s.TOOLS in columns:
-        good &= _is_null(columns[s.TOOLS])
+    for name in (s.TOOLS, BEGUN, HISTORY):
+        if name in columns:
+            good &= _is_null(columns[name])
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
