@@ -40,8 +40,8 @@ class Kind(StrEnum):
 
 Columns = Mapping[str, Kind]
 
-_TEXTS: Final = (pat.is_string, pat.is_large_string, pat.is_string_view)
-_LISTS: Final = (pat.is_list, pat.is_large_list, pat.is_fixed_size_list, pat.is_list_view, pat.is_large_list_view)
+TEXTS: Final = (pat.is_string, pat.is_large_string, pat.is_string_view)
+LISTS: Final = (pat.is_list, pat.is_large_list, pat.is_fixed_size_list, pat.is_list_view, pat.is_large_list_view)
 _KIND_OF_LIST: Final = {
     Kind.TEXT: Kind.TEXTS,
     Kind.NUMBER: Kind.NUMBERS,
@@ -107,9 +107,9 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
         return plain_type(data_type.storage_type)
     if pat.is_dictionary(data_type):
         return plain_type(data_type.value_type)
-    if any(is_text(data_type) for is_text in _TEXTS):
+    if any(is_text(data_type) for is_text in TEXTS):
         return pa.string()
-    if any(is_list(data_type) for is_list in _LISTS):
+    if any(is_list(data_type) for is_list in LISTS):
         return pa.list_(plain_type(data_type.value_type))
     if pat.is_struct(data_type):
         return pa.struct([pa.field(child.name, plain_type(child.type)) for child in data_type])
@@ -148,9 +148,8 @@ def passthrough_fields(
     return tuple(pa.field(name, _writable_type(schema.field(name).type)) for name in dict.fromkeys(names))
 
 
-def fitted(row: Row, field: pa.Field) -> Any:
-    """The value of a JSON row's column as one that `field` can hold, or DropRow."""
-    value = row.get(field.name)
+def fitted(value: Any, field: pa.Field) -> Any:
+    """A value of JSON as one that `field` can hold, or DropRow."""
     if value is None:
         return None
     if field.metadata == _JSON_TEXT:
@@ -166,9 +165,8 @@ def fitted(row: Row, field: pa.Field) -> Any:
     return value
 
 
-def fitted_column(column: pa.ChunkedArray, field: pa.Field) -> pa.Array:
-    """A column of Parquet or Arrow in one piece and of its field's type."""
-    array = one_array(column)
+def fitted_column(array: pa.Array, field: pa.Field) -> pa.Array:
+    """A column of Parquet or Arrow as one of its field's type."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     return array if array.type == field.type else array.cast(field.type)

@@ -7,16 +7,22 @@ To add a format, write a module that makes its `Format`, and add that to FORMATS
 """
 
 import difflib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Container, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipeline.config import Source
 from pipeline.drops import Drop
 from pipeline.errors import ConfigError, SchemaError, SourceError
+from pipeline.schema import CHOSEN, PROMPT, REJECTED
 from pipeline.shown import shown
 from pipeline.sources.blocks import decoded, read_rows
-from pipeline.sources.columns import Columns, Kind, Row, described, kinds_of
+from pipeline.sources.columns import Columns, Kind, Row, described
+from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.messages import IMPLICIT, MESSAGES, SCORED
+from pipeline.sources.naming import SPELLINGS, mapped_kinds, paths_of, plan_map, proposal
 from pipeline.sources.ranked import BINARIZED, CANDIDATES, JUDGED, RESPONSES
 from pipeline.sources.rows import Format
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
@@ -34,10 +40,13 @@ FORMATS: Final[dict[str, Format]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The first rows of a source and the kinds of its columns."""
+    """The first rows of a source and the kinds of its columns, both as mapped."""
 
     columns: Columns
     rows: tuple[Row | Drop, ...]
+    map: ColumnMap
+    paths: Columns
+    """Every column and field of the source itself, by its path."""
 
     @property
     def decoded(self) -> list[Row]:
@@ -45,9 +54,37 @@ class Sample:
         return [row for row in self.rows if not isinstance(row, Drop)]
 
 
-def sample_rows(fs: Any, scan: SourceScan, num_rows: int = SAMPLE_ROWS, *, first_file_only: bool = True) -> Sample:
-    """The first rows of the source, or of its first file that has any, and the kinds of all its columns."""
-    names = set(ALL_SCORE_COLUMNS).union(*(known.reads for known in FORMATS.values()))
+def sample_rows(
+    fs: Any,
+    scan: SourceScan,
+    source: Source | None = None,
+    num_rows: int = SAMPLE_ROWS,
+    *,
+    first_file_only: bool = True,
+) -> Sample:
+    """The first rows of the source, or of its first file that has any, and the kinds of all its columns.
+
+    Raises:
+        ConfigError: `source.columns` gives a name that nothing reads.
+        SchemaError: `source.columns` names a column that is not there.
+    """
+    names = {*ALL_SCORE_COLUMNS, *SPELLINGS}.union(*(known.reads for known in FORMATS.values()))
+    columns = {} if source is None else source.columns
+    if source is not None:
+        _check_names(columns, {*names, *source.passthrough, source.id_column or PROMPT} - SPELLINGS)
+    heads = (prefix for place in columns.values() for prefix in itertools.accumulate(place.split("."), "{}.{}".format))
+    raw = raw_rows(fs, scan, {*names, *heads}, num_rows, first_file_only=first_file_only)
+    found = [row for row in raw if not isinstance(row, Drop)]
+    mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)
+    rows = tuple(row if isinstance(row, Drop) else mapped.of_row(row) for row in raw)
+    kinds = mapped_kinds(mapped, scan.schema, [row for row in rows if not isinstance(row, Drop)])
+    return Sample(columns=kinds, rows=rows, map=mapped, paths=paths_of(scan.schema, found))
+
+
+def raw_rows(
+    fs: Any, scan: SourceScan, names: Container[str], num_rows: int = SAMPLE_ROWS, *, first_file_only: bool = True
+) -> list[Row | Drop]:
+    """The first rows as they were read. Of files with a schema only the columns of these names are read."""
     columns = () if scan.schema is None else tuple(name for name in scan.schema.names if name in names)
     rows: list[Row | Drop] = []
     for file in (file for file in scan.files if file.num_rows):
@@ -56,8 +93,7 @@ def sample_rows(fs: Any, scan: SourceScan, num_rows: int = SAMPLE_ROWS, *, first
             rows += decoded(read_rows(fs, scan.root, shard, columns), shard)
         if first_file_only or len(rows) >= num_rows:
             break
-    kinds = kinds_of(scan.schema, [row for row in rows if not isinstance(row, Drop)])
-    return Sample(columns=kinds, rows=tuple(rows))
+    return rows
 
 
 def check_format_name(name: str) -> None:
@@ -86,8 +122,20 @@ def claiming(columns: Columns, sample: Sequence[Row]) -> list[str]:
     ]
 
 
-def resolve_format(name: str, columns: Columns, sample: Sequence[Row]) -> str:
+def _check_names(columns: Iterable[str], known: AbstractSet[str]) -> None:
+    for name in columns:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or [PROMPT, CHOSEN, REJECTED]
+            raise ConfigError(
+                f"source.columns gives a column the name {shown(name)}, which nothing reads; {', '.join(near)} and the "
+                "other columns of the formats are read. To carry a column along, name it in source.passthrough too."
+            )
+
+
+def resolve_format(name: str, columns: Columns, sample: Sequence[Row], paths: Columns | None = None) -> str:
     """The format to read with: `name`, or for auto the one format that claims the table.
+
+    `paths` are the names in the source itself, where they may differ.
 
     Raises:
         ConfigError: no such format.
@@ -112,15 +160,9 @@ def resolve_format(name: str, columns: Columns, sample: Sequence[Row]) -> str:
             f"Set source.format to one of: {', '.join(names)}."
         )
     every = "\n".join(f"  {known.name}: {known.about}" for known in FORMATS.values())
+    lines = proposal(columns if paths is None else paths)
+    remedy = f"Say which columns hold the pair, such as\n{lines}\nor rename" if lines else "Rename"
     raise SourceError(
-        f"the source is of no known format: it has {described(columns)}.{_near_misses(columns)} "
-        f"Rename its columns to fit one of these:\n{every}"
+        f"the source is of no known format: it has {described(columns)}. {remedy} its columns to fit one of these:\n"
+        f"{every}"
     )
-
-
-def _near_misses(columns: Columns) -> str:
-    """Columns whose names are nearly those that a format reads, and that the table lacks."""
-    read = {name for known in FORMATS.values() for name in known.reads}
-    wanted = sorted(read - {*columns})
-    near = {name: difflib.get_close_matches(name, wanted, n=1, cutoff=0.75) for name in columns if name not in read}
-    return "".join(f" {shown(name)}: did you mean {found[0]}?" for name, found in near.items() if found)

@@ -87,11 +87,11 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
     check_format_name(format)
     scan = scan_files(fs, root)
     head = rows_sampled(fs, scan)
-    sample = rows_sampled(fs, scan, sample_rows, first_file_only=False)
+    sample = rows_sampled(fs, scan, num_rows=sample_rows, first_file_only=False)
     problems: list[str] = []
     name, plan = None, NO_SCORES
     try:
-        name = resolve_format(format, head.columns, head.decoded)
+        name = resolve_format(format, head.columns, head.decoded, head.paths)
         plan = _score_plan(head.columns, name)
     except (SourceError, SchemaError) as error:
         problems.append(str(error))

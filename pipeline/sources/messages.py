@@ -20,14 +20,24 @@ from pipeline.schema import (
 )
 from pipeline.sources.columns import Kind, Row
 from pipeline.sources.rows import TURNS, TURNS_OR_TEXT, Format, PairRow, prompt_text_column
-from pipeline.sources.turns import any_pair, checked_pair, split_dialogues, turns_of
+from pipeline.sources.turns import (
+    any_pair,
+    checked_pair,
+    completion_of,
+    split_dialogues,
+    turns_of,
+    without_last_answers,
+)
 
 _OWN_COLUMNS: Final = frozenset({STATUS, POLICY_LOGP_CHOSEN, REFERENCE_LOGP_CHOSEN})
 _EXPLICIT: Final = {PROMPT: TURNS, CHOSEN: TURNS_OR_TEXT, REJECTED: TURNS_OR_TEXT}
 
 
 def _implicit_pair(row: Row) -> PairRow:
-    return checked_pair(*split_dialogues(turns_of(row.get(CHOSEN)), turns_of(row.get(REJECTED))), row)
+    chosen, rejected = turns_of(row.get(CHOSEN)), completion_of(row.get(REJECTED))
+    if isinstance(row.get(REJECTED), str):
+        rejected = without_last_answers(chosen) + rejected
+    return checked_pair(*split_dialogues(chosen, rejected), row)
 
 
 def _scored_pair(row: Row) -> PairRow:
@@ -48,8 +58,8 @@ MESSAGES = Format(
 
 IMPLICIT = Format(
     name="implicit",
-    about="chosen and rejected as full dialogues in messages; the prompt is their common beginning",
-    wants={CHOSEN: TURNS, REJECTED: TURNS},
+    about="chosen and rejected as full dialogues in messages (or rejected as text); the prompt is their beginning",
+    wants={CHOSEN: TURNS, REJECTED: TURNS_OR_TEXT},
     reads=(CHOSEN, REJECTED, TOOLS),
     claims=lambda columns, _sample: columns.get(PROMPT) in {None, Kind.NULL} and prompt_text_column(columns) is None,
     build=_implicit_pair,

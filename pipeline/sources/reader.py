@@ -10,7 +10,7 @@ give the same table.
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +35,7 @@ from pipeline.sources.columns import (
 )
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows
+from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
@@ -60,7 +61,8 @@ class PairReader:
     scores: ScorePlan = NO_SCORES
     pairs: Pairs = BEST_WORST
     columns: tuple[str, ...] = ()
-    """Columns to read from Parquet and Arrow, without those of `passthrough`."""
+    """Mapped columns to read from Parquet and Arrow, without those of `passthrough`."""
+    map: ColumnMap = field(default_factory=ColumnMap)
 
     @property
     def schema(self) -> pa.Schema:
@@ -78,7 +80,7 @@ class PairReader:
             IntegrityError: it was replaced since it was planned.
             OSError: the storage failed.
         """
-        columns = dict.fromkeys([*self.columns, *(field.name for field in self.passthrough)])
+        columns = self.map.reads([*self.columns, *(field.name for field in self.passthrough)])
         table = read_rows(self.fs, self.root, shard, tuple(columns))
         starts = range(0, shard.num_rows, _PIECE_ROWS)
         pieces = [self._converted(table.slice(first, _PIECE_ROWS), shard, shard.first_row + first) for first in starts]
@@ -92,9 +94,9 @@ class PairReader:
         if shard.kind.is_json:
             rows = dict(enumerate(rows_of_lines(table)))
         else:
-            known = {field.name: fitted_column(table.column(field.name), field) for field in self.passthrough}
+            known = {field.name: fitted_column(self.map.column(table, field.name), field) for field in self.passthrough}
             rows = dict.fromkeys(undecodable_rows(known), Drop(Reason.UNDECODABLE_TEXT))
-            table = table.select(self.columns)
+            table = self.map.of_table(table, self.columns)
             with contextlib.suppress(NotPlain):
                 plain, pairs = self._pairs_of_columns(table, unwanted=[*rows])
             others = sorted({*range(table.num_rows)} - {*rows, *plain})
@@ -148,12 +150,14 @@ class PairReader:
             return row.columns
         row_id: str | None = None
         try:
+            read, row = row, self.map.of_row(row) if kind.is_json else row
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
             pair = FORMATS[self.format].convert(row, self.pairs)
             digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools)
             row_id = row_id or digest
             scores = read_scores(row, pair, self.scores)
-            passed = {field.name: fitted(row, field) for field in self.passthrough} if kind.is_json else {}
+            passthrough = self.passthrough if kind.is_json else ()
+            passed = {field.name: fitted(self.map.value(read, field.name), field) for field in passthrough}
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
             return {s.ID: row_id, **Drop(reason_of(error, row_id or place)).columns}
         own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
@@ -185,14 +189,14 @@ def open_source(
     scan = scan_files(fs, root)
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
-    sample = sample_rows(fs, scan)
+    sample = sample_rows(fs, scan, source)
     if not sample.decoded:
         reasons = ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))
         raise SourceError(
             f"source {shown_path(root)}: none of the first {len(sample.rows)} rows of {shown_path(scan.files[0].path)} "
             f"can be decoded ({reasons}). Give files of the kind their names tell."
         )
-    name = resolve_format(source.format, sample.columns, sample.decoded)
+    name = resolve_format(source.format, sample.columns, sample.decoded, sample.paths)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
         check_id_column(source.id_column, sample.columns, scan.schema)
@@ -211,6 +215,7 @@ def open_source(
         scores=scores,
         pairs=source.pairs,
         columns=tuple(column for column in sample.columns if column in wanted),
+        map=sample.map,
     )
     return reader, list(scan.files)
 
