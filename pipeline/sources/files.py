@@ -8,6 +8,7 @@ Of a folder made by save_to_disk only the two small JSON files are read; the lib
 """
 
 import json
+import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,30 +18,31 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.faults import is_missing
-from pipeline.shown import listed, shown, shown_path
+from pipeline.shown import listed, shown_path
 from pipeline.sources.bounds import BadFile
-from pipeline.sources.columns import plain_type
+from pipeline.sources.columns import common_type
 from pipeline.sources.probe import FileKind, Probe, probe_file
-from pipeline.sources.shards import SourceFile, SourceScan
+from pipeline.sources.records import CSV, JSONL, TSV
+from pipeline.sources.shards import SourceFile, SourceScan, partitions
 from pipeline.sources.unchanged import digest_of, state_of
 
-_PACKED: Final = {
-    "": FileKind.JSONL,
-    ".gz": FileKind.JSONL_GZIP,
-    ".zst": FileKind.JSONL_ZSTD,
-    ".zstd": FileKind.JSONL_ZSTD,
-}
+_PACKED: Final = {"": None, ".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_TEXTS: Final = {".jsonl": JSONL, ".ndjson": JSONL, ".json": JSONL, ".csv": CSV, ".tsv": TSV}
 _EXTENSIONS: Final = {
     **dict.fromkeys((".parquet", ".pq"), FileKind.PARQUET),
     **dict.fromkeys((".arrow", ".feather", ".ipc", ".arrows"), FileKind.ARROW_FILE),
-    **{f"{base}{packed}": kind for base in (".jsonl", ".ndjson", ".json") for packed, kind in _PACKED.items()},
+    **{
+        f"{base}{packed}": FileKind.of_text(form, codec)
+        for base, form in _TEXTS.items()
+        for packed, codec in _PACKED.items()
+    },
 }
 _DICT_FILE: Final = "dataset_dict.json"
 _STATE_FILE: Final = "state.json"
 _INFO_FILE: Final = "dataset_info.json"
 # Files that tools write beside the data; none of them holds rows.
 _NOT_DATA: Final = frozenset({_INFO_FILE, "dataset_infos.json", _DICT_FILE, _STATE_FILE, "run.json", "report.json"})
-_DESCRIPTIONS: Final = (".md", ".md5", ".sha256")
+_DESCRIPTIONS: Final = (".md", ".md5", ".sha256", ".crc")
 _DESCRIBING: Final = ("readme", "license", "licence")
 _PROBES_AT_ONCE: Final = 8
 _PROBLEMS_SHOWN: Final = 50
@@ -66,8 +68,7 @@ def scan_files(fs: Any, root: str) -> SourceScan:
         looks = dict(zip(paths, pool.map(lambda path: _look(fs, base, path, sizes[path]), paths), strict=True))
     problems = {path: look for path, look in looks.items() if isinstance(look, str)}
     good = {path: look for path, look in looks.items() if not isinstance(look, str)}
-    schema, drifted = _common_schema(good)
-    problems |= drifted
+    problems |= _unlike_kinds(good)
     if problems:
         raise SourceError(_problem_text(root, problems, len(sizes)))
     if not any(probe.num_rows for probe in good.values()):
@@ -90,7 +91,8 @@ def scan_files(fs: Any, root: str) -> SourceScan:
         )
         for path, probe in good.items()
     )
-    return SourceScan(root=base, files=files, schema=schema, ignored=ignored)
+    variants = _variants(good)
+    return SourceScan(root=base, files=files, schema=_common_schema(variants), variants=variants, ignored=ignored)
 
 
 def ignored_text(names: Sequence[str]) -> str:
@@ -113,7 +115,7 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
         if _kind_of(name) is None:
             raise SourceError(f"source {shown} is no data file; wanted one of {', '.join(_EXTENSIONS)}.")
         return posixpath.dirname(base), {name: int(info["size"])}, ()
-    every = {posixpath.relpath(path, base): found for path, found in fs.find(base, detail=True).items()}
+    every = {posixpath.relpath(path, base): found for path, found in _found(fs, base).items()}
     found = {
         path: int(details.get("size") or 0)
         for path, details in every.items()
@@ -126,6 +128,18 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
         raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
     ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(path)))
     return base, {path: found.get(path, -1) for path in wanted}, ignored
+
+
+def _found(fs: Any, folder: str, above: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Every file under a folder, also under linked folders, unless a link leads back to a folder `above`."""
+    above |= {os.path.realpath(folder)}
+    found: dict[str, Any] = fs.find(folder, detail=True)
+    for path in [path for path, details in found.items() if details.get("islink") and fs.isdir(path)]:
+        del found[path]
+        real = os.path.realpath(path)
+        if not any(f"{folder}/".startswith(f"{real}/") for folder in above):
+            found |= _found(fs, path, above)
+    return found
 
 
 def dataset_files(fs: Any, base: str, names: set[str], shown: str) -> list[str] | None:
@@ -208,39 +222,35 @@ def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:
         return str(bad)
 
 
-def _common_schema(probes: Mapping[str, Probe]) -> tuple[pa.Schema | None, dict[str, str]]:
-    """The schema of the first file, null columns filled in from later ones, and how other files differ from it."""
-    if not probes:
-        return None, {}
-    path_of_first, first = next(iter(probes.items()))
-    types: dict[str, pa.DataType] = {} if first.schema is None else {f.name: f.type for f in first.schema}
-    drifted = {}
+def _unlike_kinds(probes: Mapping[str, Probe]) -> dict[str, str]:
+    """Files of text beside files with a schema, with what is wrong with them."""
+    first = next(iter(probes.items()), None)
+    if first is None:
+        return {}
+    return {
+        path: f"is {probe.kind}, while {shown_path(first[0])} is {first[1].kind}; keep kinds in folders of their own"
+        for path, probe in probes.items()
+        if probe.kind.is_json != first[1].kind.is_json
+    }
+
+
+def _variants(probes: Mapping[str, Probe]) -> tuple[tuple[str, pa.Schema], ...]:
+    """The schemas that differ, each with the first file that has it; folders named after a column add that column."""
+    found: dict[pa.Schema, str] = {}
     for path, probe in probes.items():
-        if probe.kind.is_json != first.kind.is_json:
-            drifted[path] = (
-                f"is {probe.kind}, while {shown_path(path_of_first)} is {first.kind}; "
-                "keep kinds in folders of their own"
-            )
-        elif probe.schema is not None:
-            differences = _differences(types, probe.schema)
-            if differences:
-                drifted[path] = f"has another schema than {shown_path(path_of_first)}: {'; '.join(differences)}"
-    return (None if first.schema is None else pa.schema(list(types.items()))), drifted
+        if probe.schema is not None:
+            added = [pa.field(name, pa.string()) for name in partitions(path) if name not in probe.schema.names]
+            found.setdefault(pa.schema([*probe.schema, *added]), path)
+    return tuple((path, schema) for schema, path in found.items())
 
 
-def _differences(types: dict[str, pa.DataType], schema: pa.Schema) -> list[str]:
-    missing = [name for name in types if name not in schema.names]
-    extra = [name for name in schema.names if name not in types]
-    differences = [f"lacks {listed(missing)}"] if missing else []
-    differences += [f"adds {listed(extra)}"] if extra else []
-    for column in schema:
-        if column.name in extra or pa.types.is_null(column.type):
-            continue
-        if pa.types.is_null(types[column.name]):
-            types[column.name] = column.type
-        elif plain_type(types[column.name]) != plain_type(column.type):
-            differences.append(f"{shown(column.name)} is {shown(column.type)}, not {shown(types[column.name])}")
-    return differences
+def _common_schema(variants: Sequence[tuple[str, pa.Schema]]) -> pa.Schema | None:
+    types: dict[str, list[pa.DataType]] = {}
+    for _, schema in variants:
+        for column in schema:
+            types.setdefault(column.name, []).append(column.type)
+    merged = {name: common_type(found) or found[0] for name, found in types.items()}
+    return pa.schema([*merged.items()]) if variants else None
 
 
 def _problem_text(root: str, problems: dict[str, str], num_files: int) -> str:

@@ -44,6 +44,8 @@ class Sample:
 
     columns: Columns
     rows: tuple[Row | Drop, ...]
+    read: tuple[Row, ...]
+    """The rows that could be decoded, as they were read."""
     map: ColumnMap
     paths: Columns
     """Every column and field of the source itself, by its path."""
@@ -78,7 +80,7 @@ def sample_rows(
     mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)
     rows = tuple(row if isinstance(row, Drop) else mapped.of_row(row) for row in raw)
     kinds = mapped_kinds(mapped, scan.schema, [row for row in rows if not isinstance(row, Drop)])
-    return Sample(columns=kinds, rows=rows, map=mapped, paths=paths_of(scan.schema, found))
+    return Sample(columns=kinds, rows=rows, read=tuple(found), map=mapped, paths=paths_of(scan.schema, found))
 
 
 def raw_rows(

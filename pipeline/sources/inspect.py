@@ -13,6 +13,7 @@ from pipeline.errors import SchemaError, SourceError
 from pipeline.schema import CHOSEN, NUM_TOKENS_PROMPT, PROMPT, REJECTED, TRUNCATED
 from pipeline.shown import shown, shown_path
 from pipeline.sources.columns import Columns, Kind, Row
+from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format
 from pipeline.sources.formats import sample_rows as rows_sampled
@@ -93,6 +94,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
     try:
         name = resolve_format(format, head.columns, head.decoded, head.paths)
         plan = _score_plan(head.columns, name)
+        check_files_agree(fs, scan, head, FORMATS[name], needed=plan.reads, passthrough=())
     except (SourceError, SchemaError) as error:
         problems.append(str(error))
     if scan.ignored:
