@@ -13,6 +13,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
+import pyarrow as pa
+
 from pipeline.config import Source
 from pipeline.drops import Drop
 from pipeline.errors import ConfigError, SchemaError, SourceError
@@ -46,6 +48,8 @@ class Sample:
     rows: tuple[Row | Drop, ...]
     read: tuple[Row, ...]
     """The rows that could be decoded, as they were read."""
+    schema: pa.Schema | None
+    """Types as they were read of every column, by its own name and by the one that it is mapped to."""
     map: ColumnMap
     paths: Columns
     """Every column and field of the source itself, by its path."""
@@ -80,7 +84,13 @@ def sample_rows(
     mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)
     rows = tuple(row if isinstance(row, Drop) else mapped.of_row(row) for row in raw)
     kinds = mapped_kinds(mapped, scan.schema, [row for row in rows if not isinstance(row, Drop)])
-    return Sample(columns=kinds, rows=rows, read=tuple(found), map=mapped, paths=paths_of(scan.schema, found))
+    schema = None
+    if scan.schema is not None:
+        empty = scan.schema.empty_table()
+        every = dict.fromkeys([*kinds, *scan.schema.names])
+        schema = pa.schema([(name, mapped.column(empty, name).type) for name in every])
+    paths = paths_of(scan.schema, found)
+    return Sample(columns=kinds, rows=rows, read=tuple(found), schema=schema, map=mapped, paths=paths)
 
 
 def raw_rows(

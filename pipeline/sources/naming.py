@@ -5,7 +5,7 @@ with the columns that come nearest.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -120,14 +120,9 @@ def proposal(paths: Columns) -> str:
 
 def _path(name: str, place: str, schema: pa.Schema | None, rows: Sequence[Row]) -> tuple[str, ...]:
     """The column of this name, or the column and the fields below it that a name with dots means."""
-    parts = place.split(".")
-    columns = {key for row in rows for key in row} if schema is None else {*schema.names}
-    heads = (size for size in range(len(parts), 0, -1) if ".".join(parts[:size]) in columns)
-    size = next(heads, None)
-    if size is not None:
-        path = (".".join(parts[:size]), *parts[size:])
-        if _is_there(path, schema, rows):
-            return path
+    path = next((path for path in _splits(place.split(".")) if _is_there(path, schema, rows)), None)
+    if path is not None:
+        return path
     found = paths_of(schema, rows)
     near = difflib.get_close_matches(place, found, n=3)
     hint = f" Did you mean {' or '.join(map(shown, near))}?" if near else ""
@@ -135,6 +130,13 @@ def _path(name: str, place: str, schema: pa.Schema | None, rows: Sequence[Row]) 
         f"source.columns: {shown(name)} is to come from {shown(place)}, which is not there; "
         f"the source has {listed([*found][:_PATHS_SHOWN])}.{hint}"
     )
+
+
+def _splits(parts: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The paths that a name with dots can mean; names may hold dots themselves, the longest are tried first."""
+    for size in range(len(parts), 0, -1):
+        head, rest = ".".join(parts[:size]), parts[size:]
+        yield from ((head, *tail) for tail in _splits(rest)) if rest else [(head,)]
 
 
 def _is_there(path: tuple[str, ...], schema: pa.Schema | None, rows: Sequence[Row]) -> bool:

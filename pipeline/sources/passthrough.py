@@ -83,7 +83,7 @@ def fitted_column(array: pa.Array, field: pa.Field) -> pa.Array:
         return pa.array(array.to_pylist(), field.type) if _holds_list_view(array.type) else array.cast(field.type)
     except pa.ArrowInvalid:
         raise SourceError(
-            f"source.passthrough: a value of {shown(field.name)} does not fit {field.type}, the type of the other files. "
+            f"source.passthrough: a value of {shown(field.name)} does not fit {field.type}, the type of other files. "
             "Leave the column out, or give it one type."
         ) from None
 

@@ -111,7 +111,7 @@ def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptReader:
         sample = sample_rows(fs, scan)
         name = _format_of(prompts.format, sample.columns, sample.decoded)
         if prompts.id_column is not None:
-            check_id_column(prompts.id_column, sample.columns, scan.schema)
+            check_id_column(prompts.id_column, sample.columns, sample.schema)
     reads = {*(_READS if name == PROMPTS_FORMAT else FORMATS[name].reads), prompts.id_column}
     columns = tuple(column for column in sample.columns if column in reads)
     return PromptReader(

@@ -27,13 +27,13 @@ from pipeline.sources.column_pairs import NotPlain, candidate_rewards, column_pa
 from pipeline.sources.columns import Row, check_id_column, kept_only, undecodable_rows
 from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
-from pipeline.sources.formats import FORMATS, Sample, check_format_name, resolve_format, sample_rows
+from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows
 from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.passthrough import fitted, fitted_column, passthrough_fields
 from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
-from pipeline.sources.shards import Shard, SourceFile, SourceScan, plan_shards
+from pipeline.sources.shards import Shard, SourceFile, plan_shards
 from pipeline.sources.turns import id_of
 
 _log = logging.getLogger(__name__)
@@ -193,8 +193,11 @@ def open_source(
     name = resolve_format(source.format, sample.columns, sample.decoded, sample.paths)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
-        check_id_column(source.id_column, sample.columns, scan.schema)
-    passthrough = _passthrough(source, scan, sample)
+        check_id_column(source.id_column, sample.columns, sample.schema)
+    values = [{name: sample.map.value(row, name) for name in source.passthrough} for row in sample.read]
+    own_names = [name for row in sample.read for name in row]
+    names = dict.fromkeys([*sample.columns, *own_names] if sample.schema is None else sample.schema.names)
+    passthrough = passthrough_fields(source.passthrough, sample.schema, [*names], values)
     scores = plan_scores(
         sample.columns, FORMATS[name], rewards=rewards, policy_logps=policy_logps, reference_logps=reference_logps
     )
@@ -220,19 +223,6 @@ def open_source(
         map=sample.map,
     )
     return reader, list(scan.files)
-
-
-def _passthrough(source: Source, scan: SourceScan, sample: Sample) -> tuple[pa.Field, ...]:
-    """Fields of the columns to pass through. A column may go by its own name or by the one that it is mapped to."""
-    mapped, names = sample.map, source.passthrough
-    if scan.schema is None:
-        columns = dict.fromkeys([*sample.columns, *(name for row in sample.read for name in row)])
-        rows = [{name: mapped.value(row, name) for name in names} for row in sample.read]
-        return passthrough_fields(names, None, [*columns], rows)
-    columns = dict.fromkeys([*sample.columns, *scan.schema.names])
-    empty = scan.schema.empty_table()
-    schema = pa.schema([(name, mapped.column(empty, name).type) for name in names if name in columns])
-    return passthrough_fields(names, schema, [*columns], [])
 
 
 def read_all(fs: Any, root: str, source: Source) -> pa.Table:
