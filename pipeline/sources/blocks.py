@@ -230,7 +230,7 @@ def _selected(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
 
 
 def _line_batches(file: Any, kind: FileKind, mark: tuple[int, int]) -> Iterator[pa.RecordBatch]:
-    found = (line for _, line in records(file, kind.form, kind.codec, mark))
+    found = (line for _, line in records(file, kind.form, kind.codec, mark)[1])
     while held := list(itertools.islice(found, _BATCH_ROWS)):
         yield pa.record_batch([pa.array(held, pa.large_binary())], names=[_LINE])
 

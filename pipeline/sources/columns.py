@@ -101,6 +101,11 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
     return data_type
 
 
+def empty_table(schema: pa.Schema) -> pa.Table:
+    """A table without rows; that of pyarrow fails for some types."""
+    return pa.Table.from_arrays([pa.nulls(0, column.type) for column in schema], schema=schema)
+
+
 def common_type(types: Iterable[pa.DataType]) -> pa.DataType | None:
     """A type that holds every value of these types with its meaning: a number stays one. None if there is none."""
     found = list(dict.fromkeys(kind for kind in types if not pat.is_null(kind)))

@@ -44,6 +44,7 @@ _INFO_FILE: Final = "dataset_info.json"
 _NOT_DATA: Final = frozenset({_INFO_FILE, "dataset_infos.json", _DICT_FILE, _STATE_FILE, "run.json", "report.json"})
 _DESCRIPTIONS: Final = (".md", ".md5", ".sha256", ".crc")
 _DESCRIBING: Final = ("readme", "license", "licence")
+_MISSING: Final = -1  # the size of a file that is not there
 _PROBES_AT_ONCE: Final = 8
 _PROBLEMS_SHOWN: Final = 50
 _IGNORED_SHOWN: Final = 5
@@ -127,18 +128,20 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
         others = f" It has {listed(sorted(found)[:5])}." if found else ""
         raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
     ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(path)))
-    return base, {path: found.get(path, -1) for path in wanted}, ignored
+    return base, {path: found.get(path, _MISSING) for path in wanted}, ignored
 
 
 def _found(fs: Any, folder: str, above: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Every file under a folder, also under linked folders, unless a link leads back to a folder `above`."""
     above |= {os.path.realpath(folder)}
     found: dict[str, Any] = fs.find(folder, detail=True)
-    for path in [path for path, details in found.items() if details.get("islink") and fs.isdir(path)]:
-        del found[path]
+    for path in [path for path, details in found.items() if details.get("islink")]:
         real = os.path.realpath(path)
-        if not any(f"{folder}/".startswith(f"{real}/") for folder in above):
-            found |= _found(fs, path, above)
+        if not fs.exists(path):
+            found[path]["size"] = _MISSING
+        elif fs.isdir(path):
+            del found[path]
+            found |= {} if any(f"{folder}/".startswith(f"{real}/") for folder in above) else _found(fs, path, above)
     return found
 
 
@@ -209,7 +212,7 @@ def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:
     """What a file holds, or why it cannot be used."""
     kind = _kind_of(path)
     if size < 0:
-        return "is missing, though the dataset folder lists it"
+        return "is missing, though the folder lists it"
     if size == 0:
         return "is empty (0 bytes)"
     if any("\ud800" <= letter <= "\udfff" for letter in path):

@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.schema import CHOSEN, PROMPT, REJECTED
 from pipeline.shown import shown
 from pipeline.sources.blocks import decoded, read_rows
-from pipeline.sources.columns import Columns, Kind, Row, described
+from pipeline.sources.columns import Columns, Kind, Row, described, empty_table
 from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.messages import IMPLICIT, MESSAGES, SCORED
 from pipeline.sources.naming import SPELLINGS, mapped_kinds, paths_of, plan_map, proposal
@@ -84,9 +84,10 @@ def sample_rows(
     mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)
     rows = tuple(row if isinstance(row, Drop) else mapped.of_row(row) for row in raw)
     kinds = mapped_kinds(mapped, scan.schema, [row for row in rows if not isinstance(row, Drop)])
+    kinds |= {name: Kind.TEXT for name in scan.partitions if name not in kinds}
     schema = None
     if scan.schema is not None:
-        empty = scan.schema.empty_table()
+        empty = empty_table(scan.schema)
         every = dict.fromkeys([*kinds, *scan.schema.names])
         schema = pa.schema([(name, mapped.column(empty, name).type) for name in every])
     paths = paths_of(scan.schema, found)

@@ -15,7 +15,7 @@ import pyarrow.types as pat
 from pipeline.errors import SchemaError
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, REWARD_CHOSEN, REWARD_REJECTED
 from pipeline.shown import listed, shown
-from pipeline.sources.columns import Columns, Kind, Row, kinds_of
+from pipeline.sources.columns import Columns, Kind, Row, empty_table, kinds_of
 from pipeline.sources.mapping import ColumnMap, says_number
 from pipeline.sources.rows import TURNS_OR_TEXT, prompt_text_column
 from pipeline.sources.scores import ALL_SCORE_COLUMNS, OTHER_REWARDS
@@ -78,7 +78,7 @@ def plan_map(
 def mapped_kinds(mapped: ColumnMap, schema: pa.Schema | None, rows: Sequence[Row]) -> dict[str, Kind]:
     """Kinds of the mapped columns; `rows` as mapped."""
     if schema is not None:
-        schema = mapped.of_table(schema.empty_table(), mapped.names(schema.names)).schema
+        schema = mapped.of_table(empty_table(schema), mapped.names(schema.names)).schema
     return kinds_of(schema, rows)
 
 

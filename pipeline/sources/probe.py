@@ -21,7 +21,7 @@ from pipeline.shown import listed
 from pipeline.sources.arrow_checks import rows_of_file, rows_of_message, sound
 from pipeline.sources.bounds import BadFile, check_count, rows_of_groups
 from pipeline.sources.columns import plain_type
-from pipeline.sources.records import JSONL, form_of, records
+from pipeline.sources.records import records
 
 _MARK_EVERY_ROWS: Final = 64
 _ARROW_FILE_MAGIC: Final = b"ARROW1"
@@ -163,14 +163,13 @@ def _probe_arrow_stream(file: Any) -> Probe:
 
 
 def _probe_text(file: Any, kind: FileKind) -> Probe:
-    if kind.form == JSONL:
-        kind = FileKind.of_text(form_of(file, kind.codec), kind.codec)
+    form, rows = records(file, kind.form, kind.codec)
     marks, row = [(0, 0)], 0
-    for place, _ in records(file, kind.form, kind.codec):
+    for place, _ in rows:
         if row and row % _MARK_EVERY_ROWS == 0 and kind.codec is None:
             marks.append((row, place))
         row += 1
-    return Probe(kind=kind, num_rows=row, schema=None, marks=tuple(marks))
+    return Probe(kind=FileKind.of_text(form, kind.codec), num_rows=row, schema=None, marks=tuple(marks))
 
 
 def _checked(schema: pa.Schema) -> pa.Schema:

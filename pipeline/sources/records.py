@@ -20,60 +20,62 @@ CSV: Final = "csv"
 TSV: Final = "tsv"
 
 _CHUNK_BYTES: Final = 1 << 20
-_BLANK: Final = b"\xef\xbb\xbf \t\r\n\v\f"
+_MARK: Final = b"\xef\xbb\xbf"  # before UTF-8
+_BLANK: Final = _MARK + b" \t\r\n\v\f"
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
 """A whole text, the quote of one that goes on after these bytes, or a bracket or comma."""
 
 _Read = Callable[[int], bytes]
 
 
-def form_of(file: Any, codec: str | None) -> str:
-    """Whether a file of JSON holds lines or an array, by its first byte that is not blank."""
-    read = unpacked(file, codec)
-    while chunk := read(_CHUNK_BYTES):
-        if head := chunk.lstrip(_BLANK):
-            return JSON_ARRAY if head.startswith(b"[") else JSONL
-    return JSONL
+def records(
+    file: Any, form: str, codec: str | None, mark: tuple[int, int] = (0, 0)
+) -> tuple[str, Iterator[tuple[int, bytes]]]:
+    """The form of the file, and its rows from `mark` on (a row and its place), each with its own place.
 
-
-def records(file: Any, form: str, codec: str | None, mark: tuple[int, int] = (0, 0)) -> Iterator[tuple[int, bytes]]:
-    """The rows from `mark` on, a row number and its place, each with its own place.
+    Of JSON, which may be lines or an array, the first byte decides.
 
     Raises:
         BadFile: a row is longer than CELL_BYTES, the file is a decompression bomb, or an array or CSV is damaged.
     """
     row, place = mark
     file.seek(0 if form in {CSV, TSV} else place)
-    read = unpacked(file, codec)
+    read, first, skipped = _peeked(unpacked(file, codec))
+    if form == JSON_ARRAY or (form == JSONL and place == 0 and first.lstrip(_BLANK).startswith(b"[")):
+        return JSON_ARRAY, _elements(read, place or skipped, row, is_open=place > 0)
     if form == JSONL:
-        return lines(read, place, row)
-    if form == JSON_ARRAY:
-        return _elements(read, place, row)
-    first = next((line for _, line in _physical_lines(read, 0)), b"")
-    delimiter = "\t" if form == TSV else max(",;\t", key=first.decode("latin-1").count)
-    file.seek(0)
-    rows = _csv_rows(unpacked(file, codec), delimiter, 0, 0)
+        return form, lines(read, place + skipped, row)
+    delimiter = "\t" if form == TSV else max(",;\t", key=first.partition(b"\n")[0].decode("latin-1").count)
+    rows = _csv_rows(read, delimiter, skipped, -1)
     head = _names(next(rows, (0, []))[1])
     if place:
         file.seek(place)
-        rows = _csv_rows(unpacked(file, codec), delimiter, place, row)
-    return _objects(rows, head, row)
+        rows = _csv_rows(file.read, delimiter, place, row)
+    return form, _objects(rows, head, row)
+
+
+def _peeked(read: _Read) -> tuple[_Read, bytes, int]:
+    """The same function, the first bytes that it will give, and how many blank ones before them it will not."""
+    skipped = 0
+    while (first := read(_CHUNK_BYTES)) and not first.lstrip(_BLANK):
+        skipped += len(first)
+    rest = [first]
+    return lambda size: rest.pop() if rest else read(size), first, skipped
 
 
 def _names(head: list[str]) -> list[str]:
     """The names of the columns in the head of CSV."""
-    names = [head[0].removeprefix("\ufeff"), *head[1:]] if head else []
-    if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):
+    if any("\ud800" <= letter <= "\udfff" for name in head for letter in name):
         raise BadFile("is not UTF-8; save it as CSV in UTF-8")
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    twice = [name for name, count in Counter(head).items() if count > 1]
     if twice:
         raise BadFile(f"has columns of the same name: {listed(twice)}")
-    return names
+    return head
 
 
-def _elements(read: _Read, offset: int, row: int) -> Iterator[tuple[int, bytes]]:
+def _elements(read: _Read, offset: int, row: int, *, is_open: bool) -> Iterator[tuple[int, bytes]]:
     text, start, seen = b"", 0, 0
-    depth = 1 if offset else 0
+    depth = 1 if is_open else 0
     while chunk := read(max(_CHUNK_BYTES, len(text))):
         text, offset, seen, start = text[start:] + chunk, offset + start, seen - start, 0
         for token in _TOKEN.finditer(text, seen):
@@ -128,7 +130,8 @@ def _csv_rows(read: _Read, delimiter: str, offset: int, row: int) -> Iterator[tu
         nonlocal start
         for place, line in _physical_lines(read, offset):
             start = place if start is None else start
-            yield line.decode("utf-8", "surrogateescape")
+            text = line.removeprefix(_MARK) if place == offset == 0 else line
+            yield text.decode("utf-8", "surrogateescape")
 
     csv.field_size_limit(CELL_BYTES)
     try:

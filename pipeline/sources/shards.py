@@ -97,6 +97,11 @@ class SourceScan:
         """Rows of all files."""
         return sum(file.num_rows for file in self.files)
 
+    @property
+    def partitions(self) -> list[str]:
+        """Columns that folders are named after."""
+        return list(dict.fromkeys(name for file in self.files for name in partitions(file.path)))
+
 
 def partitions(path: str) -> dict[str, str | None]:
     """The columns that the folders of a file are named after, as in `lang=de/part-0.parquet`, with their text."""
