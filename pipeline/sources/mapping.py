@@ -65,7 +65,11 @@ class ColumnMap:
 
     def of_table(self, table: pa.Table, names: Sequence[str]) -> pa.Table:
         """A table as it was read, as these mapped columns. A column that the table lacks is null."""
-        return pa.table({name: self._column(name, self.column(table, name)) for name in names})
+        mapped = {}
+        for name in names:
+            is_known = name in table.column_names and self._is_known(name, table.column(name))
+            mapped[name] = table.column(name) if is_known else self._column(name, self.column(table, name))
+        return pa.table(mapped)
 
     def column(self, table: pa.Table, name: str) -> pa.Array:
         """What stands under a mapped name in a table as it was read."""
@@ -109,6 +113,17 @@ class ColumnMap:
         if role in self.roles:
             return self.roles[role]
         return role if role in ROLES else _role_of_spelling(role)
+
+    def _is_known(self, name: str, column: pa.ChunkedArray) -> bool:
+        """Whether a column is as the formats know it already, so that it need not be copied."""
+        if name in self.paths or name in self.numbers or pat.is_struct(column.type):
+            return False
+        if not is_list(column.type) or not pat.is_struct(column.type.value_type):
+            return True
+        keys = _message_keys(column.type.value_type.names)
+        return keys is None or all(
+            self._messages(items, keys) is items for items in (chunk.flatten() for chunk in column.chunks)
+        )
 
     def _role_of_bytes(self, text: bytes) -> bytes:
         try:
