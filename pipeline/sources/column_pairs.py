@@ -89,6 +89,7 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
+    has_texts = False
     has_turns = s.PROMPT in columns and pat.is_nested(columns[s.PROMPT].type)
     if layout == "turns" and has_turns:
         prompt = _turns_of(columns[s.PROMPT], good)
@@ -102,7 +103,12 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
             prompt, chosen, rejected = _split(chosen, rejected)
         else:
             good &= answers_only
+            has_texts = True
             prompt = _prompt_of_texts(columns, good)
+    if not has_texts:
+        for name in SYSTEM_TEXTS:
+            if name in columns:
+                good &= _is_null(columns[name])
     _check_last(prompt, _USER, good)
     for completion in (chosen, rejected):
         others = ~np.isin(completion.role, (_ASSISTANT, _TOOL))

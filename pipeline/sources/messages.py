@@ -19,7 +19,7 @@ from pipeline.schema import (
     TOOLS,
 )
 from pipeline.sources.columns import Kind, Row
-from pipeline.sources.rows import TURNS, TURNS_OR_TEXT, Format, PairRow, prompt_text_column
+from pipeline.sources.rows import SYSTEM_TEXTS, TURNS, TURNS_OR_TEXT, Format, PairRow, prompt_text_column
 from pipeline.sources.turns import (
     any_pair,
     checked_pair,
@@ -50,7 +50,7 @@ MESSAGES = Format(
     name="messages",
     about="prompt as a message list; chosen and rejected as the completions, messages or text",
     wants=_EXPLICIT,
-    reads=(PROMPT, CHOSEN, REJECTED, TOOLS),
+    reads=(PROMPT, *SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS),
     claims=lambda columns, _sample: _OWN_COLUMNS.isdisjoint(columns),
     build=any_pair,
     layout="turns",
@@ -60,7 +60,7 @@ IMPLICIT = Format(
     name="implicit",
     about="chosen and rejected as full dialogues in messages (or rejected as text); the prompt is their beginning",
     wants={CHOSEN: TURNS, REJECTED: TURNS_OR_TEXT},
-    reads=(CHOSEN, REJECTED, TOOLS),
+    reads=(*SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS),
     claims=lambda columns, _sample: columns.get(PROMPT) in {None, Kind.NULL} and prompt_text_column(columns) is None,
     build=_implicit_pair,
     layout="dialogues",
@@ -70,7 +70,7 @@ SCORED = Format(
     name="scored",
     about="alignpot's own columns: messages with outcomes or log-probs beside them",
     wants=_EXPLICIT,
-    reads=(PROMPT, CHOSEN, REJECTED, TOOLS, STATUS),
+    reads=(PROMPT, *SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS, STATUS),
     claims=lambda columns, _sample: not _OWN_COLUMNS.isdisjoint(columns),
     build=_scored_pair,
     layout="turns",

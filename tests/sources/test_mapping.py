@@ -33,6 +33,20 @@ FORMS = {
     "axolotl": (lambda p: {"messages": p["prompt"], "chosen": p["chosen"][0], "rejected": p["rejected"][0]}, {}),
     "axolotl-text": (lambda p: {"messages": p["prompt"], **texts(p)}, {}),
     "sharegpt": (sharegpt, {}),
+    "sharegpt with system": (
+        lambda p: {
+            **sharegpt({**p, "prompt": [t for t in p["prompt"] if t["role"] != "system"]}),
+            "system": next((t["content"] for t in p["prompt"] if t["role"] == "system"), None),
+        },
+        {},
+    ),
+    "dialogues with system": (
+        lambda p: {
+            **to.as_implicit({**p, "prompt": [t for t in p["prompt"] if t["role"] != "system"]}),
+            "system": next((t["content"] for t in p["prompt"] if t["role"] == "system"), ""),
+        },
+        {},
+    ),
     "swift": (lambda p: {"messages": p["prompt"] + p["chosen"], "rejected_response": texts(p)["rejected"]}, {}),
     "swift-messages": (
         lambda p: {"messages": p["prompt"] + p["chosen"], "rejected_messages": p["prompt"] + p["rejected"]},
