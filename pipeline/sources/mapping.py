@@ -151,15 +151,12 @@ class ColumnMap:
     def _messages(self, messages: pa.StructArray, keys: tuple[str, str]) -> pa.StructArray:
         """A flat array of messages with the usual keys and roles; the same one if it has them already."""
         role = plain = pc.struct_field(messages, keys[0])
-        if pat.is_dictionary(role.type):
-            role = plain = role.dictionary_decode()
-        if any(is_text(role.type) for is_text in TEXTS):
-            distinct = role.unique()
-            written = distinct.cast(pa.binary()).to_pylist()  # not all of it need be UTF-8
+        encoded = role.dictionary_encode()
+        if any(is_text(encoded.type.value_type) for is_text in TEXTS):
+            written = encoded.dictionary.cast(pa.binary()).to_pylist()  # not all of it need be UTF-8
             known = [text if text is None else self._role_of_bytes(text) for text in written]
             if known != written:
-                roles = pa.array(known, pa.binary()).view(pa.string())
-                plain = roles.take(pc.index_in(role, value_set=distinct))
+                plain = pa.array(known, pa.binary()).view(pa.string()).take(encoded.indices)
         if keys == ("role", "content") and plain is role:
             return messages
         columns = {"role": plain, "content": pc.struct_field(messages, keys[1])}
@@ -176,6 +173,8 @@ def is_list(data_type: pa.DataType) -> bool:
 
 def _message_keys(names: Any) -> tuple[str, str] | None:
     """The keys of role and content among the names of an object; None if it is no message."""
+    if len({*names}) < len(names):
+        return None
     role = next((key for key in ROLE_KEYS if key in names), None)
     content = next((key for key in CONTENT_KEYS if key in names), None)
     return (role, content) if role and content else None
