@@ -151,8 +151,9 @@ class ColumnMap:
     def _messages(self, messages: pa.StructArray, keys: tuple[str, str]) -> pa.StructArray:
         """A flat array of messages with the usual keys and roles; the same one if it has them already."""
         role = plain = pc.struct_field(messages, keys[0])
-        encoded = role.dictionary_encode()
-        if any(is_text(encoded.type.value_type) for is_text in TEXTS):
+        kind = role.type.value_type if pat.is_dictionary(role.type) else role.type
+        if any(is_text(kind) for is_text in TEXTS):
+            encoded = role.dictionary_encode()
             written = encoded.dictionary.cast(pa.binary()).to_pylist()  # not all of it need be UTF-8
             known = [text if text is None else self._role_of_bytes(text) for text in written]
             if known != written:
