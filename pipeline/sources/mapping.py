@@ -187,10 +187,10 @@ def _role_of_spelling(role: str) -> str:
 
 
 def _messages_of_lists(value: Mapping[str, Any]) -> Any:
-    """A list of objects out of an object of lists, which must be of one length; else the value as it is."""
+    """A list of objects out of an object of lists; None if these differ in length."""
     lists = {key: items for key, items in value.items() if items is not None}
     if not all(isinstance(items, list) for items in lists.values()) or len({*map(len, lists.values())}) != 1:
-        return value
+        return None
     return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
 
 
