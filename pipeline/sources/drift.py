@@ -24,14 +24,22 @@ _PROBLEMS_SHOWN: Final = 20
 
 
 def check_files_agree(
-    fs: Any, scan: SourceScan, sample: Sample, known: Format, *, needed: Sequence[str], passthrough: Sequence[str]
+    fs: Any,
+    scan: SourceScan,
+    sample: Sample,
+    known: Format,
+    *,
+    scores: Sequence[str],
+    id_column: str | None = None,
+    passthrough: Sequence[str] = (),
 ) -> None:
     """Raise a SourceError if files differ in what decides about pairs: the format, scores and id, or passed columns.
 
-    `needed` are columns besides those of the format that every file must have.
+    `scores` are columns without which a row has no usable scores.
     """
     kinds = dict(_kinds_of_files(fs, scan, sample))
-    problems = [*_unlike(kinds, {*known.reads, *needed}), *_lacking(kinds, sample.columns, known, needed)]
+    needed = [*scores, *([id_column] if id_column else [])]
+    problems = [*_unlike(kinds, {*known.reads, *scores}), *_lacking(kinds, sample.columns, known, needed)]
     found = list(
         dict.fromkeys([*problems, *(problem for name in passthrough for problem in _unlike_types(scan, name))])
     )
@@ -77,7 +85,7 @@ def _lacking(kinds: Mapping[str, Columns], columns: Columns, known: Format, need
         missing = [*known.lacks(full), *(name for name in needed if name not in full)]
         other = next((path for path, has in kinds.items() if not known.lacks(has) and {*needed} <= {*has}), "")
         if missing:
-            yield f"{shown_path(path)} lacks {listed(missing)}; {shown_path(other)} has it"
+            yield f"{shown_path(path)} lacks {listed(missing)}" + (f"; {shown_path(other)} has it" if other else "")
 
 
 def _unlike_types(scan: SourceScan, name: str) -> Iterator[str]:

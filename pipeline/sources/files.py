@@ -37,6 +37,7 @@ _EXTENSIONS: Final = {
         for packed, codec in _PACKED.items()
     },
 }
+_WANTED: Final = f"{', '.join(name for name in _EXTENSIONS if name.count('.') == 1)} (text also .gz or .zst)"
 _DICT_FILE: Final = "dataset_dict.json"
 _STATE_FILE: Final = "state.json"
 _INFO_FILE: Final = "dataset_info.json"
@@ -114,7 +115,7 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
     if info["type"] != "directory":
         name = posixpath.basename(base)
         if _kind_of(name) is None:
-            raise SourceError(f"source {shown} is no data file; wanted one of {', '.join(_EXTENSIONS)}.")
+            raise SourceError(f"source {shown} is no data file; wanted one of {_WANTED}.")
         return posixpath.dirname(base), {name: int(info["size"])}, ()
     every = {posixpath.relpath(path, base): found for path, found in _found(fs, base).items()}
     found = {
@@ -126,7 +127,7 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
     wanted = saved if saved is not None else [path for path in found if _kind_of(path) is not None]
     if not wanted:
         others = f" It has {listed(sorted(found)[:5])}." if found else ""
-        raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
+        raise SourceError(f"source {shown} holds no data file; wanted one of {_WANTED}.{others}")
     ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(path)))
     return base, {path: found.get(path, _MISSING) for path in wanted}, ignored
 
@@ -218,7 +219,7 @@ def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:
     if any("\ud800" <= letter <= "\udfff" for letter in path):
         return "has a name that is not UTF-8"
     if kind is None:
-        return f"is of no known extension ({', '.join(_EXTENSIONS)})"
+        return f"is of no known extension ({_WANTED})"
     try:
         return probe_file(fs, posixpath.join(base, path), kind)
     except BadFile as bad:

@@ -206,7 +206,8 @@ def open_source(
         scan,
         sample,
         FORMATS[name],
-        needed=[column for column in (*scores.needs, source.id_column) if column is not None],
+        scores=scores.needs,
+        id_column=source.id_column,
         passthrough=[column for name in source.passthrough for column in sample.map.reads([name])],
     )
     s.scored_schema(passthrough)  # refuses names that alignpot's own columns have

@@ -46,6 +46,7 @@ HARMLESS = {
     "optional column in one": (lambda p: scored(p, system="Be kind."), scored),
     "order of fields": (lambda p: {**p, **SCORES}, lambda p: {**named(p), **SCORES}),
     "null field": (lambda p: {**p, **SCORES}, lambda p: {**named(p, name=None, tool_calls=None), **SCORES}),
+    "numbers and texts as ids": (lambda p: scored(p, key=len(str(p))), lambda p: scored(p, key="x")),
     "other form of messages": (
         lambda p: {**p, **SCORES},
         lambda p: {**{side: [{"from": t["role"], "value": t["content"]} for t in p[side]] for side in p}, **SCORES},
@@ -59,7 +60,7 @@ def test_harmless_differences_are_read(tmp_path, kind, container):
     one, other = HARMLESS[kind]
     for name, write, pairs in (("a", one, PAIRS[:4]), ("b", other, PAIRS[4:])):
         to.WRITERS[f"a.{container}"](tmp_path / f"{name}.{container}", [write(p) for p in pairs])
-    table = read(tmp_path)
+    table = read(tmp_path, id_column="key" if "ids" in kind else None)
     assert table.column("status").to_pylist() == ["kept"] * 8
     assert table.column("reward_chosen").to_pylist() == [2.0] * 8
     users = [[turn for turn in prompt if turn["role"] == "user"] for prompt in table.column("prompt").to_pylist()]
