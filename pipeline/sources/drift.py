@@ -25,7 +25,6 @@ _PROBLEMS_SHOWN: Final = 20
 
 def check_files_agree(
     fs: Any,
-    scan: SourceScan,
     sample: Sample,
     known: Format,
     *,
@@ -37,22 +36,23 @@ def check_files_agree(
 
     `scores` are columns without which a row has no usable scores.
     """
-    kinds = dict(_kinds_of_files(fs, scan, sample))
+    kinds = dict(_kinds_of_files(fs, sample))
     needed = [*scores, *([id_column] if id_column else [])]
     problems = [*_unlike(kinds, {*known.reads, *scores}), *_lacking(kinds, sample.columns, known, needed)]
     found = list(
-        dict.fromkeys([*problems, *(problem for name in passthrough for problem in _unlike_types(scan, name))])
+        dict.fromkeys([*problems, *(problem for name in passthrough for problem in _unlike_types(sample.scan, name))])
     )
     if found:
         shown_ones = "\n".join(f"  {problem}" for problem in found[:_PROBLEMS_SHOWN])
         raise SourceError(
-            f"source {shown_path(scan.root)}: its files differ in what their rows mean:\n{shown_ones}\n"
+            f"source {shown_path(sample.scan.root)}: its files differ in what their rows mean:\n{shown_ones}\n"
             "Give source.path files of one kind, each kind in a folder of its own."
         )
 
 
-def _kinds_of_files(fs: Any, scan: SourceScan, sample: Sample) -> Iterator[tuple[str, Columns]]:
+def _kinds_of_files(fs: Any, sample: Sample) -> Iterator[tuple[str, Columns]]:
     """Kinds of the mapped columns by file: of each file of text, of the first with each schema."""
+    scan = sample.scan
     for path, schema in scan.variants:
         yield path, mapped_kinds(sample.map, schema, sample.decoded)
     if scan.schema is not None or len(scan.files) == 1:

@@ -44,6 +44,7 @@ FORMATS: Final[dict[str, Format]] = {
 class Sample:
     """The first rows of a source and the kinds of its columns, both as mapped."""
 
+    scan: SourceScan
     columns: Columns
     rows: tuple[Row | Drop, ...]
     read: tuple[Row, ...]
@@ -91,7 +92,7 @@ def sample_rows(
         every = dict.fromkeys([*kinds, *scan.schema.names])
         schema = pa.schema([(name, mapped.column(empty, name).type) for name in every])
     paths = paths_of(scan.schema, found)
-    return Sample(columns=kinds, rows=rows, read=tuple(found), schema=schema, map=mapped, paths=paths)
+    return Sample(scan=scan, columns=kinds, rows=rows, read=tuple(found), schema=schema, map=mapped, paths=paths)
 
 
 def raw_rows(

@@ -94,7 +94,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
     try:
         name = resolve_format(format, head.columns, head.decoded, head.paths)
         plan = _score_plan(head.columns, name)
-        check_files_agree(fs, scan, head, FORMATS[name], scores=plan.needs)
+        check_files_agree(fs, head, FORMATS[name], scores=plan.needs)
     except (SourceError, SchemaError) as error:
         problems.append(str(error))
     if scan.ignored:

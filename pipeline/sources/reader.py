@@ -203,7 +203,6 @@ def open_source(
     )
     check_files_agree(
         fs,
-        scan,
         sample,
         FORMATS[name],
         scores=scores.needs,
