@@ -22,6 +22,7 @@ from pipeline.sources.turns import ROLES
 
 ROLE_KEYS: Final = ("role", "from", "speaker")
 CONTENT_KEYS: Final = ("content", "value", "text")
+_USUAL: Final = ("role", "content")
 _SPELLED: Final = {
     **dict.fromkeys(("human", "prompter", "instruction"), "user"),
     **dict.fromkeys(("gpt", "model", "bot", "chatgpt", "bard", "bing", "ai", "chatbot"), "assistant"),
@@ -104,7 +105,7 @@ class ColumnMap:
             return message
         role = message[keys[0]]
         known = self._role(role) if isinstance(role, str) else role
-        if keys == ("role", "content") and known == role:
+        if keys == _USUAL and known == role:
             return message
         rest = {key: value for key, value in message.items() if key not in keys}
         return {"role": known, "content": message[keys[1]], **rest}
@@ -120,10 +121,10 @@ class ColumnMap:
             return False
         if not is_list(column.type) or not pat.is_struct(column.type.value_type):
             return True
-        keys = _message_keys(column.type.value_type.names)
-        return keys is None or all(
-            self._messages(items, keys) is items for items in (chunk.flatten() for chunk in column.chunks)
-        )
+        keys = _keys_of_type(column.type.value_type)
+        if keys is None:
+            return True
+        return all(self._messages(items, keys) is items for items in (chunk.flatten() for chunk in column.chunks))
 
     def _role_of_bytes(self, text: bytes) -> bytes:
         try:
@@ -135,13 +136,13 @@ class ColumnMap:
         if name in self.numbers:
             return _numbers(array)
         if pat.is_struct(array.type):
-            keys = _message_keys(array.type.names)
+            keys = _keys_of_type(array.type)
             if keys is None:
                 return array
             array = _lists_joined(array, keys) if is_list(array.type.field(keys[0]).type) else _as_lists(array)
         if not is_list(array.type) or not pat.is_struct(array.type.value_type):
             return array
-        keys = _message_keys(array.type.value_type.names)
+        keys = _keys_of_type(array.type.value_type)
         if keys is None:
             return array
         messages = array.flatten()
@@ -158,7 +159,7 @@ class ColumnMap:
             known = [text if text is None else self._role_of_bytes(text) for text in written]
             if known != written:
                 plain = pa.array(known, pa.binary()).view(pa.string()).take(encoded.indices)
-        if keys == ("role", "content") and plain is role:
+        if keys == _USUAL and plain is role:
             return messages
         columns = {"role": plain, "content": pc.struct_field(messages, keys[1])}
         for column in messages.type:
@@ -174,11 +175,16 @@ def is_list(data_type: pa.DataType) -> bool:
 
 def _message_keys(names: Any) -> tuple[str, str] | None:
     """The keys of role and content among the names of an object; None if it is no message."""
-    if len({*names}) < len(names):
-        return None
+    if "role" in names and "content" in names:
+        return _USUAL
     role = next((key for key in ROLE_KEYS if key in names), None)
     content = next((key for key in CONTENT_KEYS if key in names), None)
     return (role, content) if role and content else None
+
+
+def _keys_of_type(kind: pa.StructType) -> tuple[str, str] | None:
+    """The same for a type. One that has two fields of one name is that of no message."""
+    return _message_keys(kind.names) if len({*kind.names}) == kind.num_fields else None
 
 
 def _role_of_spelling(role: str) -> str:
