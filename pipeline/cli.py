@@ -124,9 +124,25 @@ def export(
 
 
 @app.command()
-def inspect(
+def push(
+    subset: Annotated[str, typer.Argument(help="A subset that alignpot wrote.", show_default=False)],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The dataset on the hub.", show_default=False)],
+    endpoint_url: EndpointUrl = None,
+    *,
+    public: Annotated[bool, typer.Option("--public", help="Make a new dataset public; default: private.")] = False,
+) -> None:
+    """Push a subset to the Hugging Face Hub in one commit, with a card; nothing if it is there already."""
+    from pipeline import api
+
+    _say(api.push(subset, repo, public=public, storage=_storage(endpoint_url)))
+
+
+@app.command()
+def inspect(  # noqa: PLR0913 - each option is a key of the config
     path: Annotated[str, typer.Argument(help="File, folder or URL of preference data.", show_default=False)],
     source_format: Annotated[str, typer.Option("--format", help="Read as this format instead of deciding.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="As the key source.split.")] = None,
+    config: Annotated[str | None, typer.Option(help="As the key source.config.")] = None,
     endpoint_url: EndpointUrl = None,
     region: Annotated[str | None, typer.Option(help="S3 region, if not the one of your AWS settings.")] = None,
     *,
@@ -135,10 +151,10 @@ def inspect(
     """Show what preference data is: format, shapes, problems. Ends with exit code 2 if no format fits."""
     from pipeline.data.place import Place
     from pipeline.sources.inspect import inspect_source, render
+    from pipeline.sources.splits import Wanted
 
-    place = Place.open(path, _storage(endpoint_url, region=region, anonymous=anonymous))
-    place.check_readable()
-    found = inspect_source(place.fs, place.root, source_format)
+    place = Place.of_source(path, _storage(endpoint_url, region=region, anonymous=anonymous))
+    found = inspect_source(place.fs, place.root, source_format, wanted=Wanted(split=split, config=config))
     _say(render(found))
     if found.format is None:
         raise typer.Exit(2)

@@ -197,7 +197,12 @@ def _applied(variant: Variant, base: Mapping[str, Any]) -> Config:
         "select": {**select, **variant.select},
     }
     if base["output"] is not None:
-        own["output"] = {**base["output"], "path": f"{base['output']['path'].rstrip('/')}/{variant.name}"}
+        hub = base["output"]["hub"]
+        own["output"] = {
+            **base["output"],
+            "path": f"{base['output']['path'].rstrip('/')}/{variant.name}",
+            "hub": hub and f"{hub}-{variant.name}",
+        }
     try:
         return Config.model_validate(own)
     except ValidationError as error:

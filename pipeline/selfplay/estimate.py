@@ -47,8 +47,7 @@ def dry_run(config: SelfPlayConfig) -> Iterator[str]:
     """The estimate as text, for the prompts that are there, or else for `estimate.num_prompts`."""
     num_prompts = None
     try:
-        place = Place.open(config.prompts.path, config.storage)
-        place.check_readable()
+        place = Place.of_source(config.prompts.path, config.storage)
         with storage_errors(config.prompts.path):
             num_prompts = read_prompts(place.fs, place.root, config.prompts).num_usable
     except AlignpotError as error:

@@ -34,6 +34,7 @@ from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, SourceFile, plan_shards
+from pipeline.sources.splits import Wanted
 from pipeline.sources.turns import id_of
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ class PairReader:
     columns: tuple[str, ...] = ()
     """Mapped columns to read from Parquet and Arrow, without those of `passthrough`."""
     map: ColumnMap = field(default_factory=ColumnMap)
+    split: str | None = None
+    config: str | None = None
+    """The split and config that the shards are of, if the source has any."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -180,7 +184,9 @@ def open_source(
         OSError: the storage failed.
     """
     check_format_name(source.format)
-    scan = scan_files(fs, root)
+    scan = scan_files(fs, root, Wanted(split=source.split, config=source.config))
+    if scan.part.split is not None:
+        _log.info("source %s: reads split %s", shown_path(root), scan.part.text())
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
     sample = sample_rows(fs, scan, source)
@@ -221,6 +227,8 @@ def open_source(
         pairs=source.pairs,
         columns=tuple(column for column in sample.columns if column in wanted),
         map=sample.map,
+        split=scan.part.split,
+        config=scan.part.config,
     )
     return reader, list(scan.files)
 

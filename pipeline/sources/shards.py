@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.sources.probe import FileKind
+from pipeline.sources.splits import NO_SPLITS, Part
 
 _NULL_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
 
@@ -91,6 +92,8 @@ class SourceScan:
     """The schemas that differ, each with the first file that has it."""
     ignored: tuple[str, ...] = ()
     """Files that may hold data but are of no known extension, in order."""
+    part: Part = NO_SPLITS
+    """The split and config that the files are of, and what else the source has."""
 
     @property
     def num_rows(self) -> int:

@@ -61,6 +61,8 @@ def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, 
     if find_manifest(place, SCORED) is None:
         check_writable(place)
     given, torch_models = resolved(config), config.torch_models()
+    if pairs is None:
+        given["source"] |= source.pop("part")
     pinned_models = {role: pinned(model, models[role]) for role, model in torch_models.items()}
     config = config.model_copy(update=pinned_models)
     source["fingerprint"] = {"source": source["fingerprint"], **models}
@@ -156,8 +158,7 @@ def _from_source(config: Config) -> dict[str, Any]:
     source = config.source
     if source is None:
         raise ConfigError("score needs a source section with the path of the preference data; the config has none.")
-    place = Place.open(source.path, config.storage)
-    place.check_readable()
+    place = Place.of_source(source.path, config.storage)
     with storage_errors(source.path):
         reader, files = open_source(
             place.fs,
@@ -172,7 +173,12 @@ def _from_source(config: Config) -> dict[str, Any]:
         "passthrough": [field.name for field in reader.passthrough],
         "files": {file.path: file.digest for file in files},
     }
+    part = {"split": reader.split, "config": reader.config}
+    if place.commit is not None:
+        fingerprint["commit"] = place.commit
+        part["path"] = str(place)
     return {
+        "part": part,
         "rows": SourceRows(reader=reader, files=files, shard_rows=_shard_rows(config)),
         "schema": reader.schema,
         "fingerprint": fingerprint,
