@@ -17,6 +17,7 @@ from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format
 from pipeline.sources.formats import sample_rows as rows_sampled
+from pipeline.sources.naming import roles_to_name
 from pipeline.sources.rows import PairRow, Turn, content_digest, reason_of
 from pipeline.sources.scores import (
     ALL_SCORE_COLUMNS,
@@ -119,6 +120,9 @@ def inspect_source(
         problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
     if name is not None and not pairs:
         problems.append("no row of the sample yields a pair")
+    roles = roles_to_name(sample.decoded, () if name is None else FORMATS[name].reads)
+    if roles:
+        problems.append(roles)
     num_repeated = len(pairs) - len({content_digest(p.prompt, p.chosen, p.rejected, p.tools) for p in pairs})
     if num_repeated:
         problems.append(f"{num_repeated:,} pairs of the sample repeat an earlier one")

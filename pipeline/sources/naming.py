@@ -5,6 +5,8 @@ with the columns that come nearest.
 """
 
 import difflib
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -19,6 +21,7 @@ from pipeline.sources.columns import Columns, Kind, Row, empty_table, kinds_of
 from pipeline.sources.mapping import ColumnMap, says_number
 from pipeline.sources.rows import TURNS_OR_TEXT, prompt_text_column
 from pipeline.sources.scores import ALL_SCORE_COLUMNS, OTHER_REWARDS
+from pipeline.sources.turns import ROLES
 
 _SIDES: Final = (
     ("chosen_response", "rejected_response"),
@@ -55,6 +58,8 @@ _MEANINGS: Final = {
 _REWARDS: Final = {CHOSEN: REWARD_CHOSEN, REJECTED: REWARD_REJECTED}
 _NEAR: Final = 0.7
 _DEEPEST: Final = 4
+_ROLE: Final = re.compile(r"[\w.-]{1,32}")  # anything else may be the text of a row
+_ROLES_SHOWN: Final = 8
 _PATHS_SHOWN: Final = 50
 
 
@@ -116,6 +121,21 @@ def proposal(paths: Columns) -> str:
         found |= rewards
     named = ", ".join(f"{name}: {shown(path)}" for name, path in found.items() if name != path)
     return f"source:\n  columns: {{{named}}}" if named else ""
+
+
+def roles_to_name(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """What to write about roles in these columns of mapped rows that no chat template knows; empty without any."""
+    found: dict[str, str] = {}
+    for row, name in itertools.product(rows, columns):
+        value = row.get(name)
+        turns = value if isinstance(value, list) else []
+        for place, turn in enumerate(turns, 1):
+            role = turn.get("role") if isinstance(turn, Mapping) else None
+            if isinstance(role, str) and role not in ROLES and _ROLE.fullmatch(role):
+                answers = place == len(turns) and name in {CHOSEN, REJECTED}
+                found[role] = "assistant" if answers else found.get(role, "user")
+    named = ", ".join(f"{shown(role)}: {stands_for}" for role, stands_for in sorted(found.items())[:_ROLES_SHOWN])
+    return f"roles are not known; say what they stand for, such as\nsource:\n  roles: {{{named}}}" if named else ""
 
 
 def _path(name: str, place: str, schema: pa.Schema | None, rows: Sequence[Row]) -> tuple[str, ...]:

@@ -150,3 +150,13 @@ def test_inspect_command_repeats_no_credentials():
     assert isinstance(run.exception, ConfigError)
     assert "--endpoint-url must not carry credentials" in str(run.exception)
     assert "canary" not in f"{run.exception}{run.output}"
+
+
+def test_roles_to_name_are_shown(tmp_path):
+    names = {"user": "kunde", "assistant": "hilfe"}
+    rows = [
+        {side: [to.turn(names[turn["role"]], turn["content"]) for turn in turns] for side, turns in p.items()}
+        for p in (to.pair(), to.pair(chosen="x"))
+    ]
+    (problem,) = (problem for problem in inspected(tmp_path, rows).problems if "roles" in problem)
+    assert "  roles: {hilfe: assistant, kunde: user}" in problem
