@@ -34,7 +34,8 @@ class Source(Section):
     columns: dict[str, str] = Field(default_factory=dict)
     """Where columns of other names stand: `{prompt: question, chosen: good, rejected: bad}`. The left names are those
     that the formats, the rewards (`reward_chosen`, `reward_rejected`), `id_column` and `passthrough` read. The right
-    ones are columns of the source, or fields of objects in them: `answers.best`. Well-known names need no entry."""
+    ones are columns of the source, or fields of objects and items of lists in them: `answers.best`, `answers.0`.
+    Well-known names need no entry."""
     roles: dict[str, Literal["system", "developer", "user", "assistant", "tool"]] = Field(default_factory=dict)
     """Roles of the source that stand for others: `{customer: user, agent: assistant}`. Well-known ones such as human,
     gpt and model need no entry."""

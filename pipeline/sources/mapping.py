@@ -35,7 +35,7 @@ class ColumnMap:
     """Turns rows as they were read into rows as the formats know them; can be pickled."""
 
     paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By name that the formats know: the column, and the fields below it, that hold the value."""
+    """By name that the formats know: the column that holds the value, and the fields or list indices below it."""
     roles: Mapping[str, str] = field(default_factory=dict)
     """Roles of the source that stand for others, besides the spellings listed here."""
     numbers: frozenset[str] = frozenset()
@@ -61,7 +61,10 @@ class ColumnMap:
         path = self.paths.get(name, (name,))
         value: Any = row
         for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, list):
+                value = value[int(key)] if key.isdecimal() and int(key) < len(value) else None
+            else:
+                value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
     def of_table(self, table: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -79,9 +82,12 @@ class ColumnMap:
             return pa.nulls(table.num_rows)
         array = one_array(table.column(head))
         for key in fields:
-            if not pat.is_struct(array.type) or array.type.get_field_index(key) < 0:
+            if is_list(array.type) and key.isdecimal():
+                array = _item(array, int(key))
+            elif pat.is_struct(array.type) and array.type.get_field_index(key) >= 0:
+                array = pc.struct_field(array, key)
+            else:
                 return pa.nulls(table.num_rows)
-            array = pc.struct_field(array, key)
         return array
 
     def _value(self, name: str, value: Any) -> Any:
@@ -224,6 +230,12 @@ def _numbers(array: pa.Array) -> pa.Array:
     return pa.array(
         [text if text is None else _number(text.decode(errors="replace")) for text in written], pa.float64()
     )
+
+
+def _item(lists: pa.Array, index: int) -> pa.Array:
+    """The item of this index, from 0 on, in each list; null where there is none."""
+    starts = _offsets(lists).to_numpy()
+    return lists.flatten().take(pa.array(starts[:-1] + index, mask=np.diff(starts) <= index))
 
 
 def _offsets(lists: pa.Array) -> pa.Array:

@@ -18,7 +18,7 @@ from pipeline.errors import SchemaError
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, REWARD_CHOSEN, REWARD_REJECTED
 from pipeline.shown import listed, shown
 from pipeline.sources.columns import Columns, Kind, Row, empty_table, kinds_of
-from pipeline.sources.mapping import ColumnMap, says_number
+from pipeline.sources.mapping import ColumnMap, is_list, says_number
 from pipeline.sources.rows import TURNS_OR_TEXT, prompt_text_column
 from pipeline.sources.scores import ALL_SCORE_COLUMNS, OTHER_REWARDS
 from pipeline.sources.turns import ROLES
@@ -29,6 +29,7 @@ _SIDES: Final = (
     ("chosen_answer", "rejected_answer"),
     ("preferred_response", "dispreferred_response"),
     ("preferred", "dispreferred"),
+    ("response_j", "response_k"),  # StackExchange, paired
     # ms-swift: the messages end with the chosen answer
     ("messages", "rejected_response"),
     ("messages", "rejected_messages"),
@@ -39,8 +40,8 @@ _PROMPT_TEXT: Final = "query"
 SPELLINGS: Final = frozenset({*_PROMPT_TURNS, _PROMPT_TEXT}.union(*_SIDES))
 """Columns of the source that are read under another name."""
 
-_MEANINGS: Final = {
-    PROMPT: (
+_MEANINGS: Final[Mapping[str, Sequence[str]]] = {
+    PROMPT: [
         "prompt",
         "question",
         "q",
@@ -49,12 +50,28 @@ _MEANINGS: Final = {
         "input",
         "messages",
         "conversation",
+        "dialogue",
         "context",
         "problem",
-    ),
-    CHOSEN: ("chosen", "good", "better", "best", "preferred", "winner", "win", "accepted", "positive", "pos"),
-    REJECTED: ("rejected", "bad", "worse", "worst", "dispreferred", "loser", "lose", "negative", "neg", "declined"),
+    ],
+    CHOSEN: ["chosen", "good", "better", "best", "preferred", "winner", "win", "accepted", "positive", "pos"],
+    REJECTED: [
+        "rejected",
+        "bad",
+        "worse",
+        "worst",
+        "dispreferred",
+        "loser",
+        "lose",
+        "negative",
+        "neg",
+        "declined",
+        "non",
+        "not",
+        "less",
+    ],
 }
+_NEGATIONS: Final = frozenset({"non", "not", "less"})
 _REWARDS: Final = {CHOSEN: REWARD_CHOSEN, REJECTED: REWARD_REJECTED}
 _NEAR: Final = 0.7
 _DEEPEST: Final = 4
@@ -165,9 +182,12 @@ def _is_there(path: tuple[str, ...], schema: pa.Schema | None, rows: Sequence[Ro
         return any(ColumnMap(paths={"": path}).value(row, "") is not None for row in rows)
     inner = pa.struct([*schema])
     for key in path:
-        if not pat.is_struct(inner) or inner.get_field_index(key) < 0:
+        if is_list(inner) and key.isdecimal():
+            inner = inner.value_type
+        elif pat.is_struct(inner) and inner.get_field_index(key) >= 0:
+            inner = inner.field(key).type
+        else:
             return False
-        inner = inner.field(key).type
     return True
 
 
@@ -220,4 +240,6 @@ def _nearest(name: str, words: Sequence[str], paths: Iterable[str]) -> str:
 def _nearness(path: str, words: Sequence[str]) -> float:
     """How near a path comes to one of the words, from 0 to 1."""
     parts = path.lower().replace(".", "_").replace("-", "_").split("_")
+    if not _NEGATIONS.isdisjoint(parts) and _NEGATIONS.isdisjoint(words):
+        return 0.0
     return max(difflib.SequenceMatcher(None, part, word).ratio() for part in parts for word in words)

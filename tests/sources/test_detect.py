@@ -104,6 +104,10 @@ def test_named_format_settles_what_is_ambiguous():
             "prompt: problem, chosen: winner.text, rejected: loser.text, "
             "reward_chosen: winner.reward, reward_rejected: loser.reward",
         ),
+        (
+            {"less_preferred": "b", "preferred_one": "a", "q": "q"},
+            "prompt: q, chosen: preferred_one, rejected: less_preferred",
+        ),
         ({"q": "q", "first": "a", "second": "b"}, "prompt: q, chosen: COLUMN, rejected: COLUMN"),
     ],
 )

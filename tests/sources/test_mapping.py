@@ -81,6 +81,10 @@ FORMS = {
         },
         {"columns": {"prompt": "task.dialogue", "chosen": "answers.good", "rejected": "answers.bad"}},
     ),
+    "items of lists": (
+        lambda p: {"task": [{"q": p["prompt"]}, None], "output": [*texts(p).values()]},
+        {"columns": {"prompt": "task.0.q", "chosen": "output.0", "rejected": "output.1"}},
+    ),
     "dots in names": (
         lambda p: {"a.q": p["prompt"], "a.b": {"c.d": p["chosen"]}, "r": p["rejected"]},
         {"columns": {"prompt": "a.q", "chosen": "a.b.c.d", "rejected": "r"}},
@@ -130,6 +134,14 @@ def test_broken_messages_cost_their_row_alone(tmp_path):
         reasons.append(read(tmp_path / name[2:]).column("drop_reason").to_pylist())
     assert reasons[0] == [None, "wrong_roles", "null_field", "null_field", "null_field", "empty_prompt", None]
     assert reasons[1] == reasons[0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_item_beyond_a_list_costs_its_row_alone(tmp_path, name):
+    rows = [{"prompt": "q", "output": output} for output in (["a", "b"], ["a"], [], None, ["a", None], ["c", "d", "e"])]
+    to.WRITERS[name](tmp_path / name, rows)
+    table = read(tmp_path, columns={"chosen": "output.0", "rejected": "output.1"})
+    assert table.column("drop_reason").to_pylist() == [None, *["null_field"] * 4, None]
 
 
 def test_lists_of_unequal_length_cost_their_row_alone(tmp_path):
