@@ -31,8 +31,21 @@ class Source(Section):
     """Which two of several candidates make a pair. `best-worst`: the highest and the lowest reward. `sweet-spot`: the
     rejected one is nearest to two standard deviations below the mean reward (arXiv 2502.16825), which can only differ
     from the worst with six candidates or more."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Where columns of other names stand: `{prompt: question, chosen: good, rejected: bad}`. The left names are those
+    that the formats, the rewards (`reward_chosen`, `reward_rejected`), `id_column` and `passthrough` read. The right
+    ones are columns of the source, or fields of objects and items of lists in them: `answers.best`, `answers.0`.
+    Well-known names need no entry."""
+    roles: dict[str, Literal["system", "developer", "user", "assistant", "tool"]] = Field(default_factory=dict)
+    """Roles of the source that stand for others: `{customer: user, agent: assistant}`. Well-known ones such as human,
+    gpt and model need no entry."""
     passthrough: tuple[str, ...] = ()
     """Source columns to carry along unchanged."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Without maps that are empty."""
+        maps = {"columns", "roles"}
+        return {name: value for name, value in super().fingerprint().items() if value or name not in maps}
 
 
 class Storage(Section):

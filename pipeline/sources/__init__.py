@@ -4,7 +4,10 @@
     splits, saved   which split and config of a source is read; folders of `save_to_disk`
     shards          the files cut into row ranges, the unit of work and of commit
     bounds, arrow_checks, unchanged    guards against foreign files and files that change
-    blocks          rows of one file
+    blocks, records rows of one file; of text files
+    mapping, naming other names, forms and roles become those that the formats know
+    drift           files that differ: which differences do no harm
+    passthrough     columns that are carried along
     columns, rows   kinds of columns; what a format makes of a row: a pair, or the reason to drop it
     messages, texts, ranked    one module for each family of formats
     formats         all formats, and which of them a table is of

@@ -23,10 +23,11 @@ from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import is_missing
 from pipeline.shown import shown_path
 from pipeline.sources.arrow_checks import sound, within_bounds
-from pipeline.sources.bounds import BadFile, lines, unpacked
+from pipeline.sources.bounds import BadFile
 from pipeline.sources.columns import Row, is_json_type
 from pipeline.sources.probe import DAMAGE, FileKind, damage_of
-from pipeline.sources.shards import Shard
+from pipeline.sources.records import records
+from pipeline.sources.shards import Shard, partitions
 from pipeline.sources.unchanged import Moved, check_planned, is_pinned, state_of
 
 _LINE: Final = "line"
@@ -81,7 +82,9 @@ _CURSORS_LOCK = threading.Lock()
 
 
 def read_rows(fs: Any, root: str, shard: Shard, columns: tuple[str, ...]) -> pa.Table:
-    """Exactly the rows of the shard, in order. JSON Lines come as one column of bytes, and `columns` is not read.
+    """Exactly the rows of the shard, in order, with the columns that its folders are named after.
+
+    Rows of text come as one column of bytes, and `columns` is not read. A column that the file lacks is left out.
 
     Raises:
         SourceError: the file is corrupt, gone, or has fewer rows than when it was planned.
@@ -111,7 +114,11 @@ def read_rows(fs: Any, root: str, shard: Shard, columns: tuple[str, ...]) -> pa.
             f"source file {shown} has changed since the run was planned: {num_read} rows from row "
             f"{shard.first_row} on, wanted {shard.num_rows}. Put the old file back, or write to another output."
         )
-    return pa.Table.from_batches(batches)
+    table = pa.Table.from_batches(batches)
+    for name, value in partitions(shard.file).items():
+        if name not in table.column_names and (shard.kind.is_json or name in columns):
+            table = table.append_column(name, pa.repeat(pa.scalar(value, pa.string()), table.num_rows))
+    return table
 
 
 def decoded(table: pa.Table, shard: Shard) -> list[Row | Drop]:
@@ -120,8 +127,14 @@ def decoded(table: pa.Table, shard: Shard) -> list[Row | Drop]:
 
 
 def rows_of_lines(table: pa.Table) -> list[Row | Drop]:
-    """Each line of JSON as a row."""
-    return [_row_of_line(line) for line in table.column(_LINE).to_pylist()]
+    """Each line of JSON as a row, with what the other columns hold."""
+    rows = [_row_of_line(line) for line in table.column(_LINE).to_pylist()]
+    more = table.drop_columns([_LINE]).to_pylist() if table.num_columns > 1 else []
+    return (
+        [row if isinstance(row, Drop) else {**own, **row} for row, own in zip(rows, more, strict=True)]
+        if more
+        else rows
+    )
 
 
 def rows_of_columns(table: pa.Table) -> list[Row | Drop]:
@@ -177,7 +190,7 @@ def _batches(file: Any, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Rec
         return _arrow_file_batches(file, columns, shard.mark[1])
     if shard.kind is FileKind.ARROW_STREAM:
         return _arrow_stream_batches(file, columns, shard.mark[1])
-    return _line_batches(file, shard.kind.codec, shard.mark)
+    return _line_batches(file, shard.kind, shard.mark)
 
 
 def _parquet_batches(file: Any, columns: Sequence[str], first_group: int) -> Iterator[pa.RecordBatch]:
@@ -216,11 +229,8 @@ def _selected(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
     return sound(batch.select([name for name in batch.schema.names if name in columns]))
 
 
-def _line_batches(file: Any, codec: str | None, mark: tuple[int, int]) -> Iterator[pa.RecordBatch]:
-    row, position = mark
-    if position:
-        file.seek(position)
-    found = (line for _, line in lines(unpacked(file, codec), position, row))
+def _line_batches(file: Any, kind: FileKind, mark: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+    found = (line for _, line in records(file, kind.form, kind.codec, mark)[1])
     while held := list(itertools.islice(found, _BATCH_ROWS)):
         yield pa.record_batch([pa.array(held, pa.large_binary())], names=[_LINE])
 

@@ -1,6 +1,7 @@
 """Bounds on foreign files: how much of one is held in memory at once, and how much of what it claims is believed.
 
-JSON Lines are read here in time that does not grow with what the file claims to be. For Arrow see `arrow_checks`.
+JSON Lines are read here in time that does not grow with what the file claims to be. For other text see `records`, for
+Arrow `arrow_checks`.
 
 A Parquet footer says rows and bytes as mere numbers. Equal values may take next to no bytes, so an unlikely claim is
 compared with the heads of the pages, without their values. Footer and heads are decoded here: pyarrow ends the whole
@@ -23,7 +24,6 @@ _VALUES: Final = 1 << 27
 _VALUES_A_BYTE: Final = 100
 _CHUNK_BYTES: Final = 1 << 20
 _BLANK_BYTES: Final = 1 << 11  # of blank lines that are skipped in one step
-_BEFORE_JSON: Final = b"\xef\xbb\xbf \t\r\n\v\f"
 
 _TAIL_BYTES: Final = 8  # after the footer
 _HEAD_BYTES: Final = 1 << 20  # of one page, at most
@@ -74,23 +74,6 @@ def unpacked(file: Any, codec: str | None) -> Callable[[int], bytes]:
         return chunk
 
     return read
-
-
-def not_an_array(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """As `read`, but raises BadFile if the first byte that is not blank opens a JSON array."""
-    is_open = False
-
-    def checked(size: int) -> bytes:
-        nonlocal is_open
-        chunk = read(size)
-        if not is_open:
-            head = chunk.lstrip(_BEFORE_JSON)
-            if head.startswith(b"["):
-                raise BadFile("holds a JSON array; write one JSON object a line")
-            is_open = bool(head)
-        return chunk
-
-    return checked
 
 
 def lines(read: Callable[[int], bytes], offset: int = 0, row: int = 0) -> Iterator[tuple[int, bytes]]:

@@ -4,7 +4,7 @@ Only rows that are sure to be kept are taken; `Format.convert` decides about all
 same row. `good` marks the rows that are still taken, and each step below unmarks those it is not sure of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -84,12 +84,11 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
     Raises:
         NotPlain: no row of such columns can be taken.
     """
-    for name in (s.TOOLS, BEGUN, HISTORY):
-        if name in columns:
-            good &= _is_null(columns[name])
+    _check_null(columns, (s.TOOLS, BEGUN, HISTORY), good)
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
+    has_texts = False
     has_turns = s.PROMPT in columns and pat.is_nested(columns[s.PROMPT].type)
     if layout == "turns" and has_turns:
         prompt = _turns_of(columns[s.PROMPT], good)
@@ -103,7 +102,9 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
             prompt, chosen, rejected = _split(chosen, rejected)
         else:
             good &= answers_only
+            has_texts = True
             prompt = _prompt_of_texts(columns, good)
+    _check_null(columns, () if has_texts else SYSTEM_TEXTS, good)
     _check_last(prompt, _USER, good)
     for completion in (chosen, rejected):
         others = ~np.isin(completion.role, (_ASSISTANT, _TOOL))
@@ -111,6 +112,11 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
         _check_last(completion, _ASSISTANT, good)
     good &= (chosen.length != rejected.length) | (_num_common(chosen, rejected) != chosen.length)
     return {s.PROMPT: prompt, s.CHOSEN: chosen, s.REJECTED: rejected}
+
+
+def _check_null(columns: Mapping[str, pa.Array], names: Sequence[str], good: Bools) -> None:
+    for name in columns.keys() & {*names}:
+        good &= _is_null(columns[name])
 
 
 def candidate_rewards(

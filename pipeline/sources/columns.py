@@ -1,13 +1,8 @@
-"""The columns of a source: what kind of thing each one holds, and which are passed through unchanged.
+"""The columns of a source: what kind of thing each one holds.
 
 Formats ask for kinds, not for Arrow types. So one rule serves Parquet, Arrow and JSON Lines.
-
-Passed-through columns of Parquet and Arrow keep their types, except that dictionaries and extension types become plain.
-Those of JSON Lines get the commonest type of the sampled rows: text, whole number, number or flag; lists and objects
-are written as JSON text. A later value of another type drops its row.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -18,7 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.types as pat
 
-from pipeline.drops import DropRow, Reason
 from pipeline.errors import SchemaError
 from pipeline.shown import shown
 
@@ -40,8 +34,8 @@ class Kind(StrEnum):
 
 Columns = Mapping[str, Kind]
 
-_TEXTS: Final = (pat.is_string, pat.is_large_string, pat.is_string_view)
-_LISTS: Final = (pat.is_list, pat.is_large_list, pat.is_fixed_size_list, pat.is_list_view, pat.is_large_list_view)
+TEXTS: Final = (pat.is_string, pat.is_large_string, pat.is_string_view)
+LISTS: Final = (pat.is_list, pat.is_large_list, pat.is_fixed_size_list, pat.is_list_view, pat.is_large_list_view)
 _KIND_OF_LIST: Final = {
     Kind.TEXT: Kind.TEXTS,
     Kind.NUMBER: Kind.NUMBERS,
@@ -56,15 +50,6 @@ _PYTHON_TYPES: Final[Mapping[Kind, Any]] = {
     Kind.NUMBER: (int, float),
 }
 """In this order: a bool is an int, too."""
-
-_JSON_TEXT: Final = {b"alignpot": b"json"}
-"""Marks a field whose values of any kind are written as JSON text."""
-_VALUES_OF: Final[dict[Any, set[type]]] = {
-    pa.string(): {str},
-    pa.int64(): {int},
-    pa.float64(): {int, float},
-    pa.bool_(): {bool},
-}
 
 
 def described(columns: Columns) -> str:
@@ -107,13 +92,30 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
         return plain_type(data_type.storage_type)
     if pat.is_dictionary(data_type):
         return plain_type(data_type.value_type)
-    if any(is_text(data_type) for is_text in _TEXTS):
+    if any(is_text(data_type) for is_text in TEXTS):
         return pa.string()
-    if any(is_list(data_type) for is_list in _LISTS):
+    if any(is_list(data_type) for is_list in LISTS):
         return pa.list_(plain_type(data_type.value_type))
     if pat.is_struct(data_type):
         return pa.struct([pa.field(child.name, plain_type(child.type)) for child in data_type])
     return data_type
+
+
+def empty_table(schema: pa.Schema) -> pa.Table:
+    """A table without rows; that of pyarrow fails for some types."""
+    return pa.Table.from_arrays([pa.nulls(0, column.type) for column in schema], schema=schema)
+
+
+def common_type(types: Iterable[pa.DataType]) -> pa.DataType | None:
+    """A type that holds every value of these types with its meaning: a number stays one. None if there is none."""
+    found = list(dict.fromkeys(kind for kind in types if not pat.is_null(kind)))
+    if len({*map(plain_type, found)}) < 2:
+        return found[0] if found else pa.null()
+    try:
+        merged = pa.unify_schemas([pa.schema([("", plain_type(kind))]) for kind in found], promote_options="permissive")
+    except pa.ArrowException:
+        return None
+    return merged.field(0).type
 
 
 def check_id_column(name: str, columns: Columns, schema: pa.Schema | None) -> None:
@@ -128,50 +130,6 @@ def check_id_column(name: str, columns: Columns, schema: pa.Schema | None) -> No
     plain = plain_type(schema.field(name).type)
     if not (pat.is_string(plain) or pat.is_integer(plain) or pat.is_null(plain)):
         raise SchemaError(f"source.id_column {name!r} is {plain}; wanted text or whole numbers.")
-
-
-def passthrough_fields(
-    names: Sequence[str], schema: pa.Schema | None, columns: Columns, sample: Sequence[Row]
-) -> tuple[pa.Field, ...]:
-    """Fields of the columns to pass through.
-
-    Raises:
-        SchemaError: the source lacks some of them.
-    """
-    missing = [name for name in names if name not in columns]
-    if missing:
-        raise SchemaError(
-            f"source.passthrough names {missing}; the source has {list(columns)}. Name columns that are there."
-        )
-    if schema is None:
-        return tuple(_field_of_values(name, [row.get(name) for row in sample]) for name in dict.fromkeys(names))
-    return tuple(pa.field(name, _writable_type(schema.field(name).type)) for name in dict.fromkeys(names))
-
-
-def fitted(row: Row, field: pa.Field) -> Any:
-    """The value of a JSON row's column as one that `field` can hold, or DropRow."""
-    value = row.get(field.name)
-    if value is None:
-        return None
-    if field.metadata == _JSON_TEXT:
-        value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if type(value) not in _VALUES_OF[field.type]:
-        raise DropRow(Reason.PASSTHROUGH_TYPE)
-    try:
-        pa.scalar(value, field.type).validate(full=True)
-    except UnicodeEncodeError:
-        raise DropRow(Reason.UNDECODABLE_TEXT) from None
-    except (pa.ArrowException, OverflowError):
-        raise DropRow(Reason.PASSTHROUGH_TYPE) from None
-    return value
-
-
-def fitted_column(column: pa.ChunkedArray, field: pa.Field) -> pa.Array:
-    """A column of Parquet or Arrow in one piece and of its field's type."""
-    array = one_array(column)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    return array if array.type == field.type else array.cast(field.type)
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
@@ -224,28 +182,6 @@ def _kind_of_value(value: Any) -> Kind:
         first = next((item for item in value if item is not None), None)
         return Kind.OTHER if isinstance(first, list) else _KIND_OF_LIST.get(_kind_of_value(first), Kind.OTHER)
     return Kind.OTHER
-
-
-def _field_of_values(name: str, values: Sequence[Any]) -> pa.Field:
-    """Field for the commonest kind of the values, so that one odd row in the sample does not decide."""
-    kind_of = {str: "text", bool: "flag", int: "number", float: "number"}
-    kinds = Counter(kind_of.get(type(value), "json") for value in values if value is not None)
-    kind = kinds.most_common(1)[0][0] if kinds else "text"
-    if kind == "json":
-        return pa.field(name, pa.string(), metadata=_JSON_TEXT)
-    if kind == "number":
-        return pa.field(name, pa.float64() if any(isinstance(value, float) for value in values) else pa.int64())
-    return pa.field(name, pa.string() if kind == "text" else pa.bool_())
-
-
-def _writable_type(data_type: pa.DataType) -> pa.DataType:
-    if is_json_type(data_type):
-        return pa.string()
-    if isinstance(data_type, pa.BaseExtensionType):
-        return _writable_type(data_type.storage_type)
-    if pat.is_dictionary(data_type):
-        return _writable_type(data_type.value_type)
-    return data_type
 
 
 def _is_valid(array: pa.Array) -> bool:

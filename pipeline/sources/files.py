@@ -6,6 +6,7 @@ are reported, unless they describe the data. Files are ordered by their path rel
 source gives the same plan.
 """
 
+import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,30 +16,33 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.faults import is_missing
-from pipeline.shown import listed, shown, shown_path
+from pipeline.shown import listed, shown_path
 from pipeline.sources.bounds import BadFile
-from pipeline.sources.columns import plain_type
+from pipeline.sources.columns import common_type
 from pipeline.sources.probe import FileKind, Probe, probe_file
+from pipeline.sources.records import CSV, JSONL, TSV
 from pipeline.sources.saved import DICT_FILE, INFO_FILE, STATE_FILE, only_saved, saved_files
-from pipeline.sources.shards import SourceFile, SourceScan
+from pipeline.sources.shards import SourceFile, SourceScan, partitions
 from pipeline.sources.splits import DEFAULT, Part, Wanted, part_of, part_of_file
 from pipeline.sources.unchanged import digest_of, state_of
 
-_PACKED: Final = {
-    "": FileKind.JSONL,
-    ".gz": FileKind.JSONL_GZIP,
-    ".zst": FileKind.JSONL_ZSTD,
-    ".zstd": FileKind.JSONL_ZSTD,
-}
+_PACKED: Final = {"": None, ".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_TEXTS: Final = {".jsonl": JSONL, ".ndjson": JSONL, ".json": JSONL, ".csv": CSV, ".tsv": TSV}
 _EXTENSIONS: Final = {
     **dict.fromkeys((".parquet", ".pq"), FileKind.PARQUET),
     **dict.fromkeys((".arrow", ".feather", ".ipc", ".arrows"), FileKind.ARROW_FILE),
-    **{f"{base}{packed}": kind for base in (".jsonl", ".ndjson", ".json") for packed, kind in _PACKED.items()},
+    **{
+        f"{base}{packed}": FileKind.of_text(form, codec)
+        for base, form in _TEXTS.items()
+        for packed, codec in _PACKED.items()
+    },
 }
+_WANTED: Final = f"{', '.join(name for name in _EXTENSIONS if name.count('.') == 1)} (text also .gz or .zst)"
 # Files that tools write beside the data; none of them holds rows.
 _NOT_DATA: Final = frozenset({INFO_FILE, "dataset_infos.json", DICT_FILE, STATE_FILE, "run.json", "report.json"})
-_DESCRIPTIONS: Final = (".md", ".md5", ".sha256")
+_DESCRIPTIONS: Final = (".md", ".md5", ".sha256", ".crc")
 _DESCRIBING: Final = ("readme", "license", "licence")
+_MISSING: Final = -1  # the size of a file that is not there
 _PROBES_AT_ONCE: Final = 8
 _PROBLEMS_SHOWN: Final = 50
 _IGNORED_SHOWN: Final = 5
@@ -63,8 +67,7 @@ def scan_files(fs: Any, root: str, wanted: Wanted = DEFAULT) -> SourceScan:
         looks = dict(zip(paths, pool.map(lambda path: _look(fs, base, path, sizes[path]), paths), strict=True))
     problems = {path: look for path, look in looks.items() if isinstance(look, str)}
     good = {path: look for path, look in looks.items() if not isinstance(look, str)}
-    schema, drifted = _common_schema(good)
-    problems |= drifted
+    problems |= _unlike_kinds(good)
     if problems:
         raise SourceError(_problem_text(root, problems, len(sizes)))
     if not any(probe.num_rows for probe in good.values()):
@@ -87,7 +90,9 @@ def scan_files(fs: Any, root: str, wanted: Wanted = DEFAULT) -> SourceScan:
         )
         for path, probe in good.items()
     )
-    return SourceScan(root=base, files=files, schema=schema, ignored=ignored, part=part)
+    variants = _variants(good)
+    schema = _common_schema(variants)
+    return SourceScan(root=base, files=files, schema=schema, variants=variants, ignored=ignored, part=part)
 
 
 def ignored_text(names: Sequence[str]) -> str:
@@ -108,10 +113,10 @@ def _data_files(fs: Any, base: str, shown: str, wanted: Wanted) -> tuple[str, di
     if info["type"] != "directory":
         name = posixpath.basename(base)
         if _kind_of(name) is None:
-            raise SourceError(f"source {shown} is no data file; wanted one of {', '.join(_EXTENSIONS)}.")
+            raise SourceError(f"source {shown} is no data file; wanted one of {_WANTED}.")
         part = part_of_file(name, wanted, f"source {shown}")
         return posixpath.dirname(base), {name: int(info["size"])}, (), part
-    every = {posixpath.relpath(path, base): found for path, found in fs.find(base, detail=True).items()}
+    every = {posixpath.relpath(path, base): found for path, found in _found(fs, base).items()}
     found = {
         path: int(details.get("size") or 0)
         for path, details in every.items()
@@ -127,61 +132,71 @@ def _data_files(fs: Any, base: str, shown: str, wanted: Wanted) -> tuple[str, di
         files += saved_files(fs, base, path) if posixpath.basename(path) == STATE_FILE else [path]
     if not files:
         others = f" It has {listed(sorted(found)[:5])}." if found else ""
-        raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
+        raise SourceError(f"source {shown} holds no data file; wanted one of {_WANTED}.{others}")
     ignored = tuple(sorted(path for path in found if path not in files and _may_hold_data(path)))
-    return base, {path: found.get(path, -1) for path in files}, ignored, part
+    return base, {path: found.get(path, _MISSING) for path in files}, ignored, part
+
+
+def _found(fs: Any, folder: str, above: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Every file under a folder, also under linked folders, unless a link leads back to a folder `above`."""
+    above |= {os.path.realpath(folder)}
+    found: dict[str, Any] = fs.find(folder, detail=True)
+    for path in [path for path, details in found.items() if details.get("islink")]:
+        real = os.path.realpath(path)
+        if not fs.exists(path):
+            found[path]["size"] = _MISSING
+        elif fs.isdir(path):
+            del found[path]
+            found |= {} if any(f"{folder}/".startswith(f"{real}/") for folder in above) else _found(fs, path, above)
+    return found
 
 
 def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:
     """What a file holds, or why it cannot be used."""
     kind = _kind_of(path)
     if size < 0:
-        return "is missing, though the dataset folder lists it"
+        return "is missing, though the folder lists it"
     if size == 0:
         return "is empty (0 bytes)"
     if any("\ud800" <= letter <= "\udfff" for letter in path):
         return "has a name that is not UTF-8"
     if kind is None:
-        return f"is of no known extension ({', '.join(_EXTENSIONS)})"
+        return f"is of no known extension ({_WANTED})"
     try:
         return probe_file(fs, posixpath.join(base, path), kind)
     except BadFile as bad:
         return str(bad)
 
 
-def _common_schema(probes: Mapping[str, Probe]) -> tuple[pa.Schema | None, dict[str, str]]:
-    """The schema of the first file, null columns filled in from later ones, and how other files differ from it."""
-    if not probes:
-        return None, {}
-    path_of_first, first = next(iter(probes.items()))
-    types: dict[str, pa.DataType] = {} if first.schema is None else {f.name: f.type for f in first.schema}
-    drifted = {}
+def _unlike_kinds(probes: Mapping[str, Probe]) -> dict[str, str]:
+    """Files of text beside files with a schema, with what is wrong with them."""
+    first = next(iter(probes.items()), None)
+    if first is None:
+        return {}
+    return {
+        path: f"is {probe.kind}, while {shown_path(first[0])} is {first[1].kind}; keep kinds in folders of their own"
+        for path, probe in probes.items()
+        if probe.kind.is_json != first[1].kind.is_json
+    }
+
+
+def _variants(probes: Mapping[str, Probe]) -> tuple[tuple[str, pa.Schema], ...]:
+    """The schemas that differ, each with the first file that has it; folders named after a column add that column."""
+    found: dict[pa.Schema, str] = {}
     for path, probe in probes.items():
-        if probe.kind.is_json != first.kind.is_json:
-            drifted[path] = (
-                f"is {probe.kind}, while {shown_path(path_of_first)} is {first.kind}; "
-                "keep kinds in folders of their own"
-            )
-        elif probe.schema is not None:
-            differences = _differences(types, probe.schema)
-            if differences:
-                drifted[path] = f"has another schema than {shown_path(path_of_first)}: {'; '.join(differences)}"
-    return (None if first.schema is None else pa.schema(list(types.items()))), drifted
+        if probe.schema is not None:
+            added = [pa.field(name, pa.string()) for name in partitions(path) if name not in probe.schema.names]
+            found.setdefault(pa.schema([*probe.schema, *added]), path)
+    return tuple((path, schema) for schema, path in found.items())
 
 
-def _differences(types: dict[str, pa.DataType], schema: pa.Schema) -> list[str]:
-    missing = [name for name in types if name not in schema.names]
-    extra = [name for name in schema.names if name not in types]
-    differences = [f"lacks {listed(missing)}"] if missing else []
-    differences += [f"adds {listed(extra)}"] if extra else []
-    for column in schema:
-        if column.name in extra or pa.types.is_null(column.type):
-            continue
-        if pa.types.is_null(types[column.name]):
-            types[column.name] = column.type
-        elif plain_type(types[column.name]) != plain_type(column.type):
-            differences.append(f"{shown(column.name)} is {shown(column.type)}, not {shown(types[column.name])}")
-    return differences
+def _common_schema(variants: Sequence[tuple[str, pa.Schema]]) -> pa.Schema | None:
+    types: dict[str, list[pa.DataType]] = {}
+    for _, schema in variants:
+        for column in schema:
+            types.setdefault(column.name, []).append(column.type)
+    merged = {name: common_type(found) or found[0] for name, found in types.items()}
+    return pa.schema([*merged.items()]) if variants else None
 
 
 def _problem_text(root: str, problems: dict[str, str], num_files: int) -> str:

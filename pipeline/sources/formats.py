@@ -7,18 +7,26 @@ To add a format, write a module that makes its `Format`, add that to FORMATS, an
 """
 
 import difflib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Container, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
+import pyarrow as pa
+
+from pipeline.config import Source
 from pipeline.drops import Drop
 from pipeline.errors import ConfigError, SchemaError, SourceError
+from pipeline.schema import CHOSEN, PROMPT, REJECTED
 from pipeline.shown import shown
 from pipeline.sources.answers import ANSWERS
 from pipeline.sources.blocks import decoded, read_rows
-from pipeline.sources.columns import Columns, Kind, Row, described, kinds_of
+from pipeline.sources.columns import Columns, Kind, Row, described, empty_table
 from pipeline.sources.compared import COMPARED
+from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.messages import IMPLICIT, MESSAGES, OPENAI, SCORED
+from pipeline.sources.naming import SPELLINGS, mapped_kinds, paths_of, plan_map, proposal
 from pipeline.sources.ranked import BINARIZED, CANDIDATES, JUDGED, RATED, RESPONSES
 from pipeline.sources.rows import BEGUN, HISTORY, SYSTEM_TEXTS, Format, prompt_text_column
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
@@ -58,10 +66,18 @@ _ONE_ANSWER: Final[tuple[Columns, ...]] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The first rows of a source and the kinds of its columns."""
+    """The first rows of a source and the kinds of its columns, both as mapped."""
 
+    scan: SourceScan
     columns: Columns
     rows: tuple[Row | Drop, ...]
+    read: tuple[Row, ...]
+    """The rows that could be decoded, as they were read."""
+    schema: pa.Schema | None
+    """Types as they were read of every column, by its own name and by the one that it is mapped to."""
+    map: ColumnMap
+    paths: Columns
+    """Every column and field of the source itself, by its path."""
 
     @property
     def decoded(self) -> list[Row]:
@@ -69,9 +85,44 @@ class Sample:
         return [row for row in self.rows if not isinstance(row, Drop)]
 
 
-def sample_rows(fs: Any, scan: SourceScan, num_rows: int = SAMPLE_ROWS, *, first_file_only: bool = True) -> Sample:
-    """The first rows of the source, or of its first file that has any, and the kinds of all its columns."""
-    names = set(ALL_SCORE_COLUMNS).union(*(known.reads for known in FORMATS.values()))
+def sample_rows(
+    fs: Any,
+    scan: SourceScan,
+    source: Source | None = None,
+    num_rows: int = SAMPLE_ROWS,
+    *,
+    first_file_only: bool = True,
+) -> Sample:
+    """The first rows of the source, or of its first file that has any, and the kinds of all its columns.
+
+    Raises:
+        ConfigError: `source.columns` gives a name that nothing reads.
+        SchemaError: `source.columns` names a column that is not there.
+    """
+    names = {*ALL_SCORE_COLUMNS, *SPELLINGS}.union(*(known.reads for known in FORMATS.values()))
+    columns = {} if source is None else source.columns
+    if source is not None:
+        _check_names(columns, {*names, *source.passthrough, source.id_column or PROMPT} - SPELLINGS)
+    heads = (prefix for place in columns.values() for prefix in itertools.accumulate(place.split("."), "{}.{}".format))
+    raw = raw_rows(fs, scan, {*names, *heads}, num_rows, first_file_only=first_file_only)
+    found = [row for row in raw if not isinstance(row, Drop)]
+    mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)
+    rows = tuple(row if isinstance(row, Drop) else mapped.of_row(row) for row in raw)
+    kinds = mapped_kinds(mapped, scan.schema, [row for row in rows if not isinstance(row, Drop)])
+    kinds |= {name: Kind.TEXT for name in scan.partitions if name not in kinds}
+    schema = None
+    if scan.schema is not None:
+        empty = empty_table(scan.schema)
+        every = dict.fromkeys([*kinds, *scan.schema.names])
+        schema = pa.schema([(name, mapped.column(empty, name).type) for name in every])
+    paths = paths_of(scan.schema, found)
+    return Sample(scan=scan, columns=kinds, rows=rows, read=tuple(found), schema=schema, map=mapped, paths=paths)
+
+
+def raw_rows(
+    fs: Any, scan: SourceScan, names: Container[str], num_rows: int = SAMPLE_ROWS, *, first_file_only: bool = True
+) -> list[Row | Drop]:
+    """The first rows as they were read. Of files with a schema only the columns of these names are read."""
     columns = () if scan.schema is None else tuple(name for name in scan.schema.names if name in names)
     rows: list[Row | Drop] = []
     for file in (file for file in scan.files if file.num_rows):
@@ -80,8 +131,7 @@ def sample_rows(fs: Any, scan: SourceScan, num_rows: int = SAMPLE_ROWS, *, first
             rows += decoded(read_rows(fs, scan.root, shard, columns), shard)
         if first_file_only or len(rows) >= num_rows:
             break
-    kinds = kinds_of(scan.schema, [row for row in rows if not isinstance(row, Drop)])
-    return Sample(columns=kinds, rows=tuple(rows))
+    return rows
 
 
 def check_format_name(name: str) -> None:
@@ -110,8 +160,20 @@ def claiming(columns: Columns, sample: Sequence[Row]) -> list[str]:
     ]
 
 
-def resolve_format(name: str, columns: Columns, sample: Sequence[Row]) -> str:
+def _check_names(columns: Iterable[str], known: AbstractSet[str]) -> None:
+    for name in columns:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or [PROMPT, CHOSEN, REJECTED]
+            raise ConfigError(
+                f"source.columns gives a column the name {shown(name)}, which nothing reads; {', '.join(near)} and the "
+                "other columns of the formats are read. To carry a column along, name it in source.passthrough too."
+            )
+
+
+def resolve_format(name: str, columns: Columns, sample: Sequence[Row], paths: Columns | None = None) -> str:
     """The format to read with: `name`, or for auto the one format that claims the table.
+
+    `paths` are the names in the source itself, where they may differ.
 
     Raises:
         ConfigError: no such format.
@@ -141,9 +203,11 @@ def resolve_format(name: str, columns: Columns, sample: Sequence[Row]) -> str:
             "to a prompt into one row, as prompt, chosen and rejected."
         )
     every = "\n".join(f"  {known.name}: {known.about}" for known in FORMATS.values())
+    lines = proposal(columns if paths is None else paths)
+    remedy = f"Say which columns hold the pair, such as\n{lines}\nor rename" if lines else "Rename"
     raise SourceError(
-        f"the source is of no known format: it has {described(columns)}.{_near_misses(columns)} "
-        f"Rename its columns to fit one of these:\n{every}"
+        f"the source is of no known format: it has {described(columns)}. {remedy} its columns to fit one of these:\n"
+        f"{every}"
     )
 
 
@@ -163,11 +227,3 @@ def table() -> str:
     """The formats as a table for people."""
     rows = [f"| `{known.name}` | {known.about} | {known.known_from} |" for known in FORMATS.values()]
     return "\n".join(["| format | rows | as in |", "|---|---|---|", *rows])
-
-
-def _near_misses(columns: Columns) -> str:
-    """Columns whose names are nearly those that a format reads, and that the table lacks."""
-    read = {name for known in FORMATS.values() if known.wants for name in known.reads}
-    wanted = sorted(read - {*columns})
-    near = {name: difflib.get_close_matches(name, wanted, n=1, cutoff=0.75) for name in columns if name not in read}
-    return "".join(f" {shown(name)}: did you mean {found[0]}?" for name, found in near.items() if found)

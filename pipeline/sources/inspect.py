@@ -13,9 +13,11 @@ from pipeline.errors import SchemaError, SourceError
 from pipeline.schema import CHOSEN, NUM_TOKENS_PROMPT, PROMPT, REJECTED, TRUNCATED
 from pipeline.shown import shown, shown_path
 from pipeline.sources.columns import Columns, Kind, Row
+from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format, unread
 from pipeline.sources.formats import sample_rows as rows_sampled
+from pipeline.sources.naming import roles_to_name
 from pipeline.sources.oddities import oddities
 from pipeline.sources.rows import PairRow, Turn, content_digest, reason_of
 from pipeline.sources.scores import (
@@ -103,12 +105,13 @@ def inspect_source(
     check_format_name(format)
     scan = scan_files(fs, root, wanted)
     head = rows_sampled(fs, scan)
-    sample = rows_sampled(fs, scan, sample_rows, first_file_only=False)
+    sample = rows_sampled(fs, scan, num_rows=sample_rows, first_file_only=False)
     problems: list[str] = []
     name, plan = None, NO_SCORES
     try:
-        name = resolve_format(format, head.columns, head.decoded)
+        name = resolve_format(format, head.columns, head.decoded, head.paths)
         plan = _score_plan(_with_values(head.columns, sample.decoded), name)
+        check_files_agree(fs, head, FORMATS[name], scores=plan.needs)
     except (SourceError, SchemaError) as error:
         problems.append(str(error))
     if name is not None:
@@ -120,6 +123,9 @@ def inspect_source(
         problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
     if name is not None and not pairs:
         problems.append("no row of the sample yields a pair")
+    roles = roles_to_name(sample.decoded, () if name is None else FORMATS[name].reads)
+    if roles:
+        problems.append(roles)
     num_repeated = len(pairs) - len({content_digest(p.prompt, p.chosen, p.rejected, p.tools) for p in pairs})
     if num_repeated:
         problems.append(f"{num_repeated:,} pairs of the sample repeat an earlier one")

@@ -21,8 +21,16 @@ from pipeline.schema import (
     TOOLS,
 )
 from pipeline.sources.columns import Kind, Row
-from pipeline.sources.rows import TURNS, TURNS_OR_TEXT, Format, PairRow, prompt_text_column
-from pipeline.sources.turns import any_pair, begun, checked_pair, split_dialogues, turns_of
+from pipeline.sources.rows import SYSTEM_TEXTS, TURNS, TURNS_OR_TEXT, Format, PairRow, prompt_text_column
+from pipeline.sources.turns import (
+    any_pair,
+    begun,
+    checked_pair,
+    completion_of,
+    split_dialogues,
+    turns_of,
+    without_last_answers,
+)
 
 _OWN_COLUMNS: Final = frozenset({STATUS, POLICY_LOGP_CHOSEN, REFERENCE_LOGP_CHOSEN})
 _EXPLICIT: Final = {PROMPT: TURNS, CHOSEN: TURNS_OR_TEXT, REJECTED: TURNS_OR_TEXT}
@@ -30,7 +38,10 @@ _PREFERRED: Final = ("preferred_output", "non_preferred_output")
 
 
 def _implicit_pair(row: Row) -> PairRow:
-    return checked_pair(*split_dialogues(turns_of(row.get(CHOSEN)), turns_of(row.get(REJECTED))), row)
+    chosen, rejected = turns_of(row.get(CHOSEN)), completion_of(row.get(REJECTED))
+    if isinstance(row.get(REJECTED), str):
+        rejected = without_last_answers(chosen) + rejected
+    return checked_pair(*split_dialogues(chosen, rejected), row)
 
 
 def _scored_pair(row: Row) -> PairRow:
@@ -55,7 +66,7 @@ MESSAGES = Format(
     about="`prompt` as a message list; `chosen` and `rejected` as the answers, message lists or text",
     known_from="TRL, OpenRLHF",
     wants=_EXPLICIT,
-    reads=(PROMPT, CHOSEN, REJECTED, TOOLS),
+    reads=(PROMPT, *SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS),
     claims=lambda columns, _sample: _OWN_COLUMNS.isdisjoint(columns),
     build=any_pair,
     layout="turns",
@@ -63,10 +74,11 @@ MESSAGES = Format(
 
 IMPLICIT = Format(
     name="implicit",
-    about="`chosen` and `rejected` as whole dialogues; the prompt is what they share at the beginning",
+    about="`chosen` and `rejected` as whole dialogues, or `rejected` as text; the prompt is what they share at the "
+    "beginning",
     known_from="TRL's reward trainer, Skywork",
-    wants={CHOSEN: TURNS, REJECTED: TURNS},
-    reads=(CHOSEN, REJECTED, TOOLS),
+    wants={CHOSEN: TURNS, REJECTED: TURNS_OR_TEXT},
+    reads=(*SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS),
     claims=lambda columns, _sample: columns.get(PROMPT) in {None, Kind.NULL} and prompt_text_column(columns) is None,
     build=_implicit_pair,
     layout="dialogues",
@@ -77,7 +89,7 @@ SCORED = Format(
     about="the columns of `messages` with outcomes or log-probs beside them",
     known_from="alignpot",
     wants=_EXPLICIT,
-    reads=(PROMPT, CHOSEN, REJECTED, TOOLS, STATUS),
+    reads=(PROMPT, *SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS, STATUS),
     claims=lambda columns, _sample: not _OWN_COLUMNS.isdisjoint(columns),
     build=_scored_pair,
     layout="turns",

@@ -1,7 +1,7 @@
 """A look at one data file before anything runs: its rows, its schema and where a reader can start.
 
-Of Parquet the footer is read, of an Arrow file the heads of its batches. An Arrow stream and JSON Lines have no footer,
-so they are read once from end to end. Claims that decide how much memory is used are compared with what the file holds;
+Of Parquet the footer is read, of an Arrow file the heads of its batches. An Arrow stream and text have no footer, so
+they are read once from end to end. Claims that decide how much memory is used are compared with what the file holds;
 values are checked where they are read.
 """
 
@@ -11,7 +11,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +19,9 @@ import pyarrow.types as pat
 
 from pipeline.shown import listed
 from pipeline.sources.arrow_checks import rows_of_file, rows_of_message, sound
-from pipeline.sources.bounds import BadFile, check_count, lines, not_an_array, rows_of_groups, unpacked
+from pipeline.sources.bounds import BadFile, check_count, rows_of_groups
 from pipeline.sources.columns import plain_type
+from pipeline.sources.records import records
 
 _MARK_EVERY_ROWS: Final = 64
 _ARROW_FILE_MAGIC: Final = b"ARROW1"
@@ -41,19 +42,35 @@ class FileKind(StrEnum):
     JSONL = "jsonl"
     JSONL_GZIP = "jsonl_gzip"
     JSONL_ZSTD = "jsonl_zstd"
+    JSON_ARRAY = "json_array"
+    JSON_ARRAY_GZIP = "json_array_gzip"
+    JSON_ARRAY_ZSTD = "json_array_zstd"
+    CSV = "csv"
+    CSV_GZIP = "csv_gzip"
+    CSV_ZSTD = "csv_zstd"
+    TSV = "tsv"
+    TSV_GZIP = "tsv_gzip"
+    TSV_ZSTD = "tsv_zstd"
+
+    @classmethod
+    def of_text(cls, form: str, codec: str | None) -> Self:
+        """The kind of a text file, of a form of `records` and with this compression."""
+        return cls(f"{form}_{codec}" if codec else form)
 
     @property
     def is_json(self) -> bool:
-        """Whether rows are lines of JSON, without a schema."""
-        return self in _CODECS
+        """Whether rows are read as JSON objects, without a schema."""
+        return self not in {FileKind.PARQUET, FileKind.ARROW_FILE, FileKind.ARROW_STREAM}
 
     @property
     def codec(self) -> str | None:
         """Compression of the whole file, which bars seeking; None for none."""
-        return _CODECS.get(self)
+        return next((codec for codec in ("gzip", "zstd") if self.endswith(codec)), None)
 
-
-_CODECS: Final = {FileKind.JSONL: None, FileKind.JSONL_GZIP: "gzip", FileKind.JSONL_ZSTD: "zstd"}
+    @property
+    def form(self) -> str:
+        """What a text file holds, as `records` names it."""
+        return self.removesuffix(f"_{self.codec}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +121,7 @@ def damage_of(error: BaseException) -> str:
 
 def _probe(file: Any, kind: FileKind) -> Probe:
     if kind.is_json:
-        return _probe_json(file, kind)
+        return _probe_text(file, kind)
     if kind is FileKind.PARQUET:
         with pq.ParquetFile(file) as parquet:
             rows, schema = rows_of_groups(file, parquet.metadata), parquet.schema_arrow
@@ -145,13 +162,14 @@ def _probe_arrow_stream(file: Any) -> Probe:
     return Probe(kind=FileKind.ARROW_STREAM, num_rows=row, schema=_checked(schema), marks=tuple(marks))
 
 
-def _probe_json(file: Any, kind: FileKind) -> Probe:
+def _probe_text(file: Any, kind: FileKind) -> Probe:
+    form, rows = records(file, kind.form, kind.codec)
     marks, row = [(0, 0)], 0
-    for offset, _ in lines(not_an_array(unpacked(file, kind.codec))):
+    for place, _ in rows:
         if row and row % _MARK_EVERY_ROWS == 0 and kind.codec is None:
-            marks.append((row, offset))
+            marks.append((row, place))
         row += 1
-    return Probe(kind=kind, num_rows=row, schema=None, marks=tuple(marks))
+    return Probe(kind=FileKind.of_text(form, kind.codec), num_rows=row, schema=None, marks=tuple(marks))
 
 
 def _checked(schema: pa.Schema) -> pa.Schema:

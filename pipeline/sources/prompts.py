@@ -25,6 +25,7 @@ from pipeline.sources.blocks import decoded, read_rows
 from pipeline.sources.columns import Columns, Kind, Row, check_id_column, described
 from pipeline.sources.files import scan_files
 from pipeline.sources.formats import AUTO, FORMATS, claiming, resolve_format, sample_rows
+from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Turn, prompt_text_column, reason_of
 from pipeline.sources.shards import SourceFile, plan_shards
 from pipeline.sources.splits import Wanted
@@ -73,6 +74,7 @@ class PromptReader:
     format: str
     id_column: str | None
     columns: tuple[str, ...]
+    map: ColumnMap
 
     def rows(self) -> Iterator[PromptRow]:
         """Every row of every file, in order.
@@ -82,11 +84,12 @@ class PromptReader:
             OSError: the storage failed.
         """
         for shard in plan_shards(self.files, _SHARD_ROWS):
-            rows = decoded(read_rows(self.fs, self.root, shard, self.columns), shard)
+            columns = tuple(self.map.reads(self.columns))
+            rows = decoded(read_rows(self.fs, self.root, shard, columns), shard)
             for index, row in enumerate(rows, shard.first_row):
                 place = f"{shard.file}:{index}"
                 try:
-                    row_id, prompt = (None, row) if isinstance(row, Drop) else self._read(row)
+                    row_id, prompt = (None, row) if isinstance(row, Drop) else self._read(self.map.of_row(row))
                 except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
                     row_id, prompt = None, Drop(reason_of(error, place))
                 yield PromptRow(place, row_id, prompt)
@@ -110,11 +113,17 @@ def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptReader:
         sample = sample_rows(fs, scan)
         name = _format_of(prompts.format, sample.columns, sample.decoded)
         if prompts.id_column is not None:
-            check_id_column(prompts.id_column, sample.columns, scan.schema)
+            check_id_column(prompts.id_column, sample.columns, sample.schema)
     reads = {*(_READS if name == PROMPTS_FORMAT else FORMATS[name].reads), prompts.id_column}
     columns = tuple(column for column in sample.columns if column in reads)
     return PromptReader(
-        fs=fs, root=scan.root, files=scan.files, format=name, id_column=prompts.id_column, columns=columns
+        fs=fs,
+        root=scan.root,
+        files=scan.files,
+        format=name,
+        id_column=prompts.id_column,
+        columns=columns,
+        map=sample.map,
     )
 
 

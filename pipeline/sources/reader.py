@@ -10,7 +10,7 @@ give the same table.
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -24,17 +24,12 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.shown import shown_path
 from pipeline.sources.blocks import read_rows, rows_of_columns, rows_of_lines
 from pipeline.sources.column_pairs import NotPlain, candidate_rewards, column_pairs, is_true, plain_arrays
-from pipeline.sources.columns import (
-    Row,
-    check_id_column,
-    fitted,
-    fitted_column,
-    kept_only,
-    passthrough_fields,
-    undecodable_rows,
-)
+from pipeline.sources.columns import Row, check_id_column, kept_only, undecodable_rows
+from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows, unread
+from pipeline.sources.mapping import ColumnMap
+from pipeline.sources.passthrough import fitted, fitted_column, passthrough_fields
 from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
@@ -61,7 +56,8 @@ class PairReader:
     scores: ScorePlan = NO_SCORES
     pairs: Pairs = BEST_WORST
     columns: tuple[str, ...] = ()
-    """Columns to read from Parquet and Arrow, without those of `passthrough`."""
+    """Mapped columns to read from Parquet and Arrow, without those of `passthrough`."""
+    map: ColumnMap = field(default_factory=ColumnMap)
     split: str | None = None
     config: str | None = None
     """The split and config that the shards are of, if the source has any."""
@@ -82,7 +78,7 @@ class PairReader:
             IntegrityError: it was replaced since it was planned.
             OSError: the storage failed.
         """
-        columns = dict.fromkeys([*self.columns, *(field.name for field in self.passthrough)])
+        columns = self.map.reads([*self.columns, *(field.name for field in self.passthrough)])
         table = read_rows(self.fs, self.root, shard, tuple(columns))
         starts = range(0, shard.num_rows, _PIECE_ROWS)
         pieces = [self._converted(table.slice(first, _PIECE_ROWS), shard, shard.first_row + first) for first in starts]
@@ -96,9 +92,9 @@ class PairReader:
         if shard.kind.is_json:
             rows = dict(enumerate(rows_of_lines(table)))
         else:
-            known = {field.name: fitted_column(table.column(field.name), field) for field in self.passthrough}
+            known = {field.name: fitted_column(self.map.column(table, field.name), field) for field in self.passthrough}
             rows = dict.fromkeys(undecodable_rows(known), Drop(Reason.UNDECODABLE_TEXT))
-            table = table.select(self.columns)
+            table = self.map.of_table(table, self.columns)
             with contextlib.suppress(NotPlain):
                 plain, pairs = self._pairs_of_columns(table, unwanted=[*rows])
             others = sorted({*range(table.num_rows)} - {*rows, *plain})
@@ -152,12 +148,14 @@ class PairReader:
             return row.columns
         row_id: str | None = None
         try:
+            read, row = row, self.map.of_row(row) if kind.is_json else row
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
             pair = FORMATS[self.format].convert(row, self.pairs)
             digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools)
             row_id = row_id or digest
             scores = read_scores(row, pair, self.scores)
-            passed = {field.name: fitted(row, field) for field in self.passthrough} if kind.is_json else {}
+            passthrough = self.passthrough if kind.is_json else ()
+            passed = {field.name: fitted(self.map.value(read, field.name), field) for field in passthrough}
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
             return {s.ID: row_id, **Drop(reason_of(error, row_id or place)).columns}
         own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
@@ -191,22 +189,33 @@ def open_source(
         _log.info("source %s: reads split %s", shown_path(root), scan.part.text())
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
-    sample = sample_rows(fs, scan)
+    sample = sample_rows(fs, scan, source)
     if not sample.decoded:
         reasons = ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))
         raise SourceError(
             f"source {shown_path(root)}: none of the first {len(sample.rows)} rows of {shown_path(scan.files[0].path)} "
             f"can be decoded ({reasons}). Give files of the kind their names tell."
         )
-    name = resolve_format(source.format, sample.columns, sample.decoded)
+    name = resolve_format(source.format, sample.columns, sample.decoded, sample.paths)
     for line in unread(name, sample.columns):
         _log.warning("source %s: %s", shown_path(root), line)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
-        check_id_column(source.id_column, sample.columns, scan.schema)
-    passthrough = passthrough_fields(source.passthrough, scan.schema, sample.columns, sample.decoded)
+        check_id_column(source.id_column, sample.columns, sample.schema)
+    values = [{name: sample.map.value(row, name) for name in source.passthrough} for row in sample.read]
+    own_names = [name for row in sample.read for name in row]
+    names = dict.fromkeys([*sample.columns, *own_names] if sample.schema is None else sample.schema.names)
+    passthrough = passthrough_fields(source.passthrough, sample.schema, [*names], values)
     scores = plan_scores(
         sample.columns, FORMATS[name], rewards=rewards, policy_logps=policy_logps, reference_logps=reference_logps
+    )
+    check_files_agree(
+        fs,
+        sample,
+        FORMATS[name],
+        scores=scores.needs,
+        id_column=source.id_column,
+        passthrough=[column for name in source.passthrough for column in sample.map.reads([name])],
     )
     s.scored_schema(passthrough)  # refuses names that alignpot's own columns have
     wanted = {*FORMATS[name].reads, *scores.reads, source.id_column}
@@ -219,6 +228,7 @@ def open_source(
         scores=scores,
         pairs=source.pairs,
         columns=tuple(column for column in sample.columns if column in wanted),
+        map=sample.map,
         split=scan.part.split,
         config=scan.part.config,
     )

@@ -61,10 +61,15 @@ class ScorePlan:
     truncated: bool = False
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns without which a row has no usable scores."""
+        return (*self.rewards, *self.logps, *self.counts)
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Columns of the source that this plan looks at."""
         extra = [self.rewards_all] if self.rewards_all else []
-        return (*self.rewards, *extra, *self.logps, *self.counts, *([s.TRUNCATED] if self.truncated else []))
+        return (*self.needs, *extra, *([s.TRUNCATED] if self.truncated else []))
 
 
 NO_SCORES: Final = ScorePlan()

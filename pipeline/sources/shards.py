@@ -4,15 +4,18 @@ Every row is in exactly one shard, in order. No shard spans two files.
 """
 
 import bisect
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.sources.probe import FileKind
 from pipeline.sources.splits import NO_SPLITS, Part
+
+_NULL_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +82,14 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceScan:
-    """The data files under `root`, a path in the file system, with the schema they share (None for JSON Lines)."""
+    """The data files under `root`, a path in the file system. Text files have no schema (None)."""
 
     root: str
     files: tuple[SourceFile, ...]
     schema: pa.Schema | None
+    """Every column that a file has. What has no common type in all files has that of the first."""
+    variants: tuple[tuple[str, pa.Schema], ...] = ()
+    """The schemas that differ, each with the first file that has it."""
     ignored: tuple[str, ...] = ()
     """Files that may hold data but are of no known extension, in order."""
     part: Part = NO_SPLITS
@@ -93,6 +99,18 @@ class SourceScan:
     def num_rows(self) -> int:
         """Rows of all files."""
         return sum(file.num_rows for file in self.files)
+
+    @property
+    def partitions(self) -> list[str]:
+        """Columns that folders are named after."""
+        return list(dict.fromkeys(name for file in self.files for name in partitions(file.path)))
+
+
+def partitions(path: str) -> dict[str, str | None]:
+    """The columns that the folders of a file are named after, as in `lang=de/part-0.parquet`, with their text."""
+    parts = (folder.partition("=") for folder in path.split("/")[:-1] if "=" in folder)
+    values = {name: urllib.parse.unquote(value) for name, _, value in parts if name}
+    return {name: None if value == _NULL_PARTITION else value for name, value in values.items()}
 
 
 def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:

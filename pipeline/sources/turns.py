@@ -78,9 +78,7 @@ def prompt_from_texts(row: Row) -> list[Turn]:
     text = text_of(next((row[name] for name in PROMPT_TEXTS if row.get(name) is not None), None))
     if row.get(PROMPT) is None and row.get("instruction") is not None and row.get("input"):
         text = f"{text}\n{text_of(row['input'])}"
-    system = next((text_of(row[name]) for name in SYSTEM_TEXTS if row.get(name) is not None), "")
-    head = [{"role": "system", "content": system}] if system.strip() else []
-    return [*head, user_turn(text)]
+    return [*_system_turn(row), user_turn(text)]
 
 
 def without_last_answers(dialogue: Sequence[Turn]) -> list[Turn]:
@@ -127,7 +125,12 @@ def any_pair(row: Row) -> PairRow:
 
 
 def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], row: Row) -> PairRow:
-    """The pair, if its roles and texts are those of a prompt and two different answers, or DropRow."""
+    """The pair, if its roles and texts are those of a prompt and two different answers, or DropRow.
+
+    A system prompt in a column of its own opens a prompt that has no system turn.
+    """
+    if prompt and SYSTEM_ROLES.isdisjoint(turn["role"] for turn in prompt):
+        prompt = [*_system_turn(row), *prompt]
     check_prompt(prompt)
     for completion in (chosen, rejected):
         if not completion:
@@ -164,6 +167,12 @@ def check_prompt(prompt: Sequence[Turn]) -> None:
         raise DropRow(Reason.WRONG_ROLES)
     if not prompt[-1]["content"].strip():
         raise DropRow(Reason.EMPTY_PROMPT)
+
+
+def _system_turn(row: Row) -> list[Turn]:
+    """The system turn that a column of the row gives; none where it is null or blank."""
+    system = next((text_of(row[name]) for name in SYSTEM_TEXTS if row.get(name) is not None), "")
+    return [{"role": "system", "content": system}] if system.strip() else []
 
 
 def _turn(item: Any) -> Turn:

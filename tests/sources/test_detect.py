@@ -5,6 +5,7 @@ import pytest
 from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.sources.columns import Kind, kinds_of_rows
 from pipeline.sources.formats import resolve_format
+from pipeline.sources.naming import paths_of
 from tests.sources import layouts as to
 
 P = to.pair()
@@ -12,7 +13,7 @@ TURNS_AND_LISTS = {**to.as_implicit(P), "responses": ["a", "b"], "rewards": [1.0
 
 
 def detected(*rows):
-    return resolve_format("auto", kinds_of_rows(rows), rows)
+    return resolve_format("auto", kinds_of_rows(rows), rows, paths_of(None, rows))
 
 
 @pytest.mark.parametrize(
@@ -90,9 +91,30 @@ def test_named_format_settles_what_is_ambiguous():
     assert resolve_format("transcript", kinds_of_rows([row]), [row]) == "transcript"
 
 
-def test_column_near_a_known_one_is_hinted_at():
-    with pytest.raises(SourceError, match=r"chosn: did you mean chosen\?") as error:
-        detected({"prompt": "p", "chosn": "a", "rejected": "b"})
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "p", "chosn": "a", "rejected": "b"}, "chosen: chosn"),
+        (
+            {"id": "1", "task": {"question_text": "q"}, "good_answer": "a", "bad_answer": "b", "score": 1.0},
+            "prompt: task.question_text, chosen: good_answer, rejected: bad_answer",
+        ),
+        (
+            {"problem": "q", "winner": {"text": "a", "reward": 2}, "loser": {"text": "b", "reward": 1}},
+            "prompt: problem, chosen: winner.text, rejected: loser.text, "
+            "reward_chosen: winner.reward, reward_rejected: loser.reward",
+        ),
+        (
+            {"less_preferred": "b", "preferred_one": "a", "q": "q"},
+            "prompt: q, chosen: preferred_one, rejected: less_preferred",
+        ),
+        ({"q": "q", "first": "a", "second": "b"}, "prompt: q, chosen: COLUMN, rejected: COLUMN"),
+    ],
+)
+def test_error_shows_the_columns_to_name(row, columns):
+    with pytest.raises(SourceError) as error:
+        detected(row)
+    assert f"source:\n  columns: {{{columns}}}\n" in str(error.value)
     assert "source.format" not in str(error.value)
 
 

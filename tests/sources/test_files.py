@@ -72,14 +72,12 @@ def test_every_bad_file_is_named_at_once(tmp_path):
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(b"")
     (tmp_path / "c.parquet").write_bytes(whole[:-40])
-    to.write_parquet(tmp_path / "d.parquet", [{**row, "extra": 1} for row in ROWS])
-    to.write_parquet(tmp_path / "e.parquet", [{**row, "chosen": 1} for row in ROWS])
     to.write_arrow_stream(tmp_path / "f.arrow", ROWS)
     stream = (tmp_path / "f.arrow").read_bytes()
     (tmp_path / "f.arrow").write_bytes(stream[: len(stream) // 2])
     (tmp_path / "g.arrow").write_bytes(stream[:-8])
     (tmp_path / "h.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 1000)[:-10])
-    (tmp_path / "i.json").write_text(json.dumps(ROWS))
+    (tmp_path / "i.json").write_text(json.dumps(ROWS)[:-1])
     to.write_jsonl(tmp_path / "j.jsonl", ROWS)
     (tmp_path / "k.feather").write_bytes(b"FEA1 is the first version")
     to.write_arrow_file(tmp_path / "l.arrow", ROWS)
@@ -90,18 +88,16 @@ def test_every_bad_file_is_named_at_once(tmp_path):
         scan(tmp_path)
     text = str(caught.value)
     told = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
-    assert set(told) == {f"{n}.{x}" for n, x in zip("bcdefghijklm", EXTENSIONS, strict=True)}
+    assert set(told) == {f"{n}.{x}" for n, x in zip("bcfghijklm", EXTENSIONS, strict=True)}
     assert "0 bytes" in told["b.parquet"]
-    assert "adds extra" in told["d.parquet"]
-    assert "chosen is int64, not string" in told["e.parquet"]
     assert "cut short" in told["g.arrow"]
-    assert "JSON array" in told["i.json"]
+    assert "JSON array has no end" in told["i.json"]
     assert "while a.parquet is parquet" in told["j.jsonl"]
     assert "same name" in told["m.parquet"]
     assert caught.value.exit_code == 2
 
 
-EXTENSIONS = ["parquet", "parquet", "parquet", "parquet", "arrow", "arrow", "jsonl.gz", "json", "jsonl", "feather"]
+EXTENSIONS = ["parquet", "parquet", "arrow", "arrow", "jsonl.gz", "json", "jsonl", "feather"]
 EXTENSIONS += ["arrow", "parquet"]
 
 
@@ -127,11 +123,11 @@ def test_missing_path_is_refused(tmp_path):
 
 
 def test_folder_without_data_names_what_it_has(tmp_path):
-    (tmp_path / "prefs.csv").write_text("a,b")
-    with pytest.raises(SourceError, match=r"holds no data file.*\.parquet.*It has prefs.csv"):
+    (tmp_path / "prefs.xlsx").write_text("a,b")
+    with pytest.raises(SourceError, match=r"holds no data file.*\.parquet.*It has prefs.xlsx"):
         scan(tmp_path)
     with pytest.raises(SourceError, match="is no data file"):
-        scan(tmp_path / "prefs.csv")
+        scan(tmp_path / "prefs.xlsx")
 
 
 def test_saved_dataset_is_read_by_its_own_list_of_files(tmp_path):
@@ -300,11 +296,11 @@ def test_line_that_is_too_long_is_refused_with_its_row(tmp_path):
 
 
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \r\n\t\n", b"\n" * (3 << 20)])
-def test_json_array_is_refused_by_its_first_byte(tmp_path, before):
+def test_endless_element_of_a_json_array_is_refused(tmp_path, before):
     with (tmp_path / "a.json").open("wb") as file:
         file.write(before + b"[")
         file.truncate(100 << 30)  # to read on would fill memory
-    with pytest.raises(SourceError, match=r"a\.json holds a JSON array"):
+    with pytest.raises(SourceError, match=r"a\.json has an element of more than 134217728 bytes in row 0"):
         scan(tmp_path)
 
 

@@ -119,14 +119,14 @@ def test_log_probs_of_the_source_are_checked(tmp_path):
 
 
 def test_files_of_no_known_extension_are_named(tmp_path, caplog):
-    for name in ("b.csv", "sub/c.jsonl.bak"):
+    for name in ("b.xlsx", "sub/c.jsonl.bak"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     for name in ("README", "NOTES.md", "LICENSE", "_SUCCESS", ".hidden", "run.json"):
         (tmp_path / name).write_text("x")
     found = inspected(tmp_path, [to.pair()])
-    assert found.ignored == ("b.csv", "sub/c.jsonl.bak")
-    line = "2 files of no known extension: b.csv, sub/c.jsonl.bak"
+    assert found.ignored == ("b.xlsx", "sub/c.jsonl.bak")
+    line = "2 files of no known extension: b.xlsx, sub/c.jsonl.bak"
     assert f"ignored   {line}" in render(found)
     assert found.problems == (f"ignored {line}",)
     open_source(FS, str(tmp_path), Source(path=str(tmp_path)), rewards=False, policy_logps=False, reference_logps=False)
@@ -167,3 +167,13 @@ def test_inspect_command_repeats_no_credentials():
     assert isinstance(run.exception, ConfigError)
     assert "--endpoint-url must not carry credentials" in str(run.exception)
     assert "canary" not in f"{run.exception}{run.output}"
+
+
+def test_roles_to_name_are_shown(tmp_path):
+    names = {"user": "kunde", "assistant": "hilfe"}
+    rows = [
+        {side: [to.turn(names[turn["role"]], turn["content"]) for turn in turns] for side, turns in p.items()}
+        for p in (to.pair(), to.pair(chosen="x"))
+    ]
+    (problem,) = (problem for problem in inspected(tmp_path, rows).problems if "roles" in problem)
+    assert "  roles: {hilfe: assistant, kunde: user}" in problem
