@@ -84,9 +84,8 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
     Raises:
         NotPlain: no row of such columns can be taken.
     """
-    for name in (s.TOOLS, BEGUN, HISTORY):
-        if name in columns:
-            good &= _is_null(columns[name])
+    for name in {s.TOOLS, BEGUN, HISTORY} & columns.keys():
+        good &= _is_null(columns[name])
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
