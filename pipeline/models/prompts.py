@@ -20,6 +20,7 @@ from pipeline.config import DEFAULT_DATE, Tokens
 from pipeline.drops import Reason
 from pipeline.models.packing import Int32Array, common_prefix
 from pipeline.models.templates import SAVE_TEMPLATE, ChatTemplate, Messages
+from pipeline.sources.turns import dialogue
 
 # A template that names one of these knows the system role.
 _SYSTEM_MARKS: Final = ("system", "<|im_start|>")
@@ -106,8 +107,8 @@ class PairTokenizer:
         self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
     ) -> TokenizedPair | Reason:
         prompt_ids = self._template.ids(prompt, tools, add_generation_prompt=True)
-        chosen_ids = self._template.ids([*prompt, *chosen], tools)
-        rejected_ids = self._template.ids([*prompt, *rejected], tools)
+        chosen_ids = self._template.ids(dialogue(prompt, chosen), tools)
+        rejected_ids = self._template.ids(dialogue(prompt, rejected), tools)
         start = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
         max_length, keep_start = self._tokens.max_length, self._tokens.truncation == "keep_start"
         if keep_start and start >= max_length:
@@ -142,7 +143,7 @@ class DialogueTokenizer:
         """Token ids of both dialogues, or the reason why they cannot be used. As in PairTokenizer."""
 
         def both() -> TokenizedDialogues | Reason:
-            first, second = (self._one([*prompt, *answer], tools) for answer in (chosen, rejected))
+            first, second = (self._one(dialogue(prompt, answer), tools) for answer in (chosen, rejected))
             if isinstance(first, Reason) or isinstance(second, Reason):
                 return Reason.EMPTY_AFTER_TRUNCATION
             if np.array_equal(first.ids, second.ids):
@@ -156,10 +157,10 @@ class DialogueTokenizer:
         self, prompt: Messages, answer: Messages, tools: str | None = None, *, row: str = ""
     ) -> TokenizedDialogue | Reason:
         """Token ids of one dialogue, or the reason why it cannot be used. As in PairTokenizer."""
-        return self._template.outcome(lambda: self._one([*prompt, *answer], tools), row)
+        return self._template.outcome(lambda: self._one(dialogue(prompt, answer), tools), row)
 
-    def _one(self, dialogue: Messages, tools: str | None) -> TokenizedDialogue | Reason:
-        ids = self._template.ids(dialogue, tools)
+    def _one(self, turns: Messages, tools: str | None) -> TokenizedDialogue | Reason:
+        ids = self._template.ids(turns, tools)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
         if not len(cut):
             return Reason.EMPTY_AFTER_TRUNCATION
@@ -203,6 +204,8 @@ def _as_paper(
     is dropped as boundary_mismatch. A tokenizer without BOS or EOS gets none. Tools are left out.
     """
     prompt, *answers = turns
+    if prompt and prompt[-1]["role"] == "assistant":  # an answer already begun, which counts as response here
+        prompt, answers = prompt[:-1], [dialogue(prompt[-1:], answer) for answer in answers]
     knows_system = any(mark in (tokens.chat_template or tokenizer.get_chat_template()) for mark in _SYSTEM_MARKS)
     if knows_system and prompt and prompt[0]["role"] != "system":
         prompt = [{"role": "system", "content": ""}, *prompt]

@@ -55,19 +55,22 @@ class ChatTemplate:
     def text(self, messages: Messages, tools: str | None = None, *, add_generation_prompt: bool = False) -> str:
         """The messages as one text. `tools` is the JSON text of the tool schemas that the template is given.
 
+        An assistant turn that ends them is an answer already begun if a generation prompt is wanted: it stays open.
+
         Raises:
             DropRow: it takes too long or becomes too long.
             Exception: whatever the template raises.
         """
+        is_begun = add_generation_prompt and bool(messages) and messages[-1]["role"] == "assistant"
         render = partial(
             self._tokenizer.apply_chat_template,
-            [dict(message) for message in messages],
+            [dict(message) for message in (messages[:-1] if is_begun else messages)],
             tools=None if tools is None else json.loads(tools),
             add_generation_prompt=add_generation_prompt,
             **self._arguments,
         )
         try:
-            text = str(limited(render, LIMIT_S))
+            text = str(limited(render, LIMIT_S)) + (messages[-1]["content"] if is_begun else "")
         except TimeoutError:
             raise DropRow(Reason.TEMPLATE_TIMEOUT) from None
         if len(text) > MAX_CHARACTERS:

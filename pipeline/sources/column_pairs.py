@@ -4,7 +4,7 @@ Only rows that are sure to be kept are taken; `Format.convert` decides about all
 same row. `good` marks the rows that are still taken, and each step below unmarks those it is not sure of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,7 +16,7 @@ import pyarrow.types as pat
 
 from pipeline import schema as s
 from pipeline.sources.columns import one_array, plain_type
-from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Layout
+from pipeline.sources.rows import BEGUN, HISTORY, PROMPT_TEXTS, SYSTEM_TEXTS, Layout
 from pipeline.sources.turns import BEYOND_TEXT, ROLES
 
 Bools = npt.NDArray[np.bool_]
@@ -84,14 +84,13 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
     Raises:
         NotPlain: no row of such columns can be taken.
     """
-    if s.TOOLS in columns:
-        good &= _is_null(columns[s.TOOLS])
+    _check_null(columns, (s.TOOLS, BEGUN, HISTORY), good)
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
-    has_texts = False
     has_turns = s.PROMPT in columns and pat.is_nested(columns[s.PROMPT].type)
     if layout == "turns" and has_turns:
+        _check_null(columns, SYSTEM_TEXTS, good)
         prompt = _turns_of(columns[s.PROMPT], good)
         chosen, rejected = _without(prompt, chosen), _without(prompt, rejected)
     elif layout != "dialogues" and has_turns:
@@ -100,15 +99,11 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
         answers_only = _starts_with_answer(chosen) | _starts_with_answer(rejected)
         if layout == "dialogues" or 2 * np.sum(answers_only & good) <= np.sum(good):
             good &= ~answers_only
+            _check_null(columns, SYSTEM_TEXTS, good)
             prompt, chosen, rejected = _split(chosen, rejected)
         else:
             good &= answers_only
-            has_texts = True
             prompt = _prompt_of_texts(columns, good)
-    if not has_texts:
-        for name in SYSTEM_TEXTS:
-            if name in columns:
-                good &= _is_null(columns[name])
     _check_last(prompt, _USER, good)
     for completion in (chosen, rejected):
         others = ~np.isin(completion.role, (_ASSISTANT, _TOOL))
@@ -264,6 +259,13 @@ def _starts_with_answer(turns: ColumnTurns) -> Bools:
     found = turns.length > 0
     found[found] = turns.role[turns.start[found]] == _ASSISTANT
     return found
+
+
+def _check_null(columns: Mapping[str, pa.Array], names: Sequence[str], good: Bools) -> None:
+    """Take only rows in which these columns, where they are there, are null."""
+    for name in names:
+        if name in columns:
+            good &= _is_null(columns[name])
 
 
 def _check_last(turns: ColumnTurns, role: int, good: Bools) -> None:

@@ -27,7 +27,7 @@ from pipeline.sources.column_pairs import NotPlain, candidate_rewards, column_pa
 from pipeline.sources.columns import Row, check_id_column, kept_only, undecodable_rows
 from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
-from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows
+from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows, unread
 from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.passthrough import fitted, fitted_column, passthrough_fields
 from pipeline.sources.probe import FileKind
@@ -197,6 +197,8 @@ def open_source(
             f"can be decoded ({reasons}). Give files of the kind their names tell."
         )
     name = resolve_format(source.format, sample.columns, sample.decoded, sample.paths)
+    for line in unread(name, sample.columns):
+        _log.warning("source %s: %s", shown_path(root), line)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
         check_id_column(source.id_column, sample.columns, sample.schema)
