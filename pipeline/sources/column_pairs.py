@@ -88,9 +88,9 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
-    has_texts = False
     has_turns = s.PROMPT in columns and pat.is_nested(columns[s.PROMPT].type)
     if layout == "turns" and has_turns:
+        _check_null(columns, SYSTEM_TEXTS, good)
         prompt = _turns_of(columns[s.PROMPT], good)
         chosen, rejected = _without(prompt, chosen), _without(prompt, rejected)
     elif layout != "dialogues" and has_turns:
@@ -99,12 +99,11 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
         answers_only = _starts_with_answer(chosen) | _starts_with_answer(rejected)
         if layout == "dialogues" or 2 * np.sum(answers_only & good) <= np.sum(good):
             good &= ~answers_only
+            _check_null(columns, SYSTEM_TEXTS, good)
             prompt, chosen, rejected = _split(chosen, rejected)
         else:
             good &= answers_only
-            has_texts = True
             prompt = _prompt_of_texts(columns, good)
-    _check_null(columns, () if has_texts else SYSTEM_TEXTS, good)
     _check_last(prompt, _USER, good)
     for completion in (chosen, rejected):
         others = ~np.isin(completion.role, (_ASSISTANT, _TOOL))
@@ -112,11 +111,6 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
         _check_last(completion, _ASSISTANT, good)
     good &= (chosen.length != rejected.length) | (_num_common(chosen, rejected) != chosen.length)
     return {s.PROMPT: prompt, s.CHOSEN: chosen, s.REJECTED: rejected}
-
-
-def _check_null(columns: Mapping[str, pa.Array], names: Sequence[str], good: Bools) -> None:
-    for name in columns.keys() & {*names}:
-        good &= _is_null(columns[name])
 
 
 def candidate_rewards(
@@ -265,6 +259,13 @@ def _starts_with_answer(turns: ColumnTurns) -> Bools:
     found = turns.length > 0
     found[found] = turns.role[turns.start[found]] == _ASSISTANT
     return found
+
+
+def _check_null(columns: Mapping[str, pa.Array], names: Sequence[str], good: Bools) -> None:
+    """Take only rows in which these columns, where they are there, are null."""
+    for name in names:
+        if name in columns:
+            good &= _is_null(columns[name])
 
 
 def _check_last(turns: ColumnTurns, role: int, good: Bools) -> None:

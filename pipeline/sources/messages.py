@@ -74,8 +74,7 @@ MESSAGES = Format(
 
 IMPLICIT = Format(
     name="implicit",
-    about="`chosen` and `rejected` as whole dialogues, or `rejected` as text; the prompt is what they share at the "
-    "beginning",
+    about="`chosen` and `rejected` as whole dialogues, or `rejected` as text; the prompt is the beginning of both",
     known_from="TRL's reward trainer, Skywork",
     wants={CHOSEN: TURNS, REJECTED: TURNS_OR_TEXT},
     reads=(*SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS),
