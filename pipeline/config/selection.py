@@ -12,6 +12,7 @@ from pipeline.config.section import BY_CONTENT, LAYOUT, OneOf, Section, Url
 from pipeline.metrics.objectives import OBJECTIVES
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
+from pipeline.where import parse_where
 
 Explicit = Literal["signed", "absolute", "candidates"]
 Labels = Literal["keep", "drop", "swap"]
@@ -121,10 +122,10 @@ class Metric(Section):
 
 
 class Select(Section):
-    """The rules, in the order in which they are applied: disagreement, labels, score bounds, per_prompt, number of rows
-    (shared out by quotas), deduplicate. Give `fraction` or `k`, a score bound, or `stats_from`.
+    """The rules, in the order in which they are applied: where, disagreement, labels, score bounds, per_prompt, number
+    of rows (shared out by quotas), deduplicate. Give `fraction` or `k`, a score bound, or `stats_from`.
 
-    Statistics of the metric are taken over all rows that have a score, after disagreement and labels.
+    Statistics of the metric are taken over all rows that have a score, after where, disagreement and labels.
     """
 
     fraction: float | None = Field(default=None, gt=0, le=1)
@@ -135,6 +136,9 @@ class Select(Section):
     """Lowest score to keep. Without `fraction` and `k`, every row within the score bounds is kept."""
     max_score: float | None = Field(default=None, allow_inf_nan=False)
     """Highest score to keep."""
+    where: str | None = None
+    """Condition on the columns of the scored dataset, such as `lang == "de" and num_tokens_chosen < 512`. Rows for
+    which it is false or null are left out, also of the statistics. The grammar stands in `pipeline/where.py`."""
     disagreement: Literal["keep", "majority", "drop"] | None = None
     """What becomes of rows that hold the same prompt and the same two answers, and prefer different ones: `keep` them,
     keep those of the `majority` (none if there is no majority), or `drop` them all. The report counts them. Default:
@@ -160,6 +164,11 @@ class Select(Section):
     engine: Literal["auto", "plain", "ray"] = Field(default="auto", json_schema_extra=LAYOUT)
     """`plain` works in threads, `ray` in tasks of a cluster. `auto` takes Ray if there is a cluster to join. The bytes
     are the same."""
+
+    @field_validator("where")
+    @classmethod
+    def _is_condition(cls, value: str | None) -> str | None:
+        return None if value is None else parse_where(value).text
 
     @field_validator("quotas", mode="before")
     @classmethod
@@ -189,7 +198,8 @@ class Select(Section):
 
     def fingerprint(self) -> dict[str, Any]:
         """Without rules that are not set and were not there from the start."""
-        return {name: value for name, value in super().fingerprint().items() if name != "disagreement" or value}
+        later = {"where", "disagreement"}
+        return {name: value for name, value in super().fingerprint().items() if value or name not in later}
 
 
 class Output(Section):

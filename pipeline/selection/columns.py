@@ -25,6 +25,7 @@ from pipeline.selection.passes import Passes
 from pipeline.selection.per_prompt import KeyArray, prompt_keys
 from pipeline.selection.source import Source, check_columns
 from pipeline.shown import shown
+from pipeline.where import parse_where
 
 MOST_GROUPS: Final = 1000
 
@@ -39,6 +40,7 @@ class Wanted:
     labels: Labels = "keep"
     prompts: bool = False
     votes: bool = False
+    wheres: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
 
     def columns(self, available: Sequence[str]) -> list[str]:
@@ -47,6 +49,7 @@ class Wanted:
         names = [name for quantity in there for name in quantity.columns]
         names += [] if self.labels == "keep" else SIGNED_EXPLICIT.columns
         names += [schema.PROMPT] if self.prompts else []
+        names += [name for where in self.wheres for name in parse_where(where).columns]
         names += [*VOTE_COLUMNS, *({schema.TOOLS} & {*available})] if self.votes else []
         return list(dict.fromkeys([schema.ID, *names, *self.groups]))
 
@@ -57,7 +60,8 @@ class Columns:
 
     num_values: values that are not null, by column. hashes: of the ids. against: pairs whose label the reward
     contradicts, where labels are treated. prompts, votes: `prompt_keys` and `votes_of`, where they are wanted.
-    groups: by column, the code of a row's value, -1 for null, and the values in order of code.
+    outside: rows for which a `select.where` does not hold, by its text. groups: by column, the code of a row's value,
+    -1 for null, and the values in order of code.
     """
 
     num_values: Mapping[str, int]
@@ -66,6 +70,7 @@ class Columns:
     against: BoolArray
     prompts: KeyArray
     votes: KeyArray
+    outside: Mapping[str, BoolArray]
     groups: Mapping[str, tuple[Codes, list[str]]]
 
     @property
@@ -92,6 +97,7 @@ class _ReadPart:
         if wanted.labels != "keep":
             against = contradicted(table)
         num_values = {name: table.num_rows - table.column(name).null_count for name in self.columns}
+        outside = {where: ~parse_where(where).holds(table, "select.where") for where in wanted.wheres}
         votes = votes_of(table) if wanted.votes else _no_keys(table.num_rows)
         if wanted.labels == "swap":
             table = swap_sides(table, against)
@@ -102,6 +108,7 @@ class _ReadPart:
             against=against,
             prompts=prompt_keys(single_array(table, schema.PROMPT)) if wanted.prompts else _no_keys(table.num_rows),
             votes=votes,
+            outside=outside,
             groups={name: _coded(single_array(table, name), name) for name in wanted.groups},
         )
 
@@ -114,6 +121,8 @@ def read_columns(source: Source, wanted: Wanted, passes: Passes) -> Columns:
         DataError: a column of groups has more than MOST_GROUPS values.
     """
     columns = wanted.columns(source.schema.names)
+    for where in wanted.wheres:
+        parse_where(where).check(source.schema, "select.where")
     check_columns(source.schema, columns)
     task = _ReadPart(wanted=wanted, columns=tuple(columns))
     return _joined(list(passes.map(task, source.split(passes.num_parts))), wanted)
@@ -133,6 +142,7 @@ def _joined(parts: Sequence[Columns], wanted: Wanted) -> Columns:
         against=np.concatenate([part.against for part in parts]),
         prompts=np.concatenate([part.prompts for part in parts]),
         votes=np.concatenate([part.votes for part in parts]),
+        outside={where: np.concatenate([part.outside[where] for part in parts]) for where in wanted.wheres},
         groups={name: _joined_groups([part.groups[name] for part in parts], name) for name in wanted.groups},
     )
 

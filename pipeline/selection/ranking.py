@@ -20,6 +20,7 @@ from pipeline.selection.source import Positions, Source, check_columns
 
 DUPLICATE: Final = "duplicate"
 CONTRADICTED: Final = "contradicted_by_reward"
+OUTSIDE_WHERE: Final = "outside_where"
 DISAGREEMENT: Final = "judges_disagree"
 
 _NO_CANDIDATES: Final = "The source carries no rewards of all candidates: set metric.explicit to signed or absolute."
@@ -68,6 +69,7 @@ def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
         labels=queries[0].rule.labels,
         prompts=any(query.rule.per_prompt is not None for query in queries),
         votes=any(query.rule.disagreement is not None for query in queries),
+        wheres=tuple(dict.fromkeys(query.rule.where for query in queries if query.rule.where is not None)),
         groups=tuple(dict.fromkeys(query.rule.group_by for query in queries if query.rule.group_by is not None)),
     )
 
@@ -103,9 +105,13 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
     ranker = query.ranker
     rows = np.ones(columns.num_rows, dtype=np.bool_)
     rows[duplicates] = False
+    outside = np.zeros_like(rows) if query.rule.where is None else columns.outside[query.rule.where]
+    num_outside = int(np.count_nonzero(rows & outside))
+    rows &= ~outside
     num_disagreed, num_overruled = None, 0
     if query.rule.disagreement is not None:
-        disagreed, outvoted = find_disagreement(columns.votes)
+        disagreed, outvoted = np.zeros((2, rows.size), dtype=np.bool_)
+        disagreed[~outside], outvoted[~outside] = find_disagreement(columns.votes[~outside])
         num_disagreed = int(np.count_nonzero(disagreed))
         overruled = rows & {"keep": disagreed & False, "majority": outvoted, "drop": disagreed}[query.rule.disagreement]
         num_overruled = int(np.count_nonzero(overruled))
@@ -121,6 +127,8 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
         excluded[reason] = int(np.count_nonzero(rows & ~finite))
         rows &= finite
     excluded[DUPLICATE] = int(duplicates.size)
+    if query.rule.where is not None:
+        excluded[OUTSIDE_WHERE] = num_outside
     if num_disagreed is not None:
         excluded[DISAGREEMENT] = num_overruled
     if query.rule.labels == "drop":
@@ -153,8 +161,8 @@ def _check_finite(scores: FloatArray, rows: BoolArray) -> None:
 def _check_rankable(columns: Columns, query: Query, num_rows: int, rows: BoolArray, excluded: dict[str, Any]) -> None:
     if num_rows == 0:
         raise DataError(
-            "the scored dataset has no scored rows that select.disagreement and select.labels leave, so there is "
-            "nothing to select. Check the drop reasons."
+            "the scored dataset has no scored rows that select.where, select.disagreement and select.labels "
+            "leave, so there is nothing to select. Check the drop reasons."
         )
     ranker, labels = query.ranker, query.rule.labels
     for term in (*ranker.terms, *ranker.sampled_terms):

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,6 +100,23 @@ def test_dropping_labels_equals_selecting_from_the_other_rows(metric, rule):
     assert selection.fitted.to_dict() == expected.fitted.to_dict()
     assert selection.excluded["contradicted_by_reward"] == 150 - left.num_rows
     assert (selection.num_rows, selection.num_ranked) == (150, left.num_rows)
+
+
+@pytest.mark.parametrize("rule", [{"fraction": 0.4}, {"k": 7, "labels": "swap"}, {"min_score": 0.5}])
+def test_a_condition_equals_selecting_from_the_rows_that_meet_it(rule):
+    table = scored_table(300)
+    met = table.filter(pc.less(table["reward_rejected"], 0.1))
+    expected = run(met, Metric(), **rule)
+    found = run(table, Metric(), where="reward_rejected < 0.1", **rule)
+    assert kept_ids(found, table) == kept_ids(expected, met)
+    assert found.scores.tolist() == expected.scores.tolist()
+    assert found.excluded["outside_where"] == table.num_rows - met.num_rows > 0
+    assert found.num_ranked == expected.num_ranked
+
+
+def test_a_condition_on_a_column_that_is_not_there_is_refused():
+    with pytest.raises(SchemaError, match=r"select\.where needs \['lang'\]"):
+        run(scored_table(10), k=3, where="lang == 'de'")
 
 
 def test_swapped_rows_come_out_with_their_sides_exchanged_and_a_positive_margin():
