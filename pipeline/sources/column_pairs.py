@@ -16,7 +16,7 @@ import pyarrow.types as pat
 
 from pipeline import schema as s
 from pipeline.sources.columns import one_array, plain_type
-from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Layout
+from pipeline.sources.rows import BESIDE_PAIR, PROMPT_TEXTS, SYSTEM_TEXTS, Layout
 from pipeline.sources.turns import BEYOND_TEXT, ROLES
 
 Bools = npt.NDArray[np.bool_]
@@ -84,8 +84,9 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
     Raises:
         NotPlain: no row of such columns can be taken.
     """
-    if s.TOOLS in columns:
-        good &= _is_null(columns[s.TOOLS])
+    for name in (s.TOOLS, *BESIDE_PAIR):
+        if name in columns:
+            good &= _is_null(columns[name])
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
@@ -166,7 +167,7 @@ def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns:
         raise NotPlain
     role = pc.fill_null(pc.index_in(fields["role"], value_set=_ROLES), -1).to_numpy().astype(np.int64)
     role[_is_null(fields["content"])] = -1
-    for name in BEYOND_TEXT:
+    for name in (*BEYOND_TEXT, *s.MESSAGE_FIELDS):
         if name in fields:
             role[~_is_null(fields[name])] = -1
     turns = ColumnTurns(role, fields["content"], offsets[:-1], offsets[1:])

@@ -18,7 +18,7 @@ from pipeline.sources.blocks import decoded, read_rows
 from pipeline.sources.columns import Columns, Kind, Row, described, kinds_of
 from pipeline.sources.messages import IMPLICIT, MESSAGES, SCORED
 from pipeline.sources.ranked import BINARIZED, CANDIDATES, JUDGED, RESPONSES
-from pipeline.sources.rows import Format
+from pipeline.sources.rows import BESIDE_PAIR, Format
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
 from pipeline.sources.shards import SourceScan
 from pipeline.sources.texts import STRINGS, TRANSCRIPT
@@ -47,7 +47,7 @@ class Sample:
 
 def sample_rows(fs: Any, scan: SourceScan, num_rows: int = SAMPLE_ROWS, *, first_file_only: bool = True) -> Sample:
     """The first rows of the source, or of its first file that has any, and the kinds of all its columns."""
-    names = set(ALL_SCORE_COLUMNS).union(*(known.reads for known in FORMATS.values()))
+    names = {*ALL_SCORE_COLUMNS, *BESIDE_PAIR}.union(*(known.reads for known in FORMATS.values()))
     columns = () if scan.schema is None else tuple(name for name in scan.schema.names if name in names)
     rows: list[Row | Drop] = []
     for file in (file for file in scan.files if file.num_rows):

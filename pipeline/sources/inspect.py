@@ -102,7 +102,8 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
     if name is not None and not pairs:
         problems.append("no row of the sample yields a pair")
-    num_repeated = len(pairs) - len({content_digest(p.prompt, p.chosen, p.rejected, p.tools) for p in pairs})
+    digests = {content_digest(p.prompt, p.chosen, p.rejected, p.tools, p.template_kwargs) for p in pairs}
+    num_repeated = len(pairs) - len(digests)
     if num_repeated:
         problems.append(f"{num_repeated:,} pairs of the sample repeat an earlier one")
     of_schema = None if scan.schema is None else tuple((field.name, str(field.type)) for field in scan.schema)
@@ -120,7 +121,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         num_with_system=sum(any(turn["role"] in SYSTEM_ROLES for turn in pair.prompt) for pair in pairs),
         num_with_tools=sum(pair.tools is not None for pair in pairs),
         num_turns=_figures(pairs, len),
-        num_chars=_figures(pairs, lambda turns: sum(len(turn["content"]) for turn in turns)),
+        num_chars=_figures(pairs, lambda turns: sum(len(turn.get("content", "")) for turn in turns)),
         drop_reasons=dict(sorted(drops.items())),
         score_columns=_score_columns(sample.columns),
         ignored=scan.ignored,
@@ -176,7 +177,7 @@ def _pairs(
                 continue
             pairs.append(pair)
             text = row.get(PROMPT) if name in _DIALOGUES_BESIDE_TEXT else None
-            num_unlike += isinstance(text, str) and all(turn["content"] != text for turn in pair.prompt)
+            num_unlike += isinstance(text, str) and all(turn.get("content") != text for turn in pair.prompt)
     return pairs, drops, num_unlike
 
 

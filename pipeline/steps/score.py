@@ -162,11 +162,17 @@ def _from_source(config: Config) -> dict[str, Any]:
             policy_logps=isinstance(config.policy, ColumnsModel),
             reference_logps=isinstance(config.reference, ColumnsModel),
         )
-    fingerprint = source.fingerprint() | {
-        "format": reader.format,
-        "passthrough": [field.name for field in reader.passthrough],
-        "files": {file.path: file.digest for file in files},
-    }
+    fields = [*(schema.message_fields_of(reader.schema.field(schema.PROMPT).type) or ())]
+    fields += [name for name in (schema.TEMPLATE_KWARGS,) if name in reader.schema.names]
+    fingerprint = (
+        source.fingerprint()
+        | ({"message_fields": fields} if fields else {})
+        | {
+            "format": reader.format,
+            "passthrough": [field.name for field in reader.passthrough],
+            "files": {file.path: file.digest for file in files},
+        }
+    )
     return {
         "rows": SourceRows(reader=reader, files=files, shard_rows=_shard_rows(config)),
         "schema": reader.schema,
@@ -181,7 +187,9 @@ def _from_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
 
     Their scores are kept where the config takes scores from columns. Columns that are not ours are kept too.
     """
-    taken: set[str] = {*schema.PAIR_SCHEMA.names, schema.STATUS}
+    fields = schema.message_fields_of(pairs.schema.field(schema.PROMPT).type) or ()
+    pair = schema.pair_schema(fields, template_kwargs=schema.TEMPLATE_KWARGS in pairs.schema.names)
+    taken: set[str] = {*pair.names, schema.STATUS}
     for section, names in (
         (config.reward, schema.REWARDS),
         (config.policy, schema.POLICY_SCORES),
@@ -189,9 +197,9 @@ def _from_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
     ):
         if isinstance(section, (ColumnsModel, ColumnsReward)):
             taken.update(names)
-    own = {field.name for field in (*schema.scored_schema(), *schema.SUBSET_FIELDS)}
+    own = {field.name for field in (*schema.scored_schema(pair=pair), *schema.SUBSET_FIELDS)}
     extra = [field for field in pairs.schema if field.name not in own]
-    wanted = schema.scored_schema(extra)
+    wanted = schema.scored_schema(extra, pair)
     prepare = partial(_as_scored, wanted=wanted, blank=frozenset(own - taken))
     return {
         "rows": OwnRows(rows=pairs, shard_rows=_shard_rows(config), prepare=prepare),
@@ -205,9 +213,9 @@ def _as_scored(table: pa.Table, wanted: pa.Schema, blank: frozenset[str]) -> pa.
     """Pairs of ours as rows of `wanted`: null in the columns `blank`, and in columns that they lack."""
     table = table.drop_columns([name for name in table.column_names if name in blank])
     if schema.CONTENT_DIGEST not in table.column_names:
-        turns = [table[name].to_pylist() for name in (schema.PROMPT, schema.CHOSEN, schema.REJECTED)]
-        tools = table[schema.TOOLS].to_pylist() if schema.TOOLS in table.column_names else [None] * table.num_rows
-        digests = [content_digest(*pair) for pair in zip(*turns, tools, strict=True)]
+        names = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS, schema.TEMPLATE_KWARGS)
+        held = [name for name in names if name in table.column_names]
+        digests = [content_digest(*map(row.get, names)) for row in table.select(held).to_pylist()]
         table = table.append_column(schema.CONTENT_DIGEST, pa.array(digests, pa.string()))
     if schema.STATUS not in table.column_names:
         table = table.append_column(schema.STATUS, pa.array([schema.KEPT] * table.num_rows, pa.string()))
@@ -233,5 +241,6 @@ def _model_fingerprints(config: Config) -> dict[str, Any]:
     found |= {role: model_fingerprint(model) for role, model in models.items()}
     tokens = config.tokens.fingerprint()
     # A reward model has its own template and length.
-    found["tokens"] = tokens if {"policy", "reference"} & set(models) else {"date": tokens["date"]}
+    of_reward = {name: value for name, value in tokens.items() if name in ("date", "template")}
+    found["tokens"] = tokens if {"policy", "reference"} & set(models) else of_reward
     return found

@@ -83,8 +83,7 @@ def _build_tokenise(config: Config) -> Apply:
     if pair_model is not None:
         stages.append(Tokenise(PairTokenizer(load_tokenizer(pair_model), config.tokens)))
     if isinstance(reward, ClassifierReward):
-        tokenizer = DialogueTokenizer(load_tokenizer(reward), reward.max_length, config.tokens.date)
-        stages.append(Tokenise(tokenizer))
+        stages.append(Tokenise(DialogueTokenizer.of(load_tokenizer(reward), reward, config.tokens)))
 
     def tokenise(table: pa.Table) -> pa.Table:
         for stage in stages:
@@ -122,16 +121,18 @@ class Tokenise:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Tokenise the kept rows. Rows that the template or the length limit makes unusable are dropped."""
         rows = kept_rows(table)
-        names = [schema.ID, schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS]
+        names = [schema.ID, schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS, schema.TEMPLATE_KWARGS]
+        held = [name for name in names if name in table.column_names]
         kept: dict[int, Any] = {}
         dropped: dict[int, Reason] = {}
-        for row, pair in zip(rows.tolist(), table.select(names).take(pa.array(rows)).to_pylist(), strict=True):
-            id_, *turns = (pair[name] for name in names)
+        for row, pair in zip(rows.tolist(), table.select(held).take(pa.array(rows)).to_pylist(), strict=True):
+            id_, *turns = map(pair.get, names)
             found = self._tokenizer.tokenize(*turns, row=id_)
             if isinstance(found, Reason):
                 dropped[row] = found
             else:
                 kept[row] = found
+        self._tokenizer.tell()
         table = drop_rows(table, dropped, stage="tokenise")
         for name, (field, of_type) in self._columns.items():
             values = [getattr(tokens, field) for tokens in kept.values()]

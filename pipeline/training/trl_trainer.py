@@ -66,7 +66,7 @@ def _trainer(job: TrainJob, config: Any, model: Any, tokenizer: Any, pairs: "Dat
         tokenizer.chat_template = job.tokens.chat_template
     # TRL renders through the tokenizer and cannot set the date that templates print.
     tokenizer.apply_chat_template = functools.partial(
-        tokenizer.apply_chat_template, strftime_now=job.tokens.date.strftime
+        tokenizer.apply_chat_template, **{**job.tokens.template_kwargs, "strftime_now": job.tokens.date.strftime}
     )
     adapter = None
     if job.settings.adapter == "lora":
