@@ -18,8 +18,8 @@ from pipeline.drops import DropRow, Reason, tell_row_fault
 from pipeline.errors import ModelError, is_foreign
 from pipeline.models.packing import Int32Array
 from pipeline.models.time_limit import limited
-from pipeline.schema import TOOL_CALLS
 from pipeline.shown import shown
+from pipeline.sources.turns import message_of
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
@@ -195,15 +195,6 @@ class NoTemplate(ChatTemplate):
     def words_of(self, error: BaseException) -> str:  # noqa: ARG002
         """A text says nothing."""
         return ""
-
-
-def message_of(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn as templates read it: `content` may be null, another field is there only if it has a value."""
-    fields = {name: value for name, value in turn.items() if value is not None}
-    message: dict[str, Any] = {"role": fields.pop("role", None), "content": fields.pop("content", None), **fields}
-    if TOOL_CALLS in message:
-        message[TOOL_CALLS] = json.loads(message[TOOL_CALLS])
-    return message
 
 
 def check_template(tokenizer: Any, text: str | None, *, remedy: str = _SET_TEMPLATE) -> None:

@@ -72,6 +72,15 @@ def turns_of(value: Any) -> list[Turn]:
     return [_turn(item) for item in value]
 
 
+def message_of(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn as templates and trainers read it: `content` may be null, another field is there only if it has a value."""
+    fields = {name: value for name, value in turn.items() if value is not None}
+    message: dict[str, Any] = {"role": fields.pop("role", None), "content": fields.pop("content", None), **fields}
+    if TOOL_CALLS in message:
+        message[TOOL_CALLS] = json.loads(message[TOOL_CALLS])
+    return message
+
+
 def completion_of(value: Any) -> list[Turn]:
     """Turns of a completion that is given as messages or as text, which becomes one assistant turn."""
     return [{"role": "assistant", "content": text_of(value)}] if isinstance(value, str) else turns_of(value)
