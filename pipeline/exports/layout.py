@@ -24,7 +24,8 @@ WANTED: Final = "__wanted__"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What is true of the pairs that fit: some pair has tools or arguments for the template; every pair has both values
-    of the other kinds."""
+    of the other kinds.
+    """
 
     has_fields: bool
     """The messages of the subset may have fields beside role and content."""

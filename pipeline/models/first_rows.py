@@ -55,8 +55,8 @@ class FirstRows:
             self._is_told["marked"] = True
             _log.warning(
                 "%d of the first %d rows hold special tokens of the tokenizer in their texts: they seem to be "
-                "templated already, and the chat template is applied to them again. Set tokens.template: none to score the texts "
-                "as they are.",
+                "templated already, and the chat template is applied to them again. Set tokens.template: none to score "
+                "the texts as they are.",
                 self._num_marked,
                 self._num_rows,
             )

@@ -126,11 +126,7 @@ class PairTokenizer:
         kwargs: str | None = None,
     ) -> str:
         """What the template says in refusing a pair; empty if it says nothing. Arguments as of `tokenize`."""
-        try:
-            self._as_trl(prompt, chosen, rejected, tools, kwargs)
-        except Exception as error:  # noqa: BLE001 - a template may raise anything
-            return self._template.words_of(error)
-        return ""
+        return self._template.refusal(partial(self._as_trl, prompt, chosen, rejected, tools, kwargs))
 
     def _as_trl(
         self,
@@ -222,6 +218,19 @@ class DialogueTokenizer:
 
     def tell(self) -> None:
         """Nothing to tell: PairTokenizer tells what the first rows show."""
+
+    def words_of_refusal(
+        self,
+        prompt: Messages,
+        chosen: Messages,
+        rejected: Messages,
+        tools: str | None = None,
+        kwargs: str | None = None,
+    ) -> str:
+        """As of PairTokenizer."""
+        return self._template.refusal(
+            lambda: [self._one([*prompt, *side], tools, kwargs) for side in (chosen, rejected)]
+        )
 
     def _one(self, dialogue: Messages, tools: str | None, kwargs: str | None = None) -> TokenizedDialogue | Reason:
         ids = self._template.ids(dialogue, tools, kwargs)

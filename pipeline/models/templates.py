@@ -155,6 +155,14 @@ class ChatTemplate:
             )
         return reason
 
+    def refusal(self, make: Callable[[], object]) -> str:
+        """What the template says if it refuses what `make` renders; else empty."""
+        try:
+            make()
+        except Exception as error:  # noqa: BLE001 - a template may raise anything
+            return self.words_of(error)
+        return ""
+
     def words_of(self, error: BaseException) -> str:
         """What the template itself says in an error that it raises. Text that is not the template's own is left out."""
         said = str(error) if isinstance(error, TemplateError) else ""

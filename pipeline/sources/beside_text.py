@@ -19,12 +19,18 @@ from pipeline.sources.rows import Format, PairRow
 _ROLE_NAMES: Final = frozenset({"role", "from"})
 
 
-def source_schema(schema: pa.Schema | None, columns: Sequence[str], known: Format, sample: Iterable[Row]) -> pa.Schema:
-    """The schema of the pairs of a source: with the fields that its own schema or the pairs of the sample have.
+def sampled_pairs(known: Format, sample: Iterable[Row]) -> Iterator[PairRow]:
+    """The pairs of sampled rows; rows that have none are left out."""
+    for row in sample:
+        with contextlib.suppress(Exception):  # whatever the reader drops such a row for
+            yield known.convert(row)
+
+
+def source_schema(schema: pa.Schema | None, columns: Sequence[str], pairs: Sequence[PairRow]) -> pa.Schema:
+    """The schema of the pairs of a source: with the fields that its own schema or the sampled pairs have.
 
     columns: those that are read.
     """
-    pairs = list(_pairs(known, sample))
     found = {field for pair in pairs for field in _fields(pair)}
     if schema is not None:
         found |= {name for column in columns for name in _names_of_messages(schema.field(column).type)}
@@ -38,12 +44,6 @@ def check_fields(pair: PairRow, schema: pa.Schema) -> None:
     late = pair.template_kwargs is not None and TEMPLATE_KWARGS not in schema.names
     if late or not {*_fields(pair)} <= has_place:
         raise DropRow(Reason.LATE_FIELD)
-
-
-def _pairs(known: Format, sample: Iterable[Row]) -> Iterator[PairRow]:
-    for row in sample:
-        with contextlib.suppress(Exception):  # whatever the reader drops such a row for
-            yield known.convert(row)
 
 
 def _fields(pair: PairRow) -> Iterator[str]:

@@ -27,6 +27,7 @@ from pipeline.sources.scores import (
     plan_scores,
     read_scores,
 )
+from pipeline.sources.text_problems import problems_of_texts
 from pipeline.sources.turns import SYSTEM_ROLES
 
 _LONGEST_TYPE: Final = 400
@@ -102,6 +103,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
     if name is not None and not pairs:
         problems.append("no row of the sample yields a pair")
+    problems += problems_of_texts(pairs)
     digests = {content_digest(p.prompt, p.chosen, p.rejected, p.tools, p.template_kwargs) for p in pairs}
     num_repeated = len(pairs) - len(digests)
     if num_repeated:

@@ -22,7 +22,7 @@ from pipeline.config import Source
 from pipeline.drops import Drop, Reason
 from pipeline.errors import ConfigError, SourceError
 from pipeline.shown import shown_path
-from pipeline.sources.beside_text import check_fields, source_schema
+from pipeline.sources.beside_text import check_fields, sampled_pairs, source_schema
 from pipeline.sources.blocks import read_rows, rows_of_columns, rows_of_lines
 from pipeline.sources.column_pairs import NotPlain, candidate_rewards, column_pairs, is_true, plain_arrays
 from pipeline.sources.columns import (
@@ -40,6 +40,7 @@ from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BESIDE_PAIR, BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, SourceFile, plan_shards
+from pipeline.sources.text_problems import json_problem
 from pipeline.sources.turns import id_of
 
 _log = logging.getLogger(__name__)
@@ -211,7 +212,11 @@ def open_source(
     )
     wanted = {*FORMATS[name].reads, *BESIDE_PAIR, *scores.reads, source.id_column}
     columns = tuple(column for column in sample.columns if column in wanted)
-    pair = source_schema(scan.schema, columns, FORMATS[name], sample.decoded)
+    sampled = list(sampled_pairs(FORMATS[name], sample.decoded))
+    problem = json_problem(sampled)
+    if problem is not None:
+        _log.warning("source %s: %s", shown_path(root), problem)
+    pair = source_schema(scan.schema, columns, sampled)
     s.scored_schema(passthrough, pair)  # refuses names that alignpot's own columns have
     reader = PairReader(
         fs=fs,

@@ -73,7 +73,7 @@ def turns_of(value: Any) -> list[Turn]:
 
 
 def message_of(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn as templates and trainers read it: `content` may be null, another field is there only if it has a value."""
+    """A turn as templates and trainers read it: `content` may be null, other fields are there if they have a value."""
     fields = {name: value for name, value in turn.items() if value is not None}
     message: dict[str, Any] = {"role": fields.pop("role", None), "content": fields.pop("content", None), **fields}
     if TOOL_CALLS in message:

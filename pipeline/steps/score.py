@@ -30,6 +30,7 @@ from pipeline.metrics.ids import id_hashes
 from pipeline.selection.duplicates import find_repeats
 from pipeline.sources.reader import open_source
 from pipeline.sources.rows import content_digest
+from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.score_stages import score_stages
 from pipeline.steps.shards import AnyShard, OwnRows, SourceRows
 from pipeline.steps.step import Step, begin_step, complete_step, pending_shards
@@ -77,6 +78,7 @@ def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]
         num_shards_done_now=len(pending),
         num_tokens_now=sum(sum(part["num_tokens"].values()) for part in parts),
         seconds=time.monotonic() - started,
+        template_words=template_words(config, manifest),
         timings=[timing for work in done for timing in work.timings],
     )
     return summary, manifest
@@ -112,7 +114,9 @@ def _check_fp8(config: Config, step: Step, pending: Sequence[AnyShard]) -> None:
 def check_dropped(config: Config, manifest: Manifest) -> None:
     """Raise a TooManyDroppedError if the share of dropped rows is over the limit."""
     if manifest.fraction_dropped > config.run.max_dropped:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in manifest.drops_by_reason.items())
+        words = template_words(config, manifest)
+        counts = manifest.drops_by_reason.items()
+        reasons = ", ".join(f"{with_words(reason, words)}: {count}" for reason, count in counts)
         raise TooManyDroppedError(
             f"{manifest.num_dropped} of {manifest.num_rows} rows were dropped ({reasons}); run.max_dropped allows a "
             f"share of {config.run.max_dropped}. Mend the source, or raise run.max_dropped and run again: nothing is "

@@ -119,9 +119,9 @@ def test_a_reference_may_be_the_base_of_an_adapter_that_has_another_template(tin
     tiny_tokenizer(OTHER).save_pretrained(tmp_path)
     plain = TorchModel(model=str(base), dtype="float32")
     check_models({"policy": section(base, tmp_path), "reference": plain}, Tokens())
+    other = TorchModel(model=str(tiny_model_dir("llama", seed=1)))
     with pytest.raises(ModelError, match="differ in chat template"):
-        other = tiny_model_dir("llama", seed=1)
-        check_models({"policy": section(base, tmp_path), "reference": TorchModel(model=str(other))}, Tokens())
+        check_models({"policy": section(base, tmp_path), "reference": other}, Tokens())
 
 
 def test_the_head_of_a_reward_adapter_is_loaded(tiny_model_dir, tmp_path):

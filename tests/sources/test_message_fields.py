@@ -18,13 +18,19 @@ from tests.sources import layouts as to
 CALLS = [{"type": "function", "function": {"name": "look_up", "arguments": {"q": "giraffe"}}}]
 OTHERS = [{"type": "function", "function": {"name": "count", "arguments": {"of": 3, "unit": "m"}}}]
 P = to.pair()
-ROWS = [{"chat_template_kwargs": None, **row} for row in (
-    P,
-    {**P, "chosen": [{"role": "assistant", "content": None, "tool_calls": CALLS}]},
-    {**P, "chosen": [{"role": "assistant", "content": "", "tool_calls": OTHERS}, to.turn("tool", "6"), *P["chosen"]]},
-    {**P, "rejected": [{**P["rejected"][0], "reasoning_content": "They do."}]},
-    {**P, "chat_template_kwargs": {"enable_thinking": False}},
-)]
+ROWS = [
+    {"chat_template_kwargs": None, **row}
+    for row in (
+        P,
+        {**P, "chosen": [{"role": "assistant", "content": None, "tool_calls": CALLS}]},
+        {
+            **P,
+            "chosen": [{"role": "assistant", "content": "", "tool_calls": OTHERS}, to.turn("tool", "6"), *P["chosen"]],
+        },
+        {**P, "rejected": [{**P["rejected"][0], "reasoning_content": "They do."}]},
+        {**P, "chat_template_kwargs": {"enable_thinking": False}},
+    )
+]
 
 
 def read(path):
