@@ -1,5 +1,7 @@
 """The words in which a chat template refuses rows, to stand beside their count."""
 
+from typing import Final
+
 import pyarrow.compute as pc
 
 from pipeline import schema
@@ -10,10 +12,12 @@ from pipeline.data.place import Place
 from pipeline.drops import Reason
 from pipeline.steps.score_stages import pair_values, tokenizers
 
+_COUNTED: Final = f"tokenise: {Reason.TEMPLATE_ERROR}"
+
 
 def template_words(config: Config, manifest: Manifest) -> str:
     """What a chat template says of the first row that it refused; empty if it refused none or says nothing."""
-    if Reason.TEMPLATE_ERROR not in manifest.drops_by_reason or not config.torch_models():
+    if _COUNTED not in manifest.drops_by_reason or not config.torch_models():
         return ""
     scored = Dataset(Place.open(config.scored, config.storage), manifest)
     for _, piece in scored.split(len(manifest.files)):
@@ -28,5 +32,5 @@ def template_words(config: Config, manifest: Manifest) -> str:
 
 
 def with_words(reason: str, words: str) -> str:
-    """The reason, with the words of the template if it is the template's."""
-    return f'{reason} ("{words}")' if words and reason == Reason.TEMPLATE_ERROR else reason
+    """The reason as it is counted, with the words of the template if it is the template's."""
+    return f'{reason} ("{words}")' if words and reason == _COUNTED else reason
