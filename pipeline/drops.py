@@ -52,7 +52,11 @@ class Reason(StrEnum):
     INVALID_TOOLS = "invalid_tools", "source", "tools that are not a JSON list"
     INVALID_TOOL_CALLS = "invalid_tool_calls", "source", "tool calls that are not a JSON list of objects"
     INVALID_TEMPLATE_KWARGS = "invalid_template_kwargs", "source", "no JSON object, or a name that is reserved"
-    LATE_FIELD = "late_field", "source", "tool calls or the like, which the file seemed not to hold; convert to Parquet"
+    LATE_FIELD = (
+        "late_field",
+        "source",
+        "a field of messages that the first rows lack; write Parquet, or put such a row first",
+    )
     EMPTY_PROMPT = "empty_prompt", "source generate evolve filter", "no prompt, or one without a word"
     EMPTY_RESPONSE = "empty_response", "source pair", "a response without text; in `pair`, most of them"
     IDENTICAL_RESPONSES = "identical_responses", "source pair", "chosen equals rejected; in `pair`, most are equal"

@@ -1,7 +1,8 @@
 """What the messages and rows of a source hold beside role and content, as far as chat templates read it.
 
-A dataset has a place for those fields only that its source has. For Parquet and Arrow the schema tells. Of JSON Lines
-the first rows tell; a later row with another field is dropped as `late_field`.
+A dataset has a place for those fields only that its source has. For Parquet and Arrow the schema tells. Of JSON the
+first rows tell, and for tool calls and `reasoning_content` every row: their names are looked for when a file is first
+read. A row with another field, in later rows only, is dropped as `late_field`.
 """
 
 import contextlib
@@ -26,12 +27,14 @@ def sampled_pairs(known: Format, sample: Iterable[Row]) -> Iterator[PairRow]:
             yield known.convert(row)
 
 
-def source_schema(schema: pa.Schema | None, columns: Sequence[str], pairs: Sequence[PairRow]) -> pa.Schema:
+def source_schema(
+    schema: pa.Schema | None, columns: Sequence[str], pairs: Sequence[PairRow], named: frozenset[str] = frozenset()
+) -> pa.Schema:
     """The schema of the pairs of a source: with the fields that its own schema or the sampled pairs have.
 
-    columns: those that are read.
+    columns: those that are read. named: further fields that rows of JSON seem to have.
     """
-    found = {field for pair in pairs for field in _fields(pair)}
+    found = {*named, *(field for pair in pairs for field in _fields(pair))}
     if schema is not None:
         found |= {name for column in columns for name in _names_of_messages(schema.field(column).type)}
     has_kwargs = any(pair.template_kwargs is not None for pair in pairs)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pat
 
+from pipeline.schema import MESSAGE_FIELDS
 from pipeline.shown import listed
 from pipeline.sources.arrow_checks import rows_of_file, rows_of_message, sound
 from pipeline.sources.bounds import BadFile, check_count, lines, not_an_array, rows_of_groups, unpacked
@@ -24,6 +25,8 @@ from pipeline.sources.columns import plain_type
 
 _MARK_EVERY_ROWS: Final = 64
 _ARROW_FILE_MAGIC: Final = b"ARROW1"
+_FIELD_MARKS: Final = {name: f'"{name}"'.encode() for name in MESSAGE_FIELDS}
+_FIELD_MARKS["name"] = b'"tool_call_id"'  # results of tools have both; `name` alone stands in every tool
 _STREAM_END: Final = b"\xff\xff\xff\xff\0\0\0\0"
 DAMAGE: Final = (
     pa.ArrowException, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, struct.error,
@@ -67,6 +70,8 @@ class Probe:
     num_rows: int
     schema: pa.Schema | None
     marks: tuple[tuple[int, int], ...]
+    message_fields: frozenset[str] = frozenset()
+    """Of JSON: the fields of messages, beside role and content, whose names stand in the file."""
 
 
 def probe_file(fs: Any, path: str, extension_kind: FileKind) -> Probe:
@@ -146,12 +151,14 @@ def _probe_arrow_stream(file: Any) -> Probe:
 
 
 def _probe_json(file: Any, kind: FileKind) -> Probe:
-    marks, row = [(0, 0)], 0
-    for offset, _ in lines(not_an_array(unpacked(file, kind.codec))):
+    marks, row, fields = [(0, 0)], 0, set[str]()
+    for offset, line in lines(not_an_array(unpacked(file, kind.codec))):
         if row and row % _MARK_EVERY_ROWS == 0 and kind.codec is None:
             marks.append((row, offset))
+        if b"tool_call" in line or b"reasoning_content" in line:
+            fields |= {name for name, mark in _FIELD_MARKS.items() if mark in line}
         row += 1
-    return Probe(kind=kind, num_rows=row, schema=None, marks=tuple(marks))
+    return Probe(kind=kind, num_rows=row, schema=None, marks=tuple(marks), message_fields=frozenset(fields))
 
 
 def _checked(schema: pa.Schema) -> pa.Schema:

@@ -216,7 +216,8 @@ def open_source(
     problem = json_problem(sampled)
     if problem is not None:
         _log.warning("source %s: %s", shown_path(root), problem)
-    pair = source_schema(scan.schema, columns, sampled)
+    named = frozenset[str]().union(*(file.message_fields for file in scan.files))
+    pair = source_schema(scan.schema, columns, sampled, named)
     s.scored_schema(passthrough, pair)  # refuses names that alignpot's own columns have
     reader = PairReader(
         fs=fs,
