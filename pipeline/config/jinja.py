@@ -10,7 +10,7 @@ _TEMPLATE_BYTES: Final = 1 << 20
 
 
 def _template_text(value: str) -> str:
-    if "{" in value:
+    if "{" in value or "\0" in value:  # every section refuses a null character
         return value
     try:
         return read_text(value, most_bytes=_TEMPLATE_BYTES)
