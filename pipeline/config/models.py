@@ -1,5 +1,6 @@
 """The sections of models and of the run: what runs each model, what it reserves, and how the work is laid out."""
 
+import os
 from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Any, Final, Literal
@@ -16,7 +17,8 @@ from pydantic import (
 )
 
 from pipeline.config.jinja import JinjaFile
-from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section
+from pipeline.config.section import BY_CONTENT, LAYOUT, NO_CREDENTIALS, Arguments, Section, carries_credentials
+from pipeline.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -236,3 +238,14 @@ class Run(Section):
     """Seconds that a stage may work on one shard. A process that takes longer counts as hung and is ended."""
     max_dropped: float = Field(default=0.1, ge=0, le=1)
     """Largest share of rows that may be dropped. Above it, the run ends with exit code 3."""
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster to join: `address`, else RAY_ADDRESS; None for a Ray of our own.
+
+        Raises a ConfigError if RAY_ADDRESS carries credentials.
+        """
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        if address is not None and carries_credentials(address):
+            raise ConfigError(f"RAY_ADDRESS {NO_CREDENTIALS}; a token goes into RAY_AUTH_TOKEN.")
+        return None if address in (None, "", "local") else address

@@ -21,7 +21,7 @@ from pipeline.models.vllm_engine import GRANTED_GPUS
 from pipeline.on_ray.actors import actor_class, commit_block, from_block, read_block
 from pipeline.on_ray.deaths import Deaths
 from pipeline.on_ray.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
-from pipeline.on_ray.session import cluster_address, ray_session
+from pipeline.on_ray.session import ray_session
 from pipeline.steps.shards import AnyShard, ShardReader
 from pipeline.steps.work import Commit, ShardWork, Stage
 
@@ -78,7 +78,7 @@ def run_on_ray(
     deaths = None if dataset is None else Deaths(dataset=dataset)
     with ray_session(run, [stage.model for stage in stages if stage.model is not None]):
         groups = _groups(stages, run)
-        gpus = gpus_by_pool(groups, may_grow=cluster_address(run) is not None)
+        gpus = gpus_by_pool(groups, may_grow=run.cluster is not None)
         # Tasks that read or commit differ from every actor in CPUs, or Ray Data fuses reading into the first pool.
         taken = {cpus_per_actor([stage]) for stage in stages}
         io_cpus = next(cpus for cpus in (IO_CPUS, 0.2, 0.15, 0.1, 0.05) if cpus not in taken)
@@ -153,6 +153,6 @@ def _io_tasks(run: Run, num_shards: int) -> int | None:
 
     Each takes a process, and a machine of a few cores would spend its time on starting them.
     """
-    if cluster_address(run) is not None:
+    if run.cluster is not None:
         return None
     return min(num_shards, max(_FEWEST_IO_TASKS, os.cpu_count() or 1))

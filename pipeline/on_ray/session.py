@@ -13,7 +13,7 @@ import ray
 import ray.data
 import ray.exceptions
 
-from pipeline.config import NO_CREDENTIALS, Replicas, Run, carries_credentials
+from pipeline.config import Replicas, Run
 from pipeline.errors import AlignpotError, ConfigError, TemporaryError
 
 # Logical CPUs of a local Ray for reading, tokenising and committing beside the model actors.
@@ -69,19 +69,8 @@ def _our_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def cluster_address(run: Run) -> str | None:
-    """The cluster to join: `run.address`, else RAY_ADDRESS; null for a Ray of our own.
-
-    Raises a ConfigError if RAY_ADDRESS carries credentials.
-    """
-    address = run.address or os.environ.get("RAY_ADDRESS")
-    if address is not None and carries_credentials(address):
-        raise ConfigError(f"RAY_ADDRESS {NO_CREDENTIALS}; a token goes into RAY_AUTH_TOKEN.")
-    return None if address in (None, "", "local") else address
-
-
 def _start(run: Run, models: Sequence[Replicas]) -> None:
-    address = cluster_address(run)
+    address = run.cluster
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
     if address is not None:
         try:

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.ranker import SIGNED_EXPLICIT
 from pipeline.selection.fit import blocks_of, ranked_moments
 from pipeline.selection.selection import Found
-from pipeline.selection.source import Source, take_all
+from pipeline.selection.source import Positions, Source, take_all
 from pipeline.selection.text import aligned
-from pipeline.selection.threshold import kth_largest
+from pipeline.selection.threshold import best, kth_largest
 from pipeline.shown import shown
 
 GROUPS: Final = ("all", "selected")
@@ -87,12 +88,19 @@ def _examples_of(
     """The rows of highest sign * score, ties by id: id, margins and score."""
     if num == 0:
         return []
-    merits = scores if sign > 0 else -scores
-    num_ranked = int(np.count_nonzero(~np.isnan(merits)))
-    last = kth_largest(merits, min(num, num_ranked))
-    rows = np.flatnonzero(merits >= last)
-    ids = take_all(source, rows, [schema.ID]).column(schema.ID).to_pylist()
-    order = sorted(range(len(ids)), key=lambda i: (-merits[rows[i]], ids[i]))[:num]
+
+    def ids_at(positions: Positions) -> pa.Array:
+        return take_all(source, positions, [schema.ID]).column(schema.ID).combine_chunks()
+
+    num_ranked = int(np.count_nonzero(~np.isnan(scores)))
+    num = min(num, num_ranked)
+    if sign > 0:
+        rows = np.flatnonzero(scores >= kth_largest(scores, num))
+    else:
+        rows = np.flatnonzero(scores <= kth_largest(scores, num_ranked - num + 1))
+    rows = rows[best(sign * scores[rows], num, lambda places: ids_at(rows[places]))[0]]
+    ids = ids_at(rows).to_pylist()
+    order = sorted(range(num), key=lambda i: (-sign * scores[rows[i]], ids[i]))
     return [
         {
             schema.ID: ids[i],

@@ -18,7 +18,6 @@ from pipeline.data.verify import verify
 from pipeline.errors import IntegrityError, StorageError
 from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin, objective_columns
 from pipeline.models.fingerprints import model_fingerprint
-from pipeline.on_ray.session import cluster_address
 from pipeline.selfplay.candidates import evaluation
 from pipeline.selfplay.expansion import CANDIDATES, Counts, SelfPlay, generate_answers
 from pipeline.steps.score import prepare_score, score
@@ -96,7 +95,7 @@ def training_job(config: SelfPlayConfig, start: TorchModel, subsets: Sequence[st
 
 def _train(job: TrainJob, config: SelfPlayConfig) -> dict[str, Any]:
     """Train here, or on a node of the cluster that has the GPUs."""
-    if config.run.engine == "plain" or cluster_address(config.run) is None:
+    if config.run.engine == "plain" or config.run.cluster is None:
         return train(job)
     from pipeline.on_ray.tasks import call_on_cluster
 

@@ -160,15 +160,12 @@ def _passes(engine: str, run: settings.Run) -> Iterator[Passes]:
 
     Raises a TemporaryError or ConfigError if the cluster cannot be joined.
     """
-    if engine == "plain" or (engine == "auto" and run.engine == "plain"):
+    if engine == "plain" or (engine == "auto" and (run.engine == "plain" or run.cluster is None)):
         yield Threads()
         return
-    from pipeline.on_ray.session import cluster_address, ray_session
+    from pipeline.on_ray.session import ray_session
     from pipeline.on_ray.tasks import RayTasks
 
-    if engine == "auto" and cluster_address(run) is None:
-        yield Threads()
-        return
     with ray_session(run, []):
         yield RayTasks()
 

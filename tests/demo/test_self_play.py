@@ -11,11 +11,11 @@ from pipeline.config import parse_self_play
 from pipeline.demo.run import run_self_play_demo, write_self_play_demo
 
 SMALL = [
-    "prompts.limit=16",
-    "evaluate.num_prompts=4",
+    "prompts.limit=8",
+    "evaluate.num_prompts=2",
     "evaluate.num_responses=1",
     "generate.num_responses=3",
-    "generate.max_tokens=40",
+    "generate.max_tokens=24",
     "pair.finished_only=false",
     "evolve=null",
     "train.max_steps=1",
@@ -54,6 +54,6 @@ def test_a_small_round_generates_with_vllm_judges_selects_trains_and_measures(tm
     assert report["measuring"]["tokens_generated"] > 0
     assert sum(part["selected"] for part in report["expansions"].values()) == sum(report["strategies"].values()) > 0
     assert report["training"]["summary"]["steps"] == 1
-    assert report["evaluation"]["num_prompts"] == 4
+    assert report["evaluation"]["num_prompts"] == 2
     assert "held-out reward" in shown
     assert (Path(report["training"]["policy"]) / "model.safetensors").is_file()

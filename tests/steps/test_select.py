@@ -1,6 +1,8 @@
 """Selection as a job: threads and Ray, any layout and any place give the same bytes; a sweep equals single runs."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,6 +57,20 @@ def expected(tmp_path_factory: pytest.TempPathFactory, scored: str) -> dict[str,
     output = tmp_path_factory.mktemp("swept")
     select_subsets(prepare_select(data.select_config(scored, output, sweep=sweep_of(VARIANTS))))
     return {name: data.objects(output / name) for name in VARIANTS}
+
+
+def test_command_loads_neither_ray_nor_torch(scored: str, tmp_path: Path):
+    """Importing them would take longer than the selection of a few thousand rows."""
+    config = data.write_config(
+        tmp_path / "config.yaml", data.sections(scored, tmp_path / "subset", select={"engine": "auto"})
+    )
+    script = (
+        "import sys; from typer.main import get_command; from pipeline.cli import app\n"
+        f"get_command(app)(['select', {str(config)!r}], standalone_mode=False)\n"
+        "print(sorted({'ray', 'torch', 'transformers', 'vllm'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def assert_same(output: str | Path, storage: Storage, expected: dict[str, dict[str, bytes]]) -> None:
