@@ -15,7 +15,7 @@ import pyarrow.types as pat
 from pipeline.drops import DropRow, Reason
 from pipeline.schema import MESSAGE_FIELDS, PROMPT, TEMPLATE_KWARGS, message_fields_of, pair_schema
 from pipeline.sources.columns import Row
-from pipeline.sources.rows import Format, PairRow
+from pipeline.sources.rows import PLAIN_KEYS, Format, PairRow
 
 _ROLE_NAMES: Final = frozenset({"role", "from"})
 
@@ -43,16 +43,19 @@ def source_schema(
 
 def check_fields(pair: PairRow, schema: pa.Schema) -> None:
     """Raise DropRow if the schema has no place for a field of the pair."""
-    has_place = {*(message_fields_of(schema.field(PROMPT).type) or ())}
+    fields = {*_fields(pair)}
+    if not fields and pair.template_kwargs is None:
+        return
     late = pair.template_kwargs is not None and TEMPLATE_KWARGS not in schema.names
-    if late or not {*_fields(pair)} <= has_place:
+    if late or not fields <= {*(message_fields_of(schema.field(PROMPT).type) or ())}:
         raise DropRow(Reason.LATE_FIELD)
 
 
 def _fields(pair: PairRow) -> Iterator[str]:
     """The fields that turns of the pair have."""
     for turn in (*pair.prompt, *pair.chosen, *pair.rejected):
-        yield from (name for name in MESSAGE_FIELDS if name in turn)
+        if not turn.keys() <= PLAIN_KEYS:
+            yield from turn.keys() - PLAIN_KEYS
 
 
 def _names_of_messages(kind: pa.DataType) -> Iterator[str]:

@@ -177,7 +177,9 @@ def _table(columns: Mapping[str, Sequence[Any]], fields: Sequence[pa.Field]) -> 
 
 def _array(values: Sequence[Any] | pa.Array, kind: pa.DataType) -> pa.Array:
     """Values as an array of this type. Messages that lack fields of the type get nulls there."""
-    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+    if not isinstance(values, pa.Array):
+        return pa.array(values, kind)
+    return values if values.type == kind else values.cast(kind)
 
 
 def open_source(

@@ -35,6 +35,7 @@ PROMPT_TEXTS: Final = ("prompt", "instruction", "question", "input")
 """Columns that may hold the prompt as text; the first present one does."""
 SYSTEM_TEXTS: Final = ("system", "system_prompt")
 
+PLAIN_KEYS: Final = frozenset({"role", "content"})
 MEDIA: Final = ("image", "images", "audio", "audios", "video", "videos")
 """Names of what is no text, as columns of a row and as keys of a message."""
 BESIDE_PAIR: Final = (TEMPLATE_KWARGS, *MEDIA)

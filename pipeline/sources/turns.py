@@ -26,7 +26,7 @@ from pipeline.schema import (
     TOOLS,
 )
 from pipeline.sources.columns import Row
-from pipeline.sources.rows import MEDIA, PROMPT_TEXTS, SYSTEM_TEXTS, PairRow, Turn
+from pipeline.sources.rows import MEDIA, PLAIN_KEYS, PROMPT_TEXTS, SYSTEM_TEXTS, PairRow, Turn
 
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 ROLES: Final = SYSTEM_ROLES | {"user", "assistant", "tool"}
@@ -190,16 +190,22 @@ def _turn(item: Any) -> Turn:
     role = text_of(item.get("role"))
     if role not in ROLES:
         raise DropRow(Reason.WRONG_ROLES)
+    turn, content = {"role": role}, item.get("content")
+    if not item.keys() <= PLAIN_KEYS:
+        turn |= _fields_of(item)
+        if content is None and (TOOL_CALLS in turn or turn.get("reasoning_content") or turn.get("thinking")):
+            return turn
+    turn["content"] = "".join(map(_text_of_part, content)) if isinstance(content, list) else text_of(content)
+    return turn
+
+
+def _fields_of(item: Mapping[str, Any]) -> dict[str, str]:
+    """What a message holds beside role and content."""
     if any(item.get(key) for key in BEYOND_TEXT):
         raise DropRow(Reason.UNSUPPORTED_CONTENT)
     fields = {name: item[name] for name in MESSAGE_FIELDS if item.get(name) is not None}
-    more = {name: _tool_calls(value) if name == TOOL_CALLS else text_of(value) for name, value in fields.items()}
-    turn = {"role": role, **{name: text for name, text in more.items() if text is not None}}
-    content = item.get("content")
-    if content is None and (TOOL_CALLS in turn or turn.get("reasoning_content") or turn.get("thinking")):
-        return turn
-    turn["content"] = "".join(map(_text_of_part, content)) if isinstance(content, list) else text_of(content)
-    return turn
+    texts = {name: _tool_calls(value) if name == TOOL_CALLS else text_of(value) for name, value in fields.items()}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _says_something(turn: Turn) -> bool:
