@@ -16,7 +16,7 @@ from pipeline.sources.columns import Columns, Kind, Row
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format
 from pipeline.sources.formats import sample_rows as rows_sampled
-from pipeline.sources.rows import PairRow, Turn, content_digest, reason_of
+from pipeline.sources.rows import PLAIN_KEYS, PairRow, Turn, content_digest, reason_of
 from pipeline.sources.scores import (
     ALL_SCORE_COLUMNS,
     NO_SCORES,
@@ -63,6 +63,8 @@ class Inspection:
     num_pairs: int
     num_with_system: int
     num_with_tools: int
+    num_with_fields: int
+    """Pairs whose messages hold tool calls, reasoning or the like."""
     num_turns: Mapping[str, Figures]
     """By side of the sampled pairs: prompt, chosen, rejected. Empty without pairs."""
     num_chars: Mapping[str, Figures]
@@ -122,6 +124,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         num_pairs=len(pairs),
         num_with_system=sum(any(turn["role"] in SYSTEM_ROLES for turn in pair.prompt) for pair in pairs),
         num_with_tools=sum(pair.tools is not None for pair in pairs),
+        num_with_fields=sum(not all(turn.keys() <= PLAIN_KEYS for turn in _turns(pair)) for pair in pairs),
         num_turns=_figures(pairs, len),
         num_chars=_figures(pairs, lambda turns: sum(len(turn.get("content", "")) for turn in turns)),
         drop_reasons=dict(sorted(drops.items())),
@@ -137,6 +140,8 @@ def render(found: Inspection) -> str:
     if found.format:
         tools = f"{found.num_with_tools:,} with tools"
         counts = f"{found.num_pairs:,} pairs, {found.num_with_system:,} with a system turn, {tools}"
+        if found.num_with_fields:
+            counts += f", {found.num_with_fields:,} with tool calls or reasoning"
     out = [
         f"source    {shown_path(found.root)}",
         f"files     {found.num_files:,} ({', '.join(found.file_kinds)}), {found.num_bytes:,} bytes",
@@ -181,6 +186,10 @@ def _pairs(
             text = row.get(PROMPT) if name in _DIALOGUES_BESIDE_TEXT else None
             num_unlike += isinstance(text, str) and all(turn.get("content") != text for turn in pair.prompt)
     return pairs, drops, num_unlike
+
+
+def _turns(pair: PairRow) -> Iterable[Turn]:
+    return (*pair.prompt, *pair.chosen, *pair.rejected)
 
 
 def _figures(pairs: Sequence[PairRow], count: Callable[[Sequence[Turn]], int]) -> dict[str, Figures]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline import schema
 from pipeline.errors import DataError, SchemaError, SourceError
-from pipeline.schema import CHOSEN, ID, PROMPT, REJECTED, TEMPLATE_KWARGS, TOOLS, message_fields_of
+from pipeline.schema import CHOSEN, ID, MESSAGE_FIELDS, PROMPT, REJECTED, TEMPLATE_KWARGS, TOOLS
 from pipeline.shown import shown
 from pipeline.sources.turns import message_of
 from pipeline.training.job import TrainJob
@@ -76,8 +76,8 @@ def _as_trl_reads(pairs: "Dataset") -> "Dataset":
     """The pairs with messages that have no fields but their own, and arguments of templates as objects."""
     from datasets import Dataset, concatenate_datasets
 
-    has_fields = message_fields_of(pairs.features.arrow_schema.field(PROMPT).type)
-    held = {name: pairs[name] for name in MESSAGE_COLUMNS if has_fields}
+    types = {name: pairs.features.arrow_schema.field(name).type.value_type for name in MESSAGE_COLUMNS}
+    held = {name: pairs[name] for name, kind in types.items() if any(f.name in MESSAGE_FIELDS for f in kind)}
     columns = {name: [[message_of(turn) for turn in turns] for turns in lists] for name, lists in held.items()}
     if TEMPLATE_KWARGS in pairs.column_names:
         columns[TEMPLATE_KWARGS] = [json.loads(text or "{}") for text in pairs[TEMPLATE_KWARGS]]

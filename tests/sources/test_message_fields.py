@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from pipeline.config import Source
 from pipeline.schema import messages_type, scored_schema
-from pipeline.sources.inspect import inspect_source
+from pipeline.sources.inspect import inspect_source, render
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
@@ -78,7 +78,9 @@ def test_every_container_gives_the_same_messages_and_ids(name, expected, tmp_pat
     call = table["chosen"][1].as_py()[0]
     assert (call["content"], json.loads(call["tool_calls"])) == (None, CALLS)
     assert [json.loads(text or "{}") for text in table["chat_template_kwargs"].to_pylist()][-1]
-    assert inspect_source(fsspec.filesystem("file"), str(tmp_path)).num_pairs == len(ROWS)
+    found = inspect_source(fsspec.filesystem("file"), str(tmp_path))
+    assert (found.num_pairs, found.num_with_fields) == (len(ROWS), 3)
+    assert "3 with tool calls or reasoning" in render(found)
 
 
 def test_a_source_without_such_fields_has_no_place_for_them(expected, tmp_path):
