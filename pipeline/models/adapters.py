@@ -61,11 +61,12 @@ class Adapter:
         heads = [shape[0] for name, shape in self.shapes.items() if name.split(".")[0] in _HEADS and len(shape) == 2]
         return heads[-1] if heads else None
 
-    def fit_embeddings(self, loaded: Any, num_tokens: int) -> None:
-        """Give a model the rows of embeddings that the adapter was trained with. num_tokens: of its tokenizer.
+    def fit_embeddings(self, loaded: Any, tokenizer: Any) -> None:
+        """Give a model the rows of embeddings that the adapter was trained with. tokenizer: that of the adapter.
 
-        Raises a ModelError if the adapter's tokens have no embeddings.
+        Raises a ModelError if the adapter's tokens have no embeddings. Padding needs none: no sequence is padded.
         """
+        num_tokens = 1 + max(index for token, index in tokenizer.get_vocab().items() if token != tokenizer.pad_token)
         table, head = loaded.get_input_embeddings(), loaded.get_output_embeddings()
         names = {id(module): name for name, module in loaded.named_modules()}
         own, out = names[id(table)], None if head is None else names[id(head)]

@@ -172,7 +172,7 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
             f"{missing[:3]}; they would be random. Name a checkpoint that was trained for this use."
         )
     if adapter is not None:
-        adapter.fit_embeddings(loaded, len(load_tokenizer(model)) if adapter.has_tokenizer else 0)
+        adapter.fit_embeddings(loaded, load_tokenizer(model))
     if on_cpu:
         loaded = in_own_arithmetic(loaded)
         keep_freed_memory()

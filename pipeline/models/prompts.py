@@ -86,8 +86,8 @@ class PairTokenizer:
     def __init__(self, tokenizer: Any, tokens: Tokens) -> None:
         self._tokenizer = tokenizer
         self._tokens = tokens
-        self._template = ChatTemplate.of(tokenizer, tokens)
-        self._notices = FirstRows(tokenizer, self._template.owner, is_templated=tokens.template == "chat")
+        self.template = ChatTemplate.of(tokenizer, tokens)
+        self._notices = FirstRows(tokenizer, self.template.owner, is_templated=tokens.template == "chat")
 
     def tokenize(
         self,
@@ -108,25 +108,14 @@ class PairTokenizer:
         Raises a ModelError if the template takes too long on row after row.
         """
         if self._tokens.preset == "paper":
-            make = partial(_as_paper, self._tokenizer, self._template, self._tokens, (prompt, chosen, rejected), kwargs)
+            make = partial(_as_paper, self._tokenizer, self.template, self._tokens, (prompt, chosen, rejected), kwargs)
         else:
             make = partial(self._as_trl, prompt, chosen, rejected, tools, kwargs, row)
-        return self._template.outcome(make, row)
+        return self.template.outcome(make, row)
 
     def tell(self) -> None:
         """Log, once, what the first rows show: texts that are templated already, or a template that changes answers."""
         self._notices.tell()
-
-    def words_of_refusal(
-        self,
-        prompt: Messages,
-        chosen: Messages,
-        rejected: Messages,
-        tools: str | None = None,
-        kwargs: str | None = None,
-    ) -> str:
-        """What the template says in refusing a pair; empty if it says nothing. Arguments as of `tokenize`."""
-        return self._template.refusal(partial(self._as_trl, prompt, chosen, rejected, tools, kwargs))
 
     def _as_trl(
         self,
@@ -137,10 +126,10 @@ class PairTokenizer:
         kwargs: str | None = None,
         row: str = "",
     ) -> TokenizedPair | Reason:
-        render = partial(self._template.text, tools=tools, kwargs=kwargs)
+        render = partial(self.template.text, tools=tools, kwargs=kwargs)
         texts = [render(prompt, add_generation_prompt=True), *(render([*prompt, *side]) for side in (chosen, rejected))]
         self._notices.look(row, prompt, ((chosen, texts[1]), (rejected, texts[2])), tools)
-        prompt_ids, chosen_ids, rejected_ids = (np.asarray(self._template.ids_of(text), np.int32) for text in texts)
+        prompt_ids, chosen_ids, rejected_ids = (np.asarray(self.template.ids_of(text), np.int32) for text in texts)
         start = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
         max_length, keep_start = self._tokens.max_length, self._tokens.truncation == "keep_start"
         if keep_start and start >= max_length:
@@ -177,7 +166,7 @@ class DialogueTokenizer:
     ) -> None:
         self._max_length = max_length
         self._keep_end = tokenizer.truncation_side == "left"
-        self._template = (
+        self.template = (
             ChatTemplate(tokenizer, text, date, remedy=SET_REWARD_TEMPLATE) if is_templated else NoTemplate(tokenizer)
         )
 
@@ -208,32 +197,19 @@ class DialogueTokenizer:
                 return Reason.IDENTICAL_AFTER_TRUNCATION if truncated else Reason.IDENTICAL_IN_TEMPLATE
             return TokenizedDialogues(chosen_ids=first.ids, rejected_ids=second.ids, truncated=truncated)
 
-        return self._template.outcome(both, row)
+        return self.template.outcome(both, row)
 
     def tokenize_one(
         self, prompt: Messages, answer: Messages, tools: str | None = None, *, row: str = ""
     ) -> TokenizedDialogue | Reason:
         """Token ids of one dialogue, or the reason why it cannot be used. As in PairTokenizer."""
-        return self._template.outcome(lambda: self._one([*prompt, *answer], tools), row)
+        return self.template.outcome(lambda: self._one([*prompt, *answer], tools), row)
 
     def tell(self) -> None:
         """Nothing to tell: PairTokenizer tells what the first rows show."""
 
-    def words_of_refusal(
-        self,
-        prompt: Messages,
-        chosen: Messages,
-        rejected: Messages,
-        tools: str | None = None,
-        kwargs: str | None = None,
-    ) -> str:
-        """As of PairTokenizer."""
-        return self._template.refusal(
-            lambda: [self._one([*prompt, *side], tools, kwargs) for side in (chosen, rejected)]
-        )
-
     def _one(self, dialogue: Messages, tools: str | None, kwargs: str | None = None) -> TokenizedDialogue | Reason:
-        ids = self._template.ids(dialogue, tools, kwargs)
+        ids = self.template.ids(dialogue, tools, kwargs)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
         if not len(cut):
             return Reason.EMPTY_AFTER_TRUNCATION

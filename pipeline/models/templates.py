@@ -155,12 +155,13 @@ class ChatTemplate:
             )
         return reason
 
-    def refusal(self, make: Callable[[], object]) -> str:
-        """What the template says if it refuses what `make` renders; else empty."""
-        try:
-            make()
-        except Exception as error:  # noqa: BLE001 - a template may raise anything
-            return self.words_of(error)
+    def refusal(self, dialogues: Sequence[Messages], tools: str | None = None, kwargs: str | None = None) -> str:
+        """What the template says in refusing one of these dialogues; else empty."""
+        for messages in dialogues:
+            try:
+                self.text(messages, tools, kwargs)
+            except Exception as error:  # noqa: BLE001 - a template may raise anything
+                return self.words_of(error)
         return ""
 
     def words_of(self, error: BaseException) -> str:

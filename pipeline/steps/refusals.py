@@ -25,8 +25,9 @@ def template_words(config: Config, manifest: Manifest) -> str:
         refused = pc.equal(reasons, str(Reason.TEMPLATE_ERROR))
         if pc.any(refused).as_py():
             row = piece.table(kept_only=False).filter(refused).slice(0, 1)
-            (values,) = pair_values(row)
-            said = (tokenizer.words_of_refusal(*values[1:]) for tokenizer in tokenizers(config))
+            [(_, prompt, chosen, rejected, *beside)] = pair_values(row)
+            dialogues = ([*prompt, *chosen], [*prompt, *rejected])
+            said = (tokenizer.template.refusal(dialogues, *beside) for tokenizer in tokenizers(config))
             return next(filter(None, said), "")
     return ""
 

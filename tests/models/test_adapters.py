@@ -113,6 +113,17 @@ def test_new_tokens_without_embeddings_and_unfit_adapters_are_refused_with_the_t
         load_causal_lm(section(tiny_model_dir("gpt2"), tmp_path / "plain"))
 
 
+def test_padding_that_a_trainer_added_needs_no_embedding(tiny_model_dir, tmp_path):
+    adapted = lora(tiny_model("llama"))
+    adapted.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"<|new-{index}|>" for index in range(512 - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_causal_lm(section(tiny_model_dir("llama"), tmp_path))
+    assert scored(loaded) == pytest.approx(plain_sum(adapted, 30), rel=1e-5)
+
+
 def test_a_reference_may_be_the_base_of_an_adapter_that_has_another_template(tiny_model_dir, tmp_path):
     base = tiny_model_dir("llama")
     lora(tiny_model("llama")).save_pretrained(tmp_path)
