@@ -21,7 +21,8 @@ TEMPLATE_KWARGS: Final = "chat_template_kwargs"  # JSON text of a row's own argu
 CONTENT_DIGEST: Final = "content_digest"  # hex digest of what a pair says: the columns above
 
 TOOL_CALLS: Final = "tool_calls"  # JSON text
-MESSAGE_FIELDS: Final = (TOOL_CALLS, "tool_call_id", "name", "reasoning_content", "thinking")
+REASONING: Final = ("reasoning_content", "reasoning", "thinking")  # names that templates have for one thing
+MESSAGE_FIELDS: Final = (TOOL_CALLS, "tool_call_id", "name", *REASONING)
 """What a message may hold beside role and content. A dataset has those fields that its source has, in this order."""
 
 RESERVED_KWARGS: Final = frozenset(

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pipeline.schema import TOOL_CALLS
+from pipeline.schema import REASONING, TOOL_CALLS
 from pipeline.shown import shown
 
 _ROWS: Final = 64
@@ -78,7 +78,7 @@ def _lacking(turns: Iterable[Mapping[str, Any]], tools: str | None, text: str) -
     """What turns and tools hold and the text of the dialogue does not; white space does not count."""
     bare = _bare(text)
     for turn in turns:
-        for name in ("content", "reasoning_content", "thinking"):
+        for name in ("content", *REASONING):
             if _bare(turn.get(name) or "") not in bare:
                 yield name
         calls = json.loads(turn.get(TOOL_CALLS) or "[]")

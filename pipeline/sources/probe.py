@@ -7,6 +7,7 @@ values are checked where they are read.
 
 import io
 import itertools
+import re
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -25,8 +26,12 @@ from pipeline.sources.columns import plain_type
 
 _MARK_EVERY_ROWS: Final = 64
 _ARROW_FILE_MAGIC: Final = b"ARROW1"
-_FIELD_MARKS: Final = {name: f'"{name}"'.encode() for name in MESSAGE_FIELDS}
-_FIELD_MARKS["name"] = b'"tool_call_id"'  # results of tools have both; `name` alone stands in every tool
+_FIELDS: Final = {
+    # Results of tools have id and name; `name` alone stands in every tool.
+    name: re.compile(rb'"%b"\s*+:\s*+(?!null|\[\s*+\])' % ("tool_call_id" if name == "name" else name).encode())
+    for name in MESSAGE_FIELDS
+}
+"""The names of fields of messages in JSON, where they have a value."""
 _STREAM_END: Final = b"\xff\xff\xff\xff\0\0\0\0"
 DAMAGE: Final = (
     pa.ArrowException, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, struct.error,
@@ -156,7 +161,7 @@ def _probe_json(file: Any, kind: FileKind) -> Probe:
         if row and row % _MARK_EVERY_ROWS == 0 and kind.codec is None:
             marks.append((row, offset))
         if b"tool_call" in line or b"reasoning_content" in line:
-            fields |= {name for name, mark in _FIELD_MARKS.items() if mark in line}
+            fields |= {name for name, pattern in _FIELDS.items() if pattern.search(line)}
         row += 1
     return Probe(kind=kind, num_rows=row, schema=None, marks=tuple(marks), message_fields=frozenset(fields))
 

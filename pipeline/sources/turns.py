@@ -19,6 +19,7 @@ from pipeline.schema import (
     CHOSEN,
     MESSAGE_FIELDS,
     PROMPT,
+    REASONING,
     REJECTED,
     RESERVED_KWARGS,
     TEMPLATE_KWARGS,
@@ -193,7 +194,7 @@ def _turn(item: Any) -> Turn:
     turn, content = {"role": role}, item.get("content")
     if not item.keys() <= PLAIN_KEYS:
         turn |= _fields_of(item)
-        if content is None and (TOOL_CALLS in turn or turn.get("reasoning_content") or turn.get("thinking")):
+        if content is None and _says_something(turn):
             return turn
     turn["content"] = "".join(map(_text_of_part, content)) if isinstance(content, list) else text_of(content)
     return turn
@@ -210,9 +211,7 @@ def _fields_of(item: Mapping[str, Any]) -> dict[str, str]:
 
 def _says_something(turn: Turn) -> bool:
     """Whether a turn holds more than white space."""
-    return TOOL_CALLS in turn or any(
-        turn.get(name, "").strip() for name in ("content", "reasoning_content", "thinking")
-    )
+    return TOOL_CALLS in turn or any(turn.get(name, "").strip() for name in ("content", *REASONING))
 
 
 def _text_of_part(part: Any) -> str:

@@ -104,12 +104,13 @@ def test_pairs_made_of_whole_columns_stand_beside_those_made_row_by_row(tmp_path
 def test_fields_that_only_later_lines_have_are_read_or_drop_their_row(tmp_path):
     thinking = {**P, "chosen": [{**P["chosen"][0], "thinking": "Hm."}]}
     late = [{**row, "prompt": [to.turn("user", "And now?")]} for row in (ROWS[1], ROWS[3], ROWS[4], thinking)]
-    quoting = to.pair(chosen='Write {"tool_calls": []} or "thinking" there.')
-    rows = [quoting, *(to.pair(prompt=f"Question {index}?") for index in range(70))]
+    quoting = to.pair(chosen='Write {"tool_calls": [{}]} or "thinking" there.')
+    null = {**P, "chosen": [{**P["chosen"][0], "tool_calls": None, "reasoning_content": None, "name": None}]}
+    rows = [quoting, null, *(to.pair(prompt=f"Question {index}?") for index in range(70))]
     to.write_jsonl(tmp_path / "a.jsonl", rows)
     assert read(tmp_path).schema == scored_schema()
     to.write_jsonl(tmp_path / "a.jsonl", [*rows, *late])
-    assert read(tmp_path)["drop_reason"].to_pylist()[70:] == [None, None, None, "late_field", "late_field"]
+    assert read(tmp_path)["drop_reason"].to_pylist()[71:] == [None, None, None, "late_field", "late_field"]
 
 
 def test_the_message_type_of_a_column_that_holds_other_json_is_not_taken_for_messages(tmp_path):
