@@ -32,6 +32,7 @@ SET_REWARD_TEMPLATE: Final = "Set reward.chat_template to a Jinja file."
 _SET_TEMPLATE: Final = "Set tokens.chat_template to a Jinja file."
 _MOST_TIMEOUTS: Final = 3
 _WORDS_SHOWN: Final = 200
+_FEWEST_OWN: Final = 8  # characters; fewer are in the template by chance
 
 
 class ChatTemplate:
@@ -169,7 +170,9 @@ class ChatTemplate:
         said = str(error) if isinstance(error, TemplateError) else ""
         template = str(self._arguments["chat_template"] or self._tokenizer.chat_template)
         own = next((said[:end] for end in range(min(len(said), _WORDS_SHOWN), 0, -1) if said[:end] in template), "")
-        return own if own == said else f"{own.rstrip()} ..." if own.strip() else ""
+        if len(own) < _FEWEST_OWN:
+            return ""
+        return own if own == said else f"{own.rstrip()} ..."
 
 
 class NoTemplate(ChatTemplate):

@@ -13,6 +13,7 @@ import trl
 
 from pipeline.config import DEFAULT_DATE, Tokens
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer, TokenizedPair
+from pipeline.models.templates import ChatTemplate
 from pipeline.sources.messages import MESSAGES
 from tests.fixtures_models import CHATML, tiny_tokenizer
 from tests.models.trl_reference import trl_tokens
@@ -211,6 +212,20 @@ def test_what_a_template_leaves_out_of_answers_is_told_once(name, kind, lost, ca
             engine.tell()
     assert len(caplog.messages) == (lost is not None)
     assert lost is None or lost in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise_exception('No such role, sorry')", "No such role, sorry"),
+        ("raise_exception('No such role: ' + messages[0]['content'])", "No such role: ..."),
+        ("raise_exception(messages[0]['content'])", ""),
+        ("1 // 0", ""),
+    ],
+)
+def test_a_template_that_refuses_is_quoted_and_a_row_is_not(code, words):
+    template = ChatTemplate(tiny_tokenizer("{{ " + code + " }}"), None)
+    assert template.refusal([[said("user", "a secret of the row")]]) == words
 
 
 def test_answers_that_differ_only_in_what_the_template_leaves_out_have_a_reason_of_their_own():
