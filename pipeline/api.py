@@ -105,6 +105,8 @@ class Subset(Rows):
         storage = output.pop("storage", None)
         section = parse(Output, {"path": str(path), **output}, "the call")
         write_found(self._found, self._source, self._former, section, _place(path, storage))
+        if section.hub is not None:
+            push(path, section.hub, storage=storage)
 
 
 def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source: Any) -> Pairs:
@@ -117,7 +119,7 @@ def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source:
 
     with tempfile.TemporaryDirectory(prefix="alignpot-") as folder:
         section = parse(Source, {"path": _path_of(data, Path(folder)), **source}, "the call")
-        place = _place(section.path, storage)
+        place = Place.of_source(section.path, _storage(storage))
         return Pairs(read_all(place.fs, place.root, section))
 
 
@@ -220,6 +222,18 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
 
     storage = options.pop("storage", None)
     return export_subset(_place(subset, storage), to, _place(path, storage), **options)
+
+
+def push(
+    subset: str | Path, repo: str, *, public: bool = False, storage: Mapping[str, Any] | Storage | None = None
+) -> str:
+    """Push a subset to the Hugging Face Hub as ORG/NAME, in one commit, unless it is there; returns what was done.
+
+    public: a dataset that does not exist yet is for everybody to see. The token is that of huggingface_hub.
+    """
+    from pipeline.exports.hub import push_subset
+
+    return push_subset(_place(subset, storage), repo, public=public)
 
 
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:

@@ -32,23 +32,26 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The con
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key; repeatable.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print tokens and GPU-hours; run nothing.")]
 EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")]
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None) -> None:
+def run(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = False) -> None:
     """Score, select and report: the whole job."""
-    from pipeline.commands import run_all
+    from pipeline.commands import estimated, run_all
 
-    _echo(run_all(_config(config, overrides)))
+    loaded = _config(config, overrides)
+    _echo(estimated(loaded, select=True) if dry_run else run_all(loaded))
 
 
 @app.command()
-def score(config: ConfigPath, overrides: Overrides = None) -> None:
+def score(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = False) -> None:
     """Run the models and write the scored dataset. Goes on where an earlier run stopped."""
-    from pipeline.commands import score_only
+    from pipeline.commands import estimated, score_only
 
-    _echo(score_only(_config(config, overrides)))
+    loaded = _config(config, overrides)
+    _echo(estimated(loaded, select=False) if dry_run else score_only(loaded))
 
 
 @app.command()
@@ -121,9 +124,25 @@ def export(
 
 
 @app.command()
-def inspect(
+def push(
+    subset: Annotated[str, typer.Argument(help="A subset that alignpot wrote.", show_default=False)],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The dataset on the hub.", show_default=False)],
+    endpoint_url: EndpointUrl = None,
+    *,
+    public: Annotated[bool, typer.Option("--public", help="Make a new dataset public; default: private.")] = False,
+) -> None:
+    """Push a subset to the Hugging Face Hub in one commit, with a card; nothing if it is there already."""
+    from pipeline import api
+
+    _say(api.push(subset, repo, public=public, storage=_storage(endpoint_url)))
+
+
+@app.command()
+def inspect(  # noqa: PLR0913 - each option is a key of the config
     path: Annotated[str, typer.Argument(help="File, folder or URL of preference data.", show_default=False)],
     source_format: Annotated[str, typer.Option("--format", help="Read as this format instead of deciding.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="As the key source.split.")] = None,
+    config: Annotated[str | None, typer.Option(help="As the key source.config.")] = None,
     endpoint_url: EndpointUrl = None,
     region: Annotated[str | None, typer.Option(help="S3 region, if not the one of your AWS settings.")] = None,
     *,
@@ -132,10 +151,10 @@ def inspect(
     """Show what preference data is: format, shapes, problems. Ends with exit code 2 if no format fits."""
     from pipeline.data.place import Place
     from pipeline.sources.inspect import inspect_source, render
+    from pipeline.sources.splits import Wanted
 
-    place = Place.open(path, _storage(endpoint_url, region=region, anonymous=anonymous))
-    place.check_readable()
-    found = inspect_source(place.fs, place.root, source_format)
+    place = Place.of_source(path, _storage(endpoint_url, region=region, anonymous=anonymous))
+    found = inspect_source(place.fs, place.root, source_format, wanted=Wanted(split=split, config=config))
     _say(render(found))
     if found.format is None:
         raise typer.Exit(2)
@@ -202,12 +221,7 @@ def submit(
 
 
 @app.command("self-play")
-def self_play(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print tokens and GPU-hours; run nothing.")] = False,
-) -> None:
+def self_play(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = False) -> None:
     """Let the policy make its own data: generate, judge, select, train, repeat. Goes on where it stopped."""
     from pipeline.config import load_self_play
 

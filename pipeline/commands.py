@@ -6,6 +6,7 @@ Imports in functions keep readers and models out of the commands that do not nee
 from collections.abc import Iterator, Sequence
 
 from pipeline.config import Config
+from pipeline.data.run import Plan
 from pipeline.selection.report import render
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
 
@@ -16,7 +17,7 @@ def run_all(config: Config) -> Iterator[str]:
     from pipeline.steps.summary import render_score
 
     scoring = prepare_score(config)
-    subsets = prepare_select(config, scoring[-1].plan)
+    subsets = _prepared(config, scoring[-1].plan)
     summary, manifest = score(*scoring)
     yield f"{render_score(summary, manifest, config.scored)}\n"
     check_dropped(config, manifest)
@@ -33,9 +34,16 @@ def score_only(config: Config) -> Iterator[str]:
     check_dropped(config, manifest)
 
 
+def estimated(config: Config, *, select: bool) -> Iterator[str]:
+    """What `run_all`, or without `select` `score_only`, would take; runs nothing."""
+    from pipeline.steps.dry_run import dry_run
+
+    return dry_run(config, select=select)
+
+
 def select_only(config: Config) -> Iterator[str]:
     """Write a subset of a scored dataset, or those of a sweep."""
-    return _select(prepare_select(config))
+    return _select(_prepared(config))
 
 
 def report_only(config: Config) -> Iterator[str]:
@@ -43,7 +51,22 @@ def report_only(config: Config) -> Iterator[str]:
     return map(render, load_reports(config))
 
 
+def _prepared(config: Config, plan: Plan | None = None) -> list[SelectRun]:
+    """The checked selections, whose targets on the hub are checked too."""
+    runs = prepare_select(config, plan)
+    for run in runs:
+        if run.output.hub is not None:
+            from pipeline.exports.hub import check_access
+
+            check_access(run.output.hub)
+    return runs
+
+
 def _select(runs: Sequence[SelectRun]) -> Iterator[str]:
     for run, report in zip(runs, select_subsets(runs), strict=True):
         yield f"{render(report)}\n"
         yield run.where()
+        if run.output.hub is not None:
+            from pipeline.exports.hub import push_subset
+
+            yield push_subset(run.place, run.output.hub)

@@ -59,7 +59,7 @@ def translated(error: BaseException, url: str) -> AlignpotError | None:
     """The AlignpotError that stands for an error of a storage client; None if it is no storage fault."""
     chain, url = _chain(error), shown_path(url)
     for link in chain:
-        fault = _from_response(link, url)
+        fault = _from_hub(link, url) or _from_response(link, url)
         if fault is not None:
             return fault
     return _from_client(error, url) or _from_system(error, url)
@@ -116,6 +116,30 @@ def _from_response(error: BaseException, url: str) -> AlignpotError | None:
     else:
         reason = f"the store refused the request ({what}). Check the URL and storage.endpoint_url."
     return StorageError(f"{url}: {reason}")
+
+
+def _from_hub(error: BaseException, url: str) -> AlignpotError | None:
+    """Errors of huggingface_hub and of its HTTP client, known by name: light commands do not import them."""
+    library, name = type(error).__module__.partition(".")[0], type(error).__name__
+    if library not in ("huggingface_hub", "httpx", "httpx2"):
+        return None
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if name in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
+        return None  # a FileNotFoundError says it
+    if name == "OfflineModeIsEnabled":
+        return StorageError(f"{url}: the hub is not asked, as HF_HUB_OFFLINE is set. Unset it, or give a local path.")
+    if status is None and library == "huggingface_hub":
+        return StorageError(f"{url}: the client of the hub cannot use it ({name}). Check name and revision.")
+    if status is None or status in _TEMPORARY_STATUS or status >= 500:
+        what = name if status is None else f"HTTP {status}"
+        return TemporaryError(
+            f"{url}: the hub cannot be reached or is busy ({what}). Run the same command again; it goes on. "
+            "If it never worked, check HF_ENDPOINT and the network."
+        )
+    return StorageError(
+        f"{url}: the hub refused ({name}, HTTP {status}). Check name and revision. For a private or gated dataset set "
+        "HF_TOKEN, or run `hf auth login`, with a token that may read it, or write to it."
+    )
 
 
 def _from_client(error: BaseException, url: str) -> AlignpotError | None:

@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.fixtures_storage", "tests.fixtures_models", "tests.fixtures_data"]
+pytest_plugins = ["tests.fixtures_storage", "tests.fixtures_hub", "tests.fixtures_models", "tests.fixtures_data"]
 
 # Property tests here are cheap, but the first example of a process pays for imports: no deadline for one example.
 settings.register_profile("no deadline", deadline=None)

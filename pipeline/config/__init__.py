@@ -31,7 +31,7 @@ from pipeline.config.round import (
 )
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
-from pipeline.config.self_play import Estimate, SelfPlayConfig, load_self_play, parse_self_play
+from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_self_play, parse_self_play
 from pipeline.config.source import DEFAULT_DATE, Source, Storage, Tokens
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "ColumnsModel",
     "ColumnsReward",
     "Config",
-    "Estimate",
     "Evaluate",
     "Evolve",
     "Explicit",
@@ -58,6 +57,7 @@ __all__ = [
     "Run",
     "Select",
     "SelfPlayConfig",
+    "SelfPlayEstimate",
     "Source",
     "Storage",
     "Strategy",

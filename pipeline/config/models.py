@@ -220,6 +220,17 @@ Reward = Annotated[
 ]
 
 
+class Estimate(Section):
+    """What `--dry-run` assumes. Defaults: one H100."""
+
+    model_config = ConfigDict(json_schema_extra=LAYOUT)
+
+    gpu_flops: float = Field(default=9.9e14, gt=0)
+    """Dense bfloat16 FLOP/s of one GPU."""
+    scoring_mfu: float = Field(default=0.5, gt=0, le=1)
+    """Share of those FLOP/s that scoring reaches."""
+
+
 class Run(Section):
     """How the work is laid out and when a run gives up."""
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from pipeline.config.load import load, parse
-from pipeline.config.models import ClassifierReward, ColumnsModel, Model, Reward, Run, TorchModel
+from pipeline.config.models import ClassifierReward, ColumnsModel, Estimate, Model, Reward, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
 from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
@@ -58,6 +58,7 @@ class Config(Section):
     0.1}}]`. Default: one selection, as the sections objective, metric and select say."""
     output: Output | None = None
     run: Run = Run()
+    estimate: Estimate = Estimate()
 
     @model_validator(mode="before")
     @classmethod
@@ -196,7 +197,12 @@ def _applied(variant: Variant, base: Mapping[str, Any]) -> Config:
         "select": {**select, **variant.select},
     }
     if base["output"] is not None:
-        own["output"] = {**base["output"], "path": f"{base['output']['path'].rstrip('/')}/{variant.name}"}
+        hub = base["output"]["hub"]
+        own["output"] = {
+            **base["output"],
+            "path": f"{base['output']['path'].rstrip('/')}/{variant.name}",
+            "hub": hub and f"{hub}-{variant.name}",
+        }
     try:
         return Config.model_validate(own)
     except ValidationError as error:

@@ -195,6 +195,9 @@ class Output(Section):
     """Keep the columns prompt, chosen and rejected only."""
     rows_per_file: int = Field(default=100_000, ge=1, json_schema_extra=LAYOUT)
     """Most rows of one file."""
+    hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$", json_schema_extra=LAYOUT)
+    """`ORG/NAME` on the Hugging Face Hub: the subset is pushed there too. A new dataset is private. Subsets of a sweep
+    go to `ORG/NAME-VARIANT`. Needs HF_TOKEN or `hf auth login`."""
 
     @field_validator("formats")
     @classmethod

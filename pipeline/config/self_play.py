@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.config.load import load, parse
-from pipeline.config.models import ClassifierReward, ColumnsReward, Run, TorchModel
+from pipeline.config.models import ClassifierReward, ColumnsReward, Estimate, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
 from pipeline.config.root import Config
 from pipeline.config.round import Evaluate, Evolve, Generate, Pairing, Prompts, Train
@@ -20,10 +20,8 @@ _FRACTION: Final = 0.25
 _CARRIED: Final = ("prompt_id", "parent_id", "strategy", "round")  # columns that pairs carry along
 
 
-class Estimate(Section):
+class SelfPlayEstimate(Estimate):
     """What `--dry-run` assumes for all that it cannot look up. Defaults: the authors' data, 8B models and one H100."""
-
-    model_config = ConfigDict(json_schema_extra=LAYOUT)
 
     num_prompts: int = Field(default=61_135, ge=1)
     """Number of prompts, if they cannot be counted."""
@@ -37,10 +35,6 @@ class Estimate(Section):
     """Parameters of the reward model, if its files are missing."""
     evolved_kept: float = Field(default=0.8, gt=0, le=1)
     """Share of new prompts that the filters keep."""
-    gpu_flops: float = Field(default=9.9e14, gt=0)
-    """Dense bfloat16 FLOP/s of one GPU."""
-    scoring_mfu: float = Field(default=0.5, gt=0, le=1)
-    """Share of those FLOP/s that scoring reaches."""
     training_mfu: float = Field(default=0.35, gt=0, le=1)
     """Share of those FLOP/s that training reaches."""
     decode_tokens_per_s: float = Field(default=5_000.0, gt=0)
@@ -78,7 +72,7 @@ class SelfPlayConfig(Section):
     evaluate: Evaluate = Evaluate()
     rounds: int = Field(default=1, ge=1, json_schema_extra=LAYOUT)
     """Rounds of generate, select and train. May be raised later."""
-    estimate: Estimate = Estimate()
+    estimate: SelfPlayEstimate = SelfPlayEstimate()
     run: Run = Run()
 
     @model_validator(mode="before")

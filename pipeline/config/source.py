@@ -16,7 +16,13 @@ class Source(Section):
     """Where the preference pairs are and how they are read."""
 
     path: Url = Field(json_schema_extra=BY_CONTENT)
-    """File, folder or URL of an object store."""
+    """File, folder or URL of an object store. `hf://datasets/ORG/NAME[@REVISION]`, or `ORG/NAME` where there is no such
+    folder, is a dataset of the Hugging Face Hub."""
+    config: str | None = Field(default=None, json_schema_extra=BY_CONTENT)
+    """Which config of a dataset whose README.md names several. Default: its default one."""
+    split: str | None = Field(default=None, json_schema_extra=BY_CONTENT)
+    """Which split of a dataset that has several; `train+test` reads both, `all` every file. Default: the only one for
+    training."""
     format: str = "auto"
     """Format of the rows; `auto` detects it. `alignpot inspect PATH` shows which one a source has."""
     id_column: str | None = None

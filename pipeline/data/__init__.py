@@ -1,6 +1,7 @@
 """Datasets on disks and object stores: how they are written, committed, read and checked.
 
     place         a folder or object that a URL names; tells a fault from a missing object
+    hub           datasets of the Hugging Face Hub as files, for sources (s3: the client of S3)
     commit        the one way to make something visible: create if absent
     run           claim (run.json), what is done, manifest last: for everything that writes
     manifest      _SUCCESS.json: what a complete run says of itself

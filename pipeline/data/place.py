@@ -1,8 +1,9 @@
 """Opens the place that a URL names, and reads and checks it. A fault is never mistaken for a missing object.
 
 Supports local paths, file://, s3:// and other stores whose client can create an object only if it is absent; never
-http. Everything below is read through a `Place`, so that every fault leaves as an error of pipeline.errors. Listing
-caches are off: a stale listing would be a wrong answer about what has been committed.
+http. Sources may lie on the Hugging Face Hub too. Everything below is read through a `Place`, so that every fault
+leaves as an error of pipeline.errors. Listing caches are off, except for a commit of the hub, which never changes: a
+stale listing would be a wrong answer about what has been committed.
 """
 
 import concurrent.futures
@@ -12,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import fsspec
@@ -19,13 +21,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import config
 from pipeline.config import NO_CREDENTIALS, carries_credentials
-from pipeline.errors import ConfigError, IntegrityError, StorageError
+from pipeline.errors import ConfigError, IntegrityError, StorageError, TemporaryError
 from pipeline.faults import http_status, is_missing, storage_errors
 from pipeline.shown import shown_path
 
 SUPPORTED: Final = "a local path, file://, s3://, gs:// or abfs://"
 NUM_READERS: Final = 8  # requests in flight: hides the latency of an object store, but too few to be throttled
 _REMOTE: Final = frozenset({"gs", "gcs", "abfs", "abfss", "az"})
+_ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(@.+)?")
+_FILE = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|pq|arrows?|feather|ipc|txt|gz|zstd?)$", re.IGNORECASE)
+_COMMIT = re.compile(r"datasets/[^@]+@([0-9a-f]{40})(?:/|$)")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)$", re.DOTALL)
 
 _Item = TypeVar("_Item")
@@ -42,6 +47,33 @@ class Place:
     fs: fsspec.AbstractFileSystem
     root: str
     """Path on `fs`, normalised and without a trailing slash."""
+
+    @classmethod
+    def of_source(cls, url: str, storage: config.Storage) -> "Place":
+        """The place of data to read, which may be a dataset of the hub, at its commit of now.
+
+        Raises:
+            ConfigError: as `open`.
+            StorageError: no such dataset or folder, no credentials, no permission, or nothing there.
+            TemporaryError: storage or the hub does not answer.
+        """
+        match = _ON_HUB.fullmatch(url)
+        is_name = match is not None and not _FILE.search(match[1]) and not Path(url).expanduser().exists()
+        if not is_name and not url.startswith("hf://"):
+            place = cls.open(url, storage)
+        else:
+            from pipeline.data.hub import open_dataset
+
+            if carries_credentials(url):
+                raise ConfigError(f"a path or URL {NO_CREDENTIALS}.")
+            try:
+                place = cls(*open_dataset(f"hf://datasets/{url}" if is_name else url))
+            except (StorageError, TemporaryError) as error:
+                if not is_name:
+                    raise
+                raise type(error)(f"{shown_path(url)} is no local file or folder. {error}") from None
+        place.check_readable()
+        return place
 
     @classmethod
     def open(cls, url: str, storage: config.Storage) -> "Place":
@@ -80,6 +112,12 @@ class Place:
     def is_local(self) -> bool:
         """Whether it lies on a disk of this machine."""
         return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a dataset of the hub; None elsewhere."""
+        match = _COMMIT.match(self.root) if self.fs.protocol == "hf" else None
+        return None if match is None else match[1]
 
     def read(self) -> bytes | None:
         """The whole object, or None if there is none; a missing bucket or a busy server is an error."""
@@ -171,6 +209,8 @@ def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:
 
 def _open_other(url: str, scheme: str) -> tuple[fsspec.AbstractFileSystem, str]:
     where = shown_path(url)
+    if scheme == "hf":
+        raise ConfigError(f"{where}: only a source can lie on the hub. Use output.hub or alignpot push for a subset.")
     if scheme not in _REMOTE:
         raise ConfigError(f"{where}: scheme {scheme}:// is not supported; wanted {SUPPORTED}.")
     try:

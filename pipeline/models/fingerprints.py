@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from math import prod
 from os import stat_result
 from pathlib import Path
 from typing import Any, Final
@@ -65,6 +66,20 @@ def check_files(model: TorchModel) -> None:
     _check_files(model.model, model.revision, *_MODEL_FILES)
     if model.adapter is not None:
         _check_files(model.adapter, model.adapter_revision, *_ADAPTER_FILES)
+
+
+def num_parameters(model: TorchModel) -> int | None:
+    """Numbers in the model's safetensors files, adapters left out; None if the files are not on this machine."""
+    from safetensors import safe_open
+
+    directory = Path(model.model) if is_local(model.model) else _cached_snapshot(model.model, model.revision)
+    if directory is None:
+        return None
+    count = 0
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+    return count or None
 
 
 def is_local(name: str) -> bool:

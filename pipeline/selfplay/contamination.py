@@ -23,6 +23,7 @@ from pipeline.selection.words import normalised, words_of
 from pipeline.shown import shown, shown_path
 from pipeline.sources.prompts import PROMPTS_FORMAT, open_prompts
 from pipeline.sources.rows import Turn
+from pipeline.sources.splits import ALL
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _lines(fs: Any, path: str) -> list[str]:
 def _user_turns(fs: Any, path: str) -> list[str]:
     texts: list[str] = []
     num_unusable = 0
-    for row in open_prompts(fs, path, Prompts(path=path, format=PROMPTS_FORMAT)).rows():
+    for row in open_prompts(fs, path, Prompts(path=path, format=PROMPTS_FORMAT, split=ALL)).rows():
         if isinstance(row.prompt, Drop):
             num_unusable += 1
         else:

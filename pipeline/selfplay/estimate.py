@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.config import Estimate, Evolve, SelfPlayConfig, Train
+from pipeline.config import Evolve, SelfPlayConfig, SelfPlayEstimate, Train
 from pipeline.data.place import Place
 from pipeline.errors import AlignpotError, ConfigError, DataError
 from pipeline.faults import storage_errors
@@ -47,8 +47,7 @@ def dry_run(config: SelfPlayConfig) -> Iterator[str]:
     """The estimate as text, for the prompts that are there, or else for `estimate.num_prompts`."""
     num_prompts = None
     try:
-        place = Place.open(config.prompts.path, config.storage)
-        place.check_readable()
+        place = Place.of_source(config.prompts.path, config.storage)
         with storage_errors(config.prompts.path):
             num_prompts = read_prompts(place.fs, place.root, config.prompts).num_usable
     except AlignpotError as error:
@@ -78,7 +77,7 @@ def estimate(config: SelfPlayConfig, num_prompts: int | None = None) -> list[Ste
     return [*steps, StepCost(round=config.rounds, step=_IN_ALL, rows=given, **sums)]
 
 
-def render_estimate(steps: Sequence[StepCost], given: Estimate) -> str:
+def render_estimate(steps: Sequence[StepCost], given: SelfPlayEstimate) -> str:
     """The steps as a table, with what was assumed."""
     lines: list[tuple[str, ...]] = [
         ("round  step", "rows", "tokens generated", "tokens read", "tokens trained", "GPU-hours")

@@ -112,8 +112,7 @@ def prepare(config: SelfPlayConfig) -> tuple[SelfPlay, Dataset, Dataset]:
     place = Place.open(config.path, config.storage)
     if find_plan(place, KIND) is None:  # a run that ended may lie where nothing can be written any more
         check_writable(place)
-    source = Place.open(config.prompts.path, config.storage)
-    source.check_readable()
+    source = Place.of_source(config.prompts.path, config.storage)
     benchmarks = None
     with storage_errors(config.prompts.path):
         if config.prompts.decontaminate:

@@ -1,6 +1,7 @@
 """From preference data in any known format to pairs.
 
     files, probe    pre-flight: which data files there are, and every bad one at once
+    splits, saved   which split and config of a source is read; folders of `save_to_disk`
     shards          the files cut into row ranges, the unit of work and of commit
     bounds, arrow_checks, unchanged    guards against foreign files and files that change
     blocks          rows of one file

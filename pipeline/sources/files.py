@@ -1,15 +1,13 @@
 """Pre-flight over a source: which data files it has, in a fixed order, and every bad one at once.
 
-A source is one file, a folder (searched to the bottom), or a folder made by `datasets`' save_to_disk. Names that start
-with a dot or an underscore are ignored. So are files of no known extension; they are reported, unless they describe the
-data. Files are ordered by their path relative to the root, so that the same source gives the same plan.
-
-Of a folder made by save_to_disk only the two small JSON files are read; the library `datasets` is not needed.
+A source is one file, a folder (searched to the bottom), or a folder made by `datasets`' save_to_disk. If it has splits,
+`splits` picks one. Names that start with a dot or an underscore are ignored. So are files of no known extension; they
+are reported, unless they describe the data. Files are ordered by their path relative to the root, so that the same
+source gives the same plan.
 """
 
-import json
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -21,7 +19,9 @@ from pipeline.shown import listed, shown, shown_path
 from pipeline.sources.bounds import BadFile
 from pipeline.sources.columns import plain_type
 from pipeline.sources.probe import FileKind, Probe, probe_file
+from pipeline.sources.saved import DICT_FILE, INFO_FILE, STATE_FILE, saved_files
 from pipeline.sources.shards import SourceFile, SourceScan
+from pipeline.sources.splits import DEFAULT, Part, Wanted, part_of, part_of_file
 from pipeline.sources.unchanged import digest_of, state_of
 
 _PACKED: Final = {
@@ -35,11 +35,8 @@ _EXTENSIONS: Final = {
     **dict.fromkeys((".arrow", ".feather", ".ipc", ".arrows"), FileKind.ARROW_FILE),
     **{f"{base}{packed}": kind for base in (".jsonl", ".ndjson", ".json") for packed, kind in _PACKED.items()},
 }
-_DICT_FILE: Final = "dataset_dict.json"
-_STATE_FILE: Final = "state.json"
-_INFO_FILE: Final = "dataset_info.json"
 # Files that tools write beside the data; none of them holds rows.
-_NOT_DATA: Final = frozenset({_INFO_FILE, "dataset_infos.json", _DICT_FILE, _STATE_FILE, "run.json", "report.json"})
+_NOT_DATA: Final = frozenset({INFO_FILE, "dataset_infos.json", DICT_FILE, STATE_FILE, "run.json", "report.json"})
 _DESCRIPTIONS: Final = (".md", ".md5", ".sha256")
 _DESCRIBING: Final = ("readme", "license", "licence")
 _PROBES_AT_ONCE: Final = 8
@@ -47,14 +44,14 @@ _PROBLEMS_SHOWN: Final = 50
 _IGNORED_SHOWN: Final = 5
 
 
-def scan_files(fs: Any, root: str) -> SourceScan:
-    """Find and check every data file under `root`.
+def scan_files(fs: Any, root: str, wanted: Wanted = DEFAULT) -> SourceScan:
+    """Find and check every data file of the wanted part of `root`.
 
     Raises:
-        SourceError: no such path, no rows, or bad files; all of them are listed, each with its reason.
+        SourceError: no such path or part, no rows, or bad files; all of them are listed, each with its reason.
         OSError: the storage failed.
     """
-    base, sizes, ignored = _data_files(fs, fs._strip_protocol(root).rstrip("/"), shown_path(root))  # noqa: SLF001 - fsspec's own idiom
+    base, sizes, ignored, part = _data_files(fs, fs._strip_protocol(root).rstrip("/"), shown_path(root), wanted)  # noqa: SLF001 - fsspec's own idiom
     paths = sorted(sizes)
 
     def state(path: str) -> str:
@@ -91,7 +88,7 @@ def scan_files(fs: Any, root: str) -> SourceScan:
         )
         for path, probe in good.items()
     )
-    return SourceScan(root=base, files=files, schema=schema, ignored=ignored)
+    return SourceScan(root=base, files=files, schema=schema, ignored=ignored, part=part)
 
 
 def ignored_text(names: Sequence[str]) -> str:
@@ -101,8 +98,8 @@ def ignored_text(names: Sequence[str]) -> str:
     return f"{files} of no known extension: {listed(names[:_IGNORED_SHOWN])}{more}"
 
 
-def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tuple[str, ...]]:
-    """The folder that paths are relative to, the data files' sizes in bytes by relative path, and ignored files."""
+def _data_files(fs: Any, base: str, shown: str, wanted: Wanted) -> tuple[str, dict[str, int], tuple[str, ...], Part]:
+    """The folder that paths are relative to, the bytes of each data file to read, ignored files, and what is read."""
     try:
         info = fs.info(base)
     except FileNotFoundError as error:
@@ -113,83 +110,24 @@ def _data_files(fs: Any, base: str, shown: str) -> tuple[str, dict[str, int], tu
         name = posixpath.basename(base)
         if _kind_of(name) is None:
             raise SourceError(f"source {shown} is no data file; wanted one of {', '.join(_EXTENSIONS)}.")
-        return posixpath.dirname(base), {name: int(info["size"])}, ()
+        part = part_of_file(name, wanted, f"source {shown}")
+        return posixpath.dirname(base), {name: int(info["size"])}, (), part
     every = {posixpath.relpath(path, base): found for path, found in fs.find(base, detail=True).items()}
     found = {
         path: int(details.get("size") or 0)
         for path, details in every.items()
         if not any(part.startswith((".", "_")) for part in path.split("/"))
     }
-    saved = dataset_files(fs, base, {*found}, shown)
-    wanted = saved if saved is not None else [path for path in found if _kind_of(path) is not None]
-    if not wanted:
+    data = sorted(path for path in found if _kind_of(path) is not None)
+    part = part_of(fs, base, sorted(found), data, wanted)
+    files: list[str] = []
+    for path in part.files:
+        files += saved_files(fs, base, path) if posixpath.basename(path) == STATE_FILE else [path]
+    if not files:
         others = f" It has {listed(sorted(found)[:5])}." if found else ""
         raise SourceError(f"source {shown} holds no data file; wanted one of {', '.join(_EXTENSIONS)}.{others}")
-    ignored = tuple(sorted(path for path in found if path not in wanted and _may_hold_data(path)))
-    return base, {path: found.get(path, -1) for path in wanted}, ignored
-
-
-def dataset_files(fs: Any, base: str, names: set[str], shown: str) -> list[str] | None:
-    """Data files of a saved Dataset, or of the train or only split of a saved DatasetDict. None for other folders.
-
-    Raises:
-        SourceError: there are several splits and none is called train, a description is damaged, or saved datasets lie
-            deeper in the folder, which then may hold the same rows twice.
-    """
-    folder = ""
-    if _DICT_FILE in names:
-        folder = f"{_split(_load(fs, base, _DICT_FILE).get('splits'), shown)}/"
-    elif _STATE_FILE not in names:
-        _refuse_nested(names, shown)
-        return None
-    state = _load(fs, base, f"{folder}{_STATE_FILE}")
-    try:
-        return [f"{folder}{entry['filename']}" for entry in state["_data_files"]]
-    except (KeyError, TypeError):
-        raise SourceError(
-            f"source {shown_path(base)}: {shown_path(folder)}{_STATE_FILE} lists no data files. Save the dataset again."
-        ) from None
-
-
-def _split(splits: Any, shown: str) -> str:
-    names = [str(name) for name in splits] if isinstance(splits, list) else []
-    if "train" in names:
-        return "train"
-    if len(names) == 1:
-        return names[0]
-    raise SourceError(
-        f"source {shown} is a saved DatasetDict with the splits {names}, none of them 'train'. "
-        f"Give source.path the folder of one split, such as {shown}/{shown_path(names[0] if names else 'train')}."
-    )
-
-
-def _refuse_nested(names: Iterable[str], shown: str) -> None:
-    dicts = {posixpath.dirname(name) for name in names if posixpath.basename(name) == _DICT_FILE}
-    with_state, with_info = (
-        {posixpath.dirname(name) for name in names if posixpath.basename(name) == file}
-        for file in (_STATE_FILE, _INFO_FILE)
-    )
-    saved = dicts | {folder for folder in with_state & with_info if posixpath.dirname(folder) not in dicts}
-    if saved:
-        raise SourceError(
-            f"source {shown} is no saved dataset itself, but holds some: {listed(sorted(saved)[:5])}. "
-            "Give source.path one of these folders, or the folder of other files beside them."
-        )
-
-
-def _load(fs: Any, base: str, name: str) -> dict[str, Any]:
-    where = f"{shown_path(base)}: {shown_path(name)}"
-    try:
-        loaded = json.loads(fs.cat_file(posixpath.join(base, name)))
-    except FileNotFoundError as error:
-        if not is_missing(error):
-            raise
-        raise SourceError(f"source {where} is missing. Save the dataset again.") from None
-    except (ValueError, RecursionError):
-        raise SourceError(f"source {where} is no JSON. Save the dataset again.") from None
-    if not isinstance(loaded, dict):
-        raise SourceError(f"source {where} holds no JSON object. Save the dataset again.")
-    return loaded
+    ignored = tuple(sorted(path for path in found if path not in files and _may_hold_data(path)))
+    return base, {path: found.get(path, -1) for path in files}, ignored, part
 
 
 def _look(fs: Any, base: str, path: str, size: int) -> Probe | str:

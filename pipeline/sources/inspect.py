@@ -27,6 +27,7 @@ from pipeline.sources.scores import (
     plan_scores,
     read_scores,
 )
+from pipeline.sources.splits import DEFAULT, Wanted
 from pipeline.sources.text_problems import problems_of_texts
 from pipeline.sources.turns import SYSTEM_ROLES
 
@@ -53,6 +54,14 @@ class Inspection:
     """None: no format was found, so that no run can read the source."""
     decided: str
     """How the format was decided."""
+    split: str | None
+    """The split that was looked at; None if the source has none. The figures are of this split alone."""
+    config: str | None
+    splits: Mapping[str, int]
+    """Files of each split."""
+    configs: tuple[str, ...]
+    part: str
+    """What is read and what is not, in words; empty without splits."""
     num_files: int
     num_rows: int
     num_bytes: int
@@ -76,8 +85,14 @@ class Inspection:
     problems: tuple[str, ...]
 
 
-def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 1000) -> Inspection:  # noqa: A002
-    """Look at a source's files and its first `sample_rows` rows.
+def inspect_source(
+    fs: Any,
+    root: str,
+    format: str = AUTO,  # noqa: A002
+    sample_rows: int = 1000,
+    wanted: Wanted = DEFAULT,
+) -> Inspection:
+    """Look at the files of the wanted part of a source, and at its first `sample_rows` rows.
 
     A format that cannot be told, or scores that cannot be used, are problems of the inspection, not errors. Rows are
     dropped as in a run that takes every score it finds from the columns.
@@ -88,7 +103,7 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         OSError: the storage failed.
     """
     check_format_name(format)
-    scan = scan_files(fs, root)
+    scan = scan_files(fs, root, wanted)
     head = rows_sampled(fs, scan)
     sample = rows_sampled(fs, scan, sample_rows, first_file_only=False)
     problems: list[str] = []
@@ -115,6 +130,11 @@ def inspect_source(fs: Any, root: str, format: str = AUTO, sample_rows: int = 10
         root=root,
         format=name,
         decided="set by source.format" if format != AUTO else f"from the columns and {len(head.rows)} rows",
+        split=scan.part.split,
+        config=scan.part.config,
+        splits=dict(scan.part.splits),
+        configs=tuple(scan.part.configs),
+        part=scan.part.text(),
         num_files=len(scan.files),
         num_rows=scan.num_rows,
         num_bytes=sum(file.size for file in scan.files),
@@ -144,6 +164,7 @@ def render(found: Inspection) -> str:
             counts += f", {found.num_with_fields:,} with tool calls or reasoning"
     out = [
         f"source    {shown_path(found.root)}",
+        *([f"split     {found.part}"] if found.part else []),
         f"files     {found.num_files:,} ({', '.join(found.file_kinds)}), {found.num_bytes:,} bytes",
         *([f"ignored   {ignored_text(found.ignored)}"] if found.ignored else []),
         f"rows      {found.num_rows:,}",

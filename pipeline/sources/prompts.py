@@ -27,6 +27,7 @@ from pipeline.sources.files import scan_files
 from pipeline.sources.formats import AUTO, FORMATS, claiming, resolve_format, sample_rows
 from pipeline.sources.rows import BESIDE_PAIR, MEDIA, PROMPT_TEXTS, SYSTEM_TEXTS, Turn, prompt_text_column, reason_of
 from pipeline.sources.shards import SourceFile, plan_shards
+from pipeline.sources.splits import Wanted
 from pipeline.sources.turns import check_prompt, id_of, prompt_from_texts, turns_of, without_last_answers
 
 PROMPTS_FORMAT: Final = "prompts"
@@ -35,6 +36,7 @@ PROMPTS_FORMAT: Final = "prompts"
 _MESSAGES: Final = "messages"
 _TEXT: Final = "text"
 _READS: Final = (*PROMPT_TEXTS, *SYSTEM_TEXTS, _MESSAGES, _TEXT, s.TOOLS, s.STATUS)
+_KEYS_OF_SOURCE: Final = re.compile(r"\bsource(\.(?:path|format|id_column|split|config)\b|: \{(?:split|config):)")
 _SHARD_ROWS: Final = 1024
 # Faults of a row's answers that leave its prompt usable.
 _ANSWERS_UNFIT: Final = frozenset(
@@ -104,7 +106,7 @@ def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptReader:
         OSError: the storage failed.
     """
     with _errors_name_prompts():
-        scan = scan_files(fs, root)
+        scan = scan_files(fs, root, Wanted(split=prompts.split, config=prompts.config))
         sample = sample_rows(fs, scan)
         name = _format_of(prompts.format, sample.columns, sample.decoded)
         if prompts.id_column is not None:
@@ -174,4 +176,4 @@ def _errors_name_prompts() -> Iterator[None]:
     try:
         yield
     except (ConfigError, SourceError, SchemaError) as error:
-        raise type(error)(re.sub(r"\bsource\.(path|format|id_column)\b", r"prompts.\1", str(error))) from None
+        raise type(error)(re.sub(_KEYS_OF_SOURCE, r"prompts\1", str(error))) from None

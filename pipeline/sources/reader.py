@@ -40,6 +40,7 @@ from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BESIDE_PAIR, BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, SourceFile, plan_shards
+from pipeline.sources.splits import Wanted
 from pipeline.sources.text_problems import json_problem
 from pipeline.sources.turns import id_of
 
@@ -64,6 +65,9 @@ class PairReader:
     pair_schema: pa.Schema = s.PAIR_SCHEMA
     columns: tuple[str, ...] = ()
     """Columns to read from Parquet and Arrow, without those of `passthrough`."""
+    split: str | None = None
+    config: str | None = None
+    """The split and config that the shards are of, if the source has any."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -194,7 +198,9 @@ def open_source(
         OSError: the storage failed.
     """
     check_format_name(source.format)
-    scan = scan_files(fs, root)
+    scan = scan_files(fs, root, Wanted(split=source.split, config=source.config))
+    if scan.part.split is not None:
+        _log.info("source %s: reads split %s", shown_path(root), scan.part.text())
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
     sample = sample_rows(fs, scan)
@@ -231,6 +237,8 @@ def open_source(
         pairs=source.pairs,
         pair_schema=pair,
         columns=columns,
+        split=scan.part.split,
+        config=scan.part.config,
     )
     return reader, list(scan.files)
 

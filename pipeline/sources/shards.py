@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.sources.probe import FileKind
+from pipeline.sources.splits import NO_SPLITS, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,8 @@ class SourceScan:
     schema: pa.Schema | None
     ignored: tuple[str, ...] = ()
     """Files that may hold data but are of no known extension, in order."""
+    part: Part = NO_SPLITS
+    """The split and config that the files are of, and what else the source has."""
 
     @property
     def num_rows(self) -> int:

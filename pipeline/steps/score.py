@@ -48,19 +48,26 @@ def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config,
 
     Raises an AlignpotError if anything is wrong, before any weights are read.
     """
+    config, step = scoring_step(config, pairs)
+    run = begin_step(step, config.storage)
+    step.rows.shards(run.plan.shards, run.place / RUN_FILE)
+    return config, step, run
+
+
+def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, Step]:
+    """The first two values of `prepare_score`, with the same checks; claims nothing."""
     source = _from_source(config) if pairs is None else _from_dataset(config, pairs)
     models = _model_fingerprints(config)
     place = Place.open(config.scored, config.storage)
     if find_manifest(place, SCORED) is None:
         check_writable(place)
     given, torch_models = resolved(config), config.torch_models()
+    if pairs is None:
+        given["source"] |= source.pop("part")
     pinned_models = {role: pinned(model, models[role]) for role, model in torch_models.items()}
     config = config.model_copy(update=pinned_models)
     source["fingerprint"] = {"source": source["fingerprint"], **models}
-    step = Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
-    run = begin_step(step, config.storage)
-    step.rows.shards(run.plan.shards, place / RUN_FILE)
-    return config, step, run
+    return config, Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
 
 
 def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]:
@@ -155,8 +162,7 @@ def _from_source(config: Config) -> dict[str, Any]:
     source = config.source
     if source is None:
         raise ConfigError("score needs a source section with the path of the preference data; the config has none.")
-    place = Place.open(source.path, config.storage)
-    place.check_readable()
+    place = Place.of_source(source.path, config.storage)
     with storage_errors(source.path):
         reader, files = open_source(
             place.fs,
@@ -166,18 +172,21 @@ def _from_source(config: Config) -> dict[str, Any]:
             policy_logps=isinstance(config.policy, ColumnsModel),
             reference_logps=isinstance(config.reference, ColumnsModel),
         )
+    fingerprint = source.fingerprint() | {
+        "format": reader.format,
+        "passthrough": [field.name for field in reader.passthrough],
+        "files": {file.path: file.digest for file in files},
+    }
     fields = [*(schema.message_fields_of(reader.schema.field(schema.PROMPT).type) or ())]
     fields += [name for name in (schema.TEMPLATE_KWARGS,) if name in reader.schema.names]
-    fingerprint = (
-        source.fingerprint()
-        | ({"message_fields": fields} if fields else {})
-        | {
-            "format": reader.format,
-            "passthrough": [field.name for field in reader.passthrough],
-            "files": {file.path: file.digest for file in files},
-        }
-    )
+    if fields:
+        fingerprint["message_fields"] = fields
+    part = {"split": reader.split, "config": reader.config}
+    if place.commit is not None:
+        fingerprint["commit"] = place.commit
+        part["path"] = str(place)
     return {
+        "part": part,
         "rows": SourceRows(reader=reader, files=files, shard_rows=_shard_rows(config)),
         "schema": reader.schema,
         "fingerprint": fingerprint,

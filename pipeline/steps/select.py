@@ -219,7 +219,12 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
     report = summarise(found, source)
     task = partial(_write_file, run, source, found.selection, columns)
     files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
-    extra = {"selection": report["selection"], "scored_by": _scored_by(_scored(source, found))}
+    made_from = source.manifest.config if isinstance(source, Dataset) else {}
+    extra = {
+        "selection": report["selection"],
+        "scored_by": _scored_by(_scored(source, found)),
+        "made_from": {name: made_from.get(name) for name in ("source", *_SCORING)},
+    }
     finish_files(run, files, {REPORT_FILE: sealed(report)}, extra)
 
 

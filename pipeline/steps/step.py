@@ -66,7 +66,12 @@ def begin_step(step: Step, storage: config.Storage) -> Run:
 
     Raises a FingerprintError if something else was begun there.
     """
-    plan = Plan(
+    return Run.claim(Place.open(step.url, storage), plan_of(step))
+
+
+def plan_of(step: Step) -> Plan:
+    """The plan of a step that begins."""
+    return Plan(
         kind=step.kind,
         fingerprint={"alignpot": MINOR_VERSION, **step.fingerprint},
         config=step.config,
@@ -74,7 +79,6 @@ def begin_step(step: Step, storage: config.Storage) -> Run:
         schema=step.schema,
         source_format=step.source_format,
     )
-    return Run.claim(Place.open(step.url, storage), plan)
 
 
 def pending_shards(step: Step, run: Run) -> list[AnyShard]:

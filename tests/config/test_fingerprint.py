@@ -63,7 +63,7 @@ def vllm(**keys):
         (Tokens(template="none"), Tokens(template="none", chat_template="{{ 1 }}", template_kwargs={"mode": 1})),
         (Train(), Train(num_gpus=1, num_threads=2, policies="/p")),
         (Select(k=1), Select(k=1, engine="plain", stats_from="/s.json")),
-        (Output(path="/a"), Output(path="/b", rows_per_file=1, formats=("parquet", "hf"))),
+        (Output(path="/a"), Output(path="/b", rows_per_file=1, formats=("parquet", "hf"), hub="org/name")),
         (Source(path="/a"), Source(path="/b")),
     ],
     ids=lambda section: type(section).__name__,

@@ -18,7 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import SourceError, TemporaryError
 from pipeline.faults import storage_errors
 from pipeline.sources.blocks import read_rows
-from pipeline.sources.files import dataset_files, scan_files
+from pipeline.sources.files import scan_files
+from pipeline.sources.saved import saved_files
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 
@@ -146,7 +147,7 @@ def test_saved_dataset_is_read_by_its_own_list_of_files(tmp_path):
         scan(tmp_path / "d")
 
 
-def test_saved_dataset_dict_is_read_by_its_train_or_only_split(tmp_path):
+def test_saved_dataset_dict_is_read_by_its_training_or_only_split(tmp_path):
     datasets = pytest.importorskip("datasets")
     saved = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"test": saved, "train": saved.select(range(7))}).save_to_disk(str(tmp_path / "two"))
@@ -156,7 +157,7 @@ def test_saved_dataset_dict_is_read_by_its_train_or_only_split(tmp_path):
         ("train/data-00000-of-00001.arrow", 7)
     ]
     assert scan(tmp_path / "one").num_rows == scan(tmp_path / "two" / "test").num_rows == 100
-    with pytest.raises(SourceError, match=r"splits \['good', 'bad'\].*the folder of one split, such as .*none/good"):
+    with pytest.raises(SourceError, match=r"It has good \(1 file\), bad \(1 file\).*`source: \{split: good\}`"):
         scan(tmp_path / "none")
 
 
@@ -367,7 +368,7 @@ def test_throttling_is_not_taken_for_a_missing_file(tmp_path):
     shard = plan_shards(scan(tmp_path).files, 1)[0]
     for act in (
         lambda: scan_files(fs, str(tmp_path)),
-        lambda: dataset_files(fs, str(tmp_path), {"state.json"}, "x"),
+        lambda: saved_files(fs, str(tmp_path), "state.json"),
         lambda: read_rows(fs, str(tmp_path), shard, ()),
     ):
         with pytest.raises(TemporaryError, match="busy"), storage_errors("s3://bucket/x"):

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.sources.inspect import Figures, inspect_source, render
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
+from pipeline.sources.splits import Wanted
 from tests.sources import layouts as to
 
 FS = fsspec.filesystem("file")
@@ -115,6 +116,16 @@ def test_files_of_no_known_extension_are_named(tmp_path, caplog):
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
         ("WARNING", f"source {tmp_path}: ignored {line}")
     ]
+
+
+def test_split_is_shown_and_chosen(tmp_path):
+    to.write_jsonl(tmp_path / "train.jsonl", [to.pair()])
+    to.write_jsonl(tmp_path / "test.jsonl", [to.pair(), to.pair(prompt="Another?")])
+    told = CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout
+    assert "split     train (1 file); not read: test (1 file)\n" in told
+    found = inspect_source(FS, str(tmp_path), wanted=Wanted(split="test"))
+    assert (found.split, found.splits, found.num_rows) == ("test", {"train": 1, "test": 1}, 2)
+    assert "rows      2\n" in CliRunner().invoke(app, ["inspect", str(tmp_path), "--split", "test"]).stdout
 
 
 def test_without_a_format_no_pairs_are_claimed(tmp_path):

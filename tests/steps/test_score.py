@@ -14,11 +14,13 @@ import pyarrow as pa
 import pytest
 import ray.data
 import yaml
+from transformers import AutoModelForCausalLM
 
 from pipeline.config import Config, resolved
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import FingerprintError, TooManyDroppedError
+from pipeline.steps.dry_run import dry_run, estimate
 from pipeline.steps.score import check_dropped, prepare_score, score
 from pipeline.steps.work import Stage
 from tests.data.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
@@ -231,6 +233,28 @@ def test_further_sigterms_do_not_turn_an_orderly_end_into_a_crash(tmp_path: Path
         time.sleep(0.02)
     log = process.communicate(timeout=60)[1]
     assert (process.returncode, log.count("terminated by SIGTERM"), "Traceback" in log) == (75, 1, False), log
+
+
+def test_dry_run_says_what_the_run_takes_and_writes_nothing(tmp_path: Path, pairs: list[dict], models: dict):
+    rows = [*pairs, {**pairs[0], "id": "same", "rejected": pairs[0]["chosen"]}]
+    config = make_config(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", rows), **models)
+    cost = estimate(config, select=True)
+    assert not any(path.is_file() for place in ("scored", "subset") for path in (tmp_path / place).rglob("*"))
+    run_all(config)
+    dataset = Dataset.open(Place.open(config.scored, config.storage))
+    assert (cost.num_rows, cost.num_left, cost.num_sampled) == (len(rows),) * 3
+    assert sum(cost.dropped.values()) == dataset.manifest.num_dropped == 1
+    scores = scores_of(config)
+    counted = sum(sum(scores[f"num_tokens_{part}"].to_pylist()) for part in ("prompt", "chosen", "rejected"))
+    policy = {model.role: model for model in cost.models}["policy"]
+    assert 0.9 * counted < policy.tokens <= counted  # what both answers begin with is read once
+    loaded = AutoModelForCausalLM.from_pretrained(config.policy.model)
+    assert policy.parameters == sum(parameter.numel() for parameter in loaded.parameters())
+    left = estimate(config, select=True)
+    assert (left.num_left, left.models[0].tokens) == (0, 0)
+    bad = make_config(tmp_path, write_jsonl(tmp_path / "bad.jsonl", rows[-1:]), scored=str(tmp_path / "b"), **models)
+    with pytest.raises(TooManyDroppedError, match="100% of the first 1 rows"):
+        list(dry_run(bad, select=False))
 
 
 @pytest.mark.slow
