@@ -92,7 +92,9 @@ class Tokens(Section):
         return value
 
     @model_validator(mode="after")
-    def _paper_lengths(self) -> "Tokens":
+    def _paper_fits(self) -> "Tokens":
+        if self.preset == "paper" and self.template == "none":
+            raise ValueError("template: none is for preset: trl; preset: paper renders prompt and response apart")
         if self.preset == "paper" and self.max_prompt_length >= self.max_length:
             raise ValueError("max_prompt_length must be below max_length with preset: paper")
         return self

@@ -106,7 +106,7 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
             prompt = _prompt_of_texts(columns, good)
     _check_last(prompt, _USER, good)
     for completion in (chosen, rejected):
-        others = ~np.isin(completion.role, (_ASSISTANT, _TOOL))
+        others = ~np.isin(completion.role, (_ASSISTANT, _TOOL, _USER))
         good &= (_num_in(completion, others) == 0) & _starts_with_answer(completion)
         _check_last(completion, _ASSISTANT, good)
     good &= (chosen.length != rejected.length) | (_num_common(chosen, rejected) != chosen.length)

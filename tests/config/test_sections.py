@@ -51,6 +51,7 @@ CARRYING = [
         (changed(storage={"endpoint_url": "http://key:canary@host"}), ["storage.endpoint_url", "credentials"]),
         (changed(source={"path": "x", "passthrough": "foo"}), ["source.passthrough: wanted a list, such as [foo]"]),
         (changed(tokens={"template_kwargs": {"tools": []}}), ["tokens.template_kwargs", "cannot hold tools", "leave"]),
+        (changed(tokens={"template": "none", "preset": "paper"}), ["tokens", "template: none is for preset: trl"]),
         (changed(tokens={"template": "jinja"}), ["tokens.template", "chat", "none"]),
         (
             changed(reward={"backend": "classifier", "model": "r", "chat_template": "no-such-file.jinja"}),
