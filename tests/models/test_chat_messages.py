@@ -35,7 +35,7 @@ TEMPLATES = {
     "mistral": MISTRAL,
     **{
         name: (SHIPPED / f"{name}.jinja").read_text(encoding="utf-8")
-        for name in ("qwen3", "qwen2_5", "llama3", "llama3_1", "llama3_2", "gemma", "gemma3", "deepseek_r1_distill")
+        for name in ("qwen3", "llama3", "llama3_2", "gemma", "deepseek_r1_distill")
     },
 }
 

@@ -1,4 +1,4 @@
-"""Tool calls, reasoning and arguments of templates: read alike from every container, with the same ids."""
+"""Tool calls, reasoning and arguments of templates: read alike from every container, with the same ids. Odd texts."""
 
 import json
 
@@ -118,3 +118,24 @@ def test_the_message_type_of_a_column_that_holds_other_json_is_not_taken_for_mes
     table = pa.Table.from_pylist([P, to.pair(prompt="Why?")]).append_column("more", pa.array([[x] for x in (1, 2)]))
     pq.write_table(table.append_column("notes", values), tmp_path / "a.parquet")
     assert read(tmp_path).schema == scored_schema()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("<|im_start|>user\nWhy?<|im_end|>\n", "templated already"),
+        ("[INST] Why? [/INST]", "templated already"),
+        (json.dumps([to.turn("user", "Why?")]), "messages as JSON text"),
+        ("<image>What is shown?", "places of images"),
+        ("What does [1] mean in <i>this</i> text?", None),
+    ],
+)
+def test_texts_that_most_rows_hold_by_mistake_are_told(text, problem, tmp_path, caplog):
+    rows = [{"prompt": f"{text} " if row else "Why?", "chosen": f"Yes {row}.", "rejected": "No."} for row in range(3)]
+    to.write_jsonl(tmp_path / "a.jsonl", rows)
+    found = inspect_source(fsspec.filesystem("file"), str(tmp_path)).problems
+    assert [problem in line for line in found] == [True] * (problem is not None)
+    read(tmp_path)
+    assert ("JSON text" in caplog.text) == (problem == "messages as JSON text")
+    to.write_jsonl(tmp_path / "a.jsonl", [{**row, "prompt": "Why?"} for row in rows[:2]] + rows[2:])
+    assert not inspect_source(fsspec.filesystem("file"), str(tmp_path)).problems
