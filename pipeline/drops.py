@@ -63,6 +63,8 @@ class Reason(StrEnum):
     TOO_FEW_CANDIDATES = "too_few_candidates", "source pair", "fewer than two responses to pick a pair from"
     CANDIDATE_COUNT_MISMATCH = "candidate_count_mismatch", "source pair", "not one score to each candidate"
     TIED_REWARDS = "tied_rewards", "source pair", "the candidates score the same, so none of them is the better one"
+    TIE = "tie", "source", "the label calls both answers equally good, or their scores are the same"
+    UNKNOWN_LABEL = "unknown_label", "source", "a label that names neither of the two answers"
     SCORE_NOT_FOUND = "score_not_found", "source", "no candidate equals the chosen or the rejected text"
     AMBIGUOUS_SCORE = "ambiguous_score", "source", "equal candidates have different scores"
     NULL_SCORE = "null_score", "source pair", "a score is missing"

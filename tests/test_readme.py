@@ -19,7 +19,7 @@ from pipeline.config import parse_config, parse_self_play
 from pipeline.demo.run import PAIRS_FILE, PROMPTS_FILE
 from pipeline.exports.formats import FORMATS as EXPORTS
 from pipeline.metrics import METRICS, OBJECTIVES
-from pipeline.sources.formats import FORMATS
+from pipeline.sources.formats import table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -100,11 +100,16 @@ def test_sweep_of_the_page_on_selection_parses():
     assert len(parse_config({**rest, **yaml.safe_load(sweep)}).variants()) == 2
 
 
-def test_formats_exports_and_metrics_are_all_listed():
-    for folder, wanted in (("sources", FORMATS), ("exports", EXPORTS), ("selection", METRICS)):
-        table = re.findall(r"^\| (`[^|]*) \|", (ROOT / "pipeline" / folder / "README.md").read_text(), re.MULTILINE)
-        assert {*wanted} <= {*re.findall(r"`([a-z-]+)`", "".join(table))}, folder
+def test_exports_and_metrics_are_all_listed():
+    for folder, wanted in (("exports", EXPORTS), ("selection", METRICS)):
+        names = re.findall(r"^\| (`[^|]*) \|", (ROOT / "pipeline" / folder / "README.md").read_text(), re.MULTILINE)
+        assert {*wanted} <= {*re.findall(r"`([a-z-]+)`", "".join(names))}, folder
     assert f"{len(OBJECTIVES)} training objectives, {len(METRICS)} metrics" in README
+
+
+def test_page_on_sources_has_the_table_that_the_formats_make():
+    page = (ROOT / "pipeline" / "sources" / "README.md").read_text()
+    assert table() in page, f"put this into pipeline/sources/README.md:\n{table()}"
 
 
 def test_figures_of_the_readme_stand_in_the_results():

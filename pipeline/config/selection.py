@@ -121,10 +121,10 @@ class Metric(Section):
 
 
 class Select(Section):
-    """The rules, in the order in which they are applied: labels, score bounds, per_prompt, number of rows (shared out
-    by quotas), deduplicate. Give `fraction` or `k`, a score bound, or `stats_from`.
+    """The rules, in the order in which they are applied: disagreement, labels, score bounds, per_prompt, number of rows
+    (shared out by quotas), deduplicate. Give `fraction` or `k`, a score bound, or `stats_from`.
 
-    Statistics of the metric are taken over all rows that have a score, after labels.
+    Statistics of the metric are taken over all rows that have a score, after disagreement and labels.
     """
 
     fraction: float | None = Field(default=None, gt=0, le=1)
@@ -135,6 +135,10 @@ class Select(Section):
     """Lowest score to keep. Without `fraction` and `k`, every row within the score bounds is kept."""
     max_score: float | None = Field(default=None, allow_inf_nan=False)
     """Highest score to keep."""
+    disagreement: Literal["keep", "majority", "drop"] | None = None
+    """What becomes of rows that hold the same prompt and the same two answers, and prefer different ones: `keep` them,
+    keep those of the `majority` (none if there is no majority), or `drop` them all. The report counts them. Default:
+    they are not looked for, because that takes a reading of every text."""
     labels: Labels = "keep"
     """What becomes of pairs whose rejected response has the higher reward: keep them, drop them, or swap the sides."""
     per_prompt: int | None = Field(default=None, ge=1)
@@ -182,6 +186,10 @@ class Select(Section):
         if self.quotas == {}:
             raise ValueError("quotas names no group; give weights, or proportional or equal")
         return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Without rules that are not set and were not there from the start."""
+        return {name: value for name, value in super().fingerprint().items() if name != "disagreement" or value}
 
 
 class Output(Section):

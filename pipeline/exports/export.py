@@ -22,7 +22,7 @@ from pipeline.data.run import Plan, Run, check_claim
 from pipeline.data.sealed import fingerprint_digest
 from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.exports.formats import FORMATS
-from pipeline.exports.layout import ANSWER, WANTED, Column, ExportFormat, Facts, Row
+from pipeline.exports.layout import ANSWER, WANTED, Column, ExportFormat, Facts, Row, whole
 from pipeline.shown import listed, shown
 from pipeline.sources.columns import plain_type
 
@@ -120,7 +120,7 @@ def _survey(subset: Dataset, columns: pa.Schema, form: ExportFormat) -> tuple[Fa
     unfit_ids: dict[str, list[str]] = {}
     num_pairs = num_tools = num_kwargs = 0
     for table in subset.tables():
-        for row in table.to_pylist():
+        for row in map(whole, table.to_pylist()):
             reason = form.unfit(row)
             if reason is not None:
                 num_unfit[reason] += 1
@@ -152,7 +152,7 @@ def _fit_blocks(subset: Dataset, form: ExportFormat) -> Iterator[list[Row]]:
     """The pairs that fit, in order, in blocks that do not depend on how the files are cut."""
     block: list[Row] = []
     for table in subset.tables():
-        for row in table.to_pylist():
+        for row in map(whole, table.to_pylist()):
             if form.unfit(row) is None:
                 block.append(row)
             if len(block) == _BLOCK_PAIRS:

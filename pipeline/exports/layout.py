@@ -9,7 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.sources.turns import message_of
+from pipeline.sources.turns import dialogue, message_of
 
 Row = Mapping[str, Any]
 
@@ -71,6 +71,19 @@ class ExportFormat:
     def rows_per_pair(self) -> int:
         """Two for unpaired formats."""
         return 2 if self.unpaired else 1
+
+
+def whole(row: Row) -> Row:
+    """The pair with whole answers where the prompt holds their beginning. No trainer knows an answer already begun.
+
+    The reference log-probs are those of the rest alone, so such a pair has none.
+    """
+    prompt = row[schema.PROMPT]
+    if not prompt or prompt[-1]["role"] != "assistant":
+        return row
+    answers = {side: dialogue(prompt, row[side])[len(prompt) - 1 :] for side in SIDES}
+    none = dict.fromkeys({schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED} & row.keys())
+    return {**row, schema.PROMPT: prompt[:-1], **answers, **none}
 
 
 def messages(*names: str) -> list[Column]:

@@ -22,6 +22,7 @@ from pipeline.drops import Reason
 from pipeline.models.first_rows import FirstRows
 from pipeline.models.packing import Int32Array, common_prefix
 from pipeline.models.templates import SET_REWARD_TEMPLATE, ChatTemplate, Messages, NoTemplate
+from pipeline.sources.turns import dialogue
 
 # A template that names one of these knows the system role.
 _SYSTEM_MARKS: Final = ("system", "<|im_start|>")
@@ -127,7 +128,8 @@ class PairTokenizer:
         row: str = "",
     ) -> TokenizedPair | Reason:
         render = partial(self.template.text, tools=tools, kwargs=kwargs)
-        texts = [render(prompt, add_generation_prompt=True), *(render([*prompt, *side]) for side in (chosen, rejected))]
+        whole = [dialogue(prompt, side) for side in (chosen, rejected)]
+        texts = [render(prompt, add_generation_prompt=True), *map(render, whole)]
         self._notices.look(row, prompt, ((chosen, texts[1]), (rejected, texts[2])), tools)
         prompt_ids, chosen_ids, rejected_ids = (np.asarray(self.template.ids_of(text), np.int32) for text in texts)
         start = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
@@ -189,7 +191,7 @@ class DialogueTokenizer:
         """Token ids of both dialogues, or the reason why they cannot be used. As in PairTokenizer."""
 
         def both() -> TokenizedDialogues | Reason:
-            first, second = (self._one([*prompt, *answer], tools, kwargs) for answer in (chosen, rejected))
+            first, second = (self._one(dialogue(prompt, answer), tools, kwargs) for answer in (chosen, rejected))
             if isinstance(first, Reason) or isinstance(second, Reason):
                 return Reason.EMPTY_AFTER_TRUNCATION
             truncated = first.truncated or second.truncated
@@ -203,13 +205,13 @@ class DialogueTokenizer:
         self, prompt: Messages, answer: Messages, tools: str | None = None, *, row: str = ""
     ) -> TokenizedDialogue | Reason:
         """Token ids of one dialogue, or the reason why it cannot be used. As in PairTokenizer."""
-        return self.template.outcome(lambda: self._one([*prompt, *answer], tools), row)
+        return self.template.outcome(lambda: self._one(dialogue(prompt, answer), tools), row)
 
     def tell(self) -> None:
         """Nothing to tell: PairTokenizer tells what the first rows show."""
 
-    def _one(self, dialogue: Messages, tools: str | None, kwargs: str | None = None) -> TokenizedDialogue | Reason:
-        ids = self.template.ids(dialogue, tools, kwargs)
+    def _one(self, turns: Messages, tools: str | None, kwargs: str | None = None) -> TokenizedDialogue | Reason:
+        ids = self.template.ids(turns, tools, kwargs)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
         if not len(cut):
             return Reason.EMPTY_AFTER_TRUNCATION
@@ -258,6 +260,8 @@ def _as_paper(
     is dropped as boundary_mismatch. A tokenizer without BOS or EOS gets none. Tools are left out.
     """
     prompt, *answers = turns
+    if prompt and prompt[-1]["role"] == "assistant":  # an answer already begun, which counts as response here
+        prompt, answers = prompt[:-1], [dialogue(prompt[-1:], answer) for answer in answers]
     knows_system = any(mark in (tokens.chat_template or tokenizer.get_chat_template()) for mark in _SYSTEM_MARKS)
     if knows_system and prompt and prompt[0]["role"] != "system":
         prompt = [{"role": "system", "content": ""}, *prompt]

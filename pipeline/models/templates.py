@@ -84,20 +84,23 @@ class ChatTemplate:
         tools: JSON text of the tool schemas that the template is given. kwargs: JSON text of the row's own arguments
         for the template.
 
+        An assistant turn that ends them is an answer already begun if a generation prompt is wanted: it stays open.
+
         Raises:
             DropRow: it takes too long or becomes too long.
             Exception: whatever the template raises.
         """
+        is_begun = add_generation_prompt and bool(messages) and messages[-1]["role"] == "assistant"
         own = {} if kwargs is None else json.loads(kwargs)
         render = partial(
             self._tokenizer.apply_chat_template,
-            list(map(message_of, messages)),
+            list(map(message_of, messages[:-1] if is_begun else messages)),
             tools=None if tools is None else json.loads(tools),
             add_generation_prompt=add_generation_prompt,
             **{**self._kwargs, **own, **self._arguments},
         )
         try:
-            text = str(limited(render, LIMIT_S))
+            text = str(limited(render, LIMIT_S)) + (messages[-1]["content"] if is_begun else "")
         except TimeoutError:
             raise DropRow(Reason.TEMPLATE_TIMEOUT) from None
         if len(text) > MAX_CHARACTERS:

@@ -1,7 +1,7 @@
 """The narrow columns of all rows, in memory: what rules look at, and never a text.
 
 A row takes 8 bytes for the hash of its id and 8 for each quantity that a metric or the report reads; 16 more for its
-prompt where select.per_prompt is set, 4 for its group.
+prompt where select.per_prompt is set, 24 for its vote where select.disagreement is, 4 for its group.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from pipeline.errors import DataError
 from pipeline.metrics.columns import BoolArray, FloatArray, single_array
 from pipeline.metrics.ids import HashArray, id_hashes
 from pipeline.metrics.ranker import SIGNED_EXPLICIT, Quantity
+from pipeline.selection.disagreement import VOTE_COLUMNS, votes_of
 from pipeline.selection.labels import contradicted, swap_sides
 from pipeline.selection.passes import Passes
 from pipeline.selection.per_prompt import KeyArray, prompt_keys
@@ -37,6 +38,7 @@ class Wanted:
     quantities: tuple[Quantity, ...]
     labels: Labels = "keep"
     prompts: bool = False
+    votes: bool = False
     groups: tuple[str, ...] = ()
 
     def columns(self, available: Sequence[str]) -> list[str]:
@@ -45,6 +47,7 @@ class Wanted:
         names = [name for quantity in there for name in quantity.columns]
         names += [] if self.labels == "keep" else SIGNED_EXPLICIT.columns
         names += [schema.PROMPT] if self.prompts else []
+        names += [*VOTE_COLUMNS, *({schema.TOOLS} & {*available})] if self.votes else []
         return list(dict.fromkeys([schema.ID, *names, *self.groups]))
 
 
@@ -53,8 +56,8 @@ class Columns:
     """Rows of a source in its order; every array is [num_rows].
 
     num_values: values that are not null, by column. hashes: of the ids. against: pairs whose label the reward
-    contradicts, where labels are treated. prompts: `prompt_keys`, where they are wanted. groups: by column, the code of
-    a row's value, -1 for null, and the values in order of code.
+    contradicts, where labels are treated. prompts, votes: `prompt_keys` and `votes_of`, where they are wanted.
+    groups: by column, the code of a row's value, -1 for null, and the values in order of code.
     """
 
     num_values: Mapping[str, int]
@@ -62,6 +65,7 @@ class Columns:
     quantities: dict[Quantity, FloatArray]
     against: BoolArray
     prompts: KeyArray
+    votes: KeyArray
     groups: Mapping[str, tuple[Codes, list[str]]]
 
     @property
@@ -88,6 +92,7 @@ class _ReadPart:
         if wanted.labels != "keep":
             against = contradicted(table)
         num_values = {name: table.num_rows - table.column(name).null_count for name in self.columns}
+        votes = votes_of(table) if wanted.votes else _no_keys(table.num_rows)
         if wanted.labels == "swap":
             table = swap_sides(table, against)
         return Columns(
@@ -96,6 +101,7 @@ class _ReadPart:
             quantities={q: q.of(table) for q in wanted.quantities if set(q.columns) <= set(self.columns)},
             against=against,
             prompts=prompt_keys(single_array(table, schema.PROMPT)) if wanted.prompts else _no_keys(table.num_rows),
+            votes=votes,
             groups={name: _coded(single_array(table, name), name) for name in wanted.groups},
         )
 
@@ -126,6 +132,7 @@ def _joined(parts: Sequence[Columns], wanted: Wanted) -> Columns:
         quantities={q: np.concatenate([part.quantities.pop(q) for part in parts]) for q in [*parts[0].quantities]},
         against=np.concatenate([part.against for part in parts]),
         prompts=np.concatenate([part.prompts for part in parts]),
+        votes=np.concatenate([part.votes for part in parts]),
         groups={name: _joined_groups([part.groups[name] for part in parts], name) for name in wanted.groups},
     )
 

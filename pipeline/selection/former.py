@@ -54,10 +54,11 @@ def former_rule(former: Mapping[str, Any], query: Query) -> Select:
             f"one {section} alone: set the same, or leave stats_from out."
         )
     by_rank = query.metric.name == "potential" and query.metric.normalise == "rank"
-    if rule.per_prompt is not None or rule.deduplicate != "none" or by_rank:
+    by_votes = rule.disagreement in {"majority", "drop"}
+    if rule.per_prompt is not None or rule.deduplicate != "none" or by_rank or by_votes:
         raise ConfigError(
-            "select.stats_from names a selection made with per_prompt, deduplicate or normalise: rank. These compare "
-            "rows with each other and cannot be applied row by row. Name a selection without them."
+            "select.stats_from names a selection made with disagreement, per_prompt, deduplicate or normalise: rank. "
+            "These compare rows with each other and cannot be applied row by row. Name a selection without them."
         )
     return rule
 

@@ -14,11 +14,13 @@ from pipeline.metrics.normalise import Fitted
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, UNIFORM, Term
 from pipeline.metrics.ranker import SIGNED_EXPLICIT, Quantity, Ranker
 from pipeline.selection.columns import Columns, Wanted
+from pipeline.selection.disagreement import find_disagreement
 from pipeline.selection.fit import fit
 from pipeline.selection.source import Positions, Source, check_columns
 
 DUPLICATE: Final = "duplicate"
 CONTRADICTED: Final = "contradicted_by_reward"
+DISAGREEMENT: Final = "judges_disagree"
 
 _NO_CANDIDATES: Final = "The source carries no rewards of all candidates: set metric.explicit to signed or absolute."
 _NO_REWARD: Final = "That model was not run: add a `reward` section and score again, or choose metric.name: implicit."
@@ -65,6 +67,7 @@ def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
         quantities=tuple(quantities),
         labels=queries[0].rule.labels,
         prompts=any(query.rule.per_prompt is not None for query in queries),
+        votes=any(query.rule.disagreement is not None for query in queries),
         groups=tuple(dict.fromkeys(query.rule.group_by for query in queries if query.rule.group_by is not None)),
     )
 
@@ -74,7 +77,7 @@ class Ranking:
     """Rows by score.
 
     scores: float64 [num_rows], NaN where a row is not ranked. fitted: what the metric took from the set.
-    excluded: rows that are not ranked, by reason. num_contradicted: see Selection.
+    excluded: rows that are not ranked, by reason. num_contradicted, num_disagreed: see Selection.
     """
 
     query: Query
@@ -82,6 +85,7 @@ class Ranking:
     fitted: Fitted
     excluded: dict[str, int]
     num_contradicted: int
+    num_disagreed: int | None
 
     @property
     def num_ranked(self) -> int:
@@ -99,6 +103,13 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
     ranker = query.ranker
     rows = np.ones(columns.num_rows, dtype=np.bool_)
     rows[duplicates] = False
+    num_disagreed, num_overruled = None, 0
+    if query.rule.disagreement is not None:
+        disagreed, outvoted = find_disagreement(columns.votes)
+        num_disagreed = int(np.count_nonzero(disagreed))
+        overruled = rows & {"keep": disagreed & False, "majority": outvoted, "drop": disagreed}[query.rule.disagreement]
+        num_overruled = int(np.count_nonzero(overruled))
+        rows &= ~overruled
     num_contradicted = int(np.count_nonzero(columns.against & rows))
     if query.rule.labels == "drop":
         rows &= ~columns.against
@@ -110,6 +121,8 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
         excluded[reason] = int(np.count_nonzero(rows & ~finite))
         rows &= finite
     excluded[DUPLICATE] = int(duplicates.size)
+    if num_disagreed is not None:
+        excluded[DISAGREEMENT] = num_overruled
     if query.rule.labels == "drop":
         excluded[CONTRADICTED] = num_contradicted
     _check_rankable(columns, query, num_unique, rows, excluded)
@@ -118,7 +131,14 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
     scores = ranker.score({q: columns.quantities[q] for q in map(ranker.quantity, ranker.terms)}, fitted)
     scores[~rows] = np.nan
     _check_finite(scores, rows)
-    return Ranking(query=query, scores=scores, fitted=fitted, excluded=excluded, num_contradicted=num_contradicted)
+    return Ranking(
+        query=query,
+        scores=scores,
+        fitted=fitted,
+        excluded=excluded,
+        num_contradicted=num_contradicted,
+        num_disagreed=num_disagreed,
+    )
 
 
 def _check_finite(scores: FloatArray, rows: BoolArray) -> None:
@@ -133,8 +153,8 @@ def _check_finite(scores: FloatArray, rows: BoolArray) -> None:
 def _check_rankable(columns: Columns, query: Query, num_rows: int, rows: BoolArray, excluded: dict[str, Any]) -> None:
     if num_rows == 0:
         raise DataError(
-            "the scored dataset has no scored rows that select.labels leaves, so there is nothing to select. Check "
-            "the drop reasons."
+            "the scored dataset has no scored rows that select.disagreement and select.labels leave, so there is "
+            "nothing to select. Check the drop reasons."
         )
     ranker, labels = query.ranker, query.rule.labels
     for term in (*ranker.terms, *ranker.sampled_terms):

@@ -23,7 +23,7 @@ from pipeline.shown import shown
 
 GROUPS: Final = ("all", "selected")
 NOTHING: Final = "-"
-_DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none"}
+_DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none", "disagreement": None}
 SIGNS: Final[Mapping[str, str]] = {
     "contradicted_by_reward": "reward prefers rejected",
     "contradicted_by_policy": "policy prefers rejected",
@@ -122,9 +122,11 @@ def _share(count: int, num_rows: int) -> dict[str, int | float | None]:
 def render(report: Mapping[str, Any]) -> str:
     """The report of `summarise` as a table for the terminal; numbers that nothing gives are left out."""
     chosen = report["selection"]
+    disagreed = chosen.get("num_disagreed")
     rows: list[tuple[str, ...]] = [
         ("rows scored", f"{chosen['num_rows']:,}", ""),
         *((f"  {reason}", f"{count:,}", "") for reason, count in chosen["excluded"].items() if count),
+        *([("rows on which judges disagree", f"{disagreed:,}", "")] if disagreed is not None else []),
         ("rows ranked and selected", f"{chosen['num_ranked']:,}", f"{chosen['k']:,}"),
     ]
     for name, cut in (chosen["groups"] or {}).items():
@@ -161,7 +163,7 @@ def _rule(chosen: Mapping[str, Any]) -> str:
         for key in ("fraction", "k", "min_score", "max_score", "per_prompt", "group_by")
         if (value := select[key]) is not None
     ]
-    kept += [f"{key} {select[key]}" for key, default in _DEFAULT_RULES.items() if select[key] != default]
+    kept += [f"{key} {select[key]}" for key, default in _DEFAULT_RULES.items() if select.get(key, default) != default]
     parameters = "".join(f" {key} {value}" for key, value in objective.items() if key != "name")
     under = f"objective {objective['name']}{parameters}"
     of_metric = f"metric {name}" + (f" ({settings[name]})" if name in settings else "")

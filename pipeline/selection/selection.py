@@ -36,7 +36,9 @@ class Selection:
     the source has no columns for is NaN. swapped: kept rows whose sides are to be exchanged.
     cuts: by group, in order of name; one under None where select.group_by is not set.
     num_rows: rows read, repeats included. num_ranked: those with a score. num_contradicted: pairs whose label the
-    reward contradicts, where select.labels is not keep. excluded: rows that could not be kept, by reason.
+    reward contradicts, where select.labels is not keep. num_disagreed: rows, repeats included, whose two answers
+    another row prefers the other way round; None unless select.disagreement is set.
+    excluded: rows that could not be kept, by reason.
     fitted: what the metric took from the whole set. id_digest: names the set of kept ids, whatever their order.
     """
 
@@ -51,6 +53,7 @@ class Selection:
     num_rows: int
     num_ranked: int
     num_contradicted: int
+    num_disagreed: int | None
     excluded: Mapping[str, int]
     id_digest: str
 
@@ -73,6 +76,7 @@ class Selection:
             "num_ranked": self.num_ranked,
             "excluded": dict(self.excluded),
             "num_contradicted": self.num_contradicted,
+            **({} if self.num_disagreed is None else {"num_disagreed": self.num_disagreed}),
             "id_digest": self.id_digest,
         }
 
@@ -173,6 +177,7 @@ def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
         num_rows=columns.num_rows,
         num_ranked=ranking.num_ranked,
         num_contradicted=ranking.num_contradicted,
+        num_disagreed=ranking.num_disagreed,
         excluded=ranking.excluded | choice.excluded,
         id_digest=f"{int(columns.hashes[rows].sum(dtype=np.uint64)):016x}",
     )

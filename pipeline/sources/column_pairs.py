@@ -16,7 +16,7 @@ import pyarrow.types as pat
 
 from pipeline import schema as s
 from pipeline.sources.columns import one_array, plain_type
-from pipeline.sources.rows import BESIDE_PAIR, PROMPT_TEXTS, SYSTEM_TEXTS, Layout
+from pipeline.sources.rows import BEGUN, BESIDE_PAIR, HISTORY, PROMPT_TEXTS, SYSTEM_TEXTS, Layout
 from pipeline.sources.turns import BEYOND_TEXT, ROLES
 
 Bools = npt.NDArray[np.bool_]
@@ -84,7 +84,7 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
     Raises:
         NotPlain: no row of such columns can be taken.
     """
-    for name in (s.TOOLS, *BESIDE_PAIR):
+    for name in (s.TOOLS, BEGUN, HISTORY, *BESIDE_PAIR):
         if name in columns:
             good &= _is_null(columns[name])
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):

@@ -19,7 +19,7 @@ from pipeline.shown import listed, shown, shown_path
 from pipeline.sources.bounds import BadFile
 from pipeline.sources.columns import plain_type
 from pipeline.sources.probe import FileKind, Probe, probe_file
-from pipeline.sources.saved import DICT_FILE, INFO_FILE, STATE_FILE, saved_files
+from pipeline.sources.saved import DICT_FILE, INFO_FILE, STATE_FILE, only_saved, saved_files
 from pipeline.sources.shards import SourceFile, SourceScan
 from pipeline.sources.splits import DEFAULT, Part, Wanted, part_of, part_of_file
 from pipeline.sources.unchanged import digest_of, state_of
@@ -119,6 +119,9 @@ def _data_files(fs: Any, base: str, shown: str, wanted: Wanted) -> tuple[str, di
         if not any(part.startswith((".", "_")) for part in path.split("/"))
     }
     data = sorted(path for path in found if _kind_of(path) is not None)
+    inner = only_saved({*found}, data)
+    if inner is not None:
+        return _data_files(fs, posixpath.join(base, inner), f"{shown}/{shown_path(inner)}", wanted)
     part = part_of(fs, base, sorted(found), data, wanted)
     files: list[str] = []
     for path in part.files:

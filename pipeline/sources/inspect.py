@@ -14,8 +14,9 @@ from pipeline.schema import CHOSEN, NUM_TOKENS_PROMPT, PROMPT, REJECTED, TRUNCAT
 from pipeline.shown import shown, shown_path
 from pipeline.sources.columns import Columns, Kind, Row
 from pipeline.sources.files import ignored_text, scan_files
-from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format
+from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format, unread
 from pipeline.sources.formats import sample_rows as rows_sampled
+from pipeline.sources.oddities import oddities
 from pipeline.sources.rows import PLAIN_KEYS, PairRow, Turn, content_digest, reason_of
 from pipeline.sources.scores import (
     ALL_SCORE_COLUMNS,
@@ -110,9 +111,11 @@ def inspect_source(
     name, plan = None, NO_SCORES
     try:
         name = resolve_format(format, head.columns, head.decoded)
-        plan = _score_plan(head.columns, name)
+        plan = _score_plan(_with_values(head.columns, sample.decoded), name)
     except (SourceError, SchemaError) as error:
         problems.append(str(error))
+    if name is not None:
+        problems += unread(name, head.columns)
     if scan.ignored:
         problems.append(f"ignored {ignored_text(scan.ignored)}")
     pairs, drops, num_unlike = _pairs(name, sample.rows, plan)
@@ -125,6 +128,7 @@ def inspect_source(
     num_repeated = len(pairs) - len(digests)
     if num_repeated:
         problems.append(f"{num_repeated:,} pairs of the sample repeat an earlier one")
+    problems += oddities(pairs)
     of_schema = None if scan.schema is None else tuple((field.name, str(field.type)) for field in scan.schema)
     return Inspection(
         root=root,
@@ -148,7 +152,7 @@ def inspect_source(
         num_turns=_figures(pairs, len),
         num_chars=_figures(pairs, lambda turns: sum(len(turn.get("content", "")) for turn in turns)),
         drop_reasons=dict(sorted(drops.items())),
-        score_columns=_score_columns(sample.columns),
+        score_columns=_score_columns(_with_values(sample.columns, sample.decoded), name),
         ignored=scan.ignored,
         problems=tuple(problems),
     )
@@ -226,7 +230,7 @@ def _figures(pairs: Sequence[PairRow], count: Callable[[Sequence[Turn]], int]) -
 
 def _score_plan(columns: Columns, name: str) -> ScorePlan:
     """The scores of a run that reads every score that the table has."""
-    found = {*_score_columns(columns)}
+    found = {*_score_columns(columns, name)}
     return plan_scores(
         columns,
         FORMATS[name],
@@ -236,6 +240,13 @@ def _score_plan(columns: Columns, name: str) -> ScorePlan:
     )
 
 
-def _score_columns(columns: Columns) -> tuple[str, ...]:
+def _with_values(columns: Columns, rows: Sequence[Row]) -> Columns:
+    """The columns; those that have no value in any of the rows are of kind null."""
+    seen = {name for row in rows for name, value in row.items() if value is not None}
+    return {name: kind if name in seen else Kind.NULL for name, kind in columns.items()}
+
+
+def _score_columns(columns: Columns, name: str | None) -> tuple[str, ...]:
     wanted = {Kind.NUMBER, Kind.NUMBERS, Kind.FLAG}
-    return tuple(name for name in dict.fromkeys(ALL_SCORE_COLUMNS) if columns.get(name) in wanted)
+    scores = [column for column in ALL_SCORE_COLUMNS if columns.get(column) in wanted]
+    return tuple(dict.fromkeys([*scores, *(FORMATS[name].rewarded_by(columns) if name else ())]))

@@ -3,8 +3,10 @@
 messages    a prompt column; the completions may repeat the prompt
 implicit    full dialogues; the prompt is what the two share
 scored      `messages` with alignpot's own scores or outcomes in further columns
+openai      the preference files of fine-tuning services: the prompt is in `input`
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from pipeline.drops import DropRow, Reason
@@ -20,10 +22,11 @@ from pipeline.schema import (
 )
 from pipeline.sources.columns import Kind, Row
 from pipeline.sources.rows import TURNS, TURNS_OR_TEXT, Format, PairRow, prompt_text_column
-from pipeline.sources.turns import any_pair, checked_pair, split_dialogues, turns_of
+from pipeline.sources.turns import any_pair, begun, checked_pair, split_dialogues, turns_of
 
 _OWN_COLUMNS: Final = frozenset({STATUS, POLICY_LOGP_CHOSEN, REFERENCE_LOGP_CHOSEN})
 _EXPLICIT: Final = {PROMPT: TURNS, CHOSEN: TURNS_OR_TEXT, REJECTED: TURNS_OR_TEXT}
+_PREFERRED: Final = ("preferred_output", "non_preferred_output")
 
 
 def _implicit_pair(row: Row) -> PairRow:
@@ -33,12 +36,24 @@ def _implicit_pair(row: Row) -> PairRow:
 def _scored_pair(row: Row) -> PairRow:
     if row.get(STATUS) == DROPPED:
         raise DropRow(Reason.DROPPED_BEFORE)
+    turns = turns_of(row.get(PROMPT))
+    if turns and turns[-1]["role"] == "assistant":
+        return begun(any_pair({**row, PROMPT: turns[:-1]}), turns[-1]["content"])
     return any_pair(row)
+
+
+def _openai_pair(row: Row) -> PairRow:
+    given = row.get("input")
+    about = given if isinstance(given, Mapping) else {"messages": given}
+    chosen, rejected = (row.get(name) for name in _PREFERRED)
+    own = {PROMPT: about.get("messages"), CHOSEN: chosen, REJECTED: rejected, TOOLS: about.get("tools")}
+    return any_pair({**row, **own})
 
 
 MESSAGES = Format(
     name="messages",
-    about="prompt as a message list; chosen and rejected as the completions, messages or text",
+    about="`prompt` as a message list; `chosen` and `rejected` as the answers, message lists or text",
+    known_from="TRL, OpenRLHF",
     wants=_EXPLICIT,
     reads=(PROMPT, CHOSEN, REJECTED, TOOLS),
     claims=lambda columns, _sample: _OWN_COLUMNS.isdisjoint(columns),
@@ -48,7 +63,8 @@ MESSAGES = Format(
 
 IMPLICIT = Format(
     name="implicit",
-    about="chosen and rejected as full dialogues in messages; the prompt is their common beginning",
+    about="`chosen` and `rejected` as whole dialogues; the prompt is what they share at the beginning",
+    known_from="TRL's reward trainer, Skywork",
     wants={CHOSEN: TURNS, REJECTED: TURNS},
     reads=(CHOSEN, REJECTED, TOOLS),
     claims=lambda columns, _sample: columns.get(PROMPT) in {None, Kind.NULL} and prompt_text_column(columns) is None,
@@ -58,10 +74,20 @@ IMPLICIT = Format(
 
 SCORED = Format(
     name="scored",
-    about="alignpot's own columns: messages with outcomes or log-probs beside them",
+    about="the columns of `messages` with outcomes or log-probs beside them",
+    known_from="alignpot",
     wants=_EXPLICIT,
     reads=(PROMPT, CHOSEN, REJECTED, TOOLS, STATUS),
     claims=lambda columns, _sample: not _OWN_COLUMNS.isdisjoint(columns),
     build=_scored_pair,
     layout="turns",
+)
+
+OPENAI = Format(
+    name="openai",
+    about="`input` with `messages` and `tools`; `preferred_output` and `non_preferred_output`",
+    known_from="files of OpenAI, Azure, Together and Fireworks",
+    wants=dict.fromkeys(_PREFERRED, TURNS_OR_TEXT),
+    reads=("input", *_PREFERRED),
+    build=_openai_pair,
 )

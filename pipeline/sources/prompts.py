@@ -154,7 +154,7 @@ def _prompt_of_pair(row: Row, name: str) -> list[Turn]:
         return _prompt_alone(row)
     if pair.tools is not None or pair.template_kwargs is not None:
         raise DropRow(Reason.UNSUPPORTED_CONTENT)
-    return _plain(pair.prompt)
+    return _plain(without_last_answers(pair.prompt))  # an answer already begun is no part of it
 
 
 def _format_of(name: str, columns: Columns, sample: list[Row]) -> str:

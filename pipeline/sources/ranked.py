@@ -4,6 +4,7 @@
     candidates   SimPO's sets and the paper's: all_generated_responses, all_rm_scores, and mostly chosen and rejected
     responses    Online-RLHF: prompt, responses, rewards
     judged       distilabel: generations and ratings, mostly with chosen and rejected made of them
+    rated        Orca DPO pairs: chosen, rejected, and a list of their two ratings
 
 Candidates give each side its reward: that of the candidate whose text is the side's last turn. Where a row names no
 chosen and rejected, they are the candidates of the highest and the lowest reward, the first one on a tie.
@@ -22,9 +23,13 @@ from typing import Any, Final
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
 from pipeline.sources.columns import Kind, Row
-from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, TURNS, Format, PairRow, Rewards, Turn
+from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, TEXT, TURNS, Format, PairRow, Rewards, Turn
 from pipeline.sources.turns import any_pair, completion_of, text_of, without_last_answers
 
+_GENERATIONS: Final = "generations"
+_ORDER: Final = "order"
+_RATING: Final = "rating"
+_ORIGINALS: Final = {CHOSEN: "original_chosen", REJECTED: "original_rejected"}
 _READS: Final = (*PROMPT_TEXTS, *SYSTEM_TEXTS, CHOSEN, REJECTED, TOOLS)
 
 
@@ -52,7 +57,7 @@ def numbers_of(value: Any) -> tuple[float, ...]:
     return tuple(number_of(item) for item in value)
 
 
-def _worst(scores: Sequence[float]) -> int:
+def worst(scores: Sequence[float]) -> int:
     """Index of the lowest score, or DropRow if all are the same."""
     if max(scores) == min(scores):
         raise DropRow(Reason.TIED_REWARDS)
@@ -74,6 +79,25 @@ def sweet_spot(scores: Sequence[float]) -> int:
     return nearest
 
 
+def picked(
+    row: Row,
+    answers: Sequence[Any],
+    ranks: Sequence[float],
+    rewards: Sequence[float],
+    pick_rejected: Callable[[Sequence[float]], int],
+) -> PairRow:
+    """The pair of the answer that ranks highest and of the one that `pick_rejected` picks, with their rewards.
+
+    answers: texts or messages. The rest of the row gives the prompt.
+    """
+    if len(answers) < 2:
+        raise DropRow(Reason.TOO_FEW_CANDIDATES)
+    best, other = ranks.index(max(ranks)), pick_rejected(ranks)
+    pair = any_pair({**row, CHOSEN: answers[best], REJECTED: answers[other]})
+    found = Rewards(chosen=rewards[best], rejected=rewards[other], all=tuple(rewards))
+    return replace(pair, rewards=found, picked=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidates:
     """Builds pairs of rows that hold K candidate texts and a reward for each, in these columns."""
@@ -84,7 +108,7 @@ class _Candidates:
     def pair(self, row: Row) -> PairRow:
         """The pair that the row names, or that of the best and the worst candidate."""
         if row.get(CHOSEN) is None and row.get(REJECTED) is None:
-            return self._picked(row, _worst)
+            return self._picked(row, worst)
         pair = any_pair(row)
         try:
             texts, scores = self._read(row)
@@ -102,11 +126,7 @@ class _Candidates:
 
     def _picked(self, row: Row, pick_rejected: Callable[[Sequence[float]], int]) -> PairRow:
         texts, scores = self._read(row)
-        if len(texts) < 2:
-            raise DropRow(Reason.TOO_FEW_CANDIDATES)
-        best, other = scores.index(max(scores)), pick_rejected(scores)
-        pair = any_pair({**row, CHOSEN: completion_of(texts[best]), REJECTED: completion_of(texts[other])})
-        return replace(pair, rewards=Rewards(chosen=scores[best], rejected=scores[other], all=scores), picked=True)
+        return picked(row, texts, scores, scores, pick_rejected)
 
     def _read(self, row: Row) -> tuple[list[str], tuple[float, ...]]:
         texts = row.get(self.texts)
@@ -120,12 +140,13 @@ class _Candidates:
         return [text_of(text) for text in texts], scores
 
 
-def _candidates_format(name: str, texts: str, scores: str) -> Format:
+def _candidates_format(name: str, texts: str, scores: str, known_from: str) -> Format:
     """The format of rows with these two columns. It claims every such table; two families in one are ambiguous."""
     candidates = _Candidates(texts, scores)
     return Format(
         name=name,
-        about=f"{texts} with {scores}, and a prompt or chosen and rejected",
+        about=f"`{texts}` with `{scores}`, and a prompt, or `chosen` and `rejected`",
+        known_from=known_from,
         wants={texts: frozenset({Kind.TEXTS}), scores: frozenset({Kind.NUMBERS})},
         prompt="any",
         reads=(*_READS, texts, scores),
@@ -167,9 +188,22 @@ def _binarized_pair(row: Row) -> PairRow:
     return any_pair(row)
 
 
+def _rated_pair(row: Row) -> PairRow:
+    """The pair that the row names, unless its ratings are the same. `order` speaks of the answers before any swap."""
+    texts, order = row.get(_GENERATIONS), row.get(_ORDER)
+    if texts is None and isinstance(order, list):
+        names = ((_ORIGINALS[side], side) for side in order if side in _ORIGINALS)
+        texts = [row.get(original) or row.get(side) for original, side in names]
+    pair = _Candidates(_GENERATIONS, _RATING).pair({**row, _GENERATIONS: texts})
+    if isinstance(pair.rewards, Rewards) and pair.rewards.chosen == pair.rewards.rejected:
+        raise DropRow(Reason.TIED_REWARDS)
+    return pair
+
+
 BINARIZED = Format(
     name="binarized",
-    about="prompt as text; chosen and rejected as full dialogues, or answers, in messages",
+    about="`prompt` as text; `chosen` and `rejected` as whole dialogues, or as answers, in message lists",
+    known_from="UltraFeedback-binarized, Tulu and OLMo preference mixtures",
     wants={CHOSEN: TURNS, REJECTED: TURNS},
     prompt="text",
     reads=_READS,
@@ -177,6 +211,17 @@ BINARIZED = Format(
     build=_binarized_pair,
     layout="texts",
 )
-CANDIDATES = _candidates_format("candidates", "all_generated_responses", "all_rm_scores")
-RESPONSES = _candidates_format("responses", "responses", "rewards")
-JUDGED = _candidates_format("judged", "generations", "ratings")
+CANDIDATES = _candidates_format("candidates", "all_generated_responses", "all_rm_scores", "SimPO and the paper")
+RESPONSES = _candidates_format("responses", "responses", "rewards", "Online-RLHF")
+JUDGED = _candidates_format("judged", _GENERATIONS, "ratings", "distilabel")
+RATED = Format(
+    name="rated",
+    about="a prompt, `chosen` and `rejected` as text; `rating` has their scores, in the order that `order` tells",
+    known_from="Argilla's Orca DPO pairs",
+    wants={CHOSEN: TEXT, REJECTED: TEXT, _ORDER: frozenset({Kind.TEXTS}), _RATING: frozenset({Kind.NUMBERS})},
+    prompt="text",
+    reads=(*_READS, *_ORIGINALS.values(), _GENERATIONS, _ORDER, _RATING),
+    build=_rated_pair,
+    candidates=(_ORDER, _RATING),
+    rewarded_by=lambda _columns: (_RATING,),
+)

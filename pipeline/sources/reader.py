@@ -35,7 +35,7 @@ from pipeline.sources.columns import (
     undecodable_rows,
 )
 from pipeline.sources.files import ignored_text, scan_files
-from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows
+from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows, unread
 from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BESIDE_PAIR, BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
@@ -211,6 +211,8 @@ def open_source(
             f"can be decoded ({reasons}). Give files of the kind their names tell."
         )
     name = resolve_format(source.format, sample.columns, sample.decoded)
+    for line in unread(name, sample.columns):
+        _log.warning("source %s: %s", shown_path(root), line)
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
         check_id_column(source.id_column, sample.columns, scan.schema)

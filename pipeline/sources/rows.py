@@ -34,6 +34,10 @@ dialogues."""
 PROMPT_TEXTS: Final = ("prompt", "instruction", "question", "input")
 """Columns that may hold the prompt as text; the first present one does."""
 SYSTEM_TEXTS: Final = ("system", "system_prompt")
+BEGUN: Final = "initial_reason_steps"
+"""Column of Step-DPO: text that both answers begin with."""
+HISTORY: Final = "history"
+"""Column with the rounds before the prompt (LLaMA-Factory), or with the prompt itself as text (SHP)."""
 
 PLAIN_KEYS: Final = frozenset({"role", "content"})
 MEDIA: Final = ("image", "images", "audio", "audios", "video", "videos")
@@ -62,7 +66,10 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
-    """A pair: the turns of the prompt and of the two completions; no turn of the prompt stands in a completion."""
+    """A pair: the turns of the prompt and of the two completions; no turn of the prompt stands in a completion.
+
+    A prompt that ends with an assistant turn has the beginning of both answers there, see `turns.begun`.
+    """
 
     prompt: list[Turn]
     chosen: list[Turn]
@@ -87,6 +94,8 @@ class Format:
     """Columns that a table must have to be read this way, each with the kinds it may be of."""
     reads: tuple[str, ...]
     """Every column that the builds look at."""
+    known_from: str = ""
+    """Datasets and tools that write such rows, for the page."""
     build: Callable[[Row], PairRow]
     """The pair of a row, or DropRow."""
     build_sweet_spot: Callable[[Row], PairRow] | None = None
@@ -98,17 +107,25 @@ class Format:
     layout: Layout | None = None
     candidates: tuple[str, str] | None = None
     """Columns of the candidates' texts and of their scores."""
+    needs: Callable[[Columns], list[str]] = lambda _columns: []
+    """What a table lacks besides `wants`, where one of several columns will do."""
+    rewarded_by: Callable[[Columns], tuple[str, ...]] = lambda _columns: ()
+    """Columns of the table, other than `candidates`, from which the builds take the rewards of a pair."""
 
     def lacks(self, columns: Columns) -> list[str]:
         """What a table lacks to be read this way; empty if it can be."""
         unfit = [name for name, kinds in self.wants.items() if columns.get(name) not in kinds]
-        missing = [f"{name} ({' or '.join(sorted(self.wants[name]))})" for name in unfit]
+        missing = [f"{name} ({' or '.join(sorted(self.wants[name]))})" for name in unfit] + self.needs(columns)
         if self.prompt is None or prompt_text_column(columns):
             return missing
         if self.prompt == "text":
             return ["prompt (text)", *missing]
         has_pair = all(columns.get(side) in TURNS_OR_TEXT for side in (CHOSEN, REJECTED))
         return missing if has_pair or columns.get(PROMPT) is Kind.TURNS else ["prompt (text or turns)", *missing]
+
+    def gives_rewards(self, columns: Columns) -> bool:
+        """Whether the builds give rewards to pairs of such a table."""
+        return self.candidates is not None or bool(self.rewarded_by(columns))
 
     def convert(self, row: Row, pairs: Pairs = BEST_WORST) -> PairRow:
         """The pair that a row holds, or DropRow. See `reason_of` for what else a row can raise."""

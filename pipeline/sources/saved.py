@@ -34,6 +34,19 @@ def saved_files(fs: Any, base: str, path: str) -> list[str]:
         ) from None
 
 
+def only_saved(names: set[str], data: Iterable[str]) -> str | None:
+    """The folder of a saved dataset that holds all data of this folder, such as `hf` of an export for TRL.
+
+    names: all files of the folder. data: those that hold rows.
+    """
+    tops = {name.split("/")[0] for name in data}
+    marks = (DICT_FILE, STATE_FILE)
+    if len(tops) != 1 or not names.isdisjoint(marks):
+        return None
+    [top] = tops
+    return None if names.isdisjoint(f"{top}/{mark}" for mark in marks) else top
+
+
 def refuse_nested(names: Iterable[str], where: str) -> None:
     """Raise a SourceError if saved datasets lie deeper in a folder, which then may hold the same rows twice."""
     dicts = {posixpath.dirname(name) for name in names if posixpath.basename(name) == DICT_FILE}

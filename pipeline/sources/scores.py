@@ -92,7 +92,7 @@ def plan_scores(
     plan = ScorePlan(logps=logps, counts=counts, truncated=truncated)
     if not rewards:
         return plan
-    candidates = known.candidates is not None
+    candidates = known.gives_rewards(columns)
     listed = next((name for name in CANDIDATE_SCORES if columns.get(name) is Kind.NUMBERS), None)
     return replace(
         plan,

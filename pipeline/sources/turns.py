@@ -12,6 +12,7 @@ wherever they stand.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from pipeline.drops import DropRow, Reason
@@ -29,6 +30,7 @@ from pipeline.schema import (
 from pipeline.sources.columns import Row
 from pipeline.sources.rows import MEDIA, PLAIN_KEYS, PROMPT_TEXTS, SYSTEM_TEXTS, PairRow, Turn
 
+Message = Mapping[str, Any]
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
 ROLES: Final = SYSTEM_ROLES | {"user", "assistant", "tool"}
 
@@ -170,6 +172,19 @@ def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], r
         tools=_tools(row.get(TOOLS)),
         template_kwargs=_template_kwargs(row.get(TEMPLATE_KWARGS)),
     )
+
+
+def begun(pair: PairRow, text: str) -> PairRow:
+    """The pair with answers that both go on from this text, which is not scored: an open turn ends the prompt."""
+    return replace(pair, prompt=[*pair.prompt, {"role": "assistant", "content": text}])
+
+
+def dialogue(prompt: Sequence[Message], answer: Sequence[Message]) -> list[Message]:
+    """Prompt and answer. An assistant turn that ends the prompt is the beginning of the answer's first turn."""
+    if not prompt or prompt[-1]["role"] != "assistant":
+        return [*prompt, *answer]
+    text = prompt[-1]["content"] + (answer[0].get("content") or "")
+    return [*prompt[:-1], {**answer[0], "content": text}, *answer[1:]]
 
 
 def check_prompt(prompt: Sequence[Turn]) -> None:

@@ -57,6 +57,18 @@ def test_trl_marks_the_response_after_the_generation_prompt():
     assert pair.chosen_ids.dtype == "int32"
 
 
+def test_an_answer_already_begun_goes_on_and_only_the_rest_is_scored():
+    tokenizer, rows = word_tokenizer(), turns(2, 3, 1)
+    rows["prompt"].append({"role": "assistant", "content": "p8 p9 "})
+    pair = PairTokenizer(tokenizer, Tokens()).tokenize(**rows)
+    assert text(tokenizer, pair.chosen_ids) == "<s> [user] p0 p1 </s> [assistant] p8 p9 c0 c1 c2 </s>"
+    assert text(tokenizer, pair.chosen_ids[pair.chosen_start :]) == "c0 c1 c2 </s>"
+    both = DialogueTokenizer(tokenizer, 99).tokenize(**rows)
+    assert text(tokenizer, both.rejected_ids) == "<s> [user] p0 p1 </s> [assistant] p8 p9 r0 </s>"
+    paper = PairTokenizer(tokenizer, Tokens(preset="paper")).tokenize(**rows)
+    assert text(tokenizer, paper.chosen_ids[paper.chosen_start :]) == "[assistant] p8 p9 c0 c1 c2 </s>"
+
+
 def test_a_prompt_that_reads_differently_alone_starts_the_response_where_it_diverges():
     # The generation prompt opens a thought that the finished dialogue does not show.
     template = PROMPTED.replace("[assistant] {% endif %}", "[assistant] [system] {% endif %}")

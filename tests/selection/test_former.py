@@ -139,9 +139,9 @@ def test_another_objective_metric_or_rule_is_refused(given, says):
 
 def test_a_rule_that_compares_rows_is_refused():
     table = rows(0)
-    wanted = "made with per_prompt, deduplicate or normalise: rank. .* cannot be applied row by row"
-    rank = Metric(normalise="rank")
-    for rule, metric in (({"per_prompt": 1}, EXPLICIT), ({"deduplicate": "exact"}, EXPLICIT), ({}, rank)):
+    wanted = "made with disagreement, per_prompt, deduplicate or normalise: rank. .* cannot be applied row by row"
+    rules = ({"disagreement": "drop"}, {"per_prompt": 1}, {"deduplicate": "exact"})
+    for rule, metric in (*((rule, EXPLICIT) for rule in rules), ({}, Metric(normalise="rank"))):
         with pytest.raises(ConfigError, match=wanted):
             applied(run(table, metric, k=5, **rule), table, metric)
 

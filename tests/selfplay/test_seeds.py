@@ -66,6 +66,8 @@ def test_prompts_alone_are_read_in_every_layout(tmp_path, row, expected):
         (to.as_implicit, "implicit"),
         (to.as_binarized, "binarized"),
         (to.as_strings, "strings"),
+        (lambda pair: {**to.as_strings(pair), "initial_reason_steps": "Well,"}, "strings"),
+        (to.as_compared, "compared"),
         (to.as_candidates, "candidates"),
         (to.as_transcript, "transcript"),
     ],

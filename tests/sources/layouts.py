@@ -74,12 +74,21 @@ def as_responses(p):
     return as_candidates(p, "responses", "rewards")
 
 
+def as_rated(p):
+    return {**as_strings(p), "order": ["chosen", "rejected"], "rating": [9.0, 4.0]}
+
+
+def as_compared(p):
+    answers = {"response_a": p["rejected"][0]["content"], "response_b": p["chosen"][0]["content"]}
+    return {"context": p["prompt"], **answers, "winner": "model_b", "score_a": -1.5, "score_b": 2.25}
+
+
 def as_judged(p):
     return as_candidates(p, "generations", "ratings")
 
 
 ANY_TURNS = {"messages": as_messages, "implicit": as_implicit, "binarized": as_binarized, "repeating": as_repeating}
-PICKED = {"candidates": as_candidates, "responses": as_responses, "judged": as_judged}
+PICKED = {"candidates": as_candidates, "responses": as_responses, "judged": as_judged, "compared": as_compared}
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(lambda t: t.strip() != "")
 said = texts.map(str.strip).filter(lambda t: "Human:" not in t and "Assistant:" not in t)

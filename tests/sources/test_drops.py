@@ -24,6 +24,7 @@ P = to.pair()
 MEDIA = {"images": ["a.jpg"], "image": {"bytes": b"x", "path": None}, "audio": {"path": "a.wav"}, "video": "a.mp4"}
 IMAGE = [{"role": "user", "content": [{"type": "image", "image": "b64"}]}]
 PICK = {"prompt": "p", "all_generated_responses": ["a", "b"]}
+AB = {"prompt": "p", "response_a": "x", "response_b": "y"}
 LOOK_UP = {**to.as_implicit(P), "all_generated_responses": ["a", "b"], "all_rm_scores": [1.0, 2.0]}
 
 
@@ -92,6 +93,20 @@ CONVERT_CASES = [
     ("candidates", {**PICK, "all_generated_responses": ["a"], "all_rm_scores": [1.0]}, "too_few_candidates"),
     ("candidates", {**PICK, "all_generated_responses": ["a", ""], "all_rm_scores": [2, 1]}, "empty_response"),
     ("candidates", {**LOOK_UP, "chosen": None}, "null_field"),
+    ("rated", {**to.as_rated(P), "rating": [7.0, 7.0]}, "tied_rewards"),
+    ("compared", {**AB, "winner": "tie (bothbad)"}, "tie"),
+    ("compared", {**AB, "winner": "model_c"}, "unknown_label"),
+    ("compared", {**AB, "labels": 1}, "unknown_label"),
+    ("compared", {**AB, "winner": None}, "null_field"),
+    ("compared", {**AB, "score_a": 2, "score_b": 2}, "tie"),
+    ("compared", {**AB, "score_a": 2, "score_b": None}, "null_score"),
+    ("answers", {"prompt": "p", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]}, "tied_rewards"),
+    ("answers", {"prompt": "p", "answers": [{"answer": "a", "rank": 1}, {"answer": "b"}]}, "null_score"),
+    ("answers", {"prompt": "p", "answers": [{"answer": "a", "score": 1}]}, "too_few_candidates"),
+    ("answers", {"prompt": "p", "answers": ["a", "b"]}, "wrong_type"),
+    ("answers", {"prompt": "p", "answers": None}, "null_field"),
+    ("openai", {"input": None, "preferred_output": P["chosen"], "non_preferred_output": P["rejected"]}, "null_field"),
+    ("strings", {**to.as_strings(P), "history": [["asked"]]}, "wrong_type"),
 ]
 
 

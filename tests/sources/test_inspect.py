@@ -15,6 +15,8 @@ from pipeline.sources.shards import plan_shards
 from pipeline.sources.splits import Wanted
 from tests.sources import layouts as to
 
+ASKED = to.pair()["prompt"][0]["content"]
+BACKWARDS = {**to.pair(), "chosen": to.pair()["rejected"], "rejected": to.pair()["chosen"]}
 FS = fsspec.filesystem("file")
 
 
@@ -57,6 +59,14 @@ def test_text_of_rows_is_never_shown(tmp_path):
         ([{**to.as_transcript(to.pair()), "prompt": "x"}], "strings or transcript"),
         ([to.pair()] * 3, "2 pairs of the sample repeat an earlier one"),
         ([{**to.as_binarized(to.pair()), "prompt": "another"}], "in 1 sampled rows the prompt text is no turn"),
+        (
+            [to.pair(chosen=f"{ASKED}\n1"), to.pair(rejected=f" {ASKED} 2"), to.pair()],
+            "in 2 pairs of the sample an answer",
+        ),
+        ([to.pair(), to.pair(), BACKWARDS, to.pair(prompt="?")], "3 pairs of the sample hold two answers that another"),
+        ([{**to.pair(), "functions": ["f"]}], "column functions (tools) is not read by format messages"),
+        ([{**to.as_implicit(to.pair()), "initial_reason_steps": "s"}], "(the beginning of both answers) is not read"),
+        ([{**to.as_strings(to.pair()), "history": "text"}], "column history (what was said before the prompt) is not"),
         ([{**to.pair(), "rejected": to.pair()["chosen"]}], "no row of the sample yields a pair"),
         (
             [{**to.pair(), "score_chosen": 1, "score_rejected": 0, "chosen_rating": 1, "rejected_rating": 0}],
@@ -92,6 +102,13 @@ def test_candidates_that_give_no_score_are_counted_as_dropped(tmp_path):
     texts = good["all_generated_responses"]
     other = {**good, "all_generated_responses": [f"{text} or not" for text in texts]}
     assert inspected(tmp_path, [good, other]).drop_reasons == {"score_not_found": 1}
+
+
+def test_scores_of_two_answers_are_shown_and_checked(tmp_path):
+    row = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 2, "score_B": 1}
+    found = inspected(tmp_path, [row, {**row, "score_B": None}, {**row, "score_B": float("nan")}])
+    assert (found.format, found.score_columns) == ("compared", ("score_A", "score_B"))
+    assert found.drop_reasons == {"non_finite_score": 1, "null_score": 1}
 
 
 def test_log_probs_of_the_source_are_checked(tmp_path):

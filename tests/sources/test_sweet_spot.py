@@ -52,7 +52,7 @@ def test_pick_is_the_nearest_other_candidate_by_the_definition(numbers):
     assert pick == scores.index(scores[pick])
 
 
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=5, unique=True))
+@given(st.lists(st.floats(-1e6, 1e6).map(lambda score: round(score, 6)), min_size=2, max_size=5, unique=True))
 def test_of_five_candidates_or_fewer_it_is_the_worst(scores):
     spread = max(scores) - min(scores)
     pick = sweet_spot(scores)
