@@ -48,8 +48,15 @@ class Reason(StrEnum):
     WRONG_TYPE = "wrong_type", "source", "text instead of messages, a number instead of text, and so on"
     WRONG_ROLES = "wrong_roles", "source", "an unknown role, or turns that are not a prompt followed by answers"
     NOT_A_TRANSCRIPT = "not_a_transcript", "source", "text without Human and Assistant turns"
-    UNSUPPORTED_CONTENT = "unsupported_content", "source", "tool calls, images, reasoning: more than text"
+    UNSUPPORTED_CONTENT = "unsupported_content", "source", "images, audio, video; in prompts of self-play also tools"
     INVALID_TOOLS = "invalid_tools", "source", "tools that are not a JSON list"
+    INVALID_TOOL_CALLS = "invalid_tool_calls", "source", "tool calls that are not a JSON list of objects"
+    INVALID_TEMPLATE_KWARGS = "invalid_template_kwargs", "source", "no JSON object, or a name that is reserved"
+    LATE_FIELD = (
+        "late_field",
+        "source",
+        "a field of messages that the first rows lack; write Parquet, or put such a row first",
+    )
     EMPTY_PROMPT = "empty_prompt", "source generate evolve filter", "no prompt, or one without a word"
     EMPTY_RESPONSE = "empty_response", "source pair", "a response without text; in `pair`, most of them"
     IDENTICAL_RESPONSES = "identical_responses", "source pair", "chosen equals rejected; in `pair`, most are equal"
@@ -78,6 +85,8 @@ class Reason(StrEnum):
     TOKENIZER_ERROR = "tokenizer_error", _TOKENS, "the tokenizer fails on the text"
     PROMPT_TOO_LONG = "prompt_too_long", "tokenise generate", "the prompt leaves no room for a response"
     EMPTY_AFTER_TRUNCATION = "empty_after_truncation", "tokenise annotate", "no token of a response is left to score"
+    IDENTICAL_IN_TEMPLATE = "identical_in_template", "tokenise", "the template leaves out what sets the responses apart"
+    SEVERAL_TURNS = "several_turns", "tokenise", "more than one text a side, which tokens.template: none cannot join"
     IDENTICAL_AFTER_TRUNCATION = "identical_after_truncation", "tokenise", "both responses are cut to the same tokens"
     BOUNDARY_MISMATCH = "boundary_mismatch", "tokenise", "prompt and response share a token (tokens.preset: paper)"
     # --- of models
@@ -133,9 +142,13 @@ def check_drop(stage: str | None, reason: str | None, where: str) -> None:
         )
 
 
-def tell_row_fault(error: BaseException, *, where: str, row: str) -> None:
-    """Log the class of an error on a row and the row's id or place, never its text; once per class and `where`."""
+def tell_row_fault(error: BaseException, *, where: str, row: str, words: str = "") -> None:
+    """Log the class of an error on a row and the row's id or place, never its text; once per class and `where`.
+
+    words: what is no text of the row, such as a template's own words.
+    """
     name = type(error).__name__
     if (where, name) not in _told:
         _told.add((where, name))
-        _log.warning("%s: %s on row %s, which is dropped, as is every other like it", where, name, shown(row))
+        said = f" ({shown(words)})" if words else ""
+        _log.warning("%s: %s%s on row %s, which is dropped, as is every other like it", where, name, said, shown(row))

@@ -17,10 +17,36 @@ PROMPT: Final = "prompt"
 CHOSEN: Final = "chosen"
 REJECTED: Final = "rejected"
 TOOLS: Final = "tools"  # JSON text of the tool schemas a prompt was written for, else null
-CONTENT_DIGEST: Final = "content_digest"  # hex digest of prompt, chosen, rejected and tools
+TEMPLATE_KWARGS: Final = "chat_template_kwargs"  # JSON text of a row's own arguments for the template; not in every set
+CONTENT_DIGEST: Final = "content_digest"  # hex digest of what a pair says: the columns above
 
-MESSAGE: Final = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
-MESSAGES: Final = pa.list_(MESSAGE)
+TOOL_CALLS: Final = "tool_calls"  # JSON text
+REASONING: Final = ("reasoning_content", "reasoning", "thinking")  # names that templates have for one thing
+MESSAGE_FIELDS: Final = (TOOL_CALLS, "tool_call_id", "name", *REASONING)
+"""What a message may hold beside role and content. A dataset has those fields that its source has, in this order."""
+
+RESERVED_KWARGS: Final = frozenset(
+    {"conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"}
+    | {"tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
+    | {"return_assistant_tokens_mask", "strftime_now"}
+)
+"""Arguments of a chat template that no row and no config may give: alignpot sets them."""
+
+
+def message_type(fields: Iterable[str] = ()) -> pa.DataType:
+    """The type of one message with these of MESSAGE_FIELDS."""
+    wanted = {*fields}
+    names = ("role", "content", *(name for name in MESSAGE_FIELDS if name in wanted))
+    return pa.struct([pa.field(name, pa.string()) for name in names])
+
+
+def messages_type(fields: Iterable[str] = ()) -> pa.DataType:
+    """The type of a column of message lists."""
+    return pa.list_(message_type(fields))
+
+
+MESSAGE: Final = message_type()
+MESSAGES: Final = messages_type()
 
 # --- scored: raw per-side quantities, from which every objective is computed ----------------------
 REWARD_CHOSEN: Final = "reward_chosen"
@@ -134,7 +160,24 @@ REFERENCE_SCORES: Final = (REFERENCE_LOGP_CHOSEN, REFERENCE_LOGP_REJECTED)
 SUBSET_FIELDS: Final = tuple(pa.field(name, pa.float64()) for name in (MARGIN_EXPLICIT, MARGIN_IMPLICIT, POTENTIAL))
 
 
-def scored_schema(passthrough: Iterable[pa.Field] = ()) -> pa.Schema:
+def pair_schema(message_fields: Iterable[str] = (), *, template_kwargs: bool = False) -> pa.Schema:
+    """The columns of a pair whose messages have these of MESSAGE_FIELDS."""
+    pair = PAIR_SCHEMA
+    for name in (PROMPT, CHOSEN, REJECTED):
+        pair = pair.set(pair.get_field_index(name), pa.field(name, messages_type(message_fields)))
+    if template_kwargs:
+        pair = pair.insert(pair.get_field_index(TOOLS) + 1, pa.field(TEMPLATE_KWARGS, pa.string()))
+    return pair
+
+
+def message_fields_of(kind: pa.DataType) -> tuple[str, ...] | None:
+    """The MESSAGE_FIELDS of a column of message lists; None if it is no such column."""
+    is_list = pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)
+    fields = tuple(field.name for field in kind.value_type if field.name in MESSAGE_FIELDS) if is_list else ()
+    return fields if kind.equals(messages_type(fields)) else None
+
+
+def scored_schema(passthrough: Iterable[pa.Field] = (), pair: pa.Schema = PAIR_SCHEMA) -> pa.Schema:
     """The schema of a scored part: pair, raw scores, outcome, then the passthrough columns.
 
     Every part of a run has every column; one that does not apply holds nulls.
@@ -142,7 +185,7 @@ def scored_schema(passthrough: Iterable[pa.Field] = ()) -> pa.Schema:
     Raises:
         SchemaError: a passthrough column has the name of a column of alignpot.
     """
-    own = pa.schema([*PAIR_SCHEMA, *SCORE_FIELDS, *OUTCOME_FIELDS])
+    own = pa.schema([*pair, *SCORE_FIELDS, *OUTCOME_FIELDS])
     extra = list(passthrough)
     taken = sorted({f.name for f in extra} & ({*own.names} | {f.name for f in SUBSET_FIELDS}))
     if taken:

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.config.jinja import JinjaFile
 from pipeline.config.section import BY_CONTENT, LAYOUT, NO_CREDENTIALS, Arguments, Section, carries_credentials
 from pipeline.errors import ConfigError
 
@@ -193,6 +194,13 @@ class ClassifierReward(TorchModel):
     """As for columns."""
     max_length: int = Field(default=4096, ge=2)
     """Most tokens of prompt and response together. The tokenizer's `truncation_side` says which end is cut."""
+    chat_template: JinjaFile | None = None
+    """Jinja file to use instead of the template of the reward model's tokenizer, as `tokens.chat_template`."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Without a template that is not given."""
+        found = super().fingerprint()
+        return found if self.chat_template is not None else {k: v for k, v in found.items() if k != "chat_template"}
 
 
 def _backend(default: str) -> Discriminator:

@@ -106,6 +106,13 @@ class SelfPlayConfig(Section):
             raise ValueError(problem["msg"].removeprefix("Value error, ")) from None
         return self
 
+    @field_validator("tokens")
+    @classmethod
+    def _prompts_are_turns(cls, value: Tokens) -> Tokens:
+        if value.template == "none":
+            raise ValueError("template: none is not for self-play, whose prompts are turns: leave it out")
+        return value
+
     @field_validator("reward")
     @classmethod
     def _rewards_are_not_rounded(cls, value: ClassifierReward) -> ClassifierReward:

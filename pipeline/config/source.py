@@ -5,11 +5,11 @@ from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from pipeline.config.load import read_text
-from pipeline.config.section import BY_CONTENT, LAYOUT, Section, Url
+from pipeline.config.jinja import JinjaFile
+from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section, Url
+from pipeline.schema import RESERVED_KWARGS
 
 DEFAULT_DATE: Final = datetime.date(2025, 1, 1)
-_TEMPLATE_BYTES: Final = 1 << 20
 
 
 class Source(Section):
@@ -73,6 +73,9 @@ class Storage(Section):
 class Tokens(Section):
     """Templating and truncation, the same for policy and reference."""
 
+    template: Literal["chat", "none"] = "chat"
+    """`none` takes texts as they are, prompt and answer one after the other: for texts that are templated already. It
+    holds for the reward model too."""
     preset: Literal["trl", "paper"] = "trl"
     """`trl`: template and response mask as in TRL. `paper`: as in the code of the paper's authors, truncation
     included."""
@@ -83,32 +86,35 @@ class Tokens(Section):
     truncation: Literal["keep_start", "keep_end"] = "keep_start"
     """Which end of a pair is kept if it is longer than `max_length`. Preset `paper` has its own rule: there the key is
     neither read nor part of the fingerprint."""
-    chat_template: str | None = None
+    chat_template: JinjaFile | None = None
     """Jinja file to use instead of the tokenizer's own template, at most 1 MiB. Default: the tokenizer's. The file is
     read with the config, so workers do not need it."""
+    template_kwargs: Arguments = Field(default_factory=dict)
+    """Further arguments of the chat template, such as `enable_thinking: false`. A row's own, in a column
+    `chat_template_kwargs`, go before them."""
     date: datetime.date = DEFAULT_DATE
     """Date given to chat templates that print today's date, also to that of the reward model. Scores then do not depend
     on the day of the run."""
 
-    @field_validator("chat_template")
+    @field_validator("template_kwargs")
     @classmethod
-    def _template_text(cls, value: str | None) -> str | None:
-        if value is None or "{" in value:
-            return value
-        try:
-            return read_text(value, most_bytes=_TEMPLATE_BYTES)
-        except OSError as error:
-            raise ValueError(f"the file cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise ValueError(f"the file cannot be used: {error}") from None
+    def _free_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(RESERVED_KWARGS & {*value})
+        if taken:
+            raise ValueError(f"cannot hold {', '.join(taken)}: alignpot sets them; leave them out")
+        return value
 
     @model_validator(mode="after")
-    def _paper_lengths(self) -> "Tokens":
+    def _paper_fits(self) -> "Tokens":
+        if self.preset == "paper" and self.template == "none":
+            raise ValueError("template: none is for preset: trl; preset: paper renders prompt and response apart")
         if self.preset == "paper" and self.max_prompt_length >= self.max_length:
             raise ValueError("max_prompt_length must be below max_length with preset: paper")
         return self
 
     def fingerprint(self) -> dict[str, Any]:
-        """Without the key that the preset does not read."""
-        unread = "max_prompt_length" if self.preset == "trl" else "truncation"
-        return {name: value for name, value in super().fingerprint().items() if name != unread}
+        """Without what is not read: the key of the other preset, a template that is not used, and no arguments."""
+        unread = {"max_prompt_length" if self.preset == "trl" else "truncation"}
+        unread |= {"chat_template", "template_kwargs"} if self.template == "none" else {"template"}
+        unread |= set() if self.template_kwargs else {"template_kwargs"}
+        return {name: value for name, value in super().fingerprint().items() if name not in unread}

@@ -129,11 +129,11 @@ class _Stream:
     def __init__(self, run: Run, tables: Iterable[pa.Table]) -> None:
         self._place, self._tables = run.place, iter(tables)
         self._schema = run.plan.schema.remove_metadata()
-        self._rest = self._schema.empty_table()
+        self._rest = pa.Table.from_batches([], self._schema)
 
     def take(self, num_rows: int) -> pa.Table:
         """The next rows; fewer if there are no more."""
-        found = [self._schema.empty_table()]
+        found = [pa.Table.from_batches([], self._schema)]
         while num_rows:
             if not self._rest.num_rows:
                 table = next(self._tables, None)

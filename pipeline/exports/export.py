@@ -29,7 +29,7 @@ from pipeline.sources.columns import plain_type
 _BLOCK_PAIRS: Final = 1000
 _IDS_KEPT: Final = 100
 _IDS_SHOWN: Final = 5
-_USED: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS)
+_USED: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS, schema.TEMPLATE_KWARGS)
 _INSIDE_LISTS: Final = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _JSON_TYPES: Final = (
     *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
@@ -118,7 +118,7 @@ def _survey(subset: Dataset, columns: pa.Schema, form: ExportFormat) -> tuple[Fa
     absent: Counter[str] = Counter()
     num_unfit: Counter[str] = Counter()
     unfit_ids: dict[str, list[str]] = {}
-    num_pairs = num_tools = 0
+    num_pairs = num_tools = num_kwargs = 0
     for table in subset.tables():
         for row in map(whole, table.to_pylist()):
             reason = form.unfit(row)
@@ -128,10 +128,13 @@ def _survey(subset: Dataset, columns: pa.Schema, form: ExportFormat) -> tuple[Fa
                     unfit_ids[reason].append(str(row.get(schema.ID, f"row {num_pairs}")))
             else:
                 num_tools += row.get(schema.TOOLS) is not None
+                num_kwargs += row.get(schema.TEMPLATE_KWARGS) is not None
                 absent.update(name for name in columns.names if row[name] is None)
             num_pairs += 1
     complete = {*columns.names} - {*absent}
     facts = Facts(
+        has_fields=bool(schema.message_fields_of(columns.field(schema.PROMPT).type)),
+        has_kwargs=num_kwargs > 0,
         has_tools=num_tools > 0,
         has_reference={schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED} <= complete,
         has_rewards={schema.REWARD_CHOSEN, schema.REWARD_REJECTED} <= complete,
@@ -161,12 +164,13 @@ def _fit_blocks(subset: Dataset, form: ExportFormat) -> Iterator[list[Row]]:
 
 def _tables(subset: Dataset, form: ExportFormat, own: Sequence[Column], columns: pa.Schema) -> Iterator[pa.Table]:
     extra = columns.names[len(own) :]
+    plain = pa.schema([field.with_type(plain_type(field.type)) for field in columns])  # Arrow makes no JSON of texts
     for block in _fit_blocks(subset, form):
         rows = unpaired(block) if form.unpaired else block
         values = [
             {column.name: column.value(row) for column in own} | {name: row[name] for name in extra} for row in rows
         ]
-        yield pa.Table.from_pylist(values, schema=columns)
+        yield pa.Table.from_pylist(values, schema=plain).cast(columns)
 
 
 def _message_columns(subset: Dataset) -> pa.Schema:
@@ -178,7 +182,8 @@ def _message_columns(subset: Dataset) -> pa.Schema:
     found = pa.schema([pa.field(each.name, plain_type(each.type)) for each in subset.schema])
     needed = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
     schema.require_columns(found, needed, where="export", remedy="Select again.")
-    wrong = {name: found.field(name).type for name in needed if not found.field(name).type.equals(schema.MESSAGES)}
+    types = {name: found.field(name).type for name in needed}
+    wrong = {name: kind for name, kind in types.items() if schema.message_fields_of(kind) is None}
     if wrong:
         raise SchemaError(f"export needs message lists; the subset has {wrong}. Select again.")
     return found

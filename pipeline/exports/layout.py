@@ -1,5 +1,6 @@
 """What a trainer's format is: its own columns, and the pairs that it cannot hold."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -8,11 +9,12 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.sources.turns import dialogue
+from pipeline.sources.turns import dialogue, message_of
 
 Row = Mapping[str, Any]
 
 SIDES: Final = (schema.CHOSEN, schema.REJECTED)
+JSON: Final = pa.json_(pa.string())
 ANSWER: Final = "__answer__"
 """In the rows of an unpaired format: the completion, a message list."""
 WANTED: Final = "__wanted__"
@@ -21,8 +23,13 @@ WANTED: Final = "__wanted__"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is true of the pairs that fit: some pair has tools; every pair has both values of the other kinds."""
+    """What is true of the pairs that fit: some pair has tools or arguments for the template; every pair has both values
+    of the other kinds.
+    """
 
+    has_fields: bool
+    """The messages of the subset may have fields beside role and content."""
+    has_kwargs: bool
     has_tools: bool
     has_reference: bool
     has_rewards: bool
@@ -80,8 +87,24 @@ def whole(row: Row) -> Row:
 
 
 def messages(*names: str) -> list[Column]:
-    """Message lists of the subset under their own names."""
+    """Message lists of the subset under their own names, for trainers that read role and content alone."""
     return [Column(name, schema.MESSAGES, itemgetter(name)) for name in names]
+
+
+def chats(facts: Facts, name: str, turns: Callable[[Row], Iterable[Mapping[str, Any]]]) -> Column:
+    """A column of message lists. If some have fields of their own, each message is JSON, as `datasets` stores them.
+
+    A struct would give every message every field, null where it has none, and templates would see those.
+    """
+    if not facts.has_fields:
+        return Column(name, schema.MESSAGES, turns)
+    return Column(name, pa.list_(JSON), lambda row: [_json(message_of(turn)) for turn in turns(row)])
+
+
+def template_kwargs(facts: Facts) -> list[Column]:
+    """The arguments of each row for the chat template, if some pair has any."""
+    column = Column(schema.TEMPLATE_KWARGS, JSON, lambda row: row.get(schema.TEMPLATE_KWARGS) or "{}")
+    return [column] if facts.has_kwargs else []
 
 
 def tools(facts: Facts, *, absent: str | None = None) -> list[Column]:
@@ -96,8 +119,17 @@ def margin(facts: Facts) -> list[Column]:
 
 
 def has_tools(row: Row) -> str | None:
-    """Unfit for trainers that cannot show the tools of a prompt to the template."""
-    return "tools" if row.get(schema.TOOLS) is not None else None
+    """Unfit for trainers that cannot show tools, tool calls or reasoning to the template."""
+    return "tools" if row.get(schema.TOOLS) is not None else has_fields(row)
+
+
+def has_fields(row: Row) -> str | None:
+    """Unfit for trainers that read role and content alone."""
+    turns = (turn for name in (schema.PROMPT, *SIDES) for turn in row[name])
+    found = sorted({name for turn in turns for name in schema.MESSAGE_FIELDS if turn.get(name) is not None})
+    if found:
+        return f"{found[0]} of a message"
+    return schema.TEMPLATE_KWARGS if row.get(schema.TEMPLATE_KWARGS) is not None else None
 
 
 def many_turns(row: Row) -> str | None:
@@ -110,3 +142,7 @@ def unknown_role(turns: Iterable[Mapping[str, Any]], known: frozenset[str]) -> s
     """Unfit for trainers that know only some roles."""
     found = sorted({str(turn["role"]) for turn in turns} - known)
     return f"role {found[0]}" if found else None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

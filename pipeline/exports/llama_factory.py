@@ -19,6 +19,7 @@ from pipeline.exports.layout import (
     ExportFormat,
     Facts,
     Row,
+    has_fields,
     many_turns,
     tools,
     unknown_role,
@@ -36,7 +37,7 @@ def _turns(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _unfit(row: Row) -> str | None:
     prompt = row[schema.PROMPT]
     turns = prompt[1:] if prompt and prompt[0]["role"] == "system" else prompt
-    problem = unknown_role(turns, frozenset({"user", "assistant", "tool"})) or many_turns(row)
+    problem = has_fields(row) or unknown_role(turns, frozenset({"user", "assistant", "tool"})) or many_turns(row)
     if problem is not None:
         return problem
     if len(turns) % 2 == 0:

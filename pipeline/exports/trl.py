@@ -1,5 +1,7 @@
 """TRL's formats: pairs, single completions, and whole dialogues for the reward trainer. All are message lists.
 
+Messages with tool calls or reasoning are stored as JSON, which `datasets` gives back as they were.
+
 Pairs are read by DPO, CPO (with SimPO), ORPO and other paired trainers. If the reference scored every pair, they have
 `ref_chosen_logps` and `ref_rejected_logps` (natural log, summed over answer tokens): see `training.precomputed`.
 
@@ -13,7 +15,18 @@ from typing import Final
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.exports.layout import ANSWER, SIDES, WANTED, Column, ExportFormat, Facts, Row, margin, messages, tools
+from pipeline.exports.layout import (
+    ANSWER,
+    SIDES,
+    WANTED,
+    Column,
+    ExportFormat,
+    Facts,
+    chats,
+    margin,
+    template_kwargs,
+    tools,
+)
 
 _MISREAD: Final = frozenset(
     {"image", "images", "chat_template_kwargs", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids"}
@@ -27,26 +40,28 @@ def _paired(facts: Facts) -> list[Column]:
         Column("ref_chosen_logps", pa.float64(), itemgetter(schema.REFERENCE_LOGP_CHOSEN)),
         Column("ref_rejected_logps", pa.float64(), itemgetter(schema.REFERENCE_LOGP_REJECTED)),
     ]
-    return [*messages(schema.PROMPT, *SIDES), *(reference if facts.has_reference else []), *tools(facts)]
+    sides = [chats(facts, name, itemgetter(name)) for name in (schema.PROMPT, *SIDES)]
+    return [*sides, *(reference if facts.has_reference else []), *_of_template(facts)]
+
+
+def _of_template(facts: Facts) -> list[Column]:
+    return [*tools(facts), *template_kwargs(facts)]
 
 
 def _kto(facts: Facts) -> list[Column]:
     return [
-        *messages(schema.PROMPT),
-        Column("completion", schema.MESSAGES, itemgetter(ANSWER)),
+        chats(facts, schema.PROMPT, itemgetter(schema.PROMPT)),
+        chats(facts, "completion", itemgetter(ANSWER)),
         Column("label", pa.bool_(), itemgetter(WANTED)),
-        *tools(facts),
+        *_of_template(facts),
     ]
 
 
 def _reward(facts: Facts) -> list[Column]:
     def dialogue(side: str) -> Column:
-        def turns(row: Row) -> list[object]:
-            return [*row[schema.PROMPT], *row[side]]
+        return chats(facts, side, lambda row: [*row[schema.PROMPT], *row[side]])
 
-        return Column(side, schema.MESSAGES, turns)
-
-    return [*map(dialogue, SIDES), *margin(facts), *tools(facts)]
+    return [*map(dialogue, SIDES), *margin(facts), *_of_template(facts)]
 
 
 TRL = ExportFormat(

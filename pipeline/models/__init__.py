@@ -1,7 +1,8 @@
 """Models: loading, prompts, packing, and the engines that score completions and dialogues.
 
-    loading             tokenizers, models and adapters of config sections
+    loading             tokenizers and models of config sections; adapters: what comes with an adapter
     prompts             messages to token ids: chat templates, response marks, truncation
+    first_rows          what the first rows show of texts and template
     packing             groups of completions of one prompt to flat steps without padding (numpy only)
     backbone            the decoder, run one packed step or one sequence at a time; attention, layers: how
     engine              numbers in steps that fit memory, compared with the model's own forward

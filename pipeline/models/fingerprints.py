@@ -51,7 +51,9 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
     """
     found = model.fingerprint() | _identity(model.model, model.revision, _MODEL_FILES, _MODEL_PARTS)
     if model.adapter is not None:
-        parts = {"weights": _ADAPTER_FILES}
+        parts: dict[str, tuple[str, ...]] = {"weights": _ADAPTER_FILES}
+        if is_local(model.adapter) and any(any(Path(model.adapter).glob(name)) for name in _MODEL_PARTS["tokenizer"]):
+            parts["tokenizer"] = _MODEL_PARTS["tokenizer"]
         found["adapter"] = _identity(model.adapter, model.adapter_revision, _ADAPTER_FILES, parts)
     return found
 

@@ -2,27 +2,42 @@
 
 Weights come from safetensors only. They are put on a GPU if one may be used, else on the CPU, in evaluation mode and
 without gradients. `dtype` is the dtype of weights and compute. A CPU without instructions for it computes in float32
-with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays unmerged on top of its base. A weight
-that the checkpoint lacks is an error, not a random number.
+with the rounded weights (see cpu), at four bytes a weight. A LoRA adapter stays unmerged on top of its base, see
+adapters. A weight that neither checkpoint nor adapter has is an error, not a random number.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from pipeline.config import Tokens, TorchModel
+from pipeline.config import ClassifierReward, Tokens, TorchModel
 from pipeline.errors import ModelError, is_foreign
+from pipeline.models.adapters import Adapter
 from pipeline.models.fingerprints import check_files, is_local
-from pipeline.models.templates import SAVE_TEMPLATE, check_template
+from pipeline.models.templates import SET_REWARD_TEMPLATE, check_template
 
+_FIT_ADAPTER: Final = "Check that the adapter was trained on this model, and that its folder was saved whole."
 _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; }  🙂"
 
 
 def load_tokenizer(model: TorchModel) -> Any:
-    """The tokenizer of a model, as transformers loads it. Raises a ModelError if it cannot be loaded."""
+    """The tokenizer of a model, as transformers loads it; that of its adapter if the adapter has one.
+
+    Raises a ModelError if it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
-    return _load_part(AutoTokenizer, "Cannot load the tokenizer of", model)
+    adapter = None if model.adapter is None else Adapter(model)
+    check_files(model)
+    if adapter is not None and adapter.has_tokenizer:
+        with load_errors(f"Cannot load the tokenizer of adapter {adapter.name} of", model):
+            return AutoTokenizer.from_pretrained(
+                adapter.name, revision=adapter.revision, trust_remote_code=model.trust_remote_code
+            )
+    tokenizer = _load_part(AutoTokenizer, "Cannot load the tokenizer of", model)
+    if adapter is not None and adapter.template is not None:
+        tokenizer.chat_template = adapter.template
+    return tokenizer
 
 
 def load_configuration(model: TorchModel) -> Any:
@@ -71,12 +86,39 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
     Raises a ModelError if a model is missing, policy and reference differ in tokenizer, or one has no chat template.
     """
     tokenizers = {role: load_tokenizer(model) for role, model in models.items()}
+    is_templated = tokens.template == "chat"
     if "policy" in models and "reference" in models:
-        check_same_tokenizer(tokenizers["policy"], tokenizers["reference"], own_templates=tokens.chat_template is None)
-    if "reward" in models:
-        check_template(tokenizers.pop("reward"), None, remedy=SAVE_TEMPLATE)
-    for tokenizer in tokenizers.values():
+        policy, reference = models["policy"], models["reference"]
+        base = (policy.model, policy.revision)
+        if policy.adapter is not None and reference.adapter is None and (reference.model, reference.revision) == base:
+            _check_extended(tokenizers["policy"], tokenizers.pop("reference"), load_configuration(reference), policy)
+        else:
+            own_templates = is_templated and tokens.chat_template is None
+            check_same_tokenizer(tokenizers["policy"], tokenizers["reference"], own_templates=own_templates)
+    reward = models.get("reward")
+    if isinstance(reward, ClassifierReward) and is_templated:
+        check_template(tokenizers.pop("reward"), reward.chat_template, remedy=SET_REWARD_TEMPLATE)
+    for tokenizer in tokenizers.values() if is_templated else ():
         check_template(tokenizer, tokens.chat_template)
+
+
+def _check_extended(policy: Any, reference: Any, config: Any, adapted: TorchModel) -> None:
+    """Check that a reference can score what the tokenizer of the policy's adapter writes; it is the adapter's base.
+
+    Raises a ModelError if a token has another id, or the reference has no embedding for a new one.
+    """
+    ours, theirs = policy.get_vocab(), reference.get_vocab()
+    if any(ours.get(token) != index for token, index in theirs.items()):
+        raise ModelError(
+            f"The tokenizer of adapter {adapted.adapter} gives tokens other ids than the reference's, {adapted.model}. "
+            "Use the tokenizer that the adapter was trained with, or another reference."
+        )
+    num_new = sum(index >= config.get_text_config().vocab_size for index in ours.values())
+    if num_new:
+        raise ModelError(
+            f"Adapter {adapted.adapter} adds {num_new} tokens for which the reference, {adapted.model}, has no "
+            "embeddings. Use a reference that was trained with them, or an objective without reference."
+        )
 
 
 def check_same_tokenizer(policy: Any, reference: Any, *, own_templates: bool = True) -> None:
@@ -107,6 +149,8 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
     from pipeline.models.cpu import in_own_arithmetic, keep_freed_memory
 
     check_files(model)
+    adapter = None if model.adapter is None else Adapter(model)
+    labels = adapter.num_labels if adapter is not None and "Sequence" in auto_class.__name__ else None
     on_cpu = model.num_gpus == 0 or not torch.cuda.is_available()
     if on_cpu:
         torch.set_num_threads(model.num_threads)
@@ -119,24 +163,22 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
             use_safetensors=True,
             output_loading_info=True,
             device_map=None if on_cpu else {"": "cuda"},
+            **({} if labels is None else {"num_labels": labels}),
         )
-    missing = sorted(info["missing_keys"])
+    missing = sorted({*info["missing_keys"]} - {*(adapter.shapes if adapter is not None else ())})
     if missing:
         raise ModelError(
             f"The checkpoint of {model.model} lacks {len(missing)} weights of a {type(loaded).__name__}, such as "
             f"{missing[:3]}; they would be random. Name a checkpoint that was trained for this use."
         )
+    if adapter is not None:
+        adapter.fit_embeddings(loaded, load_tokenizer(model))
     if on_cpu:
         loaded = in_own_arithmetic(loaded)
         keep_freed_memory()
-    if model.adapter is not None:
-        from peft import PeftConfig, PeftModel
-
-        name, revision = model.adapter, model.adapter_revision
-        with load_errors(f"Cannot load adapter {name} of", model):
-            if PeftConfig.from_pretrained(name, revision=revision).is_prompt_learning:
-                raise ModelError(f"Adapter {name} adds prompt tokens; wanted one that changes weights, as LoRA.")
-            loaded = PeftModel.from_pretrained(loaded, name, revision=revision, is_trainable=False)
+    if adapter is not None:
+        with load_errors(f"Cannot load adapter {adapter.name} of", model, _FIT_ADAPTER):
+            loaded = adapter.attach(loaded)
     return loaded.eval().requires_grad_(requires_grad=False)
 
 
@@ -162,5 +204,6 @@ def load_errors(failure: str, model: TorchModel, remedy: str | None = None) -> I
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class if there is none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of an error's message, with the next one if it ends in a colon; its class if there is none."""
+    first, *rest = [line.strip() for line in str(error).splitlines()] or [""]
+    return (f"{first} {rest[0]}" if first.endswith(":") and rest else first) or type(error).__name__

@@ -2,7 +2,8 @@
 
 `PairTokenizer` serves causal models. Its preset `trl` gives the tokens that TRL 1.16's DPOTrainer trains on. The prompt
 is rendered with the generation prompt, and prompt and response are rendered and tokenised together. The response starts
-after the longest token prefix that all three share. Preset `paper` is described at `_as_paper`.
+after the longest token prefix that all three share. All that follows counts, as in TRL: of a response of several turns
+also the results of tools and the turns of the user, headers included. Preset `paper` is described at `_as_paper`.
 `DialogueTokenizer` serves reward models: whole dialogues without a generation prompt.
 
 A row that cannot be used gives one of the reasons of pipeline.drops in place of tokens.
@@ -16,10 +17,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.config import DEFAULT_DATE, Tokens
+from pipeline.config import DEFAULT_DATE, ClassifierReward, Tokens
 from pipeline.drops import Reason
+from pipeline.models.first_rows import FirstRows
 from pipeline.models.packing import Int32Array, common_prefix
-from pipeline.models.templates import SAVE_TEMPLATE, ChatTemplate, Messages
+from pipeline.models.templates import SET_REWARD_TEMPLATE, ChatTemplate, Messages, NoTemplate
 from pipeline.sources.turns import dialogue
 
 # A template that names one of these knows the system role.
@@ -85,30 +87,51 @@ class PairTokenizer:
     def __init__(self, tokenizer: Any, tokens: Tokens) -> None:
         self._tokenizer = tokenizer
         self._tokens = tokens
-        self._template = ChatTemplate(tokenizer, tokens.chat_template, tokens.date)
+        self.template = ChatTemplate.of(tokenizer, tokens)
+        self._notices = FirstRows(tokenizer, self.template.owner, is_templated=tokens.template == "chat")
 
     def tokenize(
-        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
+        self,
+        prompt: Messages,
+        chosen: Messages,
+        rejected: Messages,
+        tools: str | None = None,
+        kwargs: str | None = None,
+        *,
+        row: str = "",
     ) -> TokenizedPair | Reason:
         """Token ids of a pair, or the reason why it cannot be used.
 
         prompt: the turns before the response. chosen, rejected: the turns of each response alone. tools: JSON text of
-        the tool schemas for the template; the paper preset takes none. row: id of the row, for messages.
+        the tool schemas for the template; the paper preset takes none. kwargs: JSON text of the row's own arguments for
+        the template. row: id of the row, for messages.
 
         Raises a ModelError if the template takes too long on row after row.
         """
         if self._tokens.preset == "paper":
-            make = partial(_as_paper, self._tokenizer, self._template, self._tokens, (prompt, chosen, rejected))
+            make = partial(_as_paper, self._tokenizer, self.template, self._tokens, (prompt, chosen, rejected), kwargs)
         else:
-            make = partial(self._as_trl, prompt, chosen, rejected, tools)
-        return self._template.outcome(make, row)
+            make = partial(self._as_trl, prompt, chosen, rejected, tools, kwargs, row)
+        return self.template.outcome(make, row)
+
+    def tell(self) -> None:
+        """Log, once, what the first rows show: texts that are templated already, or a template that changes answers."""
+        self._notices.tell()
 
     def _as_trl(
-        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None
+        self,
+        prompt: Messages,
+        chosen: Messages,
+        rejected: Messages,
+        tools: str | None = None,
+        kwargs: str | None = None,
+        row: str = "",
     ) -> TokenizedPair | Reason:
-        prompt_ids = self._template.ids(prompt, tools, add_generation_prompt=True)
-        chosen_ids = self._template.ids(dialogue(prompt, chosen), tools)
-        rejected_ids = self._template.ids(dialogue(prompt, rejected), tools)
+        render = partial(self.template.text, tools=tools, kwargs=kwargs)
+        whole = [dialogue(prompt, side) for side in (chosen, rejected)]
+        texts = [render(prompt, add_generation_prompt=True), *map(render, whole)]
+        self._notices.look(row, prompt, ((chosen, texts[1]), (rejected, texts[2])), tools)
+        prompt_ids, chosen_ids, rejected_ids = (np.asarray(self.template.ids_of(text), np.int32) for text in texts)
         start = min(common_prefix(prompt_ids, chosen_ids), common_prefix(prompt_ids, rejected_ids))
         max_length, keep_start = self._tokens.max_length, self._tokens.truncation == "keep_start"
         if keep_start and start >= max_length:
@@ -128,39 +151,67 @@ class DialogueTokenizer:
         tokenizer: the reward model's transformers tokenizer. Its `truncation_side` says which end is cut.
         max_length: most tokens of a dialogue.
         date: what templates read in place of the clock.
+        text: a template to use instead of the tokenizer's own.
+        is_templated: whether a template is used at all; see NoTemplate.
 
     Raises a ModelError if the tokenizer has no usable chat template.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, date: datetime.date = DEFAULT_DATE) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        date: datetime.date = DEFAULT_DATE,
+        *,
+        text: str | None = None,
+        is_templated: bool = True,
+    ) -> None:
         self._max_length = max_length
         self._keep_end = tokenizer.truncation_side == "left"
-        self._template = ChatTemplate(tokenizer, None, date, remedy=SAVE_TEMPLATE)
+        self.template = (
+            ChatTemplate(tokenizer, text, date, remedy=SET_REWARD_TEMPLATE) if is_templated else NoTemplate(tokenizer)
+        )
+
+    @classmethod
+    def of(cls, tokenizer: Any, reward: ClassifierReward, tokens: Tokens) -> "DialogueTokenizer":
+        """The tokenizer of a reward model in a run with these settings of policy and reference."""
+        is_templated = tokens.template == "chat"
+        return cls(tokenizer, reward.max_length, tokens.date, text=reward.chat_template, is_templated=is_templated)
 
     def tokenize(
-        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None = None, *, row: str = ""
+        self,
+        prompt: Messages,
+        chosen: Messages,
+        rejected: Messages,
+        tools: str | None = None,
+        kwargs: str | None = None,
+        *,
+        row: str = "",
     ) -> TokenizedDialogues | Reason:
         """Token ids of both dialogues, or the reason why they cannot be used. As in PairTokenizer."""
 
         def both() -> TokenizedDialogues | Reason:
-            first, second = (self._one(dialogue(prompt, answer), tools) for answer in (chosen, rejected))
+            first, second = (self._one(dialogue(prompt, answer), tools, kwargs) for answer in (chosen, rejected))
             if isinstance(first, Reason) or isinstance(second, Reason):
                 return Reason.EMPTY_AFTER_TRUNCATION
-            if np.array_equal(first.ids, second.ids):
-                return Reason.IDENTICAL_AFTER_TRUNCATION
             truncated = first.truncated or second.truncated
+            if np.array_equal(first.ids, second.ids):
+                return Reason.IDENTICAL_AFTER_TRUNCATION if truncated else Reason.IDENTICAL_IN_TEMPLATE
             return TokenizedDialogues(chosen_ids=first.ids, rejected_ids=second.ids, truncated=truncated)
 
-        return self._template.outcome(both, row)
+        return self.template.outcome(both, row)
 
     def tokenize_one(
         self, prompt: Messages, answer: Messages, tools: str | None = None, *, row: str = ""
     ) -> TokenizedDialogue | Reason:
         """Token ids of one dialogue, or the reason why it cannot be used. As in PairTokenizer."""
-        return self._template.outcome(lambda: self._one(dialogue(prompt, answer), tools), row)
+        return self.template.outcome(lambda: self._one(dialogue(prompt, answer), tools), row)
 
-    def _one(self, turns: Messages, tools: str | None) -> TokenizedDialogue | Reason:
-        ids = self._template.ids(turns, tools)
+    def tell(self) -> None:
+        """Nothing to tell: PairTokenizer tells what the first rows show."""
+
+    def _one(self, turns: Messages, tools: str | None, kwargs: str | None = None) -> TokenizedDialogue | Reason:
+        ids = self.template.ids(turns, tools, kwargs)
         cut = ids[-self._max_length :] if self._keep_end else ids[: self._max_length]
         if not len(cut):
             return Reason.EMPTY_AFTER_TRUNCATION
@@ -174,8 +225,9 @@ def _finished_pair(chosen: TokenizedDialogue, rejected: TokenizedDialogue) -> To
     num_chosen, num_rejected = len(chosen.ids) - chosen_start, len(rejected.ids) - rejected_start
     if num_chosen < 1 or num_rejected < 1:
         return Reason.EMPTY_AFTER_TRUNCATION
+    truncated = chosen.truncated or rejected.truncated
     if chosen_start == rejected_start and np.array_equal(chosen.ids, rejected.ids):
-        return Reason.IDENTICAL_AFTER_TRUNCATION
+        return Reason.IDENTICAL_AFTER_TRUNCATION if truncated else Reason.IDENTICAL_IN_TEMPLATE
     return TokenizedPair(
         chosen_ids=chosen.ids,
         rejected_ids=rejected.ids,
@@ -184,12 +236,16 @@ def _finished_pair(chosen: TokenizedDialogue, rejected: TokenizedDialogue) -> To
         num_tokens_prompt=max(chosen_start, rejected_start),
         num_tokens_chosen=num_chosen,
         num_tokens_rejected=num_rejected,
-        truncated=chosen.truncated or rejected.truncated,
+        truncated=truncated,
     )
 
 
 def _as_paper(
-    tokenizer: Any, template: ChatTemplate, tokens: Tokens, turns: tuple[Messages, Messages, Messages]
+    tokenizer: Any,
+    template: ChatTemplate,
+    tokens: Tokens,
+    turns: tuple[Messages, Messages, Messages],
+    kwargs: str | None = None,
 ) -> TokenizedPair | Reason:
     """The tokens that the authors' scripts score (arXiv 2503.01864, after the SimPO trainer), quirks included.
 
@@ -209,7 +265,7 @@ def _as_paper(
     knows_system = any(mark in (tokens.chat_template or tokenizer.get_chat_template()) for mark in _SYSTEM_MARKS)
     if knows_system and prompt and prompt[0]["role"] != "system":
         prompt = [{"role": "system", "content": ""}, *prompt]
-    text, *texts = [template.text(messages) for messages in (prompt, *answers)]
+    text, *texts = [template.text(messages, None, kwargs) for messages in (prompt, *answers)]
     bos = tokenizer.bos_token or ""
     first, second = (_split_at_seam(template, text, answer.removeprefix(bos)) for answer in texts)
     if first is None or second is None:

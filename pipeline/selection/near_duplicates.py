@@ -84,8 +84,13 @@ def shingles(text: str) -> list[str]:
 
 
 def _contents(messages: pa.Array) -> pa.Array:
-    """The contents of each row's turns, joined by line breaks; nulls count as empty."""
-    texts = pc.fill_null(pc.struct_field(messages.flatten(), "content").cast(_TEXT), "")
+    """The contents of each row's turns, with tool calls and reasoning, joined by line breaks; nulls count as empty."""
+    turns = messages.flatten()
+    texts = pc.fill_null(pc.struct_field(turns, "content").cast(_TEXT), "")
+    for name in schema.MESSAGE_FIELDS:
+        if turns.type.get_field_index(name) >= 0:
+            field = pc.struct_field(turns, name).cast(_TEXT)
+            texts = pc.binary_join_element_wise(texts, field, pa.scalar("\n", _TEXT), null_handling="skip")
     num_turns = pc.fill_null(pc.list_value_length(messages), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(num_turns)]).astype(np.int64)
     lists = pa.LargeListArray.from_arrays(pa.array(offsets), texts)

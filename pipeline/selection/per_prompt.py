@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.metrics.columns import FloatArray
+from pipeline.schema import MESSAGE_FIELDS
 from pipeline.selection.source import Positions
 from pipeline.selection.threshold import IdsAt
 
@@ -21,15 +22,15 @@ _TEXT: Final = pa.large_string()
 def prompt_keys(prompts: pa.Array) -> KeyArray:
     """A 128-bit digest of each prompt, uint64 [num_prompts, 2]: equal for equal turns and for no others.
 
-    prompts: array of list<struct<role: string, content: string>>. A null prompt counts as one without turns; a null
-    role or content differs from an empty one. The digest is BLAKE2b of the turns, each written with its lengths, so
+    prompts: array of list<struct<role: string, content: string, ...>>. A null prompt counts as one without turns; a
+    null text differs from an empty one. The digest is BLAKE2b of the turns, each written with its lengths, so
     that no text can pass for the border between two fields; it is the same on every machine.
     """
     turns = prompts.flatten()
-    role, content = (pc.struct_field(turns, name).cast(_TEXT) for name in ("role", "content"))
+    fields = [name for name in MESSAGE_FIELDS if turns.type.get_field_index(name) >= 0]
+    columns = [pc.struct_field(turns, name).cast(_TEXT) for name in ("role", "content", *fields)]
     # Turns lie one after another in the buffer, so a prompt is the bytes from its first turn to its last.
-    lengths = [pc.fill_null(pc.binary_length(texts).cast(_TEXT), "-") for texts in (role, content)]
-    parts = (lengths[0], role, lengths[1], content)
+    parts = [part for texts in columns for part in (pc.fill_null(pc.binary_length(texts).cast(_TEXT), "-"), texts)]
     joined = pc.binary_join_element_wise(*parts, pa.scalar(":", _TEXT), null_handling="replace", null_replacement="")
     _, offsets_buffer, data_buffer = joined.buffers()
     starts = np.frombuffer(offsets_buffer, dtype=np.int64)[joined.offset : joined.offset + len(joined) + 1]

@@ -114,7 +114,7 @@ def _build_tokenise(reward: ClassifierReward, tokens: Tokens) -> Apply:
     from pipeline.models.loading import load_tokenizer
     from pipeline.models.prompts import DialogueTokenizer
 
-    return TokeniseResponses(DialogueTokenizer(load_tokenizer(reward), reward.max_length, tokens.date))
+    return TokeniseResponses(DialogueTokenizer.of(load_tokenizer(reward), reward, tokens))
 
 
 def _build_annotate(reward: ClassifierReward) -> Apply:

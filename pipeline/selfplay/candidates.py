@@ -58,7 +58,7 @@ class PromptRenderer:
     """
 
     def __init__(self, tokenizer: Any, tokens: Tokens, max_tokens: int, system_prompt: str | None = None) -> None:
-        self._template = ChatTemplate(tokenizer, tokens.chat_template, tokens.date)
+        self._template = ChatTemplate.of(tokenizer, tokens)
         self._max_tokens = max_tokens
         self._system_prompt = system_prompt
         if system_prompt is not None and not self._takes(system_prompt):

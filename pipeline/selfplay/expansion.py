@@ -44,6 +44,7 @@ ANNOTATED: Final = "annotated"
 PAIRS: Final = "pairs"
 
 _PAIR_SHARD_ROWS: Final = 4096
+_OF_TEMPLATE: Final = frozenset({"chat_template", "date", "template", "template_kwargs"})
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def generate_answers(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) 
         fingerprint={
             "policy": run.fingerprints["policy"],
             "generate": config.generate.fingerprint(),
-            "tokens": {name: tokens[name] for name in ("chat_template", "date")},
+            "tokens": {name: value for name, value in tokens.items() if name in _OF_TEMPLATE},
         },
     )
     counts.prompts, counts.candidates = prompts.num_kept, candidates.num_kept

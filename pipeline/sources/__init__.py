@@ -11,6 +11,7 @@
     columns, rows   kinds of columns; what a format makes of a row: a pair, or the reason to drop it
     messages, texts, ranked    one module for each family of formats
     formats         all formats, and which of them a table is of
+    beside_text     which fields of messages a source has; text_problems: what is odd about most texts
     scores          reward and log-prob columns that the source already holds
     reader          a shard of the source as a table of `pipeline.schema.scored_schema`; column_pairs is its fast path
     prompts         the same for prompts alone

@@ -24,7 +24,7 @@ from pipeline.faults import is_missing
 from pipeline.shown import shown_path
 from pipeline.sources.arrow_checks import sound, within_bounds
 from pipeline.sources.bounds import BadFile
-from pipeline.sources.columns import Row, is_json_type
+from pipeline.sources.columns import Row, holds_json, parsed_json
 from pipeline.sources.probe import DAMAGE, FileKind, damage_of
 from pipeline.sources.records import records
 from pipeline.sources.shards import Shard, partitions
@@ -138,8 +138,8 @@ def rows_of_lines(table: pa.Table) -> list[Row | Drop]:
 
 
 def rows_of_columns(table: pa.Table) -> list[Row | Drop]:
-    """The rows of a table of source columns; those of Arrow's JSON type are parsed."""
-    json_columns = [field.name for field in table.schema if is_json_type(field.type)]
+    """The rows of a table of source columns; what is of Arrow's JSON type is parsed."""
+    json_columns = [field for field in table.schema if holds_json(field.type)]
     try:
         rows: list[Any] = table.to_pylist()
     except (ValueError, OverflowError):
@@ -255,11 +255,11 @@ def _row_or_drop(table: pa.Table, index: int) -> Row | Drop:
     return row
 
 
-def _with_json(row: Row | Drop, names: Sequence[str]) -> Row | Drop:
+def _with_json(row: Row | Drop, fields: Sequence[pa.Field]) -> Row | Drop:
     if isinstance(row, Drop):
         return row
     try:
-        parsed: Mapping[str, Any] = {name: json.loads(row[name]) for name in names if row[name] is not None}
+        parsed: Mapping[str, Any] = {field.name: parsed_json(row[field.name], field.type) for field in fields}
     except (ValueError, RecursionError):
         return Drop(Reason.INVALID_JSON)
     return {**row, **parsed}

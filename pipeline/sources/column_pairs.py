@@ -16,7 +16,7 @@ import pyarrow.types as pat
 
 from pipeline import schema as s
 from pipeline.sources.columns import one_array, plain_type
-from pipeline.sources.rows import BEGUN, HISTORY, PROMPT_TEXTS, SYSTEM_TEXTS, Layout
+from pipeline.sources.rows import BEGUN, BESIDE_PAIR, HISTORY, PROMPT_TEXTS, SYSTEM_TEXTS, Layout
 from pipeline.sources.turns import BEYOND_TEXT, ROLES
 
 Bools = npt.NDArray[np.bool_]
@@ -84,7 +84,7 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
     Raises:
         NotPlain: no row of such columns can be taken.
     """
-    _check_null(columns, (s.TOOLS, BEGUN, HISTORY), good)
+    _check_null(columns, (s.TOOLS, BEGUN, HISTORY, *BESIDE_PAIR), good)
     if s.STATUS in columns and pat.is_string(columns[s.STATUS].type):
         good &= ~is_true(pc.equal(columns[s.STATUS], s.DROPPED))
     chosen, rejected = (_turns_of(columns[side], good) for side in (s.CHOSEN, s.REJECTED))
@@ -106,7 +106,7 @@ def column_pairs(columns: Mapping[str, pa.Array], layout: Layout, good: Bools) -
             prompt = _prompt_of_texts(columns, good)
     _check_last(prompt, _USER, good)
     for completion in (chosen, rejected):
-        others = ~np.isin(completion.role, (_ASSISTANT, _TOOL))
+        others = ~np.isin(completion.role, (_ASSISTANT, _TOOL, _USER))
         good &= (_num_in(completion, others) == 0) & _starts_with_answer(completion)
         _check_last(completion, _ASSISTANT, good)
     good &= (chosen.length != rejected.length) | (_num_common(chosen, rejected) != chosen.length)
@@ -167,7 +167,7 @@ def _turns_of(column: pa.Array, good: Bools) -> ColumnTurns:
         raise NotPlain
     role = pc.fill_null(pc.index_in(fields["role"], value_set=_ROLES), -1).to_numpy().astype(np.int64)
     role[_is_null(fields["content"])] = -1
-    for name in BEYOND_TEXT:
+    for name in (*BEYOND_TEXT, *s.MESSAGE_FIELDS):
         if name in fields:
             role[~_is_null(fields[name])] = -1
     turns = ColumnTurns(role, fields["content"], offsets[:-1], offsets[1:])

@@ -3,6 +3,7 @@
 Formats ask for kinds, not for Arrow types. So one rule serves Parquet, Arrow and JSON Lines.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -58,12 +59,12 @@ def described(columns: Columns) -> str:
 
 
 def kinds_of(schema: pa.Schema | None, rows: Sequence[Row]) -> dict[str, Kind]:
-    """Kind of every column by the schema; by the sampled rows where there is no schema or its type is Arrow's JSON."""
+    """Kind of every column by the schema; by the sampled rows where there is no schema or its type holds JSON."""
     seen = kinds_of_rows(rows)
     if schema is None:
         return seen
     return {
-        field.name: seen.get(field.name, Kind.OTHER) if is_json_type(field.type) else _kind_of_type(field.type)
+        field.name: seen.get(field.name, Kind.OTHER) if holds_json(field.type) else _kind_of_type(field.type)
         for field in schema
     }
 
@@ -84,6 +85,25 @@ def kinds_of_rows(rows: Iterable[Row]) -> dict[str, Kind]:
 def is_json_type(data_type: pa.DataType) -> bool:
     """Whether a column holds JSON text under Arrow's extension type for it."""
     return isinstance(data_type, pa.BaseExtensionType) and data_type.extension_name == "arrow.json"
+
+
+def holds_json(data_type: pa.DataType) -> bool:
+    """Whether a type is Arrow's JSON, or a list or struct of it at any depth. `datasets` writes messages so."""
+    inner = (data_type.field(index).type for index in range(data_type.num_fields))
+    return is_json_type(data_type) or any(map(holds_json, inner))
+
+
+def parsed_json(value: Any, data_type: pa.DataType) -> Any:
+    """A Python value of this type with its JSON texts parsed. Raises a ValueError or RecursionError for bad JSON."""
+    if value is None or not holds_json(data_type):
+        return value
+    if is_json_type(data_type):
+        return json.loads(value)
+    if pat.is_struct(data_type):
+        return {field.name: parsed_json(value[field.name], field.type) for field in data_type}
+    if any(is_list(data_type) for is_list in LISTS):
+        return [parsed_json(item, data_type.value_type) for item in value]
+    return value
 
 
 def plain_type(data_type: pa.DataType) -> pa.DataType:

@@ -87,6 +87,7 @@ def scan_files(fs: Any, root: str, wanted: Wanted = DEFAULT) -> SourceScan:
             digest=digests[path],
             state=states[path],
             marks=probe.marks,
+            message_fields=probe.message_fields,
         )
         for path, probe in good.items()
     )

@@ -28,7 +28,7 @@ from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.messages import IMPLICIT, MESSAGES, OPENAI, SCORED
 from pipeline.sources.naming import SPELLINGS, mapped_kinds, paths_of, plan_map, proposal
 from pipeline.sources.ranked import BINARIZED, CANDIDATES, JUDGED, RATED, RESPONSES
-from pipeline.sources.rows import BEGUN, HISTORY, SYSTEM_TEXTS, Format, prompt_text_column
+from pipeline.sources.rows import BEGUN, BESIDE_PAIR, HISTORY, SYSTEM_TEXTS, Format, prompt_text_column
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
 from pipeline.sources.shards import SourceScan
 from pipeline.sources.texts import CONTEXT, STRINGS, TRANSCRIPT
@@ -99,7 +99,7 @@ def sample_rows(
         ConfigError: `source.columns` gives a name that nothing reads.
         SchemaError: `source.columns` names a column that is not there.
     """
-    names = {*ALL_SCORE_COLUMNS, *SPELLINGS}.union(*(known.reads for known in FORMATS.values()))
+    names = {*ALL_SCORE_COLUMNS, *BESIDE_PAIR, *SPELLINGS}.union(*(known.reads for known in FORMATS.values()))
     columns = {} if source is None else source.columns
     if source is not None:
         _check_names(columns, {*names, *source.passthrough, source.id_column or PROMPT} - SPELLINGS)

@@ -19,7 +19,7 @@ from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_f
 from pipeline.sources.formats import sample_rows as rows_sampled
 from pipeline.sources.naming import roles_to_name
 from pipeline.sources.oddities import oddities
-from pipeline.sources.rows import PairRow, Turn, content_digest, reason_of
+from pipeline.sources.rows import PLAIN_KEYS, PairRow, Turn, content_digest, reason_of
 from pipeline.sources.scores import (
     ALL_SCORE_COLUMNS,
     NO_SCORES,
@@ -31,6 +31,7 @@ from pipeline.sources.scores import (
     read_scores,
 )
 from pipeline.sources.splits import DEFAULT, Wanted
+from pipeline.sources.text_problems import problems_of_texts
 from pipeline.sources.turns import SYSTEM_ROLES
 
 _LONGEST_TYPE: Final = 400
@@ -74,6 +75,8 @@ class Inspection:
     num_pairs: int
     num_with_system: int
     num_with_tools: int
+    num_with_fields: int
+    """Pairs whose messages hold tool calls, reasoning or the like."""
     num_turns: Mapping[str, Figures]
     """By side of the sampled pairs: prompt, chosen, rejected. Empty without pairs."""
     num_chars: Mapping[str, Figures]
@@ -123,10 +126,12 @@ def inspect_source(
         problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
     if name is not None and not pairs:
         problems.append("no row of the sample yields a pair")
+    problems += problems_of_texts(pairs)
     roles = roles_to_name(sample.decoded, () if name is None else FORMATS[name].reads)
     if roles:
         problems.append(roles)
-    num_repeated = len(pairs) - len({content_digest(p.prompt, p.chosen, p.rejected, p.tools) for p in pairs})
+    digests = {content_digest(p.prompt, p.chosen, p.rejected, p.tools, p.template_kwargs) for p in pairs}
+    num_repeated = len(pairs) - len(digests)
     if num_repeated:
         problems.append(f"{num_repeated:,} pairs of the sample repeat an earlier one")
     problems += oddities(pairs)
@@ -149,8 +154,9 @@ def inspect_source(
         num_pairs=len(pairs),
         num_with_system=sum(any(turn["role"] in SYSTEM_ROLES for turn in pair.prompt) for pair in pairs),
         num_with_tools=sum(pair.tools is not None for pair in pairs),
+        num_with_fields=sum(not all(turn.keys() <= PLAIN_KEYS for turn in _turns(pair)) for pair in pairs),
         num_turns=_figures(pairs, len),
-        num_chars=_figures(pairs, lambda turns: sum(len(turn["content"]) for turn in turns)),
+        num_chars=_figures(pairs, lambda turns: sum(len(turn.get("content", "")) for turn in turns)),
         drop_reasons=dict(sorted(drops.items())),
         score_columns=_score_columns(_with_values(sample.columns, sample.decoded), name),
         ignored=scan.ignored,
@@ -164,6 +170,8 @@ def render(found: Inspection) -> str:
     if found.format:
         tools = f"{found.num_with_tools:,} with tools"
         counts = f"{found.num_pairs:,} pairs, {found.num_with_system:,} with a system turn, {tools}"
+        if found.num_with_fields:
+            counts += f", {found.num_with_fields:,} with tool calls or reasoning"
     out = [
         f"source    {shown_path(found.root)}",
         *([f"split     {found.part}"] if found.part else []),
@@ -207,8 +215,12 @@ def _pairs(
                 continue
             pairs.append(pair)
             text = row.get(PROMPT) if name in _DIALOGUES_BESIDE_TEXT else None
-            num_unlike += isinstance(text, str) and all(turn["content"] != text for turn in pair.prompt)
+            num_unlike += isinstance(text, str) and all(turn.get("content") != text for turn in pair.prompt)
     return pairs, drops, num_unlike
+
+
+def _turns(pair: PairRow) -> Iterable[Turn]:
+    return (*pair.prompt, *pair.chosen, *pair.rejected)
 
 
 def _figures(pairs: Sequence[PairRow], count: Callable[[Sequence[Turn]], int]) -> dict[str, Figures]:

@@ -48,7 +48,7 @@ def _scored_pair(row: Row) -> PairRow:
     if row.get(STATUS) == DROPPED:
         raise DropRow(Reason.DROPPED_BEFORE)
     turns = turns_of(row.get(PROMPT))
-    if turns and turns[-1]["role"] == "assistant":
+    if turns and turns[-1]["role"] == "assistant" and "content" in turns[-1]:
         return begun(any_pair({**row, PROMPT: turns[:-1]}), turns[-1]["content"])
     return any_pair(row)
 

@@ -7,6 +7,7 @@ values are checked where they are read.
 
 import io
 import itertools
+import re
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pat
 
+from pipeline.schema import MESSAGE_FIELDS
 from pipeline.shown import listed
 from pipeline.sources.arrow_checks import rows_of_file, rows_of_message, sound
 from pipeline.sources.bounds import BadFile, check_count, rows_of_groups
@@ -25,6 +27,12 @@ from pipeline.sources.records import records
 
 _MARK_EVERY_ROWS: Final = 64
 _ARROW_FILE_MAGIC: Final = b"ARROW1"
+_FIELDS: Final = {
+    # Results of tools have id and name; `name` alone stands in every tool.
+    name: re.compile(rb'"%b"\s*+:\s*+(?!null|\[\s*+\])' % ("tool_call_id" if name == "name" else name).encode())
+    for name in MESSAGE_FIELDS
+}
+"""The names of fields of messages in JSON, where they have a value."""
 _STREAM_END: Final = b"\xff\xff\xff\xff\0\0\0\0"
 DAMAGE: Final = (
     pa.ArrowException, OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, struct.error,
@@ -84,6 +92,8 @@ class Probe:
     num_rows: int
     schema: pa.Schema | None
     marks: tuple[tuple[int, int], ...]
+    message_fields: frozenset[str] = frozenset()
+    """Of JSON: the fields of messages, beside role and content, whose names stand in the file."""
 
 
 def probe_file(fs: Any, path: str, extension_kind: FileKind) -> Probe:
@@ -164,12 +174,15 @@ def _probe_arrow_stream(file: Any) -> Probe:
 
 def _probe_text(file: Any, kind: FileKind) -> Probe:
     form, rows = records(file, kind.form, kind.codec)
-    marks, row = [(0, 0)], 0
-    for place, _ in rows:
+    marks, row, fields = [(0, 0)], 0, set[str]()
+    for place, text in rows:
         if row and row % _MARK_EVERY_ROWS == 0 and kind.codec is None:
             marks.append((row, place))
+        if b"tool_call" in text or b"reasoning_content" in text:
+            fields |= {name for name, pattern in _FIELDS.items() if pattern.search(text)}
         row += 1
-    return Probe(kind=FileKind.of_text(form, kind.codec), num_rows=row, schema=None, marks=tuple(marks))
+    found = FileKind.of_text(form, kind.codec)
+    return Probe(kind=found, num_rows=row, schema=None, marks=tuple(marks), message_fields=frozenset(fields))
 
 
 def _checked(schema: pa.Schema) -> pa.Schema:

@@ -7,8 +7,8 @@ A row of prompts alone has one of these:
     text in the column `text`, if the format is named: texts of any kind bear that name
 
 Rows of a pair format give the prompt of their pair. If only the answers are unfit, such as two equal ones, a prompt
-that stands apart is used nevertheless. Prompts that were written for tools are dropped: without the tools they would
-ask for something else.
+that stands apart is used nevertheless. Prompts that were written for tools, or that hold tool calls or reasoning, are
+dropped: without these they would ask for something else.
 """
 
 import re
@@ -26,7 +26,7 @@ from pipeline.sources.columns import Columns, Kind, Row, check_id_column, descri
 from pipeline.sources.files import scan_files
 from pipeline.sources.formats import AUTO, FORMATS, claiming, resolve_format, sample_rows
 from pipeline.sources.mapping import ColumnMap
-from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, Turn, prompt_text_column, reason_of
+from pipeline.sources.rows import BESIDE_PAIR, MEDIA, PROMPT_TEXTS, SYSTEM_TEXTS, Turn, prompt_text_column, reason_of
 from pipeline.sources.shards import SourceFile, plan_shards
 from pipeline.sources.splits import Wanted
 from pipeline.sources.turns import check_prompt, id_of, prompt_from_texts, turns_of, without_last_answers
@@ -114,7 +114,7 @@ def open_prompts(fs: Any, root: str, prompts: Prompts) -> PromptReader:
         name = _format_of(prompts.format, sample.columns, sample.decoded)
         if prompts.id_column is not None:
             check_id_column(prompts.id_column, sample.columns, sample.schema)
-    reads = {*(_READS if name == PROMPTS_FORMAT else FORMATS[name].reads), prompts.id_column}
+    reads = {*(_READS if name == PROMPTS_FORMAT else FORMATS[name].reads), *BESIDE_PAIR, prompts.id_column}
     columns = tuple(column for column in sample.columns if column in reads)
     return PromptReader(
         fs=fs,
@@ -131,7 +131,7 @@ def _prompt_alone(row: Row) -> list[Turn]:
     """The prompt of a row of prompts alone, or DropRow."""
     if row.get(s.STATUS) == s.DROPPED:
         raise DropRow(Reason.DROPPED_BEFORE)
-    if row.get(s.TOOLS):
+    if row.get(s.TOOLS) or any(row.get(name) for name in MEDIA):
         raise DropRow(Reason.UNSUPPORTED_CONTENT)
     if isinstance(row.get(s.PROMPT), (list, Mapping)):
         turns = turns_of(row[s.PROMPT])
@@ -142,7 +142,14 @@ def _prompt_alone(row: Row) -> list[Turn]:
     else:
         turns = prompt_from_texts(row)
     check_prompt(turns)
-    return turns
+    return _plain(turns)
+
+
+def _plain(prompt: list[Turn]) -> list[Turn]:
+    """The prompt, if its turns hold role and content alone, or DropRow."""
+    if any(field in turn for turn in prompt for field in s.MESSAGE_FIELDS):
+        raise DropRow(Reason.UNSUPPORTED_CONTENT)
+    return prompt
 
 
 def _prompt_of_pair(row: Row, name: str) -> list[Turn]:
@@ -154,9 +161,9 @@ def _prompt_of_pair(row: Row, name: str) -> list[Turn]:
         if drop.reason not in _ANSWERS_UNFIT or not apart or name == "transcript":
             raise
         return _prompt_alone(row)
-    if pair.tools is not None:
+    if pair.tools is not None or pair.template_kwargs is not None:
         raise DropRow(Reason.UNSUPPORTED_CONTENT)
-    return without_last_answers(pair.prompt)  # an answer already begun is no part of it
+    return _plain(without_last_answers(pair.prompt))  # an answer already begun is no part of it
 
 
 def _format_of(name: str, columns: Columns, sample: list[Row]) -> str:

@@ -112,7 +112,9 @@ class _Candidates:
         pair = any_pair(row)
         try:
             texts, scores = self._read(row)
-            chosen, rejected = (_score_of(side[-1]["content"], texts, scores) for side in (pair.chosen, pair.rejected))
+            chosen, rejected = (
+                _score_of(side[-1].get("content", ""), texts, scores) for side in (pair.chosen, pair.rejected)
+            )
         except DropRow as drop:
             return replace(pair, rewards=Drop(drop.reason))
         return replace(pair, rewards=Rewards(chosen=chosen, rejected=rejected, all=scores))

@@ -22,6 +22,7 @@ from pipeline.config import Source
 from pipeline.drops import Drop, Reason
 from pipeline.errors import ConfigError, SourceError
 from pipeline.shown import shown_path
+from pipeline.sources.beside_text import check_fields, sampled_pairs, source_schema
 from pipeline.sources.blocks import read_rows, rows_of_columns, rows_of_lines
 from pipeline.sources.column_pairs import NotPlain, candidate_rewards, column_pairs, is_true, plain_arrays
 from pipeline.sources.columns import Row, check_id_column, kept_only, undecodable_rows
@@ -31,10 +32,11 @@ from pipeline.sources.formats import FORMATS, check_format_name, resolve_format,
 from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.passthrough import fitted, fitted_column, passthrough_fields
 from pipeline.sources.probe import FileKind
-from pipeline.sources.rows import BEST_WORST, Pairs, content_digest, content_digests, reason_of
+from pipeline.sources.rows import BESIDE_PAIR, BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, SourceFile, plan_shards
 from pipeline.sources.splits import Wanted
+from pipeline.sources.text_problems import json_problem
 from pipeline.sources.turns import id_of
 
 _log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class PairReader:
     passthrough: tuple[pa.Field, ...] = ()
     scores: ScorePlan = NO_SCORES
     pairs: Pairs = BEST_WORST
+    pair_schema: pa.Schema = s.PAIR_SCHEMA
     columns: tuple[str, ...] = ()
     """Mapped columns to read from Parquet and Arrow, without those of `passthrough`."""
     map: ColumnMap = field(default_factory=ColumnMap)
@@ -65,7 +68,7 @@ class PairReader:
     @property
     def schema(self) -> pa.Schema:
         """Schema of every table that `read` returns."""
-        return s.scored_schema(field.remove_metadata() for field in self.passthrough)
+        return s.scored_schema((field.remove_metadata() for field in self.passthrough), self.pair_schema)
 
     def read(self, shard: Shard) -> pa.Table:
         """The shard's rows, exactly `shard.num_rows` in source order; `shard.digest` is in the schema's metadata.
@@ -151,7 +154,8 @@ class PairReader:
             read, row = row, self.map.of_row(row) if kind.is_json else row
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
             pair = FORMATS[self.format].convert(row, self.pairs)
-            digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools)
+            check_fields(pair, self.pair_schema)
+            digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.template_kwargs)
             row_id = row_id or digest
             scores = read_scores(row, pair, self.scores)
             passthrough = self.passthrough if kind.is_json else ()
@@ -159,17 +163,25 @@ class PairReader:
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
             return {s.ID: row_id, **Drop(reason_of(error, row_id or place)).columns}
         own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
-        return {**passed, **own, s.TOOLS: pair.tools, s.CONTENT_DIGEST: digest, s.STATUS: s.KEPT, **scores}
+        beside = {s.TOOLS: pair.tools, s.TEMPLATE_KWARGS: pair.template_kwargs}
+        return {**passed, **own, **beside, s.CONTENT_DIGEST: digest, s.STATUS: s.KEPT, **scores}
 
 
 def _table(columns: Mapping[str, Sequence[Any]], fields: Sequence[pa.Field]) -> pa.Table:
     """A table of these fields; a column that is not there is null."""
     num_rows = len(next(iter(columns.values()), ()))
     arrays = [
-        pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(num_rows, field.type)
+        _array(columns[field.name], field.type) if field.name in columns else pa.nulls(num_rows, field.type)
         for field in fields
     ]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _array(values: Sequence[Any] | pa.Array, kind: pa.DataType) -> pa.Array:
+    """Values as an array of this type. Messages that lack fields of the type get nulls there."""
+    if not isinstance(values, pa.Array):
+        return pa.array(values, kind)
+    return values if values.type == kind else values.cast(kind)
 
 
 def open_source(
@@ -217,8 +229,15 @@ def open_source(
         id_column=source.id_column,
         passthrough=[column for name in source.passthrough for column in sample.map.reads([name])],
     )
-    s.scored_schema(passthrough)  # refuses names that alignpot's own columns have
-    wanted = {*FORMATS[name].reads, *scores.reads, source.id_column}
+    wanted = {*FORMATS[name].reads, *BESIDE_PAIR, *scores.reads, source.id_column}
+    columns = tuple(column for column in sample.columns if column in wanted)
+    sampled = list(sampled_pairs(FORMATS[name], sample.decoded))
+    problem = json_problem(sampled)
+    if problem is not None:
+        _log.warning("source %s: %s", shown_path(root), problem)
+    named = frozenset[str]().union(*(file.message_fields for file in scan.files))
+    pair = source_schema(sample.schema, columns, sampled, named)
+    s.scored_schema(passthrough, pair)  # refuses names that alignpot's own columns have
     reader = PairReader(
         fs=fs,
         root=scan.root,
@@ -227,7 +246,8 @@ def open_source(
         passthrough=passthrough,
         scores=scores,
         pairs=source.pairs,
-        columns=tuple(column for column in sample.columns if column in wanted),
+        pair_schema=pair,
+        columns=columns,
         map=sample.map,
         split=scan.part.split,
         config=scan.part.config,

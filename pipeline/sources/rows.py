@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 
 from pipeline.drops import Drop, DropRow, Reason, tell_row_fault
 from pipeline.errors import is_foreign
-from pipeline.schema import CHOSEN, PROMPT, REJECTED
+from pipeline.schema import CHOSEN, PROMPT, REJECTED, TEMPLATE_KWARGS, TOOLS
 from pipeline.sources.columns import Columns, Kind, Row
 
 Turn = dict[str, str]
-"""One message: `role` and `content`, nothing else."""
+"""One message: `role`, `content`, and those of schema.MESSAGE_FIELDS that it has. A message of tool calls may lack
+`content`: templates tell null from empty."""
 
 Pairs = Literal["best-worst", "sweet-spot"]
 """How a pair is picked from candidates. With best-worst, a pair that the row names is taken as it is."""
@@ -37,6 +38,12 @@ BEGUN: Final = "initial_reason_steps"
 """Column of Step-DPO: text that both answers begin with."""
 HISTORY: Final = "history"
 """Column with the rounds before the prompt (LLaMA-Factory), or with the prompt itself as text (SHP)."""
+
+PLAIN_KEYS: Final = frozenset({"role", "content"})
+MEDIA: Final = ("image", "images", "audio", "audios", "video", "videos")
+"""Names of what is no text, as columns of a row and as keys of a message."""
+BESIDE_PAIR: Final = (TEMPLATE_KWARGS, *MEDIA)
+"""Columns that every format looks at besides its own."""
 
 TEXT: Final = frozenset({Kind.TEXT})
 TURNS: Final = frozenset({Kind.TURNS})
@@ -69,6 +76,8 @@ class PairRow:
     rejected: list[Turn]
     tools: str | None = None
     """JSON text of the tool schemas."""
+    template_kwargs: str | None = None
+    """JSON text of the row's own arguments for the chat template."""
     rewards: Rewards | Drop | None = None
     """From the row's candidates. A Drop says why they give none; it matters only if rewards are wanted."""
     picked: bool = False
@@ -146,11 +155,16 @@ def reason_of(error: Exception, row: str) -> Reason:
 
 
 def content_digest(
-    prompt: Sequence[Turn], chosen: Sequence[Turn], rejected: Sequence[Turn], tools: str | None = None
+    prompt: Sequence[Turn],
+    chosen: Sequence[Turn],
+    rejected: Sequence[Turn],
+    tools: str | None = None,
+    template_kwargs: str | None = None,
 ) -> str:
-    """`json_digest` of a pair. Depends on nothing but the turns and the text of the tools."""
+    """`json_digest` of a pair. Depends on nothing but the turns, the tools and the arguments of the template."""
     sides = {PROMPT: prompt, CHOSEN: chosen, REJECTED: rejected}
-    return json_digest({**{name: _bare(side) for name, side in sides.items()}, "tools": tools})
+    more = {} if template_kwargs is None else {TEMPLATE_KWARGS: template_kwargs}
+    return json_digest({**{name: _bare(side) for name, side in sides.items()}, TOOLS: tools, **more})
 
 
 def prompt_digest(prompt: Sequence[Turn]) -> str:
@@ -177,7 +191,7 @@ def content_digests(prompt: pa.Array, chosen: pa.Array, rejected: pa.Array) -> l
 
 
 def _bare(turns: Sequence[Turn]) -> list[Turn]:
-    return [{"content": turn["content"], "role": turn["role"]} for turn in turns]
+    return [{key: value for key, value in turn.items() if value is not None} for turn in turns]
 
 
 def _json_of(messages: pa.Array) -> pa.Array:

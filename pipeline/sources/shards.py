@@ -64,6 +64,8 @@ class SourceFile:
     state: str = field(default="", repr=False)
     marks: tuple[tuple[int, int], ...] = field(default=((0, 0),), repr=False)
     """Places where a reader can start, see `probe.Probe`."""
+    message_fields: frozenset[str] = field(default=frozenset(), repr=False)
+    """See `probe.Probe`."""
 
     def shard(self, first_row: int, num_rows: int, index: int = 0) -> Shard:
         """These rows of the file. Reading starts at the last mark that is not after `first_row`."""

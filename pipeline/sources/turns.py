@@ -1,8 +1,13 @@
 """From the values of a row to checked turns: the rules that every format shares.
 
 A pair is kept if the prompt holds a user turn with text and ends with a user or tool turn, and each completion
-starts and ends with an assistant turn, holds no user or system turn, and ends with text. System turns may stand
-anywhere in a prompt and may be empty. Text is taken as it is; only white space alone counts as empty.
+starts and ends with an assistant turn, holds no system turn, and ends with text or tool calls. So a completion may be
+a whole conversation. System turns may stand anywhere in a prompt and may be empty. Text is taken as it is; only white
+space alone counts as empty.
+
+A turn keeps the fields of schema.MESSAGE_FIELDS that it has. Null fields and empty lists of tool calls are left out,
+for Arrow and `datasets` fill them in. Images, audio and video are more than a text model reads: such a row is dropped,
+wherever they stand.
 """
 
 import json
@@ -11,9 +16,19 @@ from dataclasses import replace
 from typing import Any, Final
 
 from pipeline.drops import DropRow, Reason
-from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
+from pipeline.schema import (
+    CHOSEN,
+    MESSAGE_FIELDS,
+    PROMPT,
+    REASONING,
+    REJECTED,
+    RESERVED_KWARGS,
+    TEMPLATE_KWARGS,
+    TOOL_CALLS,
+    TOOLS,
+)
 from pipeline.sources.columns import Row
-from pipeline.sources.rows import PROMPT_TEXTS, SYSTEM_TEXTS, PairRow, Turn
+from pipeline.sources.rows import MEDIA, PLAIN_KEYS, PROMPT_TEXTS, SYSTEM_TEXTS, PairRow, Turn
 
 Message = Mapping[str, Any]
 SYSTEM_ROLES: Final = frozenset({"system", "developer"})
@@ -22,8 +37,8 @@ ROLES: Final = SYSTEM_ROLES | {"user", "assistant", "tool"}
 # Half of what Python's stack has room for: the outcome must not depend on how deep the reader's own calls are.
 _MAX_DEPTH: Final = 500
 
-# Keys of a message that change what a model reads or writes: role and content alone are not the whole turn then.
-BEYOND_TEXT: Final = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")
+BEYOND_TEXT: Final = (*MEDIA, "function_call")
+"""Keys of a message that no template for text renders. Function calls are an older form of tool calls."""
 
 
 def text_of(value: Any) -> str:
@@ -50,7 +65,7 @@ def id_of(value: Any) -> str:
 
 
 def turns_of(value: Any) -> list[Turn]:
-    """The messages of a list, or of a single message object, as plain role and content turns, or DropRow."""
+    """The messages of a list, or of a single message object, as turns, or DropRow."""
     if value is None:
         raise DropRow(Reason.NULL_FIELD)
     if isinstance(value, Mapping):
@@ -58,6 +73,15 @@ def turns_of(value: Any) -> list[Turn]:
     if not isinstance(value, list):
         raise DropRow(Reason.WRONG_TYPE)
     return [_turn(item) for item in value]
+
+
+def message_of(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn as templates and trainers read it: `content` may be null, other fields are there if they have a value."""
+    fields = {name: value for name, value in turn.items() if value is not None}
+    message: dict[str, Any] = {"role": fields.pop("role", None), "content": fields.pop("content", None), **fields}
+    if TOOL_CALLS in message:
+        message[TOOL_CALLS] = json.loads(message[TOOL_CALLS])
+    return message
 
 
 def completion_of(value: Any) -> list[Turn]:
@@ -136,13 +160,21 @@ def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], r
         if not completion:
             raise DropRow(Reason.EMPTY_RESPONSE)
         roles = [turn["role"] for turn in completion]
-        if roles[0] != "assistant" or roles[-1] != "assistant" or not {*roles} <= {"assistant", "tool"}:
+        if roles[0] != "assistant" or roles[-1] != "assistant" or not SYSTEM_ROLES.isdisjoint(roles):
             raise DropRow(Reason.WRONG_ROLES)
-        if not completion[-1]["content"].strip():
+        if not _says_something(completion[-1]):
             raise DropRow(Reason.EMPTY_RESPONSE)
     if chosen == rejected:
         raise DropRow(Reason.IDENTICAL_RESPONSES)
-    return PairRow(prompt=prompt, chosen=chosen, rejected=rejected, tools=_tools(row.get(TOOLS)))
+    if any(row.get(name) for name in MEDIA):
+        raise DropRow(Reason.UNSUPPORTED_CONTENT)
+    return PairRow(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        tools=_tools(row.get(TOOLS)),
+        template_kwargs=_template_kwargs(row.get(TEMPLATE_KWARGS)),
+    )
 
 
 def begun(pair: PairRow, text: str) -> PairRow:
@@ -161,11 +193,11 @@ def dialogue(prompt: Sequence[Message], answer: Sequence[Message]) -> list[Messa
 def check_prompt(prompt: Sequence[Turn]) -> None:
     """Raise DropRow unless these turns are a prompt."""
     users = [turn for turn in prompt if turn["role"] == "user"]
-    if not prompt or (users and not any(turn["content"].strip() for turn in users)):
+    if not prompt or (users and not any(map(_says_something, users))):
         raise DropRow(Reason.EMPTY_PROMPT)
     if not users or prompt[-1]["role"] not in {"user", "tool"}:
         raise DropRow(Reason.WRONG_ROLES)
-    if not prompt[-1]["content"].strip():
+    if not _says_something(prompt[-1]):
         raise DropRow(Reason.EMPTY_PROMPT)
 
 
@@ -183,11 +215,27 @@ def _turn(item: Any) -> Turn:
     role = text_of(item.get("role"))
     if role not in ROLES:
         raise DropRow(Reason.WRONG_ROLES)
+    turn, content = {"role": role}, item.get("content")
+    if not item.keys() <= PLAIN_KEYS:
+        turn |= _fields_of(item)
+        if content is None and _says_something(turn):
+            return turn
+    turn["content"] = "".join(map(_text_of_part, content)) if isinstance(content, list) else text_of(content)
+    return turn
+
+
+def _fields_of(item: Mapping[str, Any]) -> dict[str, str]:
+    """What a message holds beside role and content."""
     if any(item.get(key) for key in BEYOND_TEXT):
         raise DropRow(Reason.UNSUPPORTED_CONTENT)
-    content = item.get("content")
-    text = "".join(map(_text_of_part, content)) if isinstance(content, list) else text_of(content)
-    return {"role": role, "content": text}
+    fields = {name: item[name] for name in MESSAGE_FIELDS if item.get(name) is not None}
+    texts = {name: _tool_calls(value) if name == TOOL_CALLS else text_of(value) for name, value in fields.items()}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _says_something(turn: Turn) -> bool:
+    """Whether a turn holds more than white space."""
+    return TOOL_CALLS in turn or any(turn.get(name, "").strip() for name in ("content", *REASONING))
 
 
 def _text_of_part(part: Any) -> str:
@@ -199,19 +247,40 @@ def _text_of_part(part: Any) -> str:
 
 
 def _tools(value: Any) -> str | None:
-    """JSON text of a list of tool schemas. Keys that are null are left out: Arrow fills them in."""
+    """JSON text of a list of tool schemas."""
+    return _json_text(value, list, Reason.INVALID_TOOLS)
+
+
+def _tool_calls(value: Any) -> str | None:
+    """JSON text of a list of tool calls."""
+    return _json_text(value, list, Reason.INVALID_TOOL_CALLS)
+
+
+def _template_kwargs(value: Any) -> str | None:
+    """JSON text of the arguments that a row gives the chat template."""
+    text = _json_text(value, dict, Reason.INVALID_TEMPLATE_KWARGS)
+    if text is not None and not RESERVED_KWARGS.isdisjoint(json.loads(text)):
+        raise DropRow(Reason.INVALID_TEMPLATE_KWARGS)
+    return text
+
+
+def _json_text(value: Any, kind: type, otherwise: Reason) -> str | None:
+    """JSON text of a list of objects, or of an object. Keys that are null are left out: Arrow fills them in."""
     try:
         if isinstance(value, str):
             value = _parsed(text_of(value)) if value.strip() else None
         elif isinstance(value, list):
             value = [_parsed(item if isinstance(item, str) else json.dumps(item)) for item in value]
+        elif value is not None:
+            value = _parsed(json.dumps(value))
         if not value:
             return None
-        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value) or _is_deep(value):
-            raise DropRow(Reason.INVALID_TOOLS)
+        items = value if isinstance(value, list) else [value]
+        if not isinstance(value, kind) or not all(isinstance(item, Mapping) for item in items) or _is_deep(value):
+            raise DropRow(otherwise)
         return text_of(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
     except (TypeError, ValueError, RecursionError):
-        raise DropRow(Reason.INVALID_TOOLS) from None
+        raise DropRow(otherwise) from None
 
 
 def _parsed(text: str) -> Any:

@@ -30,6 +30,7 @@ from pipeline.metrics.ids import id_hashes
 from pipeline.selection.duplicates import find_repeats
 from pipeline.sources.reader import open_source
 from pipeline.sources.rows import content_digest
+from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.score_stages import score_stages
 from pipeline.steps.shards import AnyShard, OwnRows, SourceRows
 from pipeline.steps.step import Step, begin_step, complete_step, pending_shards
@@ -84,6 +85,7 @@ def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]
         num_shards_done_now=len(pending),
         num_tokens_now=sum(sum(part["num_tokens"].values()) for part in parts),
         seconds=time.monotonic() - started,
+        template_words=template_words(config, manifest),
         timings=[timing for work in done for timing in work.timings],
     )
     return summary, manifest
@@ -119,7 +121,9 @@ def _check_fp8(config: Config, step: Step, pending: Sequence[AnyShard]) -> None:
 def check_dropped(config: Config, manifest: Manifest) -> None:
     """Raise a TooManyDroppedError if the share of dropped rows is over the limit."""
     if manifest.fraction_dropped > config.run.max_dropped:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in manifest.drops_by_reason.items())
+        words = template_words(config, manifest)
+        counts = manifest.drops_by_reason.items()
+        reasons = ", ".join(f"{with_words(reason, words)}: {count}" for reason, count in counts)
         raise TooManyDroppedError(
             f"{manifest.num_dropped} of {manifest.num_rows} rows were dropped ({reasons}); run.max_dropped allows a "
             f"share of {config.run.max_dropped}. Mend the source, or raise run.max_dropped and run again: nothing is "
@@ -173,6 +177,10 @@ def _from_source(config: Config) -> dict[str, Any]:
         "passthrough": [field.name for field in reader.passthrough],
         "files": {file.path: file.digest for file in files},
     }
+    fields = [*(schema.message_fields_of(reader.schema.field(schema.PROMPT).type) or ())]
+    fields += [name for name in (schema.TEMPLATE_KWARGS,) if name in reader.schema.names]
+    if fields:
+        fingerprint["message_fields"] = fields
     part = {"split": reader.split, "config": reader.config}
     if place.commit is not None:
         fingerprint["commit"] = place.commit
@@ -192,7 +200,9 @@ def _from_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
 
     Their scores are kept where the config takes scores from columns. Columns that are not ours are kept too.
     """
-    taken: set[str] = {*schema.PAIR_SCHEMA.names, schema.STATUS}
+    fields = schema.message_fields_of(pairs.schema.field(schema.PROMPT).type) or ()
+    pair = schema.pair_schema(fields, template_kwargs=schema.TEMPLATE_KWARGS in pairs.schema.names)
+    taken: set[str] = {*pair.names, schema.STATUS}
     for section, names in (
         (config.reward, schema.REWARDS),
         (config.policy, schema.POLICY_SCORES),
@@ -200,9 +210,9 @@ def _from_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
     ):
         if isinstance(section, (ColumnsModel, ColumnsReward)):
             taken.update(names)
-    own = {field.name for field in (*schema.scored_schema(), *schema.SUBSET_FIELDS)}
+    own = {field.name for field in (*schema.scored_schema(pair=pair), *schema.SUBSET_FIELDS)}
     extra = [field for field in pairs.schema if field.name not in own]
-    wanted = schema.scored_schema(extra)
+    wanted = schema.scored_schema(extra, pair)
     prepare = partial(_as_scored, wanted=wanted, blank=frozenset(own - taken))
     return {
         "rows": OwnRows(rows=pairs, shard_rows=_shard_rows(config), prepare=prepare),
@@ -216,9 +226,9 @@ def _as_scored(table: pa.Table, wanted: pa.Schema, blank: frozenset[str]) -> pa.
     """Pairs of ours as rows of `wanted`: null in the columns `blank`, and in columns that they lack."""
     table = table.drop_columns([name for name in table.column_names if name in blank])
     if schema.CONTENT_DIGEST not in table.column_names:
-        turns = [table[name].to_pylist() for name in (schema.PROMPT, schema.CHOSEN, schema.REJECTED)]
-        tools = table[schema.TOOLS].to_pylist() if schema.TOOLS in table.column_names else [None] * table.num_rows
-        digests = [content_digest(*pair) for pair in zip(*turns, tools, strict=True)]
+        names = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS, schema.TEMPLATE_KWARGS)
+        held = [name for name in names if name in table.column_names]
+        digests = [content_digest(*map(row.get, names)) for row in table.select(held).to_pylist()]
         table = table.append_column(schema.CONTENT_DIGEST, pa.array(digests, pa.string()))
     if schema.STATUS not in table.column_names:
         table = table.append_column(schema.STATUS, pa.array([schema.KEPT] * table.num_rows, pa.string()))
@@ -244,5 +254,6 @@ def _model_fingerprints(config: Config) -> dict[str, Any]:
     found |= {role: model_fingerprint(model) for role, model in models.items()}
     tokens = config.tokens.fingerprint()
     # A reward model has its own template and length.
-    found["tokens"] = tokens if {"policy", "reference"} & set(models) else {"date": tokens["date"]}
+    of_reward = {name: value for name, value in tokens.items() if name in ("date", "template")}
+    found["tokens"] = tokens if {"policy", "reference"} & set(models) else of_reward
     return found

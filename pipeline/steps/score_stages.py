@@ -74,17 +74,29 @@ def score_stages(config: Config) -> list[Stage]:
     return stages
 
 
-def _build_tokenise(config: Config) -> Apply:
+def tokenizers(config: Config) -> list[PairTokenizer | DialogueTokenizer]:
+    """What turns the pairs into tokens: for policy and reference, and for the reward model."""
     from pipeline.models.loading import load_tokenizer
 
     models = config.torch_models()
     pair_model, reward = models.get("policy") or models.get("reference"), models.get("reward")
-    stages: list[Apply] = []
+    found: list[PairTokenizer | DialogueTokenizer] = []
     if pair_model is not None:
-        stages.append(Tokenise(PairTokenizer(load_tokenizer(pair_model), config.tokens)))
+        found.append(PairTokenizer(load_tokenizer(pair_model), config.tokens))
     if isinstance(reward, ClassifierReward):
-        tokenizer = DialogueTokenizer(load_tokenizer(reward), reward.max_length, config.tokens.date)
-        stages.append(Tokenise(tokenizer))
+        found.append(DialogueTokenizer.of(load_tokenizer(reward), reward, config.tokens))
+    return found
+
+
+def pair_values(table: pa.Table) -> list[list[Any]]:
+    """Of each row: its id, prompt, chosen, rejected, tools and arguments of the template; None for what it lacks."""
+    names = [schema.ID, schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS, schema.TEMPLATE_KWARGS]
+    rows = table.select([name for name in names if name in table.column_names]).to_pylist()
+    return [[row.get(name) for name in names] for row in rows]
+
+
+def _build_tokenise(config: Config) -> Apply:
+    stages = [Tokenise(tokenizer) for tokenizer in tokenizers(config)]
 
     def tokenise(table: pa.Table) -> pa.Table:
         for stage in stages:
@@ -122,16 +134,15 @@ class Tokenise:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Tokenise the kept rows. Rows that the template or the length limit makes unusable are dropped."""
         rows = kept_rows(table)
-        names = [schema.ID, schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS]
         kept: dict[int, Any] = {}
         dropped: dict[int, Reason] = {}
-        for row, pair in zip(rows.tolist(), table.select(names).take(pa.array(rows)).to_pylist(), strict=True):
-            id_, *turns = (pair[name] for name in names)
+        for row, (id_, *turns) in zip(rows.tolist(), pair_values(table.take(pa.array(rows))), strict=True):
             found = self._tokenizer.tokenize(*turns, row=id_)
             if isinstance(found, Reason):
                 dropped[row] = found
             else:
                 kept[row] = found
+        self._tokenizer.tell()
         table = drop_rows(table, dropped, stage="tokenise")
         for name, (field, of_type) in self._columns.items():
             values = [getattr(tokens, field) for tokens in kept.values()]

@@ -187,11 +187,10 @@ def open_scored(config: Config) -> Dataset:
 
 
 def kept_columns(source: Source, *, slim: bool) -> list[str]:
-    """Columns of the scored rows that a subset keeps; tools only where a pair has some."""
+    """Columns of the scored rows that a subset keeps; tools and arguments of templates only where a pair has some."""
     names = list(_SLIM) if slim else [name for name in source.schema.names if name not in _INTERNAL]
-    names = [name for name in names if name != schema.TOOLS]
-    has_tools = schema.TOOLS in source.schema.names and source.has_values(schema.TOOLS)
-    return [*names, schema.TOOLS] if has_tools else names
+    beside = [name for name in (schema.TOOLS, schema.TEMPLATE_KWARGS) if name in source.schema.names]
+    return [*(name for name in names if name not in beside), *filter(source.has_values, beside)]
 
 
 def write_found(found: Found, source: Source, former: Mapping[str, Any] | None, output: Output, place: Place) -> None:

@@ -6,6 +6,7 @@ from typing import Final
 
 from pipeline.data.manifest import Manifest
 from pipeline.shown import shown, shown_path
+from pipeline.steps.refusals import with_words
 from pipeline.steps.work import Timing
 
 _EXPLICIT: Final = frozenset({"reward"})
@@ -20,6 +21,8 @@ class ScoreSummary:
     num_tokens_now: int
     """Prompt and response tokens of the pairs scored now, the prompt counted once."""
     seconds: float
+    template_words: str = ""
+    """What the chat template says of rows that it refuses."""
     timings: Sequence[Timing] = ()
 
     @property
@@ -51,7 +54,10 @@ def render_score(summary: ScoreSummary, manifest: Manifest, url: str) -> str:
         ("rows read", f"{manifest.num_rows:,}"),
         ("rows kept", f"{manifest.num_kept:,}"),
         ("rows dropped", f"{manifest.num_dropped:,}"),
-        *((f"  {shown(reason)}", f"{count:,}") for reason, count in sorted(manifest.drops_by_reason.items())),
+        *(
+            (f"  {shown(with_words(reason, summary.template_words))}", f"{count:,}")
+            for reason, count in sorted(manifest.drops_by_reason.items())
+        ),
         ("shards", f"{len(manifest.files):,} ({summary.num_shards_done_now or 'none'} now)"),
         ("seconds", f"{summary.seconds:.1f}"),
     ]

@@ -4,14 +4,16 @@ Every pair is tokenised here by the scoring engine's own rule, which is TRL's. S
 left out.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline import schema
 from pipeline.errors import DataError, SchemaError, SourceError
-from pipeline.schema import CHOSEN, ID, PROMPT, REJECTED, TOOLS
+from pipeline.schema import CHOSEN, ID, MESSAGE_FIELDS, PROMPT, REJECTED, TEMPLATE_KWARGS, TOOLS
 from pipeline.shown import shown
+from pipeline.sources.turns import message_of
 from pipeline.training.job import TrainJob
 
 if TYPE_CHECKING:
@@ -40,12 +42,13 @@ def load_pairs(job: TrainJob, tokenizer: Any, scratch: Path, *, with_reference: 
 
     columns = [*MESSAGE_COLUMNS, *(REFERENCE_COLUMNS if with_reference else ())]
     pairs = read_pairs(job, scratch, columns)
-    pairs = pairs.select_columns([*columns, *(n for n in (ID, TOOLS, *TOKEN_COUNTS) if n in pairs.column_names)])
+    beside = (ID, TOOLS, TEMPLATE_KWARGS, *TOKEN_COUNTS)
+    pairs = pairs.select_columns([*columns, *(name for name in beside if name in pairs.column_names)])
     engine = PairTokenizer(tokenizer, job.tokens.model_copy(update={"preset": "trl"}))
     rows: list[int] = []
     tokens: dict[str, list[Any]] = {name: [] for name in TOKEN_COLUMNS}
     for index, row in enumerate(pairs):
-        pair = engine.tokenize(row[PROMPT], row[CHOSEN], row[REJECTED], row.get(TOOLS))
+        pair = engine.tokenize(*(row.get(name) for name in (*MESSAGE_COLUMNS, TOOLS, TEMPLATE_KWARGS)))
         if not isinstance(pair, TokenizedPair):
             continue
         if with_reference and any(row[column] is None for column in REFERENCE_COLUMNS):
@@ -65,8 +68,23 @@ def load_pairs(job: TrainJob, tokenizer: Any, scratch: Path, *, with_reference: 
     if TOOLS in pairs.column_names and not any(pairs[TOOLS]):
         unwanted.append(TOOLS)
     added = Dataset(pa.table({name: pa.array(values) for name, values in tokens.items()}))
-    kept = pairs.select(rows).remove_columns(unwanted)
+    kept = _as_trl_reads(pairs.select(rows).remove_columns(unwanted))
     return concatenate_datasets([kept, added], axis=1), len(pairs) - len(rows)
+
+
+def _as_trl_reads(pairs: "Dataset") -> "Dataset":
+    """The pairs with messages that have no fields but their own, and arguments of templates as objects."""
+    from datasets import Dataset, concatenate_datasets
+
+    types = {name: pairs.features.arrow_schema.field(name).type.value_type for name in MESSAGE_COLUMNS}
+    held = {name: pairs[name] for name, kind in types.items() if any(f.name in MESSAGE_FIELDS for f in kind)}
+    columns = {name: [[message_of(turn) for turn in turns] for turns in lists] for name, lists in held.items()}
+    if TEMPLATE_KWARGS in pairs.column_names:
+        columns[TEMPLATE_KWARGS] = [json.loads(text or "{}") for text in pairs[TEMPLATE_KWARGS]]
+    if not columns:
+        return pairs
+    added = Dataset.from_dict(columns, on_mixed_types="use_json")
+    return concatenate_datasets([pairs.remove_columns([*columns]), added], axis=1)
 
 
 def read_pairs(job: TrainJob, scratch: Path, columns: Sequence[str] = MESSAGE_COLUMNS) -> "Dataset":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.config import TorchModel
 from pipeline.errors import AlignpotError
-from pipeline.schema import TOOLS
+from pipeline.schema import TEMPLATE_KWARGS, TOOLS
 from pipeline.training.job import TrainJob
 from pipeline.training.pairs import MESSAGE_COLUMNS, REFERENCE_COLUMNS, TOKEN_COLUMNS, TOKEN_COUNTS, load_pairs
 from pipeline.training.trl_options import computes_in, trl_config
@@ -66,7 +66,7 @@ def _trainer(job: TrainJob, config: Any, model: Any, tokenizer: Any, pairs: "Dat
         tokenizer.chat_template = job.tokens.chat_template
     # TRL renders through the tokenizer and cannot set the date that templates print.
     tokenizer.apply_chat_template = functools.partial(
-        tokenizer.apply_chat_template, strftime_now=job.tokens.date.strftime
+        tokenizer.apply_chat_template, **{**job.tokens.template_kwargs, "strftime_now": job.tokens.date.strftime}
     )
     adapter = None
     if job.settings.adapter == "lora":
@@ -83,7 +83,10 @@ def _trainer(job: TrainJob, config: Any, model: Any, tokenizer: Any, pairs: "Dat
     }
     if job.settings.method == "simpo":
         return _cpo_trainer()(train_dataset=pairs.select_columns(list(TOKEN_COLUMNS)), **shared)
-    columns = [*MESSAGE_COLUMNS, *(name for name in (TOOLS, *TOKEN_COUNTS) if name in pairs.column_names)]
+    columns = [
+        *MESSAGE_COLUMNS,
+        *(name for name in (TOOLS, TEMPLATE_KWARGS, *TOKEN_COUNTS) if name in pairs.column_names),
+    ]
     if config.precompute_ref_log_probs:
         from pipeline.training import precomputed
 

@@ -40,6 +40,10 @@ LAYOUT_ARGUMENTS = {
 }
 
 
+def reward(**keys):
+    return ClassifierReward(backend="classifier", model="m", **keys)
+
+
 def vllm(**keys):
     return VllmModel(backend="vllm", model="m", **keys)
 
@@ -56,6 +60,7 @@ def vllm(**keys):
         (Storage(), Storage(region="r", max_attempts=1)),
         (Tokens(), Tokens(max_prompt_length=1)),
         (Tokens(preset="paper"), Tokens(preset="paper", truncation="keep_end")),
+        (Tokens(template="none"), Tokens(template="none", chat_template="{{ 1 }}", template_kwargs={"mode": 1})),
         (Train(), Train(num_gpus=1, num_threads=2, policies="/p")),
         (Select(k=1), Select(k=1, engine="plain", stats_from="/s.json")),
         (Output(path="/a"), Output(path="/b", rows_per_file=1, formats=("parquet", "hf"), hub="org/name")),
@@ -79,6 +84,10 @@ def test_layout_and_places_are_no_part_of_it(one, other):
         (Generate(), Generate(seed=1), "seed"),
         (Tokens(), Tokens(truncation="keep_end"), "truncation"),
         (Tokens(preset="paper"), Tokens(preset="paper", max_prompt_length=9), "max_prompt_length"),
+        (Tokens(), Tokens(template_kwargs={"enable_thinking": False}), "template_kwargs"),
+        (Tokens(), Tokens(template="none"), "template"),
+        (Tokens(), Tokens(chat_template="{{ 1 }}"), "chat_template"),
+        (reward(), reward(chat_template="{{ 1 }}"), "chat_template"),
         (Objective(), Objective(beta=3), "beta"),
         (Train(), Train(options={"warmup_steps": 1}), "options"),
         (Select(k=1), Select(k=2), "k"),
@@ -90,6 +99,11 @@ def test_layout_and_places_are_no_part_of_it(one, other):
 def test_what_can_move_a_result_is_part_of_it(one, other, key):
     before, after = one.fingerprint(), other.fingerprint()
     assert before.get(key) != after.get(key)
+
+
+def test_keys_that_were_added_later_are_no_part_of_it_where_they_are_not_set():
+    assert {"template", "template_kwargs"}.isdisjoint(Tokens().fingerprint())
+    assert "chat_template" not in reward().fingerprint()
 
 
 def test_the_budget_is_part_of_it_where_it_is_the_shape_of_every_forward():

@@ -50,6 +50,13 @@ CARRYING = [
         (changed(output={"path": "subset", "formats": ["hf", "hf"]}), ["output.formats", "twice"]),
         (changed(storage={"endpoint_url": "http://key:canary@host"}), ["storage.endpoint_url", "credentials"]),
         (changed(source={"path": "x", "passthrough": "foo"}), ["source.passthrough: wanted a list, such as [foo]"]),
+        (changed(tokens={"template_kwargs": {"tools": []}}), ["tokens.template_kwargs", "cannot hold tools", "leave"]),
+        (changed(tokens={"template": "none", "preset": "paper"}), ["tokens", "template: none is for preset: trl"]),
+        (changed(tokens={"template": "jinja"}), ["tokens.template", "chat", "none"]),
+        (
+            changed(reward={"backend": "classifier", "model": "r", "chat_template": "no-such-file.jinja"}),
+            ["reward.", "chat_template", "cannot be read"],
+        ),
         (changed(tokens={"chat_template": "/dev/zero"}), ["tokens.chat_template", "no regular file"]),
         (changed(tokens={"chat_template": "/"}), ["tokens.chat_template", "Is a directory"]),
         (changed(tokens={"chat_template": "a\0b"}), ["tokens.chat_template: must not hold a null character"]),

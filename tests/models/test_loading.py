@@ -248,8 +248,11 @@ def test_models_are_checked_before_weights_are_loaded(tiny_model_dir, tmp_path):
     with pytest.raises(ModelError, match="differ in chat template"):
         check_models({"policy": policy, "reference": causal(bare)}, Tokens())
     check_models({"policy": policy, "reference": causal(bare)}, given)
-    with pytest.raises(ModelError, match="reward model's tokenizer"):
-        check_models({"reward": ClassifierReward(backend="classifier", model=str(bare))}, Tokens())
+    reward = ClassifierReward(backend="classifier", model=str(bare))
+    with pytest.raises(ModelError, match=r"no chat template\. Set reward\.chat_template"):
+        check_models({"reward": reward}, Tokens())
+    check_models({"reward": reward.model_copy(update={"chat_template": given.chat_template})}, Tokens())
+    check_models({"policy": causal(bare), "reward": reward}, Tokens(template="none"))
 
 
 BROKEN = "{% for m in messages %}\n{{ m['content'] }}\n{% endfo %}"

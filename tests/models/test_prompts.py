@@ -97,7 +97,7 @@ def test_keep_end_never_scores_a_token_that_nothing_predicts():
     ("row", "max_length", "reason"),
     [
         (turns(10, 2, 3), 14, "prompt_too_long"),
-        ({**turns(2, 3, 3), "rejected": turns(2, 3, 3)["chosen"]}, 2048, "identical_after_truncation"),
+        ({**turns(2, 3, 3), "rejected": turns(2, 3, 3)["chosen"]}, 2048, "identical_in_template"),
         ({**turns(2, 3, 3), "chosen": []}, 2048, "empty_after_truncation"),
     ],
 )

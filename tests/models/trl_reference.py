@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.models.pairs import Row
@@ -32,3 +33,14 @@ def trl_trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
+
+
+def trl_tokens(tokenizer: Any, rows: Any, output: Path, *, max_length: int) -> Any:
+    """The rows, or a dataset, as TRL's DPOTrainer tokenises them: prompt_ids, chosen_ids and rejected_ids."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(output_dir=str(output), max_length=max_length, bf16=False, use_cpu=True, report_to=[])
+    dataset = Dataset.from_list(rows, on_mixed_types="use_json") if isinstance(rows, list) else rows
+    trainer = SimpleNamespace(_tokenizer=tokenizer)
+    return DPOTrainer._prepare_dataset(trainer, dataset, tokenizer, config, "train")

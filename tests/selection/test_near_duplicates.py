@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rensa import RMinHash
 
 from pipeline.errors import SchemaError
-from pipeline.schema import MESSAGES
+from pipeline.schema import MESSAGES, messages_type
 from pipeline.selection.near_duplicates import NearDuplicates, normalised, row_texts, shingles
 
 
@@ -156,6 +156,14 @@ def test_the_estimate_at_similarity_one_keeps_all_but_equal_sets():
 def test_a_similarity_that_is_none_is_refused(similarity):
     with pytest.raises(ValueError, match="similarity must be above 0"):
         NearDuplicates("near", similarity)
+
+
+def test_row_texts_hold_tool_calls_and_reasoning():
+    said = [{"role": "assistant", "content": None, "tool_calls": "f(1)"}, {"role": "tool", "content": "7"}]
+    rows = {"prompt": [[], []], "chosen": [said, said[1:]], "rejected": [said[1:], [{**said[1], "thinking": "Hm"}]]}
+    fields = messages_type(("tool_calls", "thinking"))
+    table = pa.table({name: pa.array(values, fields) for name, values in rows.items()})
+    assert row_texts(table) == ["\n\nf(1)\n7\n7", "\n7\n7\nHm"]
 
 
 def test_row_texts_hold_every_turn_in_order():

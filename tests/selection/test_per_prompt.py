@@ -9,7 +9,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.schema import MESSAGES
+from pipeline.schema import MESSAGES, messages_type
 from pipeline.selection.per_prompt import beyond_cap, prompt_keys
 
 TEXTS = st.none() | st.sampled_from(["", "a", "1:a", ":", "-", "é", "user"]) | st.text(max_size=4)
@@ -111,6 +111,13 @@ def test_text_cannot_pass_for_the_border_of_a_field_or_a_turn():
     keys = prompt_keys(pa.array(prompts, MESSAGES))
     assert (keys.shape, keys.dtype) == ((6, 2), np.uint64)
     assert len({tuple(key) for key in keys.tolist()}) == 6
+
+
+def test_prompts_with_other_tool_calls_have_other_keys():
+    turns = [{"role": "assistant", "tool_calls": text} for text in ("f(1)", "f(2)", "f(1)")]
+    one, two, three = prompt_keys(pa.array([[turn] for turn in turns], messages_type(("tool_calls",)))).tolist()
+    assert one == three
+    assert one != two
 
 
 def test_keys_of_null_and_of_large_lists():

@@ -21,11 +21,15 @@ from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 
 P = to.pair()
-CALL = [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]
+MEDIA = {"images": ["a.jpg"], "image": {"bytes": b"x", "path": None}, "audio": {"path": "a.wav"}, "video": "a.mp4"}
 IMAGE = [{"role": "user", "content": [{"type": "image", "image": "b64"}]}]
 PICK = {"prompt": "p", "all_generated_responses": ["a", "b"]}
 AB = {"prompt": "p", "response_a": "x", "response_b": "y"}
 LOOK_UP = {**to.as_implicit(P), "all_generated_responses": ["a", "b"], "all_rm_scores": [1.0, 2.0]}
+
+
+def with_calls(calls):
+    return [{"role": "assistant", "content": "x", "tool_calls": calls}]
 
 
 def nested(depth):
@@ -59,7 +63,15 @@ CONVERT_CASES = [
     ("transcript", to.as_transcript(to.pair(chosen="")), "empty_response"),
     ("messages", {**P, "rejected": P["chosen"]}, "identical_responses"),
     ("implicit", {**to.as_implicit(P), "rejected": to.as_implicit(P)["chosen"]}, "identical_responses"),
-    ("messages", {**P, "chosen": CALL}, "unsupported_content"),
+    ("messages", {**P, "chosen": [{**P["chosen"][0], "function_call": {"name": "x"}}]}, "unsupported_content"),
+    *(("messages", {**P, name: value}, "unsupported_content") for name, value in MEDIA.items()),
+    ("strings", {"prompt": "x", "chosen": "y", "rejected": "z", "image": "a.jpg"}, "unsupported_content"),
+    ("messages", {**P, "chosen": with_calls("{not json")}, "invalid_tool_calls"),
+    ("messages", {**P, "chosen": with_calls({"name": "x"})}, "invalid_tool_calls"),
+    ("messages", {**P, "chosen": [{"role": "assistant", "content": "x", "reasoning_content": 3}]}, "wrong_type"),
+    ("messages", {**P, "chosen": [{"role": "assistant", "content": None, "tool_call_id": "x"}]}, "null_field"),
+    ("messages", {**P, "chat_template_kwargs": "{not json"}, "invalid_template_kwargs"),
+    ("messages", {**P, "chat_template_kwargs": {"add_generation_prompt": True}}, "invalid_template_kwargs"),
     ("messages", {**P, "prompt": IMAGE}, "unsupported_content"),
     ("messages", {**P, "tools": "{not json"}, "invalid_tools"),
     ("messages", {**P, "tools": '{"name": "x"}'}, "invalid_tools"),
@@ -282,7 +294,7 @@ def test_parquet_passthrough_that_is_no_utf8_is_dropped_in_place(tmp_path):
 
 
 def test_every_reason_has_a_case():
-    files = {"score_not_found", "ambiguous_score", "row_error"}
+    files = {"score_not_found", "ambiguous_score", "row_error", "late_field"}
     covered = {reason for *_, reason in CONVERT_CASES} | {reason for _, reason in JSON_CASES} | files
     of_prompts = {"duplicate_prompt", "beyond_limit"}
     assert covered == {str(reason) for reason in Reason if "source" in reason.stages} - of_prompts

@@ -13,7 +13,9 @@ from pipeline.config import Objective, Tokens, TorchModel
 from pipeline.errors import AlignpotError, ConfigError, DataError, SchemaError, SourceError
 from pipeline.models import loading
 from pipeline.models.fingerprints import model_fingerprint
+from pipeline.training.pairs import load_pairs
 from pipeline.training.run import run
+from tests.models.trl_reference import trl_tokens
 from tests.training.conftest import rows, save, scored
 
 DPO = {"method": "dpo", "objective": Objective(name="dpo", beta=0.1)}
@@ -174,6 +176,23 @@ def test_pairs_that_cannot_be_trained_on_are_left_out_and_counted(make_job, tmp_
     assert (summary["rows"], summary["rows_left_out"]) == (4, 1)
     with pytest.raises(SourceError, match=r"None of 1 pairs can be trained on.*max_length"):
         run(make_job("none", datasets=(save([long], tmp_path / "only"),)))
+
+
+def test_trl_reads_tool_calls_and_arguments_of_templates_as_they_were_scored(make_job, tmp_path, tiny_model_dir):
+    data = rows(3)
+    data[0]["chosen"][0] |= {"content": None, "tool_calls": '[{"function": {"name": "f", "arguments": {"x": 1}}}]'}
+    data[1]["rejected"][0] |= {"reasoning_content": "Hm."}
+    data = [{**row, "chat_template_kwargs": '{"mode": "short"}' if row is data[2] else None} for row in data]
+    template = "{{ mode }}{% for m in messages %}{{ m | tojson }}{% endfor %}{{ eos_token }}"
+    job = make_job(datasets=(save(data, tmp_path / "chats"),), tokens=Tokens(chat_template=template))
+    tokenizer = loading.load_tokenizer(job.policy)
+    tokenizer.chat_template = template
+    pairs, _ = load_pairs(job, tokenizer, tmp_path / "scratch", with_reference=False)
+    theirs = trl_tokens(tokenizer, pairs, tmp_path / "trl", max_length=2048)
+    assert len(theirs) == 3
+    for ours, row in zip(pairs, theirs, strict=True):
+        assert ours["chosen_ids"] == row["prompt_ids"] + row["chosen_ids"]
+        assert ours["rejected_ids"] == row["prompt_ids"] + row["rejected_ids"]
 
 
 def test_data_that_holds_no_pairs_is_refused(make_job, tmp_path):
