@@ -15,12 +15,7 @@ from pipeline.sources.reader import read_all
 from tests.exports.conftest import export, good_rows, json_rows, turn, write_subset
 
 SIDES = ("prompt", "chosen", "rejected")
-OTHER_NAMES = {"llama-factory", "axolotl"}  # of columns and keys
-PAIRED = [
-    pytest.param(name, marks=[pytest.mark.xfail(strict=True)] if name in OTHER_NAMES else [])
-    for name, form in FORMATS.items()
-    if not form.unpaired
-]
+PAIRED = [name for name, form in FORMATS.items() if not form.unpaired]
 
 
 def pairs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
