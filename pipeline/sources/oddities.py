@@ -8,6 +8,7 @@ from pipeline.schema import CHOSEN, REJECTED
 from pipeline.sources.rows import PairRow, Turn
 
 _SHORTEST_PROMPT = 10  # characters; an answer to "Hello" may well begin with it
+_SHARE = 0.05  # of the pairs; a few answers repeat the question by themselves
 
 
 def oddities(pairs: Sequence[PairRow]) -> list[str]:
@@ -20,7 +21,7 @@ def oddities(pairs: Sequence[PairRow]) -> list[str]:
         sides_of[key].append(sides[CHOSEN])
     num_disagreed = sum(len(chosen) for chosen in sides_of.values() if len({*chosen}) > 1)
     lines = []
-    if num_repeating:
+    if num_repeating > _SHARE * len(pairs):
         lines.append(
             f"in {num_repeating:,} pairs of the sample an answer begins with the text of its prompt, which is then "
             "scored as part of the answer; take it out of the answers"
