@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,24 +140,42 @@ def push(
 @app.command()
 def inspect(  # noqa: PLR0913 - each option is a key of the config
     path: Annotated[str, typer.Argument(help="File, folder or URL of preference data.", show_default=False)],
+    *,
     source_format: Annotated[str, typer.Option("--format", help="Read as this format instead of deciding.")] = "auto",
     split: Annotated[str | None, typer.Option(help="As the key source.split.")] = None,
     config: Annotated[str | None, typer.Option(help="As the key source.config.")] = None,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of source: columns.prompt=question; repeatable."),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="MODEL", help="Count tokens, too.")] = None,
+    show: Annotated[int, typer.Option(min=0, metavar="N", help="Print the first N pairs, with their text.")] = 0,
+    max_dropped: Annotated[float, typer.Option(min=0, max=1, help="As the key run.max_dropped.")] = 0.1,
     endpoint_url: EndpointUrl = None,
     region: Annotated[str | None, typer.Option(help="S3 region, if not the one of your AWS settings.")] = None,
-    *,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Read a public bucket without credentials.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Show what preference data is: format, shapes, problems. Ends with exit code 2 if no format fits."""
+    """Show what preference data is: format, shapes, problems. Ends with exit code 2 if no row of the sample gives a
+    pair, and with 3 if too many of them would be dropped.
+    """
+    from pipeline.config import Source
+    from pipeline.config.load import parse
     from pipeline.data.place import Place
-    from pipeline.sources.inspect import inspect_source, render
-    from pipeline.sources.splits import Wanted
+    from pipeline.sources.inspect import inspect_source
+    from pipeline.sources.inspected import as_json as json_of
+    from pipeline.sources.inspected import render
 
+    given = {"path": path, "format": source_format, "split": split, "config": config}
+    source = parse(Source, given, "the source", keys or ())
     place = Place.of_source(path, _storage(endpoint_url, region=region, anonymous=anonymous))
-    found = inspect_source(place.fs, place.root, source_format, wanted=Wanted(split=split, config=config))
-    _say(render(found))
-    if found.format is None:
+    count = None if tokenizer is None else _token_counter(tokenizer)
+    found = inspect_source(place.fs, place.root, source, num_examples=show, count_tokens=count)
+    _say(json_of(found) if as_json else render(found))
+    if not found.num_pairs:
         raise typer.Exit(2)
+    if found.share_dropped > max_dropped:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -250,6 +268,14 @@ def demo(
         _echo(run_self_play_demo(workdir or Path(".demo-self-play"), overrides or ()))
     else:
         raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
+
+
+def _token_counter(model: str) -> "Callable[[str], int]":
+    from pipeline.config import TorchModel
+    from pipeline.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(TorchModel(model=model))
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _config(path: Path, overrides: Sequence[str] | None) -> "Config":

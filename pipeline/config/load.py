@@ -50,17 +50,19 @@ def load(root: type[_Root], path: str | Path, overrides: Iterable[str]) -> _Root
     if not isinstance(data, dict):
         found = "is empty" if data is None else f"holds a {type(data).__name__}"
         raise ConfigError(f"{where} {found}; wanted a mapping of sections.")
-    for override in overrides:
-        _apply(data, override)
-    return parse(root, data, shown_path(path))
+    return parse(root, data, shown_path(path), overrides)
 
 
-def parse(root: type[_Root], data: Mapping[str, Any], where: str) -> _Root:
-    """Check a mapping of sections against the schema.
+def parse(root: type[_Root], data: Mapping[str, Any], where: str, overrides: Iterable[str] = ()) -> _Root:
+    """Check a mapping of sections against the schema, with `key.path=value` overrides.
 
     Raises:
-        ConfigError: naming every wrong key with the nearest known one, and every wrong value.
+        ConfigError: an override is malformed, or naming every wrong key with the nearest known one, and every wrong
+            value.
     """
+    data = dict(data)
+    for override in overrides:
+        _apply(data, override)
     try:
         return root.model_validate(data)
     except ValidationError as error:

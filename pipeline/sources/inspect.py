@@ -1,17 +1,17 @@
 """What a source is, for people: format, columns, shapes and lengths of its pairs, and what would be dropped.
 
-Shows counts, names and types only, never the text of a row.
+Holds counts, names and types only, and the text of a row only where examples are asked for.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from pipeline.config import Source
 from pipeline.drops import Drop
 from pipeline.errors import SchemaError, SourceError
-from pipeline.schema import CHOSEN, NUM_TOKENS_PROMPT, PROMPT, REJECTED, TRUNCATED
-from pipeline.shown import shown, shown_path
+from pipeline.schema import CHOSEN, ID, NUM_TOKENS_PROMPT, PROMPT, REJECTED, REWARD_CHOSEN, REWARD_REJECTED, TRUNCATED
 from pipeline.sources.columns import Columns, Kind, Row
 from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
@@ -30,11 +30,10 @@ from pipeline.sources.scores import (
     plan_scores,
     read_scores,
 )
-from pipeline.sources.splits import DEFAULT, Wanted
+from pipeline.sources.splits import Wanted
 from pipeline.sources.text_problems import problems_of_texts
-from pipeline.sources.turns import SYSTEM_ROLES
+from pipeline.sources.turns import SYSTEM_ROLES, id_of
 
-_LONGEST_TYPE: Final = 400
 _DIALOGUES_BESIDE_TEXT: Final = frozenset({"binarized", "candidates", "responses", "judged"})
 _NO_REWARDS: Final = frozenset({*POLICY_LOGPS, *REFERENCE_LOGPS, *RESPONSE_COUNTS, NUM_TOKENS_PROMPT, TRUNCATED})
 
@@ -86,16 +85,29 @@ class Inspection:
     ignored: tuple[str, ...]
     """Files of no known extension, by relative path."""
     problems: tuple[str, ...]
+    num_tokens: Mapping[str, Figures] = field(default_factory=dict)
+    """As num_chars, by the tokenizer that was given."""
+    examples: tuple[Mapping[str, Any], ...] = ()
+    """The first pairs, if they were asked for: id, prompt, chosen, rejected, and rewards or null."""
+
+    @property
+    def share_dropped(self) -> float:
+        """Share of the sampled rows that give no pair."""
+        return 1.0 - self.num_pairs / self.num_sampled if self.num_sampled else 0.0
 
 
 def inspect_source(
     fs: Any,
     root: str,
-    format: str = AUTO,  # noqa: A002
+    source: Source | None = None,
+    *,
     sample_rows: int = 1000,
-    wanted: Wanted = DEFAULT,
+    num_examples: int = 0,
+    count_tokens: Callable[[str], int] | None = None,
 ) -> Inspection:
     """Look at the files of the wanted part of a source, and at its first `sample_rows` rows.
+
+    source: how to read it. num_examples: pairs whose text the inspection holds. count_tokens: tokens of a text.
 
     A format that cannot be told, or scores that cannot be used, are problems of the inspection, not errors. Rows are
     dropped as in a run that takes every score it finds from the columns.
@@ -105,14 +117,15 @@ def inspect_source(
         SourceError: bad files, or no rows.
         OSError: the storage failed.
     """
-    check_format_name(format)
-    scan = scan_files(fs, root, wanted)
-    head = rows_sampled(fs, scan)
-    sample = rows_sampled(fs, scan, num_rows=sample_rows, first_file_only=False)
+    source = Source(path=root) if source is None else source
+    check_format_name(source.format)
+    scan = scan_files(fs, root, Wanted(split=source.split, config=source.config))
+    head = rows_sampled(fs, scan, source)
+    sample = rows_sampled(fs, scan, source, num_rows=sample_rows, first_file_only=False)
     problems: list[str] = []
     name, plan = None, NO_SCORES
     try:
-        name = resolve_format(format, head.columns, head.decoded, head.paths)
+        name = resolve_format(source.format, head.columns, head.decoded, head.paths)
         plan = _score_plan(_with_values(head.columns, sample.decoded), name)
         check_files_agree(fs, head, FORMATS[name], scores=plan.needs)
     except (SourceError, SchemaError) as error:
@@ -121,7 +134,8 @@ def inspect_source(
         problems += unread(name, head.columns)
     if scan.ignored:
         problems.append(f"ignored {ignored_text(scan.ignored)}")
-    pairs, drops, num_unlike = _pairs(name, sample.rows, plan)
+    found, drops, num_unlike = _pairs(name, sample.rows, plan, source.id_column)
+    pairs = [each.pair for each in found]
     if num_unlike:
         problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
     if name is not None and not pairs:
@@ -139,7 +153,7 @@ def inspect_source(
     return Inspection(
         root=root,
         format=name,
-        decided="set by source.format" if format != AUTO else f"from the columns and {len(head.rows)} rows",
+        decided="set by source.format" if source.format != AUTO else f"from the columns and {len(head.rows)} rows",
         split=scan.part.split,
         config=scan.part.config,
         splits=dict(scan.part.splits),
@@ -156,7 +170,9 @@ def inspect_source(
         num_with_tools=sum(pair.tools is not None for pair in pairs),
         num_with_fields=sum(not all(turn.keys() <= PLAIN_KEYS for turn in _turns(pair)) for pair in pairs),
         num_turns=_figures(pairs, len),
-        num_chars=_figures(pairs, lambda turns: sum(len(turn.get("content", "")) for turn in turns)),
+        num_chars=_figures(pairs, lambda turns: len(_text_of(turns))),
+        num_tokens={} if count_tokens is None else _figures(pairs, lambda turns: count_tokens(_text_of(turns))),
+        examples=tuple(each.shown() for each in found[:num_examples]),
         drop_reasons=dict(sorted(drops.items())),
         score_columns=_score_columns(_with_values(sample.columns, sample.decoded), name),
         ignored=scan.ignored,
@@ -164,43 +180,24 @@ def inspect_source(
     )
 
 
-def render(found: Inspection) -> str:
-    """The inspection as plain text for a terminal."""
-    counts = "pairs not counted: no format"
-    if found.format:
-        tools = f"{found.num_with_tools:,} with tools"
-        counts = f"{found.num_pairs:,} pairs, {found.num_with_system:,} with a system turn, {tools}"
-        if found.num_with_fields:
-            counts += f", {found.num_with_fields:,} with tool calls or reasoning"
-    out = [
-        f"source    {shown_path(found.root)}",
-        *([f"split     {found.part}"] if found.part else []),
-        f"files     {found.num_files:,} ({', '.join(found.file_kinds)}), {found.num_bytes:,} bytes",
-        *([f"ignored   {ignored_text(found.ignored)}"] if found.ignored else []),
-        f"rows      {found.num_rows:,}",
-        f"format    {found.format or 'unknown'} ({found.decided})",
-        "columns",
-        *(f"  {shown(name)}: {shown(kind, _LONGEST_TYPE)}" for name, kind in found.columns),
-        f"scores    {', '.join(found.score_columns) or 'none'}",
-        f"sample    {found.num_sampled:,} rows, {counts}",
-    ]
-    for title, table in (("turns", found.num_turns), ("characters", found.num_chars)):
-        if table:
-            out.append(f"{title:<12}{'min':>10}{'median':>10}{'p95':>10}{'max':>10}")
-            out += [f"  {side:<10}" + "".join(f"{figure:>10,}" for figure in table[side]) for side in table]
-    if found.format or found.drop_reasons:
-        out.append(f"dropped   {sum(found.drop_reasons.values()):,} of the sample")
-    out += [f"  {reason}: {count:,}" for reason, count in found.drop_reasons.items()]
-    out.append("problems" if found.problems else "problems  none")
-    out += [f"  {line}" for problem in found.problems for line in problem.splitlines()]
-    return "\n".join(out)
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A pair of the sample, its id and its scores."""
+
+    id: str
+    pair: PairRow
+    scores: Mapping[str, Any]
+
+    def shown(self) -> Mapping[str, Any]:
+        rewards = {name: self.scores.get(name) for name in (REWARD_CHOSEN, REWARD_REJECTED)}
+        return {ID: self.id, **{side: list(getattr(self.pair, side)) for side in (PROMPT, CHOSEN, REJECTED)}, **rewards}
 
 
 def _pairs(
-    name: str | None, rows: Iterable[Row | Drop], plan: ScorePlan
-) -> tuple[Sequence[PairRow], Counter[str], int]:
+    name: str | None, rows: Iterable[Row | Drop], plan: ScorePlan, id_column: str | None
+) -> tuple[Sequence[_Found], Counter[str], int]:
     """The pairs of sampled rows, drops by reason, and how many pairs disagree with their row's prompt text."""
-    pairs: list[PairRow] = []
+    found: list[_Found] = []
     drops: Counter[str] = Counter()
     num_unlike = 0
     for row in rows:
@@ -209,14 +206,20 @@ def _pairs(
         elif name is not None:
             try:
                 pair = FORMATS[name].convert(row)
-                read_scores(row, pair, plan)
+                scores = read_scores(row, pair, plan)
+                digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.template_kwargs)
+                id_ = digest if id_column is None else id_of(row.get(id_column))
             except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
                 drops[str(reason_of(error, "of the sample"))] += 1
                 continue
-            pairs.append(pair)
+            found.append(_Found(id_, pair, scores))
             text = row.get(PROMPT) if name in _DIALOGUES_BESIDE_TEXT else None
             num_unlike += isinstance(text, str) and all(turn.get("content") != text for turn in pair.prompt)
-    return pairs, drops, num_unlike
+    return found, drops, num_unlike
+
+
+def _text_of(turns: Iterable[Turn]) -> str:
+    return "".join(turn.get("content") or "" for turn in turns)
 
 
 def _turns(pair: PairRow) -> Iterable[Turn]:

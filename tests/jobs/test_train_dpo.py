@@ -66,7 +66,8 @@ def test_no_rows_are_refused_as_such(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_an_error_of_ours_is_one_line_and_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = error_of(capsys, "--data", str(tmp_path / "none"), "--output", str(tmp_path / "adapter"))
-    assert error.startswith("SourceError: source ")
+    assert error.startswith("StorageError: ")
+    assert "none: not there. Correct the path." in error
 
 
 @pytest.mark.parametrize(

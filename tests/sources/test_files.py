@@ -295,7 +295,10 @@ def test_line_that_is_too_long_is_refused_with_its_row(tmp_path):
         scan(tmp_path)
 
 
-@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \r\n\t\n", b"\n" * (3 << 20)])
+@pytest.mark.parametrize(
+    "before",
+    [b"\xef\xbb\xbf", *(pytest.param(text, marks=pytest.mark.slow) for text in (b"", b" \r\n\t\n", b"\n" * (3 << 20)))],
+)
 def test_endless_element_of_a_json_array_is_refused(tmp_path, before):
     with (tmp_path / "a.json").open("wb") as file:
         file.write(before + b"[")

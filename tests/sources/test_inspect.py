@@ -1,5 +1,6 @@
 """Inspection tells what a source is, and never what its rows say."""
 
+import json
 from collections import Counter
 
 import fsspec
@@ -9,10 +10,10 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config import Source
 from pipeline.errors import ConfigError, SourceError
-from pipeline.sources.inspect import Figures, inspect_source, render
+from pipeline.sources.inspect import Figures, inspect_source
+from pipeline.sources.inspected import render
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
-from pipeline.sources.splits import Wanted
 from tests.sources import layouts as to
 
 ASKED = to.pair()["prompt"][0]["content"]
@@ -140,7 +141,7 @@ def test_split_is_shown_and_chosen(tmp_path):
     to.write_jsonl(tmp_path / "test.jsonl", [to.pair(), to.pair(prompt="Another?")])
     told = CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout
     assert "split     train (1 file); not read: test (1 file)\n" in told
-    found = inspect_source(FS, str(tmp_path), wanted=Wanted(split="test"))
+    found = inspect_source(FS, str(tmp_path), source=Source(path=str(tmp_path), split="test"))
     assert (found.split, found.splits, found.num_rows) == ("test", {"train": 1, "test": 1}, 2)
     assert "rows      2\n" in CliRunner().invoke(app, ["inspect", str(tmp_path), "--split", "test"]).stdout
 
@@ -177,3 +178,39 @@ def test_roles_to_name_are_shown(tmp_path):
     ]
     (problem,) = (problem for problem in inspected(tmp_path, rows).problems if "roles" in problem)
     assert "  roles: {hilfe: assistant, kunde: user}" in problem
+
+
+def command(*words: str):
+    return CliRunner().invoke(app, ["inspect", *words])
+
+
+def test_command_ends_with_2_without_a_pair_and_with_3_where_too_many_rows_drop(tmp_path):
+    good, bad = to.pair(), {**to.pair(), "chosen": None}
+    for folder, rows in (("good", [good]), ("some", [good, bad]), ("none", [bad]), ("unknown", [{"text": "x"}])):
+        (tmp_path / folder).mkdir()
+        to.write_jsonl(tmp_path / folder / "a.jsonl", rows)
+    codes = [command(str(tmp_path / name)).exit_code for name in ("good", "some", "none", "unknown")]
+    assert codes == [0, 3, 2, 2]
+    assert command(str(tmp_path / "some"), "--max-dropped", "0.5").exit_code == 0
+
+
+def test_command_shows_pairs_only_where_they_are_asked_for_and_everything_as_json(tmp_path, tiny_model_dir):
+    rows = [{"q": "asked", "good": "yes", "bad": "no", "meta": {"g": 2, "b": 1}}, {"q": "x", "good": None, "bad": "no"}]
+    to.write_jsonl(tmp_path / "a.jsonl", rows)
+    columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    columns |= {"reward_chosen": "meta.g", "reward_rejected": "meta.b"}
+    keys = [word for name, place in columns.items() for word in ("--set", f"columns.{name}={place}")]
+    words = [str(tmp_path), *keys, "--max-dropped", "1"]
+    assert "asked" not in command(*words).stdout
+    shown = command(*words, "--show", "1", "--tokenizer", str(tiny_model_dir())).stdout
+    assert "user: asked" in shown
+    assert "chosen (reward 2)" in shown
+    assert "\ntokens " in shown
+    found = json.loads(command(*words, "--show", "5", "--json").stdout)
+    assert (found["format"], found["rows"], found["pairs"], found["dropped"]) == ("strings", 2, 1, {"null_field": 1})
+    [example] = found["examples"]
+    assert example["prompt"] == [{"role": "user", "content": "asked"}]
+    assert (example["reward_chosen"], example["reward_rejected"]) == (2.0, 1.0)
+    assert len(example["id"]) == 32
+    assert found["columns"].items() >= {"q": "text", "good": "text", "bad": "text", "meta": "other"}.items()
+    assert {"problems", "splits"} <= found.keys()

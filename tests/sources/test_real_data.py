@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Source
 from pipeline.sources.formats import FORMATS
-from pipeline.sources.inspect import inspect_source, render
+from pipeline.sources.inspect import inspect_source
+from pipeline.sources.inspected import render
 from pipeline.sources.reader import open_source
 from pipeline.sources.rows import content_digest
 from pipeline.sources.shards import plan_shards
