@@ -69,7 +69,7 @@ class Inspection:
     num_bytes: int
     file_kinds: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
-    """Name and type; for JSON Lines the kind seen in the sample."""
+    """Name and type; in JSON and CSV the kind seen in the sample."""
     num_sampled: int
     num_pairs: int
     num_with_system: int
@@ -149,7 +149,9 @@ def inspect_source(
     if num_repeated:
         problems.append(f"{num_repeated:,} pairs of the sample repeat an earlier one")
     problems += oddities(pairs)
-    of_schema = None if scan.schema is None else tuple((field.name, str(field.type)) for field in scan.schema)
+    columns = {name: str(sample.paths.get(name, Kind.OTHER)) for row in sample.read for name in row}
+    if scan.schema is not None:
+        columns = {column.name: str(column.type) for column in scan.schema}
     return Inspection(
         root=root,
         format=name,
@@ -163,7 +165,7 @@ def inspect_source(
         num_rows=scan.num_rows,
         num_bytes=sum(file.size for file in scan.files),
         file_kinds=tuple(sorted({str(file.kind) for file in scan.files})),
-        columns=tuple(sample.columns.items()) if of_schema is None else of_schema,
+        columns=tuple(columns.items()),
         num_sampled=len(sample.rows),
         num_pairs=len(pairs),
         num_with_system=sum(any(turn["role"] in SYSTEM_ROLES for turn in pair.prompt) for pair in pairs),
