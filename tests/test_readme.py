@@ -110,6 +110,7 @@ def test_exports_and_metrics_are_all_listed():
 def test_page_on_sources_has_the_table_that_the_formats_make():
     page = (ROOT / "pipeline" / "sources" / "README.md").read_text()
     assert table() in page, f"put this into pipeline/sources/README.md:\n{table()}"
+    assert table(short=True) in README, f"put this into README.md:\n{table(short=True)}"
 
 
 def test_figures_of_the_readme_stand_in_the_results():

@@ -223,7 +223,10 @@ def unread(name: str, columns: Columns) -> list[str]:
     ]
 
 
-def table() -> str:
-    """The formats as a table for people."""
-    rows = [f"| `{known.name}` | {known.about} | {known.known_from} |" for known in FORMATS.values()]
-    return "\n".join(["| format | rows | as in |", "|---|---|---|", *rows])
+def table(*, short: bool = False) -> str:
+    """The formats as a table for people; short: without what their rows look like."""
+    if short:
+        lines = [f"| `{known.name}` | {known.known_from} |" for known in FORMATS.values()]
+        return "\n".join(["| format | as in |", "|---|---|", *lines])
+    lines = [f"| `{known.name}` | {known.about} | {known.known_from} |" for known in FORMATS.values()]
+    return "\n".join(["| format | rows | as in |", "|---|---|---|", *lines])
