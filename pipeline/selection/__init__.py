@@ -4,6 +4,7 @@
     columns     one pass over narrow columns, held in memory
     fit         what a metric takes from the whole set
     ranking     the score of every row, or why it has none
+    disagreement, labels, duplicates    rows that a rule leaves out before statistics
     rules       score band, per_prompt, quotas, threshold, near_duplicates: which rows are kept
     selection   `select` and `select_many`, which put these together
     former      the rule of another selection, applied to these rows

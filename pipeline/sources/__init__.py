@@ -9,13 +9,13 @@
     drift           files that differ: which differences do no harm
     passthrough     columns that are carried along
     columns, rows   kinds of columns; what a format makes of a row: a pair, or the reason to drop it
-    messages, texts, ranked    one module for each family of formats
+    messages, texts, ranked, answers, compared    one module for each family of formats
     formats         all formats, and which of them a table is of
-    beside_text     which fields of messages a source has; text_problems: what is odd about most texts
+    beside_text     which fields of messages a source has
     scores          reward and log-prob columns that the source already holds
     reader          a shard of the source as a table of `pipeline.schema.scored_schema`; column_pairs is its fast path
     prompts         the same for prompts alone
-    inspect         what a source is, for people
+    inspect         what a source is, for people (oddities: what looks wrong; inspected: as text and JSON)
 
 Plain Python over Arrow and any fsspec file system. Knows neither our own datasets nor torch nor Ray.
 """

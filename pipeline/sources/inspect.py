@@ -31,7 +31,6 @@ from pipeline.sources.scores import (
     read_scores,
 )
 from pipeline.sources.splits import Wanted
-from pipeline.sources.text_problems import problems_of_texts
 from pipeline.sources.turns import SYSTEM_ROLES, id_of
 
 _DIALOGUES_BESIDE_TEXT: Final = frozenset({"binarized", "candidates", "responses", "judged"})
@@ -140,7 +139,6 @@ def inspect_source(
         problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
     if name is not None and not pairs:
         problems.append("no row of the sample yields a pair")
-    problems += problems_of_texts(pairs)
     roles = roles_to_name(sample.decoded, () if name is None else FORMATS[name].reads)
     if roles:
         problems.append(roles)

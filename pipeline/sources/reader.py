@@ -30,13 +30,13 @@ from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows, unread
 from pipeline.sources.mapping import ColumnMap
+from pipeline.sources.oddities import json_problem
 from pipeline.sources.passthrough import fitted, fitted_column, passthrough_fields
 from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BESIDE_PAIR, BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, SourceFile, plan_shards
 from pipeline.sources.splits import Wanted
-from pipeline.sources.text_problems import json_problem
 from pipeline.sources.turns import id_of
 
 _log = logging.getLogger(__name__)
