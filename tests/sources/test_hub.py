@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipeline import read_pairs
 from pipeline.config import Source, Storage, parse_config
@@ -125,6 +126,7 @@ def test_only_a_source_can_lie_on_the_hub():
 @pytest.mark.slow
 @pytest.mark.ray
 def test_tasks_of_ray_read_the_same_commit(hub: Hub, files, tmp_path: Path):
+    ray.shutdown()  # workers of a Ray that is up already know neither the hub of this test nor that it may be asked
     first = hub.add(NAME, files)
     config = config_of(NAME, tmp_path)
     on_ray = config.model_copy(update={"run": config.run.model_copy(update={"engine": "ray", "shard_rows": 4})})
