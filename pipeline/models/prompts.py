@@ -119,13 +119,7 @@ class PairTokenizer:
         self._notices.tell()
 
     def _as_trl(
-        self,
-        prompt: Messages,
-        chosen: Messages,
-        rejected: Messages,
-        tools: str | None = None,
-        kwargs: str | None = None,
-        row: str = "",
+        self, prompt: Messages, chosen: Messages, rejected: Messages, tools: str | None, kwargs: str | None, row: str
     ) -> TokenizedPair | Reason:
         render = partial(self.template.text, tools=tools, kwargs=kwargs)
         whole = [dialogue(prompt, side) for side in (chosen, rejected)]
