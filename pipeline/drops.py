@@ -3,9 +3,12 @@
 A dropped row stays in the dataset, its status `dropped`, with the stage that dropped it and the reason. Code deep in
 the work on one row raises `DropRow`; code that works on a table marks rows with `steps.rows.drop_rows`. A part with
 another stage or reason than those listed here is never committed. The names are stable: reports and tests count them.
+
+Rows that are left out because the config says so do not count against `run.max_dropped`; see `share_of_faults`.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, Self
@@ -28,17 +31,22 @@ _told: Final[set[tuple[str, str]]] = set()
 
 
 class Reason(StrEnum):
-    """Why a row was dropped: the reason's name, the stages that give it, and what it means."""
+    """Why a row was dropped: the reason's name, the stages that give it, and what it means.
+
+    by_rule: a rule of the config leaves the row out; nothing is wrong with it.
+    """
 
     stages: tuple[str, ...]
     meaning: str
+    by_rule: bool
 
-    def __new__(cls, value: str, stages: str = "", meaning: str = "") -> Self:
+    def __new__(cls, value: str, stages: str = "", meaning: str = "", by_rule: bool = False) -> Self:  # noqa: FBT001, FBT002
         """stages: their names with spaces between."""
         reason = str.__new__(cls, value)
         reason._value_ = value
         reason.stages = tuple(stages.split())
         reason.meaning = meaning
+        reason.by_rule = by_rule
         return reason
 
     # --- of a source's rows
@@ -77,7 +85,7 @@ class Reason(StrEnum):
     DROPPED_BEFORE = "dropped_before", "source", "dropped already in the dataset that is read as a source"
     ROW_ERROR = "row_error", "source", "the conversion failed with an error of Python's, which the log names"
     DUPLICATE_PROMPT = "duplicate_prompt", "source", "another row has the same prompt"
-    BEYOND_LIMIT = "beyond_limit", "source", "more prompts than prompts.limit"
+    BEYOND_LIMIT = "beyond_limit", "source", "beyond the limit of prompts, or the limit or weight of its source", True
     # --- of templates and tokens
     TEMPLATE_ERROR = "template_error", _TOKENS, "the chat template refuses the turns or fails on them"
     TEMPLATE_TIMEOUT = "template_timeout", _TOKENS, "the chat template takes too long"
@@ -103,7 +111,7 @@ class Reason(StrEnum):
     LENGTH_OUT_OF_BOUNDS = "length_out_of_bounds", "pair", "responses too short, or too different in length"
     REQUEST_TOO_LONG = "request_too_long", "evolve", "the prompt and its instructions do not fit the model together"
     NO_LAST_USER_TURN = "no_last_user_turn", "evolve", "the prompt to rewrite does not end with a user turn"
-    CONTAMINATED = "contaminated", "filter", "it shares a run of words with a benchmark"
+    CONTAMINATED = "contaminated", "source filter", "it shares a run of words with a benchmark", True
     NEAR_HELD_OUT = "near_held_out", "filter", "nearly the same words as a held-out prompt"
     LENGTH_RATIO = "length_ratio", "filter", "many times as long or as short as its parent"
     REFUSAL = "refusal", "filter", "the model declined to write a prompt"
@@ -132,6 +140,15 @@ class DropRow(Exception):  # noqa: N818 - control flow, never seen by a user
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def share_of_faults(dropped: Mapping[str, int], num_rows: int) -> float:
+    """Dropped rows as a share of all rows, without those that a rule leaves out; 0 if there are none.
+
+    dropped: number of rows for each reason, with or without the stage before it.
+    """
+    by_rule = sum(n for reason, n in dropped.items() if Reason(reason.split()[-1]).by_rule)
+    return (sum(dropped.values()) - by_rule) / max(1, num_rows - by_rule)
 
 
 def check_drop(stage: str | None, reason: str | None, where: str) -> None:

@@ -248,7 +248,8 @@ class Run(Section):
     stage_timeout_s: float = Field(default=3600.0, gt=0, le=1e6)
     """Seconds that a stage may work on one shard. A process that takes longer counts as hung and is ended."""
     max_dropped: float = Field(default=0.1, ge=0, le=1)
-    """Largest share of rows that may be dropped. Above it, the run ends with exit code 3."""
+    """Largest share of rows that may be dropped. Above it, the run ends with exit code 3. Rows that the config
+    leaves out, by `source.where` and the like, do not count."""
 
     @property
     def cluster(self) -> str | None:

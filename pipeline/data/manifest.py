@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline.data.place import Place
 from pipeline.data.sealed import read_sealed
+from pipeline.drops import share_of_faults
 from pipeline.errors import FingerprintError, IntegrityError
 
 MANIFEST_FILE: Final = "_SUCCESS.json"
@@ -61,8 +62,8 @@ class Manifest:
 
     @property
     def fraction_dropped(self) -> float:
-        """Dropped rows as a share of all rows; 0 if there are none."""
-        return self.num_dropped / self.num_rows if self.num_rows else 0.0
+        """See `drops.share_of_faults`."""
+        return share_of_faults(self.drops_by_reason, self.num_rows)
 
     @property
     def drops_by_reason(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from pipeline.config import Source
-from pipeline.drops import Drop
+from pipeline.drops import Drop, share_of_faults
 from pipeline.errors import SchemaError, SourceError
 from pipeline.schema import CHOSEN, ID, NUM_TOKENS_PROMPT, PROMPT, REJECTED, REWARD_CHOSEN, REWARD_REJECTED, TRUNCATED
 from pipeline.sources.columns import Columns, Kind, Row
@@ -91,8 +91,8 @@ class Inspection:
 
     @property
     def share_dropped(self) -> float:
-        """Share of the sampled rows that give no pair."""
-        return 1.0 - self.num_pairs / self.num_sampled if self.num_sampled else 0.0
+        """Share of the sampled rows that give no pair, see `drops.share_of_faults`; all of them without a format."""
+        return share_of_faults(self.drop_reasons, self.num_sampled) if self.format else 1.0
 
 
 def inspect_source(

@@ -21,6 +21,7 @@ from pipeline.config import Config
 from pipeline.data.manifest import SCORED
 from pipeline.data.place import Place
 from pipeline.data.run import Run, check_claim, find_plan
+from pipeline.drops import share_of_faults
 from pipeline.errors import TooManyDroppedError
 from pipeline.models.packing import num_packed_tokens
 from pipeline.selection.text import aligned
@@ -70,7 +71,7 @@ def dry_run(config: Config, *, select: bool) -> Iterator[str]:
     """
     cost = estimate(config, select=select)
     yield render(cost, config)
-    share = sum(cost.dropped.values()) / max(1, cost.num_sampled)
+    share = share_of_faults(cost.dropped, cost.num_sampled)
     if share > config.run.max_dropped:
         raise TooManyDroppedError(
             f"{share:.0%} of the first {cost.num_sampled} rows are dropped; run.max_dropped allows a share of "
