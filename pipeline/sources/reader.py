@@ -10,7 +10,7 @@ give the same table.
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -291,9 +291,10 @@ def open_source(
     return reader, list(scan.files)
 
 
-def read_all(fs: Any, root: str, source: Source) -> pa.Table:
+def read_all(fs: Any, root: str, source: Source, benchmarks: Contamination | None = None) -> pa.Table:
     """All rows of a source as pairs, dropped ones too, in memory. Raises as `open_source`."""
     reader, files = open_source(fs, root, source, rewards=False, policy_logps=False, reference_logps=False)
+    reader = replace(reader, benchmarks=benchmarks)
     tables = [reader.read(shard) for shard in plan_shards(files, _READ_ROWS)]
     return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
 
