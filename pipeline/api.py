@@ -139,9 +139,10 @@ def score(
     data: as for `read_pairs`; or none, and `sources` as a list of dicts such as `{"name": "a", "path": data}`. policy,
     reference: the name or folder of a model, "columns" for log-probs that the rows hold, a section of the config as a
     dict, or a model of transformers that is loaded already (a copy is saved to a temporary folder; the tokenizer is
-    found by the model's name). reward: the same for a classifier; "columns" takes the rewards that the rows hold. path: keeps the scored dataset there; a call with the same arguments goes on with
-    it. engine: plain, in this process, or ray. sections: further sections of the config as dicts (source, tokens, run,
-    storage), and objective as a name or dict.
+    found by the model's name). reward: the same for a classifier; "columns" takes the rewards that the rows hold. path:
+    keeps the scored dataset there; a call with the same arguments goes on with it. engine: plain, in this process, or
+    ray. sections: further sections of the config as dicts (source, tokens, run, storage), and objective as a name or
+    dict.
     """
     from pipeline.steps.score import check_dropped, prepare_score
     from pipeline.steps.score import score as run_score
