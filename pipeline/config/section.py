@@ -34,6 +34,7 @@ _CREDENTIALS: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_TABLE: Final = re.compile(r"^(?:delta|iceberg|lance)://")  # before a path or URL, at whose end is `@` and a version
 _UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
 NO_CREDENTIALS: Final = "must not carry credentials; use environment variables or an instance role"
 
@@ -84,7 +85,7 @@ class OneOf:
 
 def carries_credentials(text: str) -> bool:
     """Whether a text contains a URL or address with a password, a token or a signature."""
-    return _CREDENTIALS.search(text) is not None
+    return _CREDENTIALS.search(_TABLE.sub("", text)) is not None
 
 
 def _usable_url(url: str) -> str:

@@ -1,0 +1,184 @@
+"""A snapshot of an Iceberg table: `iceberg://CATALOG/NAMESPACE.TABLE[@SNAPSHOT]`, where SNAPSHOT is an id or a ref.
+
+The catalog is the one that pyiceberg knows by that name: from .pyiceberg.yaml or PYICEBERG_CATALOG__NAME__*. Iceberg
+knows columns by number and we by name, so files in which these are not the same are refused.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple
+
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from pipeline import config
+from pipeline.data.place import NUM_READERS, Place, open_s3
+from pipeline.data.s3 import S3FileSystem
+from pipeline.data.snapshots import DataFile, ParquetFiles, library_errors, named
+from pipeline.errors import ConfigError, StorageError
+from pipeline.shown import listed, shown, shown_path
+
+_KEYS: Final = {"key": "access-key-id", "secret": "secret-access-key", "token": "session-token"}
+_REFS_SHOWN: Final = 5
+
+
+class _Table(NamedTuple):
+    """A table as its URL names it."""
+
+    catalog: str
+    name: str
+    storage: config.Storage
+
+    def __str__(self) -> str:
+        return shown_path(f"iceberg://{self.catalog}/{self.name}")
+
+    def load(self) -> Any:
+        """The table of pyiceberg, as it is now. Raises what pyiceberg does, or a ConfigError."""
+        from pyiceberg.catalog import load_catalog
+
+        storage = self.storage
+        given = {"endpoint": storage.endpoint_url, "region": storage.region, "anonymous": storage.anonymous or None}
+        properties = {f"s3.{name}": str(value) for name, value in given.items() if value is not None}
+        try:
+            catalog = load_catalog(self.catalog, **properties)
+        except ValueError:
+            raise ConfigError(
+                f"{self}: pyiceberg does not know how to reach the catalog {shown(self.catalog)}. Describe it in "
+                f"~/.pyiceberg.yaml (`catalog: {{{shown(self.catalog)}: {{uri: ...}}}}`), or by variables such as "
+                f"PYICEBERG_CATALOG__{shown(self.catalog.upper())}__URI."
+            ) from None
+        return catalog.load_table(self.name)
+
+
+class _S3OfCatalog(S3FileSystem):
+    """S3 with the keys that the catalog holds or lends. Each process asks the catalog, so that no key travels."""
+
+    def __init__(self, *, table: _Table, **kwargs: Any) -> None:
+        with library_errors(str(table)):
+            properties = table.load().io.properties
+        keys: dict[str, Any] = {name: _of_s3(properties, key) for name, key in _KEYS.items()}
+        super().__init__(**keys, **kwargs)
+
+
+def open_snapshot(name: str, storage: config.Storage) -> ParquetFiles:
+    """The files of the snapshot that is named, else of the current one. Raises as `open_table`."""
+    where = shown_path(f"iceberg://{name}")
+    match = re.fullmatch(r"([^/@]+)/([^/@]+\.[^/@]+)(?:@([^@]+))?", name)
+    if match is None:
+        raise ConfigError(f"{where}: wanted iceberg://CATALOG/NAMESPACE.TABLE[@SNAPSHOT].")
+    asked, wanted = _Table(match[1], match[2], storage), match[3]
+    remedy = (
+        f"Rewrite the files: `CALL {asked.catalog}.system.rewrite_data_files(table => '{asked.name}', options => "
+        "map('rewrite-all', 'true'))` in Spark, or `table.overwrite(table.scan().to_arrow())` in PyIceberg. Then read "
+        "the new snapshot."
+    )
+    with library_errors(where):
+        table = asked.load()
+        snapshot = _snapshot(table, wanted, where)
+        scan = table.scan(snapshot_id=snapshot.snapshot_id)
+        tasks = [*scan.plan_files()]
+        num_deleting = sum(bool(task.delete_files) for task in tasks)
+        if num_deleting:
+            raise StorageError(
+                f"{where}: rows of {num_deleting} of its {len(tasks)} data files are deleted by delete files, which is "
+                f"not supported. {remedy}"
+            )
+        files = [_data_file(task.file, table, scan.projection(), where) for task in tasks]
+        store = _store([file.path for file in files], table, asked)
+        files = [file._replace(path=str(store._strip_protocol(file.path))) for file in files]  # noqa: SLF001 - as fsspec
+        schema = table.schema() if wanted is None else scan.projection()
+        misfits = [*_misfits(files, store, table, schema)]
+    if misfits:
+        raise StorageError(
+            f"{where}: columns were renamed, dropped or given a default after {len(misfits)} of its {len(files)} data "
+            f"files were written, such as {shown_path(misfits[0])}. {remedy}"
+        )
+    number = str(snapshot.snapshot_id)
+    root = f"{asked.catalog}/{asked.name}@{number}"
+    return ParquetFiles(store, files=named(files), protocol="iceberg", root=root, snapshot=number)
+
+
+def _snapshot(table: Any, wanted: str | None, where: str) -> Any:
+    if wanted is None:
+        found = table.current_snapshot()
+    else:
+        by_id = table.snapshot_by_id(int(wanted)) if wanted.isdigit() else None
+        found = by_id or table.snapshot_by_name(wanted)
+    if found is not None:
+        return found
+    if wanted is None:
+        raise StorageError(f"{where} has no snapshot yet, so no rows. Write to the table first.")
+    refs = listed([*table.refs(), *(each.snapshot_id for each in reversed(table.snapshots()))], most=_REFS_SHOWN)
+    raise StorageError(f"{where}: no such snapshot or ref. The table has {refs or 'none'}.")
+
+
+def _data_file(file: Any, table: Any, schema: Any, where: str) -> DataFile:
+    """The file with those values of its partition that are values of columns."""
+    from pyiceberg.transforms import IdentityTransform
+
+    if file.file_format.name != "PARQUET":
+        raise StorageError(f"{where}: its data files are {file.file_format.name}, and only Parquet is supported.")
+    partition: dict[str, str | None] = {}
+    for place, field in enumerate(table.specs()[file.spec_id].fields):
+        column = schema.find_column_name(field.source_id)
+        if column is None or "." in column or not isinstance(field.transform, IdentityTransform):
+            continue
+        value = file.partition[place]
+        kind = schema.find_type(field.source_id)
+        partition[column] = None if value is None else field.transform.to_human_string(kind, value)
+    return DataFile(file.file_path, file.file_size_in_bytes, partition)
+
+
+def _store(paths: Sequence[str], table: Any, asked: _Table) -> AbstractFileSystem:
+    """The file system of the data files, which may lie in several buckets, but on one store."""
+    found = [re.match(r"(?:(\w+)://[^/]+)?", path) for path in paths]
+    stores = {(match[1] or "file").replace("s3a", "s3"): match[0] for match in found if match}
+    if len(stores) > 1:
+        raise StorageError(f"{asked}: its files lie on {listed([*stores])}; only one store is supported.")
+    scheme, url = next(iter(stores.items()), ("file", ""))
+    if scheme != "s3":
+        return Place.open(url or "/", asked.storage).fs
+    properties = table.io.properties
+    reached = {
+        "endpoint_url": asked.storage.endpoint_url or _of_s3(properties, "endpoint"),
+        "region": asked.storage.region or _of_s3(properties, "region"),
+        "anonymous": asked.storage.anonymous or _of_s3(properties, "anonymous") == "true",
+    }
+    storage = asked.storage.model_copy(update=reached)
+    if _of_s3(properties, "access-key-id") is None:
+        return open_s3(storage)
+    return open_s3(storage, _S3OfCatalog, table=asked)
+
+
+def _of_s3(properties: Mapping[str, str], name: str) -> str | None:
+    """A property of S3, or of all clients of AWS."""
+    return properties.get(f"s3.{name}") or properties.get(f"client.{name}")
+
+
+def _misfits(files: Sequence[DataFile], store: AbstractFileSystem, table: Any, schema: Any) -> Iterator[str]:
+    """Files in which columns have other names than in the schema, or that lack one with a default.
+
+    The files are looked at only if the table ever had such a change.
+    """
+    from pyiceberg.io.pyarrow import pyarrow_to_schema
+    from pyiceberg.schema import index_name_by_id
+
+    wanted = index_name_by_id(schema)
+    filled = {field.field_id for field in schema.fields if field.initial_default is not None}
+    schemas = table.schemas()
+    is_whole = len(schemas) > max(schemas)  # they are numbered from 0, and old ones may be gone
+    if is_whole and not filled and all(index_name_by_id(each).items() <= wanted.items() for each in schemas.values()):
+        return
+
+    def fits(file: DataFile) -> bool:
+        with store.open(file.path, "rb") as opened:
+            held = pq.read_schema(opened)
+        try:
+            names = index_name_by_id(pyarrow_to_schema(held, table.name_mapping()))
+        except (ValueError, TypeError):
+            return False
+        return bool(names.items() <= wanted.items() and filled <= names.keys())
+
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        yield from (file.path for file, good in zip(files, pool.map(fits, files), strict=True) if not good)
