@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from pipeline import config
 from pipeline.data.place import Place
-from pipeline.data.snapshots import DataFile, ParquetFiles, library_errors, location_of, named, store_options
+from pipeline.data.snapshots import DataFile, ParquetFiles, named
+from pipeline.data.table_libraries import library_errors, location_of, store_options
 from pipeline.errors import ConfigError, StorageError
 from pipeline.shown import shown_path
 

@@ -15,9 +15,10 @@ from fsspec import AbstractFileSystem
 from pipeline import config
 from pipeline.data.place import NUM_READERS, Place, open_s3
 from pipeline.data.s3 import S3FileSystem
-from pipeline.data.snapshots import DataFile, ParquetFiles, library_errors, named
+from pipeline.data.snapshots import DataFile, ParquetFiles, named
+from pipeline.data.table_libraries import library_errors, load_catalog
 from pipeline.errors import ConfigError, StorageError
-from pipeline.shown import listed, shown, shown_path
+from pipeline.shown import listed, shown_path
 
 _KEYS: Final = {"key": "access-key-id", "secret": "secret-access-key", "token": "session-token"}
 _REFS_SHOWN: Final = 5
@@ -35,20 +36,7 @@ class _Table(NamedTuple):
 
     def load(self) -> Any:
         """The table of pyiceberg, as it is now. Raises what pyiceberg does, or a ConfigError."""
-        from pyiceberg.catalog import load_catalog
-
-        storage = self.storage
-        given = {"endpoint": storage.endpoint_url, "region": storage.region, "anonymous": storage.anonymous or None}
-        properties = {f"s3.{name}": str(value) for name, value in given.items() if value is not None}
-        try:
-            catalog = load_catalog(self.catalog, **properties)
-        except ValueError:
-            raise ConfigError(
-                f"{self}: pyiceberg does not know how to reach the catalog {shown(self.catalog)}. Describe it in "
-                f"~/.pyiceberg.yaml (`catalog: {{{shown(self.catalog)}: {{uri: ...}}}}`), or by variables such as "
-                f"PYICEBERG_CATALOG__{shown(self.catalog.upper())}__URI."
-            ) from None
-        return catalog.load_table(self.name)
+        return load_catalog(self.catalog, self.storage).load_table(self.name)
 
 
 class _S3OfCatalog(S3FileSystem):
@@ -140,15 +128,14 @@ def _store(paths: Sequence[str], table: Any, asked: _Table) -> AbstractFileSyste
     if scheme != "s3":
         return Place.open(url or "/", asked.storage).fs
     properties = table.io.properties
+    has_keys = _of_s3(properties, "access-key-id") is not None
     reached = {
-        "endpoint_url": asked.storage.endpoint_url or _of_s3(properties, "endpoint"),
-        "region": asked.storage.region or _of_s3(properties, "region"),
-        "anonymous": asked.storage.anonymous or _of_s3(properties, "anonymous") == "true",
+        "endpoint_url": _of_s3(properties, "endpoint"),
+        "region": _of_s3(properties, "region"),
+        "anonymous": not has_keys and _of_s3(properties, "anonymous") == "true",
     }
     storage = asked.storage.model_copy(update=reached)
-    if _of_s3(properties, "access-key-id") is None:
-        return open_s3(storage)
-    return open_s3(storage, _S3OfCatalog, table=asked)
+    return open_s3(storage, _S3OfCatalog, table=asked) if has_keys else open_s3(storage)
 
 
 def _of_s3(properties: Mapping[str, str], name: str) -> str | None:

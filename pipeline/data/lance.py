@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from pipeline import config
 from pipeline.data.place import Place
-from pipeline.data.snapshots import SnapshotFiles, library_errors, location_of, store_options
+from pipeline.data.snapshots import SnapshotFiles
+from pipeline.data.table_libraries import library_errors, location_of, store_options
 from pipeline.errors import ConfigError, StorageError
 from pipeline.shown import shown_path
 

@@ -6,28 +6,17 @@ are. They are numbered by their paths: what their names say, a split for instanc
 columns that the table is partitioned by. Credentials are those of the libraries and of AWS; none is part of a place.
 """
 
-import contextlib
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from fsspec import AbstractFileSystem
 
-from pipeline import config
-from pipeline.data.place import Place
-from pipeline.errors import AlignpotError, ConfigError, StorageError, TemporaryError
-from pipeline.faults import is_missing, translated
+from pipeline.errors import StorageError
+from pipeline.faults import is_missing
 from pipeline.shown import shown_path
 from pipeline.sources.shards import NULL_PARTITION
 from pipeline.sources.unchanged import digest_of
-
-_MISSING: Final = frozenset({"NoSuchTableError", "NoSuchIcebergTableError", "NoSuchNamespaceError"})
-_BUSY: Final = frozenset({"ServiceUnavailableError", "ServerError", "TooManyRequestsError", "OperationalError"})
-_DENIED: Final = frozenset(
-    {"UnauthorizedError", "ForbiddenError", "AuthorizationExpiredError", "OAuthError", "SignError"}
-)
-_DENIED_TEXT: Final = re.compile(r"access.?denied|forbidden|invalid.?access.?key|signature|\b40[13]\b", re.IGNORECASE)
 
 
 class DataFile(NamedTuple):
@@ -112,61 +101,4 @@ def named(files: Iterable[DataFile]) -> dict[str, DataFile]:
         values = {name: NULL_PARTITION if text is None else text for name, text in file.partition.items()}
         folders = [f"{name}={quote(text, safe='')}" for name, text in values.items()]
         found["/".join([*folders, f"{number:05}.parquet"])] = file
-    return found
-
-
-def location_of(place: Place) -> str:
-    """The path or URL of a place, as the libraries want it."""
-    return place.root if place.is_local else str(place.fs.unstrip_protocol(place.root))
-
-
-def store_options(place: Place, storage: config.Storage) -> dict[str, str] | None:
-    """How deltalake and lance reach the place; they find the credentials themselves."""
-    if not hasattr(place.fs, "call_s3"):
-        return None
-    endpoint = storage.endpoint_url
-    return {
-        **({} if endpoint is None else {"aws_endpoint": endpoint}),
-        **({"aws_allow_http": "true"} if endpoint is not None and endpoint.startswith("http://") else {}),
-        **({} if storage.region is None else {"aws_region": storage.region}),
-        **({"aws_skip_signature": "true"} if storage.anonymous else {}),
-    }
-
-
-@contextlib.contextmanager
-def library_errors(where: str) -> Iterator[None]:
-    """Raise what a library of tables throws inside the block as an error about the table `where`.
-
-    The text of the library is left out: it may repeat URLs and keys.
-    """
-    try:
-        yield
-    except AlignpotError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the libraries raise errors of many kinds, some of them mere Exceptions
-        raise _as_ours(error, where) from None
-
-
-def _as_ours(error: Exception, where: str) -> AlignpotError:
-    name = type(error).__name__
-    is_storage = isinstance(error, OSError)
-    if isinstance(error, ImportError):
-        found: AlignpotError = ConfigError(
-            f"{where}: a package is not installed ({error.name}). Run: pip install 'alignpot[tables]'"
-        )
-    elif name == "NotInstalledError":
-        found = ConfigError(f"{where}: its catalog needs another package. {shown_path(error)}")
-    elif name in _MISSING:
-        found = StorageError(f"{where}: the catalog has no such table ({name}). Correct the name.")
-    elif name in _DENIED or (is_storage and _DENIED_TEXT.search(str(error))):
-        found = StorageError(f"{where}: access is denied ({name}). Check the credentials of catalog and store.")
-    elif (known := translated(error, where)) is not None:
-        found = known
-    elif name in _BUSY or is_storage:
-        found = TemporaryError(
-            f"{where}: the catalog or the store cannot be reached, or is busy ({name}). Run the same command again; it "
-            "goes on. If it never worked, check their addresses."
-        )
-    else:
-        found = StorageError(f"{where}: the library of such tables cannot read it ({name}). A newer one may.")
     return found

@@ -7,12 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from typer.testing import CliRunner
 
 from pipeline import read_pairs
 from pipeline.cli import app
 from pipeline.config import Prompts, Source, Storage, parse_config
 from pipeline.data.place import Place
+from pipeline.data.table_libraries import load_catalog
 from pipeline.errors import ConfigError, FingerprintError, SourceError, StorageError, TemporaryError
 from pipeline.selfplay.seeds import read_prompts
 from pipeline.sources.reader import open_source
@@ -28,46 +30,49 @@ FLAGS = {"rewards": False, "policy_logps": False, "reference_logps": False}
 
 
 class Delta:
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "prefs"
+    def __init__(self, folder: Path | str, options=None) -> None:
+        self.path = Path(folder, "prefs") if options is None else f"{folder}/prefs"
+        self.options = options
         self.url = f"delta://{self.path}"
 
     def write(self, rows, mode: str, **options) -> str:
         """Commits the rows. Gives the new version."""
         from deltalake import DeltaTable, write_deltalake
 
+        options["storage_options"] = self.options
         write_deltalake(str(self.path), pa.Table.from_pylist(rows), mode=mode, **options)
-        return str(DeltaTable(str(self.path)).version())
+        return str(DeltaTable(str(self.path), storage_options=self.options).version())
 
 
 class Lance:
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "prefs.lance"
+    def __init__(self, folder: Path | str, options=None) -> None:
+        self.path = Path(folder, "prefs.lance") if options is None else f"{folder}/prefs.lance"
+        self.options = options
         self.url = f"lance://{self.path}"
 
     def write(self, rows, mode: str) -> str:
         import lance
 
-        mode = "create" if mode == "append" and not self.path.exists() else mode
-        return str(lance.write_dataset(pa.Table.from_pylist(rows), str(self.path), mode=mode).version)
+        rows = pa.Table.from_pylist(rows)
+        is_new = self.options is not None or not self.path.exists()
+        mode = "create" if mode == "append" and is_new else mode
+        return str(lance.write_dataset(rows, str(self.path), mode=mode, storage_options=self.options).version)
 
 
 class Iceberg:
-    def __init__(self, folder: Path, properties=None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / "warehouse"
         self.url = "iceberg://testing/prefs.pairs"
-        given = properties or {"uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{self.path}"}
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in given.items():
-                patch.setenv(f"PYICEBERG_CATALOG__TESTING__{name.upper()}", value)
-            from pyiceberg.utils.config import Config
 
-            self.config = Config()  # which reads the variables
+    def described(self, patch: pytest.MonkeyPatch, **settings: str) -> "Iceberg":
+        """The same, after the variables that describe its catalog are set: to SQLite, unless `settings` say more."""
+        local = {"uri": f"sqlite:///{self.path}.db", "warehouse": f"file://{self.path}"}
+        for name, value in (settings or local).items():
+            patch.setenv(f"PYICEBERG_CATALOG__TESTING__{name.upper()}", value)
+        return self
 
     def catalog(self):
-        from pyiceberg.catalog import load_catalog
-
-        catalog = load_catalog("testing")
+        catalog = load_catalog("testing", Storage())
         catalog.create_namespace_if_not_exists("prefs")
         return catalog
 
@@ -83,15 +88,25 @@ class Iceberg:
 
 @pytest.fixture
 def iceberg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iceberg:
-    made = Iceberg(tmp_path)
-    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", made.config)  # which is read when pyiceberg is imported
-    return made
+    return Iceberg(tmp_path).described(monkeypatch)
 
 
 @pytest.fixture(params=["delta", "iceberg", "lance"])
 def table(request: pytest.FixtureRequest, tmp_path: Path):
     kinds = {"delta": Delta, "lance": Lance}
     return kinds[request.param](tmp_path) if request.param in kinds else request.getfixturevalue("iceberg")
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with a table of each kind, and one of Iceberg that is empty."""
+    folder = tmp_path_factory.mktemp("tables")
+    with pytest.MonkeyPatch.context() as patch:
+        iceberg = Iceberg(folder).described(patch)
+        for table in (iceberg, Delta(folder), Lance(folder)):
+            table.write(ROWS[:1], "append")
+        iceberg.catalog().create_table("prefs.empty", schema=pa.schema([("prompt", pa.string())]))
+        yield folder
 
 
 def prompts(url: str, **source) -> list[str]:
@@ -334,12 +349,9 @@ def test_columns_of_iceberg_may_be_added_but_not_renamed_or_dropped(iceberg: Ice
         ("{0}/warehouse/prefs/pairs", SourceError, "holds a table.*iceberg://CATALOG/"),
     ],
 )
-def test_what_cannot_be_read_is_said(iceberg: Iceberg, tmp_path: Path, url: str, error, told: str):
-    for table in (iceberg, Delta(tmp_path), Lance(tmp_path)):
-        table.write(ROWS[:1], "append")
-    iceberg.catalog().create_table("prefs.empty", schema=pa.schema([("prompt", pa.string())]))
+def test_what_cannot_be_read_is_said(tables: Path, url: str, error, told: str):
     with pytest.raises(error, match=told):
-        read_pairs(url.format(tmp_path))
+        read_pairs(url.format(tables))
 
 
 def test_a_data_file_that_was_cleaned_up_is_named(tmp_path: Path):
@@ -353,8 +365,7 @@ def test_a_data_file_that_was_cleaned_up_is_named(tmp_path: Path):
 
 
 def test_a_catalog_that_is_away_is_a_temporary_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    away = Iceberg(tmp_path, {"uri": "http://127.0.0.1:9", "token": "canary-token"})
-    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", away.config)
+    away = Iceberg(tmp_path).described(monkeypatch, uri="http://127.0.0.1:9", token="canary-token")
     with pytest.raises(TemporaryError, match=r"cannot be reached.*ConnectionError") as caught:
         read_pairs(away.url)
     assert "canary" not in str(caught.value)
@@ -374,3 +385,59 @@ def test_a_missing_library_is_named_with_the_command(kind: str, library: str, tm
 def test_only_a_source_can_be_a_table():
     with pytest.raises(ConfigError, match="only a source can be a table"):
         Place.open("delta:///tmp/out", Storage())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.s3
+def test_tasks_of_ray_read_tables_on_s3(s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The keys of the Iceberg catalog are others than those of AWS, and every process finds both."""
+    ray.shutdown()  # workers of a Ray that is up already know nothing of the catalog
+    options = {"aws_endpoint": s3.endpoint_url, "aws_region": "us-east-1", "aws_allow_http": "true"}
+    given = {
+        "uri": s3.iceberg_url,
+        "warehouse": "s3://warehouse/",
+        "credential": f"{s3.access_key}:{s3.secret_key}",
+        "s3__endpoint": s3.endpoint_url,
+        "s3__region": "us-east-1",
+        "s3__access_key_id": s3.access_key,
+        "s3__secret_access_key": s3.secret_key,
+    }
+    iceberg = Iceberg(tmp_path).described(monkeypatch, **given)
+    tables = {"a": Delta(s3.url("delta"), options), "b": Lance(s3.url("lance"), options), "c": iceberg}
+    snapshots = {name: table.write(ROWS, "append") for name, table in tables.items()}
+    access, secret = s3.reader
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", access)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    config = config_of("x", tmp_path).model_dump(mode="json") | {"storage": s3.storage.model_dump(mode="json")}
+    del config["source"]
+    config["sources"] = [{"name": name, "path": table.url} for name, table in tables.items()]
+    config["run"] |= {"engine": "ray", "shard_rows": 4}
+    prepared = prepare_score(parse_config(config))
+    assert s3.secret_key.encode() not in pickle.dumps(prepared)
+    assert Place.of_source(iceberg.url, s3.storage).fs._store.key == s3.access_key
+    iceberg.write(ROWS[:1], "append")
+    _, manifest = score(*prepared)
+    assert manifest.num_kept == 27
+    paths = [source["path"] for source in manifest.config["sources"]]
+    assert paths == [f"{table.url}@{snapshots[name]}" for name, table in tables.items()]
+    assert s3.secret_key not in (tmp_path / "scored" / "_SUCCESS.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+@pytest.mark.parametrize("kind", [Delta, Lance])
+def test_faults_of_s3_are_told_apart(s3, kind, monkeypatch: pytest.MonkeyPatch):
+    storage = s3.storage.model_dump(mode="json") | {"max_attempts": 1}
+    scheme = kind("").url.partition("://")[0]
+    with pytest.raises(StorageError, match="bucket none-such does not exist"):
+        read_pairs(f"{scheme}://s3://none-such/prefs", storage=storage)
+    with pytest.raises(StorageError, match="not there"):
+        read_pairs(f"{scheme}://{s3.url()}", storage=storage)
+    with pytest.raises(TemporaryError, match="cannot be reached"):
+        read_pairs(f"{scheme}://{s3.url()}", storage={**storage, "endpoint_url": "http://127.0.0.1:9"})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-of-another")
+    with pytest.raises(StorageError, match="SignatureDoesNotMatch") as caught:
+        read_pairs(f"{scheme}://{s3.url()}", storage=storage)
+    assert "canary" not in str(caught.value)
