@@ -12,7 +12,7 @@ import pytest
 import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
-HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft"}
+HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft", "pyiceberg", "deltalake", "lance"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
     {"demo"},
