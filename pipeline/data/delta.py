@@ -32,7 +32,7 @@ def open_snapshot(name: str, storage: config.Storage) -> ParquetFiles:
         files = [*_files(table, place)]
     version = str(table.version())
     root = f"{location_of(place)}@{version}"
-    return ParquetFiles(place.fs, files=named(files), protocol="delta", root=root, snapshot=version)
+    return ParquetFiles(place.fs, files=named(files), protocol="delta", root=root, snapshot=version, storage=storage)
 
 
 def _opened(place: Place, version: str | None, storage: config.Storage, where: str) -> Any:

@@ -7,14 +7,13 @@ knows columns by number and we by name, so files in which these are not the same
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from pipeline import config
 from pipeline.data.place import NUM_READERS, Place, open_s3
-from pipeline.data.s3 import S3FileSystem
 from pipeline.data.snapshots import DataFile, ParquetFiles, named
 from pipeline.data.table_libraries import library_errors, load_catalog
 from pipeline.errors import ConfigError, StorageError
@@ -24,45 +23,20 @@ _KEYS: Final = {"key": "access-key-id", "secret": "secret-access-key", "token": 
 _REFS_SHOWN: Final = 5
 
 
-class _Table(NamedTuple):
-    """A table as its URL names it."""
-
-    catalog: str
-    name: str
-    storage: config.Storage
-
-    def __str__(self) -> str:
-        return shown_path(f"iceberg://{self.catalog}/{self.name}")
-
-    def load(self) -> Any:
-        """The table of pyiceberg, as it is now. Raises what pyiceberg does, or a ConfigError."""
-        return load_catalog(self.catalog, self.storage).load_table(self.name)
-
-
-class _S3OfCatalog(S3FileSystem):
-    """S3 with the keys that the catalog holds or lends. Each process asks the catalog, so that no key travels."""
-
-    def __init__(self, *, table: _Table, **kwargs: Any) -> None:
-        with library_errors(str(table)):
-            properties = table.load().io.properties
-        keys: dict[str, Any] = {name: _of_s3(properties, key) for name, key in _KEYS.items()}
-        super().__init__(**keys, **kwargs)
-
-
 def open_snapshot(name: str, storage: config.Storage) -> ParquetFiles:
     """The files of the snapshot that is named, else of the current one. Raises as `open_table`."""
     where = shown_path(f"iceberg://{name}")
     match = re.fullmatch(r"([^/@]+)/([^/@]+\.[^/@]+)(?:@([^@]+))?", name)
     if match is None:
         raise ConfigError(f"{where}: wanted iceberg://CATALOG/NAMESPACE.TABLE[@SNAPSHOT].")
-    asked, wanted = _Table(match[1], match[2], storage), match[3]
+    catalog, identifier, wanted = match.groups()
     remedy = (
-        f"Rewrite the files: `CALL {asked.catalog}.system.rewrite_data_files(table => '{asked.name}', options => "
+        f"Rewrite the files: `CALL {catalog}.system.rewrite_data_files(table => '{identifier}', options => "
         "map('rewrite-all', 'true'))` in Spark, or `table.overwrite(table.scan().to_arrow())` in PyIceberg. Then read "
         "the new snapshot."
     )
     with library_errors(where):
-        table = asked.load()
+        table = load_catalog(catalog, storage).load_table(identifier)
         snapshot = _snapshot(table, wanted, where)
         scan = table.scan(snapshot_id=snapshot.snapshot_id)
         tasks = [*scan.plan_files()]
@@ -73,7 +47,7 @@ def open_snapshot(name: str, storage: config.Storage) -> ParquetFiles:
                 f"not supported. {remedy}"
             )
         files = [_data_file(task.file, table, scan.projection(), where) for task in tasks]
-        store = _store([file.path for file in files], table, asked)
+        store = _store([file.path for file in files], table, storage, where)
         files = [file._replace(path=str(store._strip_protocol(file.path))) for file in files]  # noqa: SLF001 - as fsspec
         schema = table.schema() if wanted is None else scan.projection()
         misfits = [*_misfits(files, store, table, schema)]
@@ -83,8 +57,8 @@ def open_snapshot(name: str, storage: config.Storage) -> ParquetFiles:
             f"files were written, such as {shown_path(misfits[0])}. {remedy}"
         )
     number = str(snapshot.snapshot_id)
-    root = f"{asked.catalog}/{asked.name}@{number}"
-    return ParquetFiles(store, files=named(files), protocol="iceberg", root=root, snapshot=number)
+    root = f"{catalog}/{identifier}@{number}"
+    return ParquetFiles(store, files=named(files), protocol="iceberg", root=root, snapshot=number, storage=storage)
 
 
 def _snapshot(table: Any, wanted: str | None, where: str) -> Any:
@@ -118,24 +92,24 @@ def _data_file(file: Any, table: Any, schema: Any, where: str) -> DataFile:
     return DataFile(file.file_path, file.file_size_in_bytes, partition)
 
 
-def _store(paths: Sequence[str], table: Any, asked: _Table) -> AbstractFileSystem:
+def _store(paths: Sequence[str], table: Any, storage: config.Storage, where: str) -> AbstractFileSystem:
     """The file system of the data files, which may lie in several buckets, but on one store."""
     found = [re.match(r"(?:(\w+)://[^/]+)?", path) for path in paths]
     stores = {(match[1] or "file").replace("s3a", "s3"): match[0] for match in found if match}
     if len(stores) > 1:
-        raise StorageError(f"{asked}: its files lie on {listed([*stores])}; only one store is supported.")
+        raise StorageError(f"{where}: its files lie on {listed([*stores])}; only one store is supported.")
     scheme, url = next(iter(stores.items()), ("file", ""))
     if scheme != "s3":
-        return Place.open(url or "/", asked.storage).fs
+        return Place.open(url or "/", storage).fs
     properties = table.io.properties
-    has_keys = _of_s3(properties, "access-key-id") is not None
+    keys = {name: _of_s3(properties, key) for name, key in _KEYS.items()}
+    has_keys = keys["key"] is not None
     reached = {
         "endpoint_url": _of_s3(properties, "endpoint"),
         "region": _of_s3(properties, "region"),
         "anonymous": not has_keys and _of_s3(properties, "anonymous") == "true",
     }
-    storage = asked.storage.model_copy(update=reached)
-    return open_s3(storage, _S3OfCatalog, table=asked) if has_keys else open_s3(storage)
+    return open_s3(storage.model_copy(update=reached), **(keys if has_keys else {}))
 
 
 def _of_s3(properties: Mapping[str, str], name: str) -> str | None:

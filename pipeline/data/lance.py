@@ -4,7 +4,6 @@ Lance files are read by Lance alone, also where rows are deleted or columns were
 file that gives rows instead of bytes.
 """
 
-import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from pipeline import config
 from pipeline.data.place import Place
-from pipeline.data.snapshots import SnapshotFiles
+from pipeline.data.snapshots import DataFile, SnapshotFiles
 from pipeline.data.table_libraries import library_errors, location_of, store_options
 from pipeline.errors import ConfigError, StorageError
 from pipeline.shown import shown_path
@@ -44,35 +43,24 @@ class Fragment:
 
 
 class LanceFiles(SnapshotFiles):
-    """The fragments of a version. `place` is where the dataset lies."""
+    """The fragments of a version. For a path, a file has what the version says of the fragment.
 
-    def __init__(self, place: Place, storage: config.Storage, *, version: int, **kwargs: Any) -> None:
-        self._place, self._storage, self._version = place, storage, version
-        super().__init__(
-            protocol="lance",
-            root=f"{location_of(place)}@{version}",
-            snapshot=str(version),
-            **kwargs,
-        )
+    This names the files of its rows and of its deletions. As these names are unique, it stands for the content, too.
+    """
+
+    def __init__(self, dataset: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._dataset = dataset
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> Fragment:  # noqa: ARG002 - as in fsspec
         """The fragment of this name."""
-        return Fragment(self._fragment(path))
+        return Fragment(self._dataset.get_fragment(int(path.rpartition("/")[2].removesuffix(".lance"))))
 
     def ukey(self, path: str) -> str:
-        """What the version says of the fragment: the files of its rows and of its deletions, whose names are unique."""
-        return str(self._fragment(path).metadata.to_json())
+        """The path, in short."""
+        return hashlib.blake2b(self._files[path].path.encode(), digest_size=16).hexdigest()
 
-    def checksum(self, path: str) -> str:
-        """Short form of the same."""
-        return hashlib.blake2b(self.ukey(path).encode(), digest_size=16).hexdigest()
-
-    def _fragment(self, path: str) -> Any:
-        return self._dataset.get_fragment(int(path.rpartition("/")[2].removesuffix(".lance")))
-
-    @functools.cached_property
-    def _dataset(self) -> Any:
-        return _opened(self._place, self._version, self._storage)
+    checksum = ukey
 
 
 def open_snapshot(name: str, storage: config.Storage) -> LanceFiles:
@@ -87,21 +75,20 @@ def open_snapshot(name: str, storage: config.Storage) -> LanceFiles:
     except StorageError as error:
         raise StorageError(f"{where} is no Lance dataset that can be read. {error}") from None
     with library_errors(where):
+        import lance
+
+        number = int(version) if version and version.isdigit() else version
         try:
-            dataset = _opened(place, int(version) if version and version.isdigit() else version, storage)
+            dataset = lance.dataset(location_of(place), version=number, storage_options=store_options(place, storage))
         except ValueError:
             if version is None:
                 raise
             raise StorageError(f"{where}: no such version or tag. Give another one, or none for the newest.") from None
-        sizes = {f"{each.fragment_id:05}.lance": _bytes(each) for each in dataset.get_fragments()}
-    return LanceFiles(place, storage, version=dataset.version, sizes=sizes)
-
-
-def _bytes(fragment: Any) -> int:
-    return sum(file.file_size_bytes or 1 for file in fragment.metadata.files)
-
-
-def _opened(place: Place, version: int | str | None, storage: config.Storage) -> Any:
-    import lance
-
-    return lance.dataset(location_of(place), version=version, storage_options=store_options(place, storage))
+        fragments = {f"{each.fragment_id:05}.lance": each.metadata for each in dataset.get_fragments()}
+        files = {
+            name: DataFile(str(fragment.to_json()), sum(file.file_size_bytes or 1 for file in fragment.files), {})
+            for name, fragment in fragments.items()
+        }
+    snapshot = str(dataset.version)
+    root = f"{location_of(place)}@{snapshot}"
+    return LanceFiles(dataset, files=files, protocol="lance", root=root, snapshot=snapshot, storage=storage)

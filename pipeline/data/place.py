@@ -197,17 +197,15 @@ class Place:
                 raise StorageError(f"{self}: permission denied. Grant read access, or use another path.")
 
 
-def open_s3(
-    storage: config.Storage, kind: type[fsspec.AbstractFileSystem] | None = None, **arguments: Any
-) -> fsspec.AbstractFileSystem:
-    """A client of S3. kind: a subclass of ours, with its own arguments."""
+def open_s3(storage: config.Storage, **keys: Any) -> fsspec.AbstractFileSystem:
+    """A client of S3. keys: as s3fs names them, if they are not those of AWS; the client must not be pickled then."""
     from pipeline.data.s3 import S3FileSystem
 
     endpoint = storage.endpoint_url
     if endpoint is not None and not re.match(r"^https?://[^@?#\s]+$", endpoint):
         raise ConfigError("storage.endpoint_url must be http(s)://host[:port], without credentials.")
-    return (kind or S3FileSystem)(
-        **arguments,
+    return S3FileSystem(
+        **keys,
         max_attempts=storage.max_attempts,
         anon=storage.anonymous,
         endpoint_url=endpoint,

@@ -6,12 +6,15 @@ are. They are numbered by their paths: what their names say, a split for instanc
 columns that the table is partitioned by. Credentials are those of the libraries and of AWS; none is part of a place.
 """
 
+import functools
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from fsspec import AbstractFileSystem
 
+from pipeline import config
 from pipeline.errors import StorageError
 from pipeline.faults import is_missing
 from pipeline.shown import shown_path
@@ -28,70 +31,81 @@ class DataFile(NamedTuple):
 
 
 class SnapshotFiles(AbstractFileSystem):  # type: ignore[misc]
-    """The files of one snapshot under `root`. What is in them, subclasses tell."""
+    """The files of one snapshot under `root`, by name. What is in them, subclasses tell.
+
+    Other processes open the snapshot anew, once each: tables may have many files, and catalogs lend keys.
+    """
 
     cachable = False
 
-    def __init__(self, *, protocol: str, root: str, snapshot: str, sizes: Mapping[str, int]) -> None:
-        """sizes: bytes of each file, by name relative to `root`. Raises a StorageError if there are none."""
+    def __init__(
+        self, *, protocol: str, root: str, snapshot: str, files: Mapping[str, DataFile], storage: config.Storage
+    ) -> None:
+        """files: by name relative to `root`. Raises a StorageError if there are none."""
         super().__init__()
         self.protocol = protocol
         self.root = root
         self.snapshot = snapshot
-        if not sizes:
-            raise StorageError(
-                f"{protocol}://{shown_path(root)} has no rows. Name a table or a snapshot that has some."
-            )
-        self._infos = {
-            f"{root}/{name}": {"name": f"{root}/{name}", "size": size, "type": "file"} for name, size in sizes.items()
-        }
+        self._storage = storage
+        self._files = {f"{root}/{name}": file for name, file in files.items()}
+        if not files:
+            raise StorageError(f"{protocol}://{shown_path(root)} has no rows. Name a snapshot that has some.")
+
+    def __reduce__(self) -> Any:
+        from pipeline.data.tables import Reopened
+
+        return Reopened, (self.unstrip_protocol(self.root), self._storage, self.content)
+
+    @functools.cached_property
+    def content(self) -> str:
+        """Digest of the names and places of all files."""
+        return hashlib.blake2b(repr(sorted(self._files.items())).encode(), digest_size=16).hexdigest()
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Of a file, or of the root, which is the only folder that can be asked for."""
         if path == self.root:
             return {"name": path, "size": 0, "type": "directory"}
-        if path not in self._infos:
+        if path not in self._files:
             raise FileNotFoundError(path)
-        return self._infos[path]
+        return {"name": path, "size": self._files[path].size, "type": "file"}
 
     def find(self, path: str, detail: bool = False, **_: Any) -> Any:  # noqa: FBT001, FBT002 - as in fsspec
-        """Every file below the root."""
-        infos = self._infos if path == self.root else {}
-        return infos if detail else [*infos]
+        """Every file below the root; the store is not asked."""
+        found = {each: SnapshotFiles.info(self, each) for each in self._files} if path == self.root else {}
+        return found if detail else [*found]
 
 
 class ParquetFiles(SnapshotFiles):
     """The Parquet files of a snapshot of Iceberg or Delta, which lie on the file system `store`."""
 
-    def __init__(self, store: AbstractFileSystem, *, files: Mapping[str, DataFile], **kwargs: Any) -> None:
-        super().__init__(sizes={name: file.size for name, file in files.items()}, **kwargs)
+    def __init__(self, store: AbstractFileSystem, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._store = store
-        self._paths = {f"{self.root}/{name}": file.path for name, file in files.items()}
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """What the store says of a file."""
+        """What the table and the store say of a file."""
         found = super().info(path)
-        return found if path == self.root else {**self._store.info(self._paths[path]), **found}
+        return found if path == self.root else {**self._store.info(self._files[path].path), **found}
 
     def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """The file, on its store."""
-        return self._store.open(self._paths[path], mode, **kwargs)
+        return self._store.open(self._files[path].path, mode, **kwargs)
 
     def ukey(self, path: str) -> Any:
         """State of the file on its store. Raises a StorageError if it is gone, as after a cleanup of old versions."""
         try:
-            return self._store.ukey(self._paths[path])
+            return self._store.ukey(self._files[path].path)
         except FileNotFoundError as error:
             if not is_missing(error):
                 raise
+            where, file = shown_path(self.unstrip_protocol(self.root)), shown_path(self._files[path].path)
             raise StorageError(
-                f"{shown_path(self.unstrip_protocol(self.root))}: its file {shown_path(self._paths[path])} is gone, "
-                "perhaps in a cleanup of old snapshots. Read a newer one."
+                f"{where}: its file {file} is gone, perhaps in a cleanup of old snapshots. Read a newer one."
             ) from None
 
     def checksum(self, path: str) -> str:
         """As the digest of any file on that store."""
-        return digest_of(self._store, self._paths[path])
+        return digest_of(self._store, self._files[path].path)
 
 
 def named(files: Iterable[DataFile]) -> dict[str, DataFile]:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from pipeline.cli import app
 from pipeline.config import Prompts, Source, Storage, parse_config
 from pipeline.data.place import Place
 from pipeline.data.table_libraries import load_catalog
-from pipeline.errors import ConfigError, FingerprintError, SourceError, StorageError, TemporaryError
+from pipeline.errors import ConfigError, FingerprintError, IntegrityError, SourceError, StorageError, TemporaryError
 from pipeline.selfplay.seeds import read_prompts
 from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
@@ -145,7 +146,9 @@ def test_shards_are_read_from_the_snapshot_that_was_planned(table, tmp_path: Pat
     place = Place.of_source(table.url, Storage())
     reader, files = open_source(place.fs, place.root, Source(path=table.url), **FLAGS)
     table.write(ROWS[:1], "overwrite")
-    reader = pickle.loads(pickle.dumps(reader))
+    sent = pickle.dumps(reader)
+    assert not any(file.path.encode() in sent for file in files)  # a table may have many, and each task gets this
+    reader = pickle.loads(sent)
     shards = plan_shards(files, 2)
     found = {shard.index: reader.read(shard) for shard in reversed(shards)}  # in another order than they lie in
     assert len(found) > len(files) == 2
@@ -352,6 +355,18 @@ def test_columns_of_iceberg_may_be_added_but_not_renamed_or_dropped(iceberg: Ice
 def test_what_cannot_be_read_is_said(tables: Path, url: str, error, told: str):
     with pytest.raises(error, match=told):
         read_pairs(url.format(tables))
+
+
+def test_a_table_that_was_made_anew_is_not_taken_for_the_planned_one(tmp_path: Path):
+    table = Delta(tmp_path)
+    table.write(ROWS[:3], "append")
+    place = Place.of_source(table.url, Storage())
+    reader, files = open_source(place.fs, place.root, Source(path=table.url), **FLAGS)
+    sent = pickle.dumps(reader)
+    shutil.rmtree(table.path)
+    table.write(ROWS[3:6], "append")
+    with pytest.raises(IntegrityError, match=r"prefs@0 was made anew"):
+        pickle.loads(sent).read(plan_shards(files, 2)[0])
 
 
 def test_a_data_file_that_was_cleaned_up_is_named(tmp_path: Path):
