@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.config import Config, Run, SelfPlayConfig, TorchModel, VllmModel, load_any
+from pipeline.data.place import is_name_on_hub
 from pipeline.doctor import cluster, data, hub, machine
 from pipeline.doctor.check import Check, Finding, bad, ok
 from pipeline.errors import ConfigError
+from pipeline.models.fingerprints import is_local
 from pipeline.on_ray.shipment import named_places
 
 _FEW_ATTEMPTS: Final = 2
@@ -120,7 +122,8 @@ def _config_checks(config: AnyConfig | None) -> Iterator[Check]:
     for role, model in models.items():
         yield Check(name=f"model {role}", look=partial(hub.model, model))
     target = config.output.hub if isinstance(config, Config) and config.output is not None else None
-    names = [*places.values(), *(model.model for model in models.values())]
-    on_hub = sorted({name for name in names if hub.is_on_hub(name)})
+    read = places.get("source.path") or places.get("prompts.path") or ""
+    on_hub = {read} if read.startswith("hf://") or is_name_on_hub(read) else set()
+    on_hub |= {model.model for model in models.values() if "://" not in model.model and not is_local(model.model)}
     if on_hub or target is not None:
         yield Check(name="hub token", look=partial(hub.token, on_hub, target))

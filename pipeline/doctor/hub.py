@@ -1,8 +1,6 @@
 """Checks of models, and of the token of the Hugging Face Hub."""
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from pipeline.config import TorchModel
 from pipeline.doctor.check import Finding, bad, ok, warn
@@ -25,15 +23,9 @@ def model(wanted: TorchModel) -> Finding:
     return ok(f"{wanted.model}, {where}: {parameters:,} parameters")
 
 
-def is_on_hub(name: str) -> bool:
-    """Whether a path or the name of a model means something of the hub."""
-    named = "/" in name and "://" not in name and not name.startswith(("/", ".", "~"))
-    return name.startswith("hf://") or (named and not Path(name).exists())
-
-
 def token(names: Iterable[str], target: str | None) -> Finding:
     """Whether the hub knows our token. names: what is read there; target: the dataset that is to be pushed."""
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi, constants, get_token
 
     from pipeline.data.hub import endpoint
     from pipeline.exports.hub import check_access
@@ -41,7 +33,7 @@ def token(names: Iterable[str], target: str | None) -> Finding:
     if target is not None:
         check_access(target)
         return ok(f"the hub knows the token, which must be one that may write to {target}")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if constants.HF_HUB_OFFLINE:
         return warn("HF_HUB_OFFLINE is set, so only the cache is read. Unset it where the hub can be reached.")
     if get_token() is None:
         return warn(

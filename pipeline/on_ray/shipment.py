@@ -18,7 +18,7 @@ from typing import Any, Final
 import yaml
 
 import pipeline
-from pipeline.config import Config, SelfPlayConfig, TorchModel, load_config, load_self_play
+from pipeline.config import Config, SelfPlayConfig, TorchModel, load_any, load_config, load_self_play
 from pipeline.errors import ConfigError
 
 CONFIG_FILE: Final = "config.yaml"
@@ -30,6 +30,7 @@ JOBS: Final = {
     "score_pairs": "score",
     "select_pairs": "select",
     "self_play": "self-play",
+    "doctor": "doctor",
 }
 """Command of each job; the names of the scripts in jobs/ are accepted too."""
 _PACKAGE: Final = Path(pipeline.__file__).parent
@@ -101,7 +102,8 @@ def prepare_job(job: str, config: Path, overrides: Sequence[str]) -> Shipment:
     """
     if job not in JOBS:
         raise ConfigError(f"unknown job {job!r}; wanted one of {', '.join(JOBS)}")
-    parsed = (load_self_play if JOBS[job] == "self-play" else load_config)(config, overrides)
+    loaders = {"self-play": load_self_play, "doctor": load_any}
+    parsed = loaders.get(JOBS[job], load_config)(config, overrides)
     _check_paths(parsed)
     return Shipment(JOBS[job], parsed)
 

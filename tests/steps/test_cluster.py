@@ -21,7 +21,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from pipeline.cli import main
-from pipeline.config import resolved
+from pipeline.config import Config, resolved
 from pipeline.steps.score import prepare_score, score
 from tests.fixtures_storage import S3Server
 from tests.steps.conftest import make_config, run_all, write_jsonl
@@ -142,9 +142,9 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
     raise AssertionError(f"no dashboard after 120 s: {log.read_text()[-2000:]}")
 
 
-def submitted(config: Path, head: str, **environment: str) -> tuple[int, str]:
-    """`alignpot submit run`, in a process of its own: Ray reads RAY_AUTH_MODE once a process."""
-    command = [sys.executable, "-m", "pipeline.cli", "submit", "run", str(config), "--address", head]
+def on_head(head: str, *words: str | Path, **environment: str) -> tuple[int, str]:
+    """A command of `alignpot`, in a process of its own: Ray reads RAY_AUTH_MODE once a process."""
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, words), "--address", head]
     done = subprocess.run(
         command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -176,7 +176,7 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(resolved(config)))
 
-    code, output = submitted(path, head)
+    code, output = on_head(head, "submit", "run", path)
     assert code == 0, output
     assert "rows kept" in output
     from pipeline.data.place import Place
@@ -184,10 +184,11 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     place = Place.open(config.output.path, s3.storage)
     with place.fs.open(f"{place.root}/parquet/train-00000-of-00001.parquet") as file:
         assert sorted(pq.read_table(file)["id"].to_pylist()) == selected_ids(plain)
+    check_that_the_job_is_found(path, head, config)
 
     path.write_text(yaml.safe_dump({**resolved(config), "tokens": {"max_length": 99}}))
     with losing_answers(head) as proxy:
-        code, output = submitted(path, proxy.url)
+        code, output = on_head(proxy.url, "submit", "run", path)
     assert code == 2, output
     assert "tokens.max_length" in output
     assert proxy.lost >= {"GET /api/jobs/", "POST /api/jobs/", "GET /api/jobs/ID", "GET /api/jobs/ID/logs"}
@@ -200,7 +201,7 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     assert os.environ["RAY_AUTH_TOKEN"] not in output
     assert s3.secret_key not in output
 
-    code, output = submitted(path, head, RAY_AUTH_TOKEN="canary-wrong-token")
+    code, output = on_head(head, "submit", "run", path, RAY_AUTH_TOKEN="canary-wrong-token")
     assert code == 2, output
     assert "RAY_AUTH_TOKEN" in output
     assert "canary" not in output
@@ -208,6 +209,43 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{head}/api/jobs/", timeout=10)
     assert refused.value.code == 401
+    code, output = on_head(head, "doctor", RAY_AUTH_TOKEN="canary-wrong-token")
+    assert code == 1, output
+    assert f"bad   ray dashboard: Ray at {head} wants a token" in output
+    assert "canary" not in output
+
+
+def check_that_the_job_is_found(path: Path, head: str, config: Config) -> None:
+    """By its config and by its id, when it is complete, and while another one runs and is stopped."""
+    code, output = on_head(head, "status", path)
+    assert code == 0, output
+    for line in ("SUCCEEDED", "started", "ended", f"{config.scored}: complete", f"{config.output.path}: complete"):
+        assert line in output
+    assert "rows kept" in on_head(head, "logs", path)[1]
+    assert on_head(head, "stop", path)[0] == 0
+
+    other = ["--set", f"scored={config.scored}-other"]
+    code, output = on_head(head, "submit", "score", path, *other, "--no-wait")
+    assert code == 0, output
+    submission_id = output.split()[1]
+    code, output = on_head(head, "status", path, *other)
+    assert code == 0, output
+    assert f"job {submission_id}: RUNNING" in output or f"job {submission_id}: PENDING" in output
+    code, output = on_head(head, "stop", submission_id)
+    assert code == 0, output
+    assert f"{submission_id}: STOPPED" in output
+    code, output = on_head(head, "status", submission_id)
+    assert code == 1, output
+    assert on_head(head, "logs", submission_id, "--follow")[0] != 0
+    code, output = on_head(head, "status", "alignpot-run-000000000000")
+    assert code == 2, output
+
+    code, output = on_head(head, "submit", "doctor", path)
+    assert code == 0, output
+    assert "ok    ray cluster" in output
+    assert "ok    ray token" in output
+    assert "ok    ray dashboard" in on_head(head, "doctor")[1]
+    assert os.environ["RAY_AUTH_TOKEN"] not in output
 
 
 @pytest.mark.parametrize("job", ["rn", "train"])
