@@ -52,6 +52,13 @@ def prompts(wanted: Prompts, storage: Storage) -> Finding:
     return ok(f"{place}: format {found.format}, {len(found.files):,} files")
 
 
+def readable(url: str, storage: Storage) -> Finding:
+    """Whether a file that is only read is there."""
+    place = Place.open(url, storage)
+    place.check_readable()
+    return ok(f"{place}: can be read")
+
+
 def scored(url: str, storage: Storage) -> Finding:
     """Whether the dataset that a selection reads is complete."""
     place = Place.open(url, storage)

@@ -84,7 +84,7 @@ def _reserved(config: AnyConfig | None, models: dict[str, TorchModel]) -> float:
 
 def _ray_checks(config: AnyConfig | None, dashboard: str | None) -> Iterator[Check]:
     run = Run() if config is None else config.run
-    is_light = isinstance(config, Config) and config.source is None
+    is_light = isinstance(config, Config) and not config.all_sources()
     joins = _joins_cluster(run) and run.engine == "ray" and not is_light
     if joins or dashboard:
         yield Check(name="ray token", look=cluster.token)
@@ -109,11 +109,14 @@ def _config_checks(config: AnyConfig | None) -> Iterator[Check]:
     written = {"scored", "output.path", "path", "train.policies"}
     if isinstance(config, SelfPlayConfig):
         yield Check(name="prompts", look=partial(data.prompts, config.prompts, storage))
-    elif config.source is not None:
-        yield Check(name="source", look=partial(data.source, config.source, storage, config.run.max_dropped))
+    elif config.all_sources():
+        for key, source in config.all_sources().items():
+            yield Check(name=key, look=partial(data.source, source, storage, config.run.max_dropped))
     else:
         yield Check(name="scored", look=partial(data.scored, config.scored, storage))
         written.remove("scored")
+    for key in [name for name in places if "decontaminate" in name]:
+        yield Check(name=key, look=partial(data.readable, places[key], storage))
     for key in sorted(written & places.keys()):
         yield Check(name=f"store {key}", look=partial(data.store, places[key], storage))
     on_s3 = [url for url in places.values() if url.startswith(("s3://", "s3a://"))]
@@ -122,8 +125,8 @@ def _config_checks(config: AnyConfig | None) -> Iterator[Check]:
     for role, model in models.items():
         yield Check(name=f"model {role}", look=partial(hub.model, model))
     target = config.output.hub if isinstance(config, Config) and config.output is not None else None
-    read = places.get("source.path") or places.get("prompts.path") or ""
-    on_hub = {read} if read.startswith("hf://") or is_name_on_hub(read) else set()
+    read = {path for key, path in places.items() if key.startswith(("source", "prompts"))}
+    on_hub = {path for path in read if path.startswith("hf://") or is_name_on_hub(path)}
     on_hub |= {model.model for model in models.values() if "://" not in model.model and not is_local(model.model)}
     if on_hub or target is not None:
         yield Check(name="hub token", look=partial(hub.token, on_hub, target))
