@@ -191,7 +191,7 @@ def _progress(details: JobDetails) -> Iterator[str]:
         except AlignpotError as error:
             yield f"{'data':<9}not known: {error}"
         else:
-            yield from (f"{'data':<9}{state}" for state in states)
+            yield from (f"{'data':<9}{state}" for state in states or [f"{url}: nothing yet"])
 
 
 def _plain(log: str) -> str:

@@ -33,6 +33,13 @@ JOBS: Final = {
     "doctor": "doctor",
 }
 """Command of each job; the names of the scripts in jobs/ are accepted too."""
+_WRITTEN: Final = {
+    "run": ("scored", "output.path"),
+    "score": ("scored",),
+    "select": ("output.path",),
+    "self-play": ("path",),
+}
+"""Keys of the places that a command writes datasets to."""
 _PACKAGE: Final = Path(pipeline.__file__).parent
 _SUFFIXES: Final = frozenset({".py", ".txt", ".json", ".jinja", ".yaml"})
 _LEFT_OUT: Final = frozenset({"demo", "__pycache__"})
@@ -58,15 +65,12 @@ class Shipment:
     @property
     def metadata(self) -> dict[str, str]:
         """What the cluster tells about the job: its command, and where its datasets will lie."""
-        config = self.config
-        if isinstance(config, SelfPlayConfig):
-            places = [config.path]
-        else:
-            places = [config.scored, *([] if config.output is None else [config.output.path])]
+        places = named_places(self.config)[0]
+        written = [places[key] for key in _WRITTEN.get(self.command, ()) if key in places]
         return {
             "alignpot_command": self.command,
-            "alignpot_places": json.dumps(places),
-            "alignpot_storage": json.dumps(config.storage.model_dump(mode="json")),
+            "alignpot_places": json.dumps(written),
+            "alignpot_storage": json.dumps(self.config.storage.model_dump(mode="json")),
         }
 
     def write(self, folder: Path) -> Mapping[str, Any]:
@@ -115,8 +119,8 @@ def config_digest(config: Config | SelfPlayConfig) -> str:
 
 
 def is_of(submission_id: str, digest: str) -> bool:
-    """Whether a job was submitted for the config of that digest, by whatever command and at whatever try."""
-    return re.fullmatch(rf"alignpot-[a-z-]+-{digest}(-\d+)?", submission_id) is not None
+    """Whether a job works on the config of that digest, by whatever command and at whatever try."""
+    return re.fullmatch(rf"alignpot-(?!doctor)[a-z-]+-{digest}(-\d+)?", submission_id) is not None
 
 
 def _modules() -> Iterator[Path]:

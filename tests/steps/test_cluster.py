@@ -1,6 +1,7 @@
 """The same job on clusters: three nodes in one process tree, and a head started by hand that takes submitted jobs."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -22,6 +23,7 @@ from ray.cluster_utils import Cluster
 
 from pipeline.cli import main
 from pipeline.config import Config, resolved
+from pipeline.on_ray.shipment import prepare_job
 from pipeline.steps.score import prepare_score, score
 from tests.fixtures_storage import S3Server
 from tests.steps.conftest import make_config, run_all, write_jsonl
@@ -217,35 +219,44 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
 
 def check_that_the_job_is_found(path: Path, head: str, config: Config) -> None:
     """By its config and by its id, when it is complete, and while another one runs and is stopped."""
-    code, output = on_head(head, "status", path)
-    assert code == 0, output
-    for line in ("SUCCEEDED", "started", "ended", f"{config.scored}: complete", f"{config.output.path}: complete"):
-        assert line in output
-    assert "rows kept" in on_head(head, "logs", path)[1]
-    assert on_head(head, "stop", path)[0] == 0
-
     other = ["--set", f"scored={config.scored}-other"]
-    code, output = on_head(head, "submit", "score", path, *other, "--no-wait")
-    assert code == 0, output
-    submission_id = output.split()[1]
-    code, output = on_head(head, "status", path, *other)
-    assert code == 0, output
-    assert f"job {submission_id}: RUNNING" in output or f"job {submission_id}: PENDING" in output
-    code, output = on_head(head, "stop", submission_id)
-    assert code == 0, output
-    assert f"{submission_id}: STOPPED" in output
-    code, output = on_head(head, "status", submission_id)
-    assert code == 1, output
-    assert on_head(head, "logs", submission_id, "--follow")[0] != 0
-    code, output = on_head(head, "status", "alignpot-run-000000000000")
-    assert code == 2, output
-
-    code, output = on_head(head, "submit", "doctor", path)
-    assert code == 0, output
-    assert "ok    ray cluster" in output
-    assert "ok    ray token" in output
-    assert "ok    ray dashboard" in on_head(head, "doctor")[1]
-    assert os.environ["RAY_AUTH_TOKEN"] not in output
+    other_id = prepare_job("score", path, other[1:]).submission_id
+    calls: list[tuple[int | None, list[str], str]] = [
+        (0, ["status", str(path)], f"{config.scored}: complete"),
+        (0, ["status", str(path)], f"{config.output.path}: complete"),
+        (0, ["logs", str(path)], "rows kept"),
+        (0, ["stop", str(path)], "has ended already: SUCCEEDED"),
+        (0, ["submit", "score", str(path), *other, "--no-wait"], f"submitted {other_id}"),
+        (0, ["status", str(path), *other], f"job {other_id}: "),
+        (0, ["stop", other_id], f"{other_id}: STOPPED"),
+        (1, ["status", str(path), *other], f"{other_id}: STOPPED"),
+        (None, ["logs", other_id, "--follow"], f"{other_id}: STOPPED"),
+        (2, ["status", "alignpot-run-000000000000"], "knows no job"),
+        (0, ["submit", "doctor", str(path)], "ok    ray cluster"),
+        (0, ["doctor"], "ok    ray dashboard"),
+    ]
+    script = f"""
+import contextlib, io, json, sys
+from pipeline.cli import main
+ended = []
+for words in json.load(sys.stdin):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        try:
+            main([*words, "--address", {head!r}])
+        except SystemExit as end:
+            code = end.code
+    ended.append((code, text.getvalue()))
+print(json.dumps(ended))
+"""
+    words = json.dumps([words for _, words, _ in calls])
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=words, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for (code, words, says), (ended, text) in zip(calls, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert says in text, (words, text)
+        assert ended == code if code is not None else ended, (words, text)
+    assert os.environ["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("job", ["rn", "train"])
