@@ -187,7 +187,7 @@ def _progress(details: JobDetails) -> Iterator[str]:
     storage = storage.model_copy(update={"max_attempts": _QUICK_ATTEMPTS})
     for url in json.loads(about.get("alignpot_places", "[]")):
         try:
-            states = datasets_below(Place.open(url, storage))
+            states = [*map(str, datasets_below(Place.open(url, storage)))]
         except AlignpotError as error:
             yield f"{'data':<9}not known: {error}"
         else:
