@@ -45,7 +45,8 @@ def examine(
             tell("config", ok(str(path)))
         except ConfigError as error:
             tell("config", bad(str(error)))
-    machines = _machine_checks(config, has_config=path is not None)
+    models_run_here = config is None or not (address or _joins_cluster(config.run))
+    machines = _machine_checks(config, with_gpus=path is None, models_run_here=models_run_here)
     for check in [*machines, *_ray_checks(config, address), *_config_checks(config)]:
         tell(check.name, check.run())
     if as_json:
@@ -55,13 +56,13 @@ def examine(
     return int(any(each.state == "bad" for _, each in found))
 
 
-def _machine_checks(config: AnyConfig | None, *, has_config: bool) -> Iterator[Check]:
+def _machine_checks(config: AnyConfig | None, *, with_gpus: bool, models_run_here: bool) -> Iterator[Check]:
     models = {} if config is None else named_places(config)[1]
-    here = {} if config is not None and _joins_cluster(config.run) else models
+    here = models if models_run_here else {}
     yield Check(name="versions", look=partial(machine.versions, _extras(config, models)))
     yield Check(name="memory", look=partial(machine.memory, here))
     yield Check(name="scratch", look=machine.scratch)
-    if here or not has_config:
+    if here or with_gpus:
         yield Check(name="gpus", look=partial(machine.gpus, _reserved(config, here)), limit_s=_TORCH_S)
 
 
