@@ -165,6 +165,7 @@ def submitted_script(config: Path, head: str, checkout: Path) -> "subprocess.Com
     )
 
 
+@pytest.mark.timeout(1200)  # six jobs, each with processes of its own: on a busy machine they take minutes
 def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     tmp_path: Path,
     pairs: list[dict],
