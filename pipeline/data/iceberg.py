@@ -39,12 +39,10 @@ def open_snapshot(name: str, storage: config.Storage) -> ParquetFiles:
         table = load_catalog(catalog, storage).load_table(identifier)
         snapshot = _snapshot(table, wanted, where)
         scan = table.scan(snapshot_id=snapshot.snapshot_id)
-        tasks = [*scan.plan_files()]
-        num_deleting = sum(bool(task.delete_files) for task in tasks)
-        if num_deleting:
+        tasks = _tasks(scan)
+        if tasks is None:
             raise StorageError(
-                f"{where}: rows of {num_deleting} of its {len(tasks)} data files are deleted by delete files, which is "
-                f"not supported. {remedy}"
+                f"{where}: rows of its files are deleted by delete files, which is not supported. {remedy}"
             )
         files = [_data_file(task.file, table, scan.projection(), where) for task in tasks]
         store = _store([file.path for file in files], table, storage, where)
@@ -73,6 +71,17 @@ def _snapshot(table: Any, wanted: str | None, where: str) -> Any:
         raise StorageError(f"{where} has no snapshot yet, so no rows. Write to the table first.")
     refs = listed([*table.refs(), *(each.snapshot_id for each in reversed(table.snapshots()))], most=_REFS_SHOWN)
     raise StorageError(f"{where}: no such snapshot or ref. The table has {refs or 'none'}.")
+
+
+def _tasks(scan: Any) -> list[Any] | None:
+    """The data files to read, each in a task; None if rows of them are deleted by other files."""
+    try:
+        tasks = [*scan.plan_files()]
+    except (NotImplementedError, ValueError) as error:  # pyiceberg plans no equality deletes
+        if "equality deletes" not in str(error):
+            raise
+        return None
+    return None if any(task.delete_files for task in tasks) else tasks
 
 
 def _data_file(file: Any, table: Any, schema: Any, where: str) -> DataFile:

@@ -286,7 +286,8 @@ def test_columns_of_delta_with_other_names_in_its_files_are_refused(tmp_path: Pa
         read_pairs(table.url)
 
 
-def test_delete_files_of_iceberg_are_refused(iceberg: Iceberg, tmp_path: Path):
+@pytest.mark.parametrize("content", ["POSITION_DELETES", "EQUALITY_DELETES"])
+def test_delete_files_of_iceberg_are_refused(iceberg: Iceberg, tmp_path: Path, content: str):
     from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
     from pyiceberg.typedef import Record
 
@@ -296,7 +297,7 @@ def test_delete_files_of_iceberg_are_refused(iceberg: Iceberg, tmp_path: Path):
     path = tmp_path / "deletes.parquet"
     pq.write_table(pa.table({"file_path": [task.file.file_path], "pos": [2]}), path)
     file = DataFile.from_args(
-        content=DataFileContent.POSITION_DELETES,
+        content=DataFileContent[content],
         file_path=f"file://{path}",
         file_format=FileFormat.PARQUET,
         partition=Record(),
@@ -306,7 +307,7 @@ def test_delete_files_of_iceberg_are_refused(iceberg: Iceberg, tmp_path: Path):
     file.spec_id = 0
     with table.transaction() as change, change.update_snapshot().fast_append() as append:
         append.append_data_file(file)
-    with pytest.raises(StorageError, match=r"1 of its 1 data files.*rewrite_data_files\(table => 'prefs.pairs'"):
+    with pytest.raises(StorageError, match=r"delete files.*rewrite_data_files\(table => 'prefs.pairs'"):
         read_pairs(iceberg.url)
     assert prompts(f"{iceberg.url}@{before}") == of_rows(ROWS)
 
