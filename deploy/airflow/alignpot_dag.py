@@ -7,8 +7,8 @@ The job on the cluster has an id made from its config. A task that was killed fi
 import subprocess
 from datetime import datetime, timedelta
 
-from airflow.exceptions import AirflowException, AirflowFailException
 from airflow.sdk import dag, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 ALIGNPOT = "/opt/alignpot/bin/alignpot"
 ADDRESS = "http://ray-head:8265"
@@ -25,7 +25,7 @@ def run_command(*arguments: str) -> None:
         raise AirflowFailException(f"alignpot ended with {code}. The log above says why; another try would not help.")
 
 
-@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["alignpot"])  # noqa: DTZ001 - Airflow adds UTC
+@dag(schedule=None, start_date=datetime(2026, 1, 1), catchup=False, tags=["alignpot"])
 def alignpot() -> None:
     """Check the config and a sample of the rows, then run the whole job on the cluster."""
 

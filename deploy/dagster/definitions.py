@@ -24,6 +24,4 @@ def preference_subset(
     return done.get_materialize_result()
 
 
-defs = dg.Definitions(
-    assets=[preference_subset], resources={"pipes_subprocess_client": dg.PipesSubprocessClient()}
-)
+defs = dg.Definitions(assets=[preference_subset], resources={"pipes_subprocess_client": dg.PipesSubprocessClient()})

@@ -20,6 +20,7 @@ from pipeline.data.place import Place
 from pipeline.models.vllm_engine import GRANTED_GPUS
 from pipeline.on_ray.actors import actor_class, commit_block, from_block, read_block
 from pipeline.on_ray.deaths import Deaths
+from pipeline.on_ray.metrics import RunMetrics
 from pipeline.on_ray.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
 from pipeline.on_ray.session import ray_session
 from pipeline.steps.shards import AnyShard, ShardReader
@@ -86,6 +87,9 @@ def run_on_ray(
         blocks = ray.data.read_datasource(
             ShardSource(reader, shards), override_num_blocks=len(shards), num_cpus=io_cpus, concurrency=io_tasks
         )
+        workers: dict[str, int] = {stage.name: min(num_replicas(group), len(shards)) for group in groups for stage in group}
+        reserved = sum(num * workers[group[0].name] for num, group in zip(gpus, groups, strict=True))
+        metrics = RunMetrics(workers, reserved)
         for group, num_gpus in zip(groups, gpus, strict=True):
             blocks = blocks.map_batches(**_pool(group, num_gpus, num_shards=len(shards), deaths=deaths))
         blocks = blocks.map_batches(
@@ -100,6 +104,7 @@ def run_on_ray(
             work = from_block(block)
             if work.failure is not None:
                 raise work.failure
+            metrics.count(work)
             yield work
 
 
