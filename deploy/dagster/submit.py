@@ -1,4 +1,4 @@
-"""What the asset runs, in the environment of alignpot: submits the job, follows it and reports the subset to Dagster."""
+"""What the asset runs, in the environment of alignpot: submits the job, follows it, reports the subset to Dagster."""
 
 import subprocess
 import sys

@@ -87,9 +87,11 @@ def run_on_ray(
         blocks = ray.data.read_datasource(
             ShardSource(reader, shards), override_num_blocks=len(shards), num_cpus=io_cpus, concurrency=io_tasks
         )
-        workers: dict[str, int] = {stage.name: min(num_replicas(group), len(shards)) for group in groups for stage in group}
-        reserved = sum(num * workers[group[0].name] for num, group in zip(gpus, groups, strict=True))
-        metrics = RunMetrics(workers, reserved)
+        workers = [min(num_replicas(group), len(shards)) for group in groups]
+        metrics = RunMetrics(
+            {stage.name: number for group, number in zip(groups, workers, strict=True) for stage in group},
+            num_gpus=sum(num * number for num, number in zip(gpus, workers, strict=True)),
+        )
         for group, num_gpus in zip(groups, gpus, strict=True):
             blocks = blocks.map_batches(**_pool(group, num_gpus, num_shards=len(shards), deaths=deaths))
         blocks = blocks.map_batches(
