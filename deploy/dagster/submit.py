@@ -9,6 +9,7 @@ from dagster_pipes import open_dagster_pipes
 from pipeline.config import load_config
 from pipeline.data.manifest import find_manifest
 from pipeline.data.place import Place
+from pipeline.data.sealed import fingerprint_digest
 
 CONFIG, ADDRESS = sys.argv[1:]
 ALIGNPOT = Path(sys.executable).parent / "alignpot"
@@ -20,6 +21,7 @@ with open_dagster_pipes() as pipes:
         subset = find_manifest(Place.open(config.output.path, config.storage), "subset")
         if subset is not None:
             pipes.report_asset_materialization(
-                metadata={"rows": subset.num_rows, "path": config.output.path}, data_version=subset.id_digest
+                metadata={"rows": subset.num_rows, "path": config.output.path},
+                data_version=fingerprint_digest(subset.fingerprint),
             )
     pipes.report_custom_message({"exit_code": code})
