@@ -89,8 +89,8 @@ check-deploy:
 audit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q tests/deploy/test_licences.py
 	$(call loader,audit,pip-audit==2.10.1)
-	$(LOADERS)/audit/bin/pip-audit --requirement deploy/constraints.txt --no-deps --disable-pip --progress-spinner off \
-	  || { echo "audit: holes were found, or there is no network to ask for them; see above"; exit 1; }
+	$(LOADERS)/audit/bin/pip-audit --strict --requirement deploy/constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  || { echo "audit: a hole was found, or not every package could be asked for; see above"; exit 1; }
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

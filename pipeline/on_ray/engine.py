@@ -108,6 +108,7 @@ def run_on_ray(
                 raise work.failure
             metrics.count(work)
             yield work
+        metrics.flush()
 
 
 def _groups(stages: Sequence[Stage], run: Run) -> list[list[Stage]]:
