@@ -72,7 +72,9 @@ class Reason(StrEnum):
     CANDIDATE_COUNT_MISMATCH = "candidate_count_mismatch", "source pair", "not one score to each candidate"
     TIED_REWARDS = "tied_rewards", "source pair", "the candidates score the same, so none of them is the better one"
     TIE = "tie", "source", "the label calls both answers equally good, or their scores are the same"
-    UNKNOWN_LABEL = "unknown_label", "source", "a label that names neither of the two answers"
+    UNKNOWN_LABEL = "unknown_label", "source", "a label that names neither of the two answers, or is not true or false"
+    LONE_ANSWER = "lone_answer", "source", "no other row of the file has an answer to pair this one with"
+    ANSWER_OF_A_PAIR = "answer_of_a_pair", "source", "another row holds the pair, with this answer or without", True
     SCORE_NOT_FOUND = "score_not_found", "source", "no candidate equals the chosen or the rejected text"
     AMBIGUOUS_SCORE = "ambiguous_score", "source", "equal candidates have different scores"
     NULL_SCORE = "null_score", "source pair", "a score is missing"

@@ -22,7 +22,7 @@ _ROLE_NAMES: Final = frozenset({"role", "from"})
 
 def sampled_pairs(known: Format, sample: Iterable[Row]) -> Iterator[PairRow]:
     """The pairs of sampled rows; rows that have none are left out."""
-    for row in sample:
+    for row in known.together(dict(enumerate(sample))).values():
         with contextlib.suppress(Exception):  # whatever the reader drops such a row for
             yield known.convert(row)
 

@@ -30,6 +30,7 @@ _ANSWERS: Final = [((stem + ends[0], stem + ends[1]), ends) for stem in STEMS fo
 _SHP: Final = ("human_ref_A", "human_ref_B")
 SCORES: Final = ("score", "rating", "reward")
 _WINNER: Final = "winner_model"  # with the ends of the answers: 1 for the better one, 0 for the other; both 0 for a tie
+_JUDGES: Final = ("annotator1", "annotator2", "annotator3")  # of PandaLM: a label of each; most of them decide
 _NUM_ROUNDS: Final = "turn"  # of MT-bench: how many rounds of the two dialogues were judged
 
 _FIRST: Final = frozenset({"a", "first", "left", "a>b", "a>>b"})
@@ -49,7 +50,7 @@ def _named(value: Any, names: _Two) -> float:
         return 1.0
     if text == second or text in _SECOND:
         return -1.0
-    if text in _TIES or (first.isdigit() and text == f"{int(first) + 0.5:g}"):
+    if text in _TIES or (first.isdigit() and text == f"{int(first) + 0.5:g}") or (first == "1" and text == "0"):
         return 0.0
     raise DropRow(Reason.UNKNOWN_LABEL)
 
@@ -82,6 +83,12 @@ LABELS: Final[dict[str, Callable[[Any, _Two], float]]] = {
 }
 """By how much the first answer is better: above zero, below, or zero for a tie. The first label in a table decides."""
 
+NUMBERS: Final = (
+    *(stem + end for stem in (*SCORES, _WINNER) for ends in ENDS for end in ends),
+    *(label for label, lead in LABELS.items() if lead is not _named),
+)
+"""Columns whose values are numbers, even if they are written as text."""
+
 
 def _pair(row: Row) -> PairRow:
     there = next((found for found in _ANSWERS if all(row.get(name) is not None for name in found[0])), None)
@@ -108,6 +115,9 @@ def _lead(row: Row, names: _Two, ends: _Two) -> float:
     label = _label(row)
     if label is not None:
         return LABELS[label](row[label], names)
+    judged = [row[name] for name in _JUDGES if row.get(name) is not None]
+    if judged:
+        return sum(_named(value, names) for value in judged)
     numbers = _numbers(row, ends, (_WINNER, *SCORES))
     if numbers is None:
         raise DropRow(Reason.NULL_FIELD)
@@ -178,12 +188,12 @@ def _scores_in(columns: Columns, stems: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _label_in(columns: Columns) -> str | None:
-    return next((name for name in LABELS if columns.get(name) in {Kind.TEXT, Kind.NUMBER}), None)
+    return next((name for name in (*LABELS, *_JUDGES) if columns.get(name) in {Kind.TEXT, Kind.NUMBER}), None)
 
 
 def _rewarded_by(columns: Columns) -> tuple[str, ...]:
     label = _label_in(columns)
-    return _scores_in(columns, SCORES) or ((label,) if label is not None and LABELS[label] is _signed else ())
+    return _scores_in(columns, SCORES) or ((label,) if label is not None and LABELS.get(label) is _signed else ())
 
 
 def _needs(columns: Columns) -> list[str]:
@@ -199,14 +209,17 @@ def _needs(columns: Columns) -> list[str]:
 COMPARED: Final = Format(
     name="compared",
     about="two answers, such as `response_a` and `response_b`, and a label of the better one or a score of each",
-    known_from="SHP, PKU-SafeRLHF, WebGPT, preferences of HelpSteer2 and 3, Chatbot Arena, MT-bench, AlpacaFarm",
+    known_from="SHP, PKU-SafeRLHF, WebGPT, preferences of HelpSteer2 and 3, Chatbot Arena, MT-bench, "
+    "AlpacaFarm, PandaLM, OpenAI's summaries",
     wants={},
     reads=(
         *PROMPT_COLUMNS,
         *SYSTEM_TEXTS,
         TOOLS,
-        *(stem + end for stem in (*STEMS, *SCORES, _WINNER) for ends in ENDS for end in ends),
+        *(stem + end for stem in STEMS for ends in ENDS for end in ends),
+        *NUMBERS,
         *LABELS,
+        *_JUDGES,
         _NUM_ROUNDS,
     ),
     claims=lambda columns, _sample: not {CHOSEN, REJECTED} <= columns.keys(),

@@ -32,6 +32,7 @@ from pipeline.sources.rows import BEGUN, BESIDE_PAIR, HISTORY, SYSTEM_TEXTS, For
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
 from pipeline.sources.shards import SourceScan
 from pipeline.sources.texts import CONTEXT, STRINGS, TRANSCRIPT
+from pipeline.sources.unpaired import UNPAIRED
 
 AUTO: Final = "auto"
 SAMPLE_ROWS: Final = 64
@@ -40,7 +41,7 @@ FORMATS: Final[dict[str, Format]] = {
     known.name: known
     for known in (
         *(MESSAGES, IMPLICIT, SCORED, OPENAI, STRINGS, TRANSCRIPT, BINARIZED),
-        *(CANDIDATES, RESPONSES, JUDGED, RATED, ANSWERS, COMPARED),
+        *(CANDIDATES, RESPONSES, JUDGED, RATED, ANSWERS, COMPARED, UNPAIRED),
     )
 }
 
@@ -55,13 +56,6 @@ MEANINGS: Final = {
 }
 """Columns that change what a row means, beside its prompt and its answers."""
 _AS_TURNS: Final = (HISTORY, CONTEXT)
-_ONE_ANSWER: Final[tuple[Columns, ...]] = (
-    {"completion": Kind.TURNS, "label": Kind.FLAG},
-    {"completion": Kind.TEXT, "label": Kind.FLAG},
-    {"kto_tag": Kind.FLAG},
-    {"response": Kind.TEXT, "helpfulness": Kind.NUMBER},
-)
-"""Columns that tell of rows that hold one answer each: those for KTO, and HelpSteer2 with its attributes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,11 +190,6 @@ def resolve_format(name: str, columns: Columns, sample: Sequence[Row], paths: Co
         raise SourceError(
             f"the source can be read as {' or '.join(names)}: {described(columns)}. "
             f"Set source.format to one of: {', '.join(names)}."
-        )
-    if any(all(columns.get(column) is kind for column, kind in layout.items()) for layout in _ONE_ANSWER):
-        raise SourceError(
-            f"the source has one answer in each row, as for KTO, and no pairs: {described(columns)}. Write two answers "
-            "to a prompt into one row, as prompt, chosen and rejected."
         )
     every = "\n".join(f"  {known.name}: {known.about}" for known in FORMATS.values())
     lines = proposal(columns if paths is None else paths)

@@ -18,10 +18,12 @@ from pipeline.errors import SchemaError
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, REWARD_CHOSEN, REWARD_REJECTED
 from pipeline.shown import listed, shown
 from pipeline.sources.columns import Columns, Kind, Row, empty_table, kinds_of
+from pipeline.sources.compared import NUMBERS
 from pipeline.sources.mapping import ColumnMap, is_list, says_number
 from pipeline.sources.rows import TURNS_OR_TEXT, prompt_text_column
 from pipeline.sources.scores import ALL_SCORE_COLUMNS, OTHER_REWARDS
 from pipeline.sources.turns import ROLES
+from pipeline.sources.unpaired import ONE_SCORE
 
 _SIDES: Final = (
     ("chosen_response", "rejected_response"),
@@ -35,9 +37,16 @@ _SIDES: Final = (
     ("messages", "rejected_messages"),
     ("response", "rejected_response"),
 )
-_PROMPT_TURNS: Final = ("messages", "conversations", "conversation")
+_MESSAGES: Final = "messages"
+_PROMPT_TURNS: Final = (_MESSAGES, "conversations", "conversation")
 _PROMPT_TEXT: Final = "query"
-SPELLINGS: Final = frozenset({*_PROMPT_TURNS, _PROMPT_TEXT}.union(*_SIDES))
+_NESTED: Final[Mapping[str, tuple[str, ...]]] = {
+    PROMPT: ("info", "post"),
+    "response_0": ("summaries", "0", "text"),
+    "response_1": ("summaries", "1", "text"),
+}
+"""OpenAI's summarize_from_feedback: where its prompt and answers stand."""
+SPELLINGS: Final = frozenset({*_PROMPT_TURNS, _PROMPT_TEXT, "info", "summaries"}.union(*_SIDES))
 """Columns of the source that are read under another name."""
 
 _MEANINGS: Final[Mapping[str, Sequence[str]]] = {
@@ -90,10 +99,13 @@ def plan_map(
     """
     paths = {name: _path(name, place, schema, rows) for name, place in columns.items()}
     mapped = ColumnMap(paths=paths, roles=roles)
+    if not paths and all(_is_there(path, schema, rows) for path in _NESTED.values()):
+        mapped = ColumnMap(paths=_NESTED, roles=roles)
     plain = [mapped.of_row(row) for row in rows]
     spelled = _spelled(mapped_kinds(mapped, schema, plain), plain)
-    mapped = replace(mapped, paths={**paths, **{name: (column,) for name, column in spelled.items()}})
-    names = (name for name in ALL_SCORE_COLUMNS if _holds_numbers([mapped.value(row, name) for row in rows]))
+    mapped = replace(mapped, paths={**mapped.paths, **{name: (column,) for name, column in spelled.items()}})
+    scores = (*ALL_SCORE_COLUMNS, *NUMBERS, *ONE_SCORE)
+    names = (name for name in scores if _holds_numbers([mapped.value(row, name) for row in rows]))
     return replace(mapped, numbers=frozenset(names))
 
 
@@ -198,7 +210,8 @@ def _spelled(columns: Columns, rows: Sequence[Row]) -> dict[str, str]:
     if CHOSEN not in columns and REJECTED not in columns:
         named = next((pair for pair in _SIDES if all(columns.get(name) in TURNS_OR_TEXT for name in pair)), None)
         if named is None:
-            return {}
+            turns = next((name for name in _PROMPT_TURNS if columns.get(name) is Kind.TURNS), _MESSAGES)
+            return {} if _MESSAGES in columns or turns == _MESSAGES else {_MESSAGES: turns}
         sides = dict(zip(sides, named, strict=True))
         found = dict(sides)
     if PROMPT in columns or prompt_text_column(columns) or not _are_answers(rows, sides.values()):

@@ -32,7 +32,6 @@ from pipeline.sources.formats import FORMATS, check_format_name, resolve_format,
 from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.oddities import json_problem
 from pipeline.sources.passthrough import fitted, fitted_column, passthrough_fields
-from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BESIDE_PAIR, BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, SourceFile, plan_shards
@@ -70,6 +69,10 @@ class PairReader:
         """Schema of every table that `read` returns."""
         return s.scored_schema((field.remove_metadata() for field in self.passthrough), self.pair_schema)
 
+    def shard_rows(self, files: Sequence[SourceFile], wanted: int) -> int:
+        """Rows in a shard: as wanted, or all rows of a file where its rows are read together."""
+        return max(file.num_rows for file in files) if FORMATS[self.format].whole_files else wanted
+
     def read(self, shard: Shard) -> pa.Table:
         """The shard's rows, exactly `shard.num_rows` in source order; `shard.digest` is in the schema's metadata.
 
@@ -83,8 +86,9 @@ class PairReader:
         """
         columns = self.map.reads([*self.columns, *(field.name for field in self.passthrough)])
         table = read_rows(self.fs, self.root, shard, tuple(columns))
-        starts = range(0, shard.num_rows, _PIECE_ROWS)
-        pieces = [self._converted(table.slice(first, _PIECE_ROWS), shard, shard.first_row + first) for first in starts]
+        size = shard.num_rows if FORMATS[self.format].whole_files else _PIECE_ROWS
+        starts = range(0, shard.num_rows, size)
+        pieces = [self._converted(table.slice(first, size), shard, shard.first_row + first) for first in starts]
         return pa.concat_tables(pieces).replace_schema_metadata({s.READ_FROM: shard.digest})
 
     def _converted(self, table: pa.Table, shard: Shard, first_row: int) -> pa.Table:
@@ -92,8 +96,10 @@ class PairReader:
         known: dict[str, pa.Array] = {}
         plain: Sequence[int] = ()
         pairs: Mapping[str, Sequence[Any]] = {}
+        read: Mapping[int, Row | Drop] = {}
         if shard.kind.is_json:
-            rows = dict(enumerate(rows_of_lines(table)))
+            read = dict(enumerate(rows_of_lines(table)))
+            rows = {index: row if isinstance(row, Drop) else self.map.of_row(row) for index, row in read.items()}
         else:
             known = {field.name: fitted_column(self.map.column(table, field.name), field) for field in self.passthrough}
             rows = dict.fromkeys(undecodable_rows(known), Drop(Reason.UNDECODABLE_TEXT))
@@ -108,7 +114,10 @@ class PairReader:
             s.SOURCE_ROW: pa.array(range(first_row, first_row + table.num_rows)),
         }
         fields = [field for field in self.schema if field.name not in known]
-        outcomes = [self._outcome(row, f"{shard.file}:{first_row + index}", shard.kind) for index, row in rows.items()]
+        outcomes = [
+            self._outcome(row, f"{shard.file}:{first_row + index}", read.get(index))
+            for index, row in FORMATS[self.format].together(rows).items()
+        ]
         names = {name for outcome in outcomes for name in outcome}
         own = _table({name: [outcome.get(name) for outcome in outcomes] for name in names}, fields)
         if plain:
@@ -145,20 +154,20 @@ class PairReader:
         scores = {name: array.take(pa.array(rows)) for name, array in scores.items()}
         return rows.tolist(), {**made, **messages, **scores, s.STATUS: [s.KEPT] * len(rows)}
 
-    def _outcome(self, row: Row | Drop, place: str, kind: FileKind) -> dict[str, Any]:
-        """The columns of one row, kept or dropped; its id where it has one."""
+    def _outcome(self, row: Row | Drop, place: str, read: Row | Drop | None) -> dict[str, Any]:
+        """The columns of one row, kept or dropped; its id where it has one. `read`: a row of JSON before it was mapped.
+        """
         if isinstance(row, Drop):
             return row.columns
         row_id: str | None = None
         try:
-            read, row = row, self.map.of_row(row) if kind.is_json else row
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
             pair = FORMATS[self.format].convert(row, self.pairs)
             check_fields(pair, self.pair_schema)
             digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.template_kwargs)
             row_id = row_id or digest
             scores = read_scores(row, pair, self.scores)
-            passthrough = self.passthrough if kind.is_json else ()
+            passthrough = self.passthrough if isinstance(read, Mapping) else ()
             passed = {field.name: fitted(self.map.value(read, field.name), field) for field in passthrough}
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
             return {s.ID: row_id, **Drop(reason_of(error, row_id or place)).columns}
@@ -258,7 +267,7 @@ def open_source(
 def read_all(fs: Any, root: str, source: Source) -> pa.Table:
     """All rows of a source as pairs, dropped ones too, in memory. Raises as `open_source`."""
     reader, files = open_source(fs, root, source, rewards=False, policy_logps=False, reference_logps=False)
-    tables = [reader.read(shard) for shard in plan_shards(files, _READ_ROWS)]
+    tables = [reader.read(shard) for shard in plan_shards(files, reader.shard_rows(files, _READ_ROWS))]
     return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
 
 

@@ -33,7 +33,8 @@ class SourceRows:
 
     def plan(self) -> tuple[Mapping[str, Any], ...]:
         """The shards for run.json."""
-        return tuple(shard.to_dict() for shard in plan_shards(self.files, self.shard_rows))
+        size = self.reader.shard_rows(self.files, self.shard_rows)
+        return tuple(shard.to_dict() for shard in plan_shards(self.files, size))
 
     def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[Shard]:
         """The shards that run.json at `where` holds. Raises an IntegrityError if they do not hold every row once."""
