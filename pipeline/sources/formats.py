@@ -98,6 +98,7 @@ def sample_rows(
     if source is not None:
         _check_names(columns, {*names, *source.passthrough, source.id_column or PROMPT} - SPELLINGS)
     heads = (prefix for place in columns.values() for prefix in itertools.accumulate(place.split("."), "{}.{}".format))
+    names |= {source.id_column} if source is not None and source.id_column else set()
     raw = raw_rows(fs, scan, {*names, *heads}, num_rows, first_file_only=first_file_only)
     found = [row for row in raw if not isinstance(row, Drop)]
     mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)

@@ -210,8 +210,8 @@ def _spelled(columns: Columns, rows: Sequence[Row]) -> dict[str, str]:
     if CHOSEN not in columns and REJECTED not in columns:
         named = next((pair for pair in _SIDES if all(columns.get(name) in TURNS_OR_TEXT for name in pair)), None)
         if named is None:
-            turns = next((name for name in _PROMPT_TURNS if columns.get(name) is Kind.TURNS), _MESSAGES)
-            return {} if _MESSAGES in columns or turns == _MESSAGES else {_MESSAGES: turns}
+            dialogue = next((name for name in _PROMPT_TURNS if columns.get(name) is Kind.TURNS), _MESSAGES)
+            return {} if _MESSAGES in columns or dialogue == _MESSAGES else {_MESSAGES: dialogue}
         sides = dict(zip(sides, named, strict=True))
         found = dict(sides)
     if PROMPT in columns or prompt_text_column(columns) or not _are_answers(rows, sides.values()):

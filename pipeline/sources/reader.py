@@ -155,8 +155,7 @@ class PairReader:
         return rows.tolist(), {**made, **messages, **scores, s.STATUS: [s.KEPT] * len(rows)}
 
     def _outcome(self, row: Row | Drop, place: str, read: Row | Drop | None) -> dict[str, Any]:
-        """The columns of one row, kept or dropped; its id where it has one. `read`: a row of JSON before it was mapped.
-        """
+        """The columns of one row, kept or dropped; its id where it has one. read: a row of JSON as it was read."""
         if isinstance(row, Drop):
             return row.columns
         row_id: str | None = None
@@ -167,8 +166,8 @@ class PairReader:
             digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.template_kwargs)
             row_id = row_id or digest
             scores = read_scores(row, pair, self.scores)
-            passthrough = self.passthrough if isinstance(read, Mapping) else ()
-            passed = {field.name: fitted(self.map.value(read, field.name), field) for field in passthrough}
+            named = {} if not isinstance(read, Mapping) else {f: self.map.value(read, f.name) for f in self.passthrough}
+            passed = {field.name: fitted(value, field) for field, value in named.items()}
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
             return {s.ID: row_id, **Drop(reason_of(error, row_id or place)).columns}
         own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}

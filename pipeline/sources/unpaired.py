@@ -28,7 +28,7 @@ ONE_SCORE: Final = ("score", "reward", "rating", "helpfulness", "overall_score")
 """Columns with the score of a row's answer; the first one that a row has is read."""
 _ANSWERS: Final = ("completion", "response", "answer", "output", "generation")
 _MESSAGES: Final = "messages"  # where there is no other answer, they end with it
-_LABELS: Final = ("label", "kto_tag")
+_LABELS: Final = ("kto_tag", "label")
 _TRUTHS: Final = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _PARTNER: Final = "the pair of this row, or the reason why it has none"
 
@@ -106,17 +106,22 @@ def _answer(index: int, row: Row) -> _Answer:
         dialogue = turns_of(row.get(_MESSAGES))
         prompt = without_last_answers(dialogue)
         own, answer = {**row, PROMPT: prompt}, dialogue[len(prompt) :]
-    label = next((row[name] for name in _LABELS if row.get(name) is not None), None)
+    label = _label(row)
     score = next((row[name] for name in ONE_SCORE if row.get(name) is not None), None)
-    if label is not None and str(label).lower() not in _TRUTHS:
+    if label is not None and label not in _TRUTHS:
         raise DropRow(Reason.UNKNOWN_LABEL)
     return _Answer(
         index=index,
         row=own,
         answer=answer,
-        label=None if label is None else _TRUTHS[str(label).lower()],
+        label=None if label is None else _TRUTHS[label],
         score=None if label is not None and score is None else number_of(score),
     )
+
+
+def _label(row: Row) -> str | None:
+    value = next((row[name] for name in _LABELS if row.get(name) is not None), None)
+    return None if value is None else str(value).lower()
 
 
 def _prompt_key(row: Row) -> str:
@@ -150,9 +155,9 @@ def _needs(columns: Columns) -> list[str]:
 
 
 def _claims(columns: Columns, sample: Sequence[Row]) -> bool:
-    """Whether there is no pair in the rows, and a label, if there is one, says true or false."""
-    labels = (row[name] for row in sample for name in _LABELS if row.get(name) is not None)
-    return not {CHOSEN, REJECTED} & columns.keys() and all(str(label).lower() in _TRUTHS for label in labels)
+    """Whether there is no pair in the rows, and most labels, if there are any, say true or false."""
+    labels = [label for label in map(_label, sample) if label is not None]
+    return not {CHOSEN, REJECTED} & columns.keys() and 2 * sum(label in _TRUTHS for label in labels) >= len(labels)
 
 
 UNPAIRED: Final = Format(

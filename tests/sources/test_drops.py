@@ -105,6 +105,7 @@ CONVERT_CASES = [
     ("answers", {"prompt": "p", "answers": [{"answer": "a", "score": 1}]}, "too_few_candidates"),
     ("answers", {"prompt": "p", "answers": ["a", "b"]}, "wrong_type"),
     ("answers", {"prompt": "p", "answers": None}, "null_field"),
+    ("unpaired", {"prompt": "p", "completion": "a", "label": True}, "lone_answer"),
     ("openai", {"input": None, "preferred_output": P["chosen"], "non_preferred_output": P["rejected"]}, "null_field"),
     ("strings", {**to.as_strings(P), "history": [["asked"]]}, "wrong_type"),
 ]
@@ -294,7 +295,7 @@ def test_parquet_passthrough_that_is_no_utf8_is_dropped_in_place(tmp_path):
 
 
 def test_every_reason_has_a_case():
-    files = {"score_not_found", "ambiguous_score", "row_error", "late_field"}
+    files = {"score_not_found", "ambiguous_score", "row_error", "late_field", "answer_of_a_pair"}
     covered = {reason for *_, reason in CONVERT_CASES} | {reason for _, reason in JSON_CASES} | files
     of_prompts = {"duplicate_prompt", "beyond_limit"}
     assert covered == {str(reason) for reason in Reason if "source" in reason.stages} - of_prompts
