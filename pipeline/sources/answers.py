@@ -15,7 +15,9 @@ from pipeline.sources.ranked import number_of, numbers_of, picked, sweet_spot, w
 from pipeline.sources.rows import SYSTEM_TEXTS, Format, PairRow
 from pipeline.sources.texts import PROMPT_COLUMNS, has_prompt, with_prompt
 
-LISTS: Final = ("answers", "completions", "responses", "candidates", "outputs", "generations")
+LISTS: Final = (
+    *("answers", "completions", "responses", "candidates", "outputs", "generations", "responses_and_scores"),
+)
 _TEXTS: Final = ("answer", "completion", "response", "text", "content", "output", "message", "messages")
 _RANK: Final = "rank"
 _SCORES: Final = ("score", "reward", "rating", "overall_score", "fine-grained_score", "pm_score")

@@ -6,6 +6,7 @@ Formats ask for kinds, not for Arrow types. So one rule serves Parquet, Arrow an
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.types as pat
 
 from pipeline.errors import SchemaError
+from pipeline.schema import TOOL_CALLS
 from pipeline.shown import shown
 
 Row = Mapping[str, Any]
@@ -187,7 +189,7 @@ def _kind_of_scalar(plain: pa.DataType) -> Kind:
         return Kind.FLAG
     if pat.is_integer(plain) or pat.is_floating(plain) or pat.is_decimal(plain):
         return Kind.NUMBER
-    if pat.is_struct(plain) and {"role", "content"} <= {child.name for child in plain}:
+    if pat.is_struct(plain) and _is_message({child.name for child in plain}):
         return Kind.TURNS
     return Kind.OTHER
 
@@ -196,12 +198,17 @@ def _kind_of_value(value: Any) -> Kind:
     for kind, types in _PYTHON_TYPES.items():
         if isinstance(value, types):
             return kind
-    if isinstance(value, Mapping) and {"role", "content"} <= value.keys():
+    if isinstance(value, Mapping) and _is_message(value.keys()):
         return Kind.TURNS
     if isinstance(value, list):
         first = next((item for item in value if item is not None), None)
         return Kind.OTHER if isinstance(first, list) else _KIND_OF_LIST.get(_kind_of_value(first), Kind.OTHER)
     return Kind.OTHER
+
+
+def _is_message(names: AbstractSet[str]) -> bool:
+    """Whether an object of these fields is a message; one of tool calls may lack its content."""
+    return "role" in names and not names.isdisjoint(("content", TOOL_CALLS))
 
 
 def _is_valid(array: pa.Array) -> bool:

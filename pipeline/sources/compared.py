@@ -36,6 +36,7 @@ _NUM_ROUNDS: Final = "turn"  # of MT-bench: how many rounds of the two dialogues
 _FIRST: Final = frozenset({"a", "first", "left", "a>b", "a>>b"})
 _SECOND: Final = frozenset({"b", "second", "right", "b>a", "b>>a"})
 _TIES: Final = frozenset({"tie", "tiebothbad", "bothbad", "bothgood", "both", "neither", "draw", "equal", "a=b"})
+_BETTER: Final = re.compile(r"[ _-]is[ _-](\w+[ _-])?better$")
 _NOUN: Final = re.compile(r"^(model|response|answer|assistant|output|completion|option)[ _-]*")
 
 _Two = tuple[str, str]
@@ -44,8 +45,10 @@ _Two = tuple[str, str]
 def _named(value: Any, names: _Two) -> float:
     """The label ends as the name of the better answer does, or says whether it is the first or the second."""
     text = f"{value:g}" if isinstance(value, float) else str(value).lower().strip()
-    text = re.sub(r"[\s\[\]()_-]", "", _NOUN.sub("", text))
+    text = re.sub(r"[\s\[\]()_-]", "", _NOUN.sub("", _BETTER.sub("", text)))
     first, second = (name[-1].lower() for name in names)
+    if isinstance(value, float) and first.isdigit() and int(first) <= value <= int(second):
+        return int(first) + 0.5 - value  # the mean of several labels
     if text == first or text in _FIRST:
         return 1.0
     if text == second or text in _SECOND:
@@ -71,7 +74,7 @@ LABELS: Final[dict[str, Callable[[Any, _Two], float]]] = {
     "better_response_id": _named,
     "overall_preference": _signed,
     "preference_strength": _signed,
-    "winner": _named,
+    **dict.fromkeys(("winner", "overall_pref"), _named),
     "preference": _named,
     "orig_preference": _named,
     **dict.fromkeys(("preferred", "preferred_response", "preferred_answer"), _named),
@@ -201,7 +204,7 @@ def _needs(columns: Columns) -> list[str]:
     if len(answers) != 1:
         return ["two answers, such as response_a and response_b"]
     decided = _label_in(columns) or _scores_in(columns, (_WINNER, *SCORES))
-    lacks = [] if decided else ["a label of the better one, such as winner"]
+    lacks = [] if decided else ["winner (text: the better one)"]
     are_dialogues = columns.get(answers[0][0]) is Kind.TURNS
     return lacks if are_dialogues or has_prompt(columns) else [*lacks, "prompt (text or turns)"]
 

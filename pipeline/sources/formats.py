@@ -193,7 +193,9 @@ def resolve_format(name: str, columns: Columns, sample: Sequence[Row], paths: Co
             f"Set source.format to one of: {', '.join(names)}."
         )
     every = "\n".join(f"  {known.name}: {known.about}" for known in FORMATS.values())
-    lines = proposal(columns if paths is None else paths)
+    nearly = [known.lacks(columns) for known in (COMPARED, UNPAIRED)]
+    lacking = next((lacks[0].split()[0] for lacks in nearly if len(lacks) == 1 and " (" in lacks[0]), None)
+    lines = proposal(columns if paths is None else paths, [lacking] if lacking else [])
     remedy = f"Say which columns hold the pair, such as\n{lines}\nor rename" if lines else "Rename"
     raise SourceError(
         f"the source is of no known format: it has {described(columns)}. {remedy} its columns to fit one of these:\n"

@@ -149,7 +149,7 @@ def _is_labelled(columns: Columns) -> bool:
 
 def _needs(columns: Columns) -> list[str]:
     has_answer = any(columns.get(name) in TURNS_OR_TEXT for name in _ANSWERS)
-    lacks = [] if has_answer or columns.get(_MESSAGES) is Kind.TURNS else ["one answer, such as completion"]
+    lacks = [] if has_answer or columns.get(_MESSAGES) is Kind.TURNS else ["completion (text or turns)"]
     lacks += [] if has_prompt(columns) else ["prompt (text or turns)"]
     return lacks if _is_labelled(columns) or _scores_in(columns) else [*lacks, "label (flag) or score (number)"]
 
