@@ -50,7 +50,11 @@ class Reason(StrEnum):
         return reason
 
     # --- of a source's rows
-    INVALID_JSON = "invalid_json", "source", "a line that is not a JSON object"
+    INVALID_JSON = (
+        "invalid_json",
+        "source",
+        "a line that is no JSON object, or a row of CSV that does not fit the head",
+    )
     UNDECODABLE_TEXT = "undecodable_text", "source pair", "bytes that are not UTF-8, or lone surrogates"
     NULL_FIELD = "null_field", "source", "a prompt, response, role or content is null or absent"
     WRONG_TYPE = "wrong_type", "source", "text instead of messages, a number instead of text, and so on"

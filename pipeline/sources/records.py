@@ -63,7 +63,7 @@ def records(
     if place:
         file.seek(place)
         rows = _csv_rows(file.read, delimiter, place, row)
-    return form, _objects(rows, head, row)
+    return form, _objects(rows, head)
 
 
 def _peeked(read: _Read) -> tuple[_Read, bytes, int]:
@@ -133,12 +133,11 @@ def _check_end(rest: bytes, read: _Read) -> None:
     raise BadFile("goes on after the end of its JSON array; write one array, or one JSON object a line")
 
 
-def _objects(rows: Iterator[tuple[int, list[str]]], head: list[str], row: int) -> Iterator[tuple[int, bytes]]:
-    """Rows of CSV as JSON objects."""
-    for index, (place, cells) in enumerate(rows, row):
-        if len(cells) != len(head):
-            raise BadFile(f"has {len(cells)} cells in row {index} and {len(head)} in its head; a cell needs quotes")
-        found = {name: cell or None for name, cell in zip(head, cells, strict=True)}
+def _objects(rows: Iterator[tuple[int, list[str]]], head: list[str]) -> Iterator[tuple[int, bytes]]:
+    """Rows of CSV as JSON objects. A row that does not fit the head is an array, which costs the row alone."""
+    for place, cells in rows:
+        fits = len(cells) == len(head)
+        found = {name: cell or None for name, cell in zip(head, cells, strict=True)} if fits else cells
         yield place, json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
