@@ -26,18 +26,19 @@ _SIZES: Final = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", 
 def card(repo: str, manifest: Manifest, report: Mapping[str, Any], mark: str) -> str:
     """The text of README.md. mark: the digest of the subset."""
     chosen, made_from = report["selection"], manifest.extra.get("made_from") or {}
-    source, metric = made_from.get("source") or {}, chosen["metric"]
+    sources = [source for source in (made_from.get("source"), *(made_from.get("sources") or ())) if source]
+    metric = chosen["metric"]
     header = {
         "task_categories": ["text-generation"],
         "tags": ["preference", "dpo", "alignpot"],
         "size_categories": [_size(manifest.num_rows)],
-        **_source_datasets(source),
+        **_source_datasets(sources),
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
         MARK: mark,
     }
     facts = [
         ("pairs", f"{manifest.num_rows:,} of {chosen['num_rows']:,}"),
-        *(("source", text) for text in _source(source)),
+        *(("source", text) for source in sources for text in _source(source)),
         *_models(manifest, made_from),
         ("metric", f"{metric['name']}: {_code(METRICS[metric['name']].formula)}"),
         *_weight(chosen),
@@ -68,11 +69,14 @@ def _columns(names: Sequence[str]) -> str:
     )
 
 
-def _source_datasets(source: Mapping[str, Any]) -> dict[str, list[str]]:
-    path = str(source.get("path") or "")
-    if not path.startswith(_ON_HUB):
-        return {}
-    return {"source_datasets": ["/".join(path.removeprefix(_ON_HUB).partition("@")[0].split("/")[:2])]}
+def _source_datasets(sources: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    paths = [
+        str(source.get("path")).removeprefix(_ON_HUB)
+        for source in sources
+        if str(source.get("path")).startswith(_ON_HUB)
+    ]
+    names = ["/".join(path.partition("@")[0].split("/")[:2]) for path in paths]
+    return {"source_datasets": list(dict.fromkeys(names))} if names else {}
 
 
 def _source(source: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,6 @@ import pyarrow as pa
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import IntegrityError
-from pipeline.sources.reader import PairReader
 from pipeline.sources.shards import Shard, SourceFile, plan_shards, stored_shards
 
 
@@ -27,14 +26,13 @@ class ShardReader(Protocol):
 class SourceRows:
     """The rows of a source's files, in shards of `shard_rows`. `reader` reads them, in whatever process."""
 
-    reader: PairReader
+    reader: ShardReader
     files: Sequence[SourceFile]
     shard_rows: int
 
     def plan(self) -> tuple[Mapping[str, Any], ...]:
         """The shards for run.json."""
-        size = self.reader.shard_rows(self.files, self.shard_rows)
-        return tuple(shard.to_dict() for shard in plan_shards(self.files, size))
+        return tuple(shard.to_dict() for shard in plan_shards(self.files, self.shard_rows))
 
     def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[Shard]:
         """The shards that run.json at `where` holds. Raises an IntegrityError if they do not hold every row once."""

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline import read_pairs
 from pipeline.config import Prompts, Source
-from pipeline.errors import SchemaError
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.sources.inspect import inspect_source
 from pipeline.sources.prompts import open_prompts
 from pipeline.sources.reader import open_source
@@ -55,7 +55,7 @@ def table_of(folder, **source):
     reader, files = open_source(
         FS, str(folder), given, rewards=bool(found.score_columns), policy_logps=False, reference_logps=False
     )
-    shards = plan_shards(files, reader.shard_rows(files, 1))
+    shards = plan_shards(files, 1)
     return found, [row for shard in shards for row in reader.read(shard).to_pylist()]
 
 
@@ -86,6 +86,12 @@ def test_rows_far_apart_are_paired_within_their_file_alone(tmp_path):
     assert (found.num_sampled, found.num_pairs) == (3002, 1)
     reader = open_prompts(FS, str(tmp_path), Prompts(path=str(tmp_path)))
     assert [row.prompt for row in reader.rows()][-1] == asked("good")[:1]
+
+
+def test_a_limit_would_part_the_answers_of_a_prompt(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", CASES["trl"][0])
+    with pytest.raises(ConfigError, match="would part the answers"):
+        table_of(tmp_path, limit=2)
 
 
 def test_rows_in_memory_are_paired():
