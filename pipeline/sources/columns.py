@@ -3,6 +3,7 @@
 Formats ask for kinds, not for Arrow types. So one rule serves Parquet, Arrow and JSON Lines.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,7 @@ class Kind(StrEnum):
 
 Columns = Mapping[str, Kind]
 
+_COLUMNS_SHOWN: Final = 200
 TEXTS: Final = (pat.is_string, pat.is_large_string, pat.is_string_view)
 LISTS: Final = (pat.is_list, pat.is_large_list, pat.is_fixed_size_list, pat.is_list_view, pat.is_large_list_view)
 _KIND_OF_LIST: Final = {
@@ -57,7 +59,9 @@ _PYTHON_TYPES: Final[Mapping[Kind, Any]] = {
 
 def described(columns: Columns) -> str:
     """The columns with their kinds, for a message."""
-    return ", ".join(f"{shown(name)} ({kind})" for name, kind in columns.items()) or "no columns"
+    first = [f"{shown(name)} ({kind})" for name, kind in itertools.islice(columns.items(), _COLUMNS_SHOWN)]
+    more = [f"and {len(columns) - len(first):,} more"] if len(columns) > len(first) else []
+    return ", ".join([*first, *more]) or "no columns"
 
 
 def kinds_of(schema: pa.Schema | None, rows: Sequence[Row]) -> dict[str, Kind]:

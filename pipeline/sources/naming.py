@@ -100,6 +100,7 @@ _DEEPEST: Final = 4
 _ROLE: Final = re.compile(r"[\w.-]{1,32}")  # anything else may be the text of a row
 _ROLES_SHOWN: Final = 8
 _PATHS_SHOWN: Final = 50
+_PATHS_TRIED: Final = 1000
 
 
 def plan_map(
@@ -154,6 +155,7 @@ def proposal(paths: Columns, lacking: Sequence[str] = ()) -> str:
 
     lacking: names to ask for if no column comes near to the answers. Empty where the columns have these names already.
     """
+    paths = dict(itertools.islice(paths.items(), _PATHS_TRIED))
     texts = [path for path, kind in paths.items() if kind in TURNS_OR_TEXT]
     texts += [f"{path}.0" for path, kind in paths.items() if kind is Kind.TEXTS]
     numbers = [path for path, kind in paths.items() if kind is Kind.NUMBER]
@@ -193,7 +195,7 @@ def _path(name: str, place: str, schema: pa.Schema | None, rows: Sequence[Row]) 
     if path is not None:
         return path
     found = paths_of(schema, rows)
-    near = difflib.get_close_matches(place, found, n=3)
+    near = difflib.get_close_matches(place, [*found][:_PATHS_TRIED], n=3)
     hint = f" Did you mean {' or '.join(map(shown, near))}?" if near else ""
     raise SchemaError(
         f"source.columns: {shown(name)} is to come from {shown(place)}, which is not there; "

@@ -295,7 +295,7 @@ def test_parquet_passthrough_that_is_no_utf8_is_dropped_in_place(tmp_path):
 
 
 def test_every_reason_has_a_case():
-    files = {"score_not_found", "ambiguous_score", "row_error", "late_field", "answer_of_a_pair"}
+    files = {"score_not_found", "ambiguous_score", "row_error", "late_field"}
     covered = {reason for *_, reason in CONVERT_CASES} | {reason for _, reason in JSON_CASES} | files
     faults = {str(reason) for reason in Reason if "source" in reason.stages and not reason.by_rule}
     assert covered == faults - {"duplicate_prompt"}
