@@ -16,6 +16,7 @@ from typing import Any, Final
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
 from pipeline.sources.columns import Columns, Kind, Row
+from pipeline.sources.mapping import says_number
 from pipeline.sources.ranked import number_of
 from pipeline.sources.rows import SYSTEM_TEXTS, TURNS_OR_TEXT, Format, PairRow, Rewards, Turn
 from pipeline.sources.texts import PROMPT_COLUMNS, has_prompt, with_prompt
@@ -47,6 +48,7 @@ def _named(value: Any, names: _Two) -> float:
     text = f"{value:g}" if isinstance(value, float) else str(value).lower().strip()
     text = re.sub(r"[\s\[\]()_-]", "", _NOUN.sub("", _BETTER.sub("", text)))
     first, second = (name[-1].lower() for name in names)
+    value = float(value) if isinstance(value, str) and says_number(value) else value
     if isinstance(value, float) and first.isdigit() and int(first) <= value <= int(second):
         return int(first) + 0.5 - value  # the mean of several labels
     if text == first or text in _FIRST:

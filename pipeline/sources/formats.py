@@ -94,15 +94,15 @@ def sample_rows(
         ConfigError: `source.columns` gives a name that nothing reads.
         SchemaError: `source.columns` names a column that is not there.
     """
-    names = {*ALL_SCORE_COLUMNS, *BESIDE_PAIR, *SPELLINGS}.union(*(known.reads for known in FORMATS.values()))
+    read = {*ALL_SCORE_COLUMNS, *BESIDE_PAIR}.union(*(known.reads for known in FORMATS.values()))
     columns = {} if source is None else source.columns
     asked: tuple[str, ...] = ()
     if source is not None:
         asked = parse_where(source.where).columns if source.where else ()
-        _check_names(columns, {*names, *source.passthrough, *asked, source.id_column or PROMPT} - SPELLINGS)
+        _check_names(columns, {*read, *source.passthrough, *asked, source.id_column or PROMPT})
     heads = (prefix for place in columns.values() for prefix in itertools.accumulate(place.split("."), "{}.{}".format))
-    names |= {source.id_column} if source is not None and source.id_column else set()
-    raw = raw_rows(fs, scan, {*names, *asked, *heads}, num_rows, first_file_only=first_file_only)
+    read |= {source.id_column} if source is not None and source.id_column else set()
+    raw = raw_rows(fs, scan, {*read, *SPELLINGS, *asked, *heads}, num_rows, first_file_only=first_file_only)
     found = [row for row in raw if not isinstance(row, Drop)]
     mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)
     rows = tuple(row if isinstance(row, Drop) else mapped.of_row(row) for row in raw)

@@ -73,6 +73,9 @@ ANSWERS = {
         {"rank": 1, "completion": [turn("assistant", "bad")], "reward": 0.25}]}, (0.5, 0.25)),
     "texts beside ranks": ({"prompt": "q", "outputs": ["bad", "good"], "ranks": [2, 1]}, (-1.0, -2.0)),
     "texts beside scores": ({"prompt": "q", "responses": ["bad", "good"], "scores": [0.5, 2]}, (2.0, 0.5)),
+    "code-ultra-feedback": ({"instruction": "q", "responses": [
+        {"model": "m", "response": "bad"}, {"model": "n", "response": "good"}],
+        "annotations": [{"model": "n", "rating": "5"}, {"model": "m", "rating": "2"}]}, (5.0, 2.0)),
     "gpt-4-llm": ({"user_input": "q", "responses_and_scores": [
         {"response": "bad", "source": "x", "score": 2.0}, {"response": "good", "source": "y", "score": 9.0}]},
         (9.0, 2.0)),

@@ -102,3 +102,12 @@ def test_labels_alone_are_no_rewards(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", CASES["trl"][0])
     with pytest.raises(SchemaError, match="needs rewards"):
         open_source(FS, str(tmp_path), Source(path="s"), rewards=True, policy_logps=False, reference_logps=False)
+
+
+def test_names_of_others_are_mapped(tmp_path):
+    rows = [{"info": {"post": "q"}, "summary": {"text": text}, "axes": {"overall": score}}
+            for text, score in (("bad", 2), ("good", 6))]  # fmt: skip
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    columns = {"prompt": "info.post", "response": "summary.text", "score": "axes.overall"}
+    _, got = table_of(tmp_path, columns=columns)
+    assert [(row["drop_reason"], row["reward_chosen"]) for row in got] == [(OTHER, None), (None, 6)]
