@@ -113,9 +113,9 @@ def plan_map(
     """
     paths = {name: _path(name, place, schema, rows) for name, place in columns.items()}
     mapped = ColumnMap(paths=paths, roles=roles)
-    for places in [] if paths else _PLACES:
-        if all(_is_there(path, schema, rows) for path in places.values()):
-            mapped = ColumnMap(paths=places, roles=roles)
+    for places in _PLACES:
+        if paths.keys().isdisjoint(places) and all(_is_there(path, schema, rows) for path in places.values()):
+            mapped = replace(mapped, paths={**paths, **places})
     plain = [mapped.of_row(row) for row in rows]
     spelled = _spelled(mapped_kinds(mapped, schema, plain), plain)
     mapped = replace(mapped, paths={**mapped.paths, **{name: (column,) for name, column in spelled.items()}})
