@@ -91,12 +91,14 @@ def test_card_says_what_was_selected_and_how_to_load_it(hub: Hub, subset: Path):
 
 def test_card_names_models_and_of_private_paths_the_last_part_alone(subset: Path):
     place = Place.open(str(subset), Storage())
-    manifest = Dataset.open(place, SUBSET).manifest
+    dataset = Dataset.open(place, SUBSET)
+    manifest = dataset.manifest
     scored_by = {"policy": {"name": "org/policy", "revision": "c" * 40}, "reward": {"weights": "d" * 64}}
     source = {"path": "s3://private-bucket/team/prefs/", "split": "train"}
     made_from = {"source": source, "reward": {"model": "/home/me/models/rm|x"}}
     extra = {**manifest.extra, "scored_by": scored_by, "made_from": made_from}
-    text = card(NAME, replace(manifest, extra=extra), read_sealed(place / REPORT_FILE), "mark")
+    told = replace(dataset, manifest=replace(manifest, extra=extra))
+    text = card(NAME, told, read_sealed(place / REPORT_FILE), "mark")
     for said in ("| `org/policy` (`cccccccccccc`) |", "| `rm\\|x` (`dddddddddddd`) |", "| `prefs`, split `train` |"):
         assert said in text
     assert "private-bucket" not in text
