@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import schema as names
-from pipeline.data.files import arrow_tables, split_of
+from pipeline.data.files import arrow_tables, rows_by_split, split_of
 from pipeline.data.manifest import EXPORT, SCORED, SUBSET, File, Manifest, find_manifest
 from pipeline.data.parts import footer_bytes, read_footer
 from pipeline.data.place import Place, in_order
@@ -146,10 +146,7 @@ class Dataset:
     @property
     def splits(self) -> dict[str, int]:
         """Rows by split, one split after another; all are of `train` if none is held out."""
-        found: dict[str, int] = {}
-        for file in self._files():
-            found[split_of(file)] = found.get(split_of(file), 0) + file.num_rows
-        return found
+        return rows_by_split(self._files())
 
     def of_split(self, name: str) -> "Dataset":
         """The rows of one split."""

@@ -69,6 +69,14 @@ def split_of(shard: Mapping[str, Any] | File) -> str:
     return TRAIN if found is None else found[1] or found[2]
 
 
+def rows_by_split(files: Iterable[File]) -> dict[str, int]:
+    """Rows of files of one format, by split, in the order of the files."""
+    found: dict[str, int] = {}
+    for file in files:
+        found[split_of(file)] = found.get(split_of(file), 0) + file.num_rows
+    return found
+
+
 def with_layout(plan: Plan) -> Plan:
     """The plan with its number of rows, formats and columns in the fingerprint; rows per file stay out of it."""
     layout = {

@@ -15,8 +15,8 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.files import file_shards, finish_files, write_files
-from pipeline.data.manifest import EXPORT, SUBSET
+from pipeline.data.files import file_shards, finish_files, rows_by_split, write_files
+from pipeline.data.manifest import EXPORT, SUBSET, Manifest
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
 from pipeline.data.sealed import fingerprint_digest
@@ -72,7 +72,7 @@ def export_subset(
     if done is not None:
         check_claim(output, EXPORT, fingerprint)
         _check_fit(done.manifest.extra, to, drop_unfit=drop_unfit)
-        return _told(done, form)
+        return _told(done.manifest, output, form)
     check_writable(output)
     columns = _message_columns(dataset)
     facts, gaps, about, num_fit = _survey(dataset, columns, form)
@@ -96,8 +96,8 @@ def export_subset(
     )
     run = Run.claim(output, plan)
     files = write_files(run, _tables(dataset, form, own, plan.schema))
-    finish_files(run, files, form.descriptions(facts), about)
-    return _told(Dataset.open(output, EXPORT), form)
+    manifest = finish_files(run, files, form.descriptions(facts), about)
+    return _told(manifest, output, form)
 
 
 def unpaired(pairs: Sequence[Row]) -> Iterator[Row]:
@@ -248,17 +248,17 @@ def _unfit_lines(about: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _told(export: Dataset, form: ExportFormat) -> str:
-    manifest, output, about = export.manifest, export.place, export.manifest.extra
-    held_out = {split: num_rows for split, num_rows in export.splits.items() if split != schema.TRAIN}
+def _told(manifest: Manifest, output: Place, form: ExportFormat) -> str:
+    about = manifest.extra
     num_unfit = sum(about["num_unfit"].values())
     lines = [
         f"export: {manifest.num_rows:,} rows from {about['num_pairs'] - num_unfit:,} pairs, for {form.reads}",
         f"  {output}",
         f"  {form.usage.format(path=output)}",
     ]
-    for split, num_rows in held_out.items():
-        lines.append(f"held out as {split}: {num_rows:,} rows\n  {form.held_out.format(path=output, split=split)}")
+    for split, num_rows in rows_by_split(manifest.files).items():
+        if split != schema.TRAIN:
+            lines.append(f"held out as {split}: {num_rows:,} rows\n  {form.held_out.format(path=output, split=split)}")
     if num_unfit:
         lines.append(f"left out, {num_unfit:,} pairs:\n{_unfit_lines(about)}")
     if about["columns_left_out"]:
