@@ -169,6 +169,18 @@ def test_pairs_of_several_datasets_are_taken_once_each(make_job, tmp_path):
     assert run(make_job(datasets=(first, second), max_steps=1))["rows"] == 7
 
 
+def test_rows_that_a_subset_holds_out_are_not_trained_on(make_job, tmp_path):
+    pairs = [
+        {**row, "reward_chosen": float(i), "reward_rejected": 0.0, "prompt": message("user", f"question {i}")}
+        for i, row in enumerate(rows(24))
+    ]
+    subset = select(score(pairs, reward="columns"), metric="explicit", fraction=1.0, split={"test": 0.3})
+    subset.write(tmp_path / "subset")
+    found = read_pairs(make_job(datasets=(f"{tmp_path}/subset/hf",)), tmp_path / "scratch")
+    assert [*found["prompt"]] == [*subset.to_datasets()["train"]["prompt"]]
+    assert 0 < len(found) < 24
+
+
 def test_pairs_that_cannot_be_trained_on_are_left_out_and_counted(make_job, tmp_path):
     long = rows(1, start=20)[0]
     long["prompt"][0]["content"] = "What is the answer? " * 40
