@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.config import Config, Metric, Objective, Output, Source, Storage, parse_config
 from pipeline.config.load import parse
+from pipeline.data.benchmarks import read_benchmarks
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import ConfigError, SchemaError
@@ -147,11 +148,11 @@ def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source:
     with tempfile.TemporaryDirectory(prefix="alignpot-") as folder:
         section = parse(Source, {"path": _path_of(data, Path(folder)), **source}, "the call")
         place = Place.of_source(section.path, _storage(storage))
-        return Pairs(read_all(place.fs, place.root, section))
+        return Pairs(read_all(place.fs, place.root, section, read_benchmarks(section, _storage(storage))))
 
 
 def score(
-    data: Any,
+    data: Any = None,
     *,
     policy: Any = None,
     reference: Any = None,
@@ -162,12 +163,13 @@ def score(
 ) -> Scored:
     """Score preference data by a policy, a reference and a reward model.
 
-    data: as for `read_pairs`. policy, reference: the name or folder of a model, "columns" for log-probs that the rows
-    hold, a section of the config as a dict, or a model of transformers that is loaded already (a copy is saved to a
-    temporary folder; the tokenizer is found by the model's name). reward: the same for a classifier; "columns" takes
-    the rewards that the rows hold. path: keeps the scored dataset there; a call with the same arguments goes on with
-    it. engine: plain, in this process, or ray. sections: further sections of the config as dicts (source, tokens, run,
-    storage), and objective as a name or dict.
+    data: as for `read_pairs`; or none, and `sources` as a list of dicts such as `{"name": "a", "path": data}`. policy,
+    reference: the name or folder of a model, "columns" for log-probs that the rows hold, a section of the config as a
+    dict, or a model of transformers that is loaded already (a copy is saved to a temporary folder; the tokenizer is
+    found by the model's name). reward: the same for a classifier; "columns" takes the rewards that the rows hold. path:
+    keeps the scored dataset there; a call with the same arguments goes on with it. engine: plain, in this process, or
+    ray. sections: further sections of the config as dicts (source, tokens, run, storage), and objective as a name or
+    dict.
     """
     from pipeline.steps.score import check_dropped, prepare_score
     from pipeline.steps.score import score as run_score
@@ -176,8 +178,15 @@ def score(
     metric = "potential" if policy is not None and reward is not None else "explicit" if policy is None else "implicit"
     with ExitStack() as files:
         work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="alignpot-")))
+        named = [
+            {**source, "path": _path_of(source.get("path"), work / f"rows-{index}")}
+            for index, source in enumerate(sections.pop("sources", ()))
+        ]
+        read: dict[str, Any] = {"sources": named} if named else {}
+        if data is not None or not named:
+            read["source"] = {"path": _path_of(data, work / "rows"), **sections.pop("source", {})}
         config = parse_config({
-            "source": {"path": _path_of(data, work / "rows"), **sections.pop("source", {})},
+            **read,
             **{role: _model_section(model, role, work / role) for role, model in given.items() if model is not None},
             "scored": str(path or work / "scored"),
             "objective": _named(sections.pop("objective", {})),

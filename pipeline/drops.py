@@ -81,9 +81,14 @@ class Reason(StrEnum):
     INVALID_TOKEN_COUNT = "invalid_token_count", "source", "a number of tokens that is not a whole number above 0"
     NULL_ID = "null_id", "source", "the id column is null"
     ID_TYPE = "id_type", "source", "an id that is neither text nor a whole number"
-    PASSTHROUGH_TYPE = "passthrough_type", "source", "a passed-through value that does not fit the column's type"
+    PASSTHROUGH_TYPE = (
+        "passthrough_type",
+        "source",
+        "a value of passthrough or where is not of the column's type",
+    )
     DROPPED_BEFORE = "dropped_before", "source", "dropped already in the dataset that is read as a source"
     ROW_ERROR = "row_error", "source", "the conversion failed with an error of Python's, which the log names"
+    FILTERED = "filtered", "source", "source.where does not hold for it", True
     DUPLICATE_PROMPT = "duplicate_prompt", "source", "another row has the same prompt"
     BEYOND_LIMIT = "beyond_limit", "source", "beyond the limit of prompts, or the limit or weight of its source", True
     # --- of templates and tokens

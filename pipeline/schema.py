@@ -70,6 +70,7 @@ DROP_STAGE: Final = "drop_stage"  # stages and reasons: see pipeline.drops
 DROP_REASON: Final = "drop_reason"
 SOURCE_FILE: Final = "source_file"  # relative to source.path
 SOURCE_ROW: Final = "source_row"  # 0-based row in that file
+SOURCE_NAME: Final = "source_name"  # which one of several sources; where there is one only, there is no such column
 READ_FROM: Final = b"alignpot.read_from"  # in the metadata of a shard's schema: digest of the file it was read from
 
 # --- subset ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ becomes an expression of Arrow, which looks at whole columns. As in SQL, a row w
     meta.lang                                      a field of a struct
     column("a name with spaces")                   a column of any name
     length(a), lower(a), contains(a, "x"), startswith(a, "x"), endswith(a, "x"), abs(a)
+    number(a)                                      a number that is written as text
 """
 
 import ast
@@ -51,6 +52,7 @@ _FUNCTIONS: Final[dict[str, tuple[Callable[..., Any], int]]] = {
     "length": (pc.utf8_length, 0),
     "lower": (pc.utf8_lower, 0),
     "abs": (pc.abs, 0),
+    "number": (lambda column: column.cast(pa.float64()), 0),
     "contains": (pc.match_substring, 1),
     "startswith": (pc.starts_with, 1),
     "endswith": (pc.ends_with, 1),

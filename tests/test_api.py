@@ -162,6 +162,17 @@ def test_pairs_come_with_what_was_left_out(rows: list[Row]) -> None:
     assert pairs.to_pandas().columns.tolist() == ["id", "prompt", "chosen", "rejected", "tools"]
 
 
+def test_several_sources_and_benchmarks_are_taken_by_a_call(rows: list[Row], tmp_path: Path) -> None:
+    halves = [{"name": "old", "path": pd.DataFrame(rows[:10])}, {"name": "new", "path": rows[10:], "limit": 4}]
+    mixed = score(sources=halves, reward="columns").to_arrow()
+    assert mixed["source_name"].to_pylist() == ["old"] * 10 + ["new"] * 4
+    first = next(turn["content"] for turn in reversed(rows[0]["prompt"]) if turn["role"] == "user")
+    (tmp_path / "bench.txt").write_text(first + "\n")
+    without = read_pairs(rows, decontaminate=[str(tmp_path / "bench.txt")], where="score_chosen < 6")
+    assert without.dropped["source: contaminated"] >= 1
+    assert without.dropped["source: filtered"] == sum(row["score_chosen"] == 6 for row in rows)
+
+
 def test_a_loaded_model_scores_as_its_folder(rows: list[Row], policy: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(policy, dtype="float32")
     loaded, named = (score(rows[:8], policy=given, **SIMPO) for given in (model, {"model": policy, "dtype": "float32"}))

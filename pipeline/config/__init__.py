@@ -32,7 +32,7 @@ from pipeline.config.round import (
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_self_play, parse_self_play
-from pipeline.config.source import DEFAULT_DATE, Source, Storage, Tokens
+from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
 
 __all__ = [
     "DEFAULT_DATE",
@@ -49,6 +49,7 @@ __all__ = [
     "Generate",
     "Labels",
     "Metric",
+    "NamedSource",
     "Objective",
     "Output",
     "Pairing",

@@ -60,7 +60,7 @@ def reference() -> Iterator[str]:
                 yield f"\n### {', '.join(keys)}"
             for kind in new:
                 backend = f"backend `{takes(kind.model_fields['backend'])}`" if len(kinds) > 1 else ""
-                names[kind] = f"{keys[0]} with {backend}"
+                names[kind] = f"{keys[0]} with {backend}" if backend else f"`{keys[0]}`"
                 yield f"\n#### {backend}\n" if backend else ""
                 yield _section(kind, names)
 

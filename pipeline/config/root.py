@@ -13,7 +13,7 @@ from pipeline.config.models import ClassifierReward, ColumnsModel, Estimate, Mod
 from pipeline.config.presets import PresetName, with_preset
 from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
-from pipeline.config.source import Source, Storage, Tokens
+from pipeline.config.source import NamedSource, Source, Storage, Tokens
 
 
 class Variant(Section):
@@ -32,7 +32,8 @@ class Variant(Section):
 class Config(Section):
     """The whole file of `alignpot run`, `score`, `select` and `report`.
 
-    `score` needs source, scored and the models that the metric reads; `select` needs scored, select and output.
+    `score` needs source or sources, scored and the models that the metric reads; `select` needs scored, select and
+    output.
     """
 
     preset: PresetName | None = Field(default=None, json_schema_extra=LAYOUT)
@@ -40,6 +41,9 @@ class Config(Section):
     w = 1, 40%. `paper-selfplay`, that of their self-play: w = 2.5, 25%. The authors break ties by an unstable sort and
     order rows by score; here ties go by id, and rows keep the order of the scored dataset."""
     source: Source | None = None
+    sources: tuple[NamedSource, ...] = ()
+    """Several sources in place of `source`, such as `[{name: a, path: ORG/A, limit: 10000}, {name: b, path: ORG/B}]`.
+    The column `source_name` tells where a row is from, and ids of an `id_column` become NAME:ID."""
     storage: Storage = Storage()
     policy: Model | None = None
     """The model to be trained. Needed if the metric reads the implicit margin."""
@@ -66,11 +70,22 @@ class Config(Section):
         return with_preset(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
+    def _one_way_to_name_sources(self) -> "Config":
+        names = [source.name for source in self.sources]
+        if self.source is not None and names:
+            raise ValueError("takes source or sources, not both")
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources gives a name twice: {names}")
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError("sources gives weights to some of its members: give one to each, or none")
+        return self
+
+    @model_validator(mode="after")
     def _metric_has_its_models(self) -> "Config":
         name = self.metric.name
         if name == "difficulty" and self.objective.name != "dpo":
             raise ValueError("metric difficulty is the smallest gap of DPO's implicit rewards: set objective.name: dpo")
-        if self.source is None:
+        if not self.all_sources():
             return self
         if self.metric.reads_implicit:
             if self.policy is None:
@@ -115,20 +130,23 @@ class Config(Section):
                 f"metric.ratio bradley-terry reads the labels that the reward contradicts, and select.labels {labels} "
                 "leaves none: set select.labels: keep, or another ratio"
             )
-        if self.source is not None and self.reward is None:
+        if self.all_sources() and self.reward is None:
             raise ValueError(f"select.labels {labels} reads the rewards: add a reward section")
         return self
 
     @model_validator(mode="after")
     def _places_lie_apart(self) -> "Config":
         """An output inside the source would be read as data by the next run."""
-        sections = {"source.path": self.source, "output.path": self.output}
-        places = {"scored": self.scored, **{name: s.path for name, s in sections.items() if s is not None}}
+        places = {"scored": self.scored, **{f"{key}.path": source.path for key, source in self.all_sources().items()}}
+        if self.output is not None:
+            places["output.path"] = self.output.path
         full = {
             name: url.rstrip("/") if "://" in url else str(Path(url).expanduser().resolve())
             for name, url in places.items()
         }
         for outer, inner in itertools.permutations(full, 2):
+            if outer.startswith("source") and inner.startswith("source"):
+                continue
             if full[inner] == full[outer]:
                 raise ValueError(f"{inner} and {outer} must differ, got {places[inner]} for both")
             if full[inner].startswith(full[outer] + "/"):
@@ -154,6 +172,12 @@ class Config(Section):
         select = {} if self.select is None else self.select.model_dump(exclude_unset=True)
         base = {**self.model_dump(exclude={"sweep", "preset"}), "select": select}
         return [_applied(variant, base) for variant in self.sweep]
+
+    def all_sources(self) -> dict[str, Source]:
+        """Every source, by its key: the only one, or the members of `sources`."""
+        if self.source is not None:
+            return {"source": self.source}
+        return {f"sources.{index}": source for index, source in enumerate(self.sources)}
 
     def torch_models(self) -> dict[str, TorchModel]:
         """The models that alignpot runs itself, by role, in the order policy, reference, reward."""

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pipeline.config.jinja import JinjaFile
 from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section, Url
 from pipeline.schema import RESERVED_KWARGS
+from pipeline.where import parse_where
 
 DEFAULT_DATE: Final = datetime.date(2025, 1, 1)
 
@@ -41,11 +42,43 @@ class Source(Section):
     gpt and model need no entry."""
     passthrough: tuple[str, ...] = ()
     """Source columns to carry along unchanged."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take at most so many rows, spread evenly over the source and picked by a seeded hash. Default: all."""
+    seed: int = 0
+    """Seed of that hash."""
+    where: str | None = None
+    """Condition on columns of the source, such as `lang == "de" and length(prompt) < 4000`. Rows for which it is false
+    or null are left out. The grammar stands in `pipeline/where.py`."""
+    decontaminate: tuple[str, ...] = Field(default=(), json_schema_extra=BY_CONTENT)
+    """Files of benchmark prompts. Pairs whose prompt shares `ngram` words in a row with one are left out."""
+    ngram: int = Field(default=13, ge=2)
+    """Words in a row that count as contamination."""
+
+    @field_validator("where")
+    @classmethod
+    def _is_condition(cls, value: str | None) -> str | None:
+        return None if value is None else parse_where(value).text
 
     def fingerprint(self) -> dict[str, Any]:
-        """Without maps that are empty."""
-        maps = {"columns", "roles"}
-        return {name: value for name, value in super().fingerprint().items() if value or name not in maps}
+        """Without rules that are not set."""
+        unset = {name for name in ("columns", "roles", "limit", "where") if not getattr(self, name)}
+        unset |= set() if self.limit else {"seed"}
+        unset |= set() if self.decontaminate else {"ngram"}
+        return {name: value for name, value in super().fingerprint().items() if name not in unset}
+
+
+class NamedSource(Source):
+    """One of several sources."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Stands in the column `source_name` of its rows."""
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Share of this source, relative to the weights of the others: the most rows are taken that keep the proportion.
+    Either all sources have one or none. Rows are counted as they are read, before `where` and drops."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Without a weight that is not set."""
+        return {name: value for name, value in super().fingerprint().items() if value is not None or name != "weight"}
 
 
 class Storage(Section):

@@ -28,20 +28,21 @@ def card(repo: str, dataset: Dataset, report: Mapping[str, Any], mark: str) -> s
     """The text of README.md. mark: the digest of the subset."""
     manifest, splits = dataset.manifest, sorted(dataset.splits, key=lambda name: (name != schema.TRAIN, name))
     chosen, made_from = report["selection"], manifest.extra.get("made_from") or {}
-    source, metric = made_from.get("source") or {}, chosen["metric"]
+    sources = [source for source in (made_from.get("source"), *(made_from.get("sources") or ())) if source]
+    metric = chosen["metric"]
     data_files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     header = {
         "task_categories": ["text-generation"],
         "tags": ["preference", "dpo", "alignpot"],
         "size_categories": [_size(manifest.num_rows)],
-        **_source_datasets(source),
+        **_source_datasets(sources),
         "configs": [{"config_name": "default", "data_files": data_files}],
         MARK: mark,
     }
     facts = [
         ("pairs", f"{manifest.num_rows:,} of {chosen['num_rows']:,}"),
         *(("held out", f"{dataset.splits[name]:,} as {_code(name)}") for name in splits[1:]),
-        *(("source", text) for text in _source(source)),
+        *(("source", text) for source in sources for text in _source(source)),
         *_models(manifest, made_from),
         ("metric", f"{metric['name']}: {_code(METRICS[metric['name']].formula)}"),
         *_weight(chosen),
@@ -72,11 +73,14 @@ def _columns(names: Sequence[str]) -> str:
     )
 
 
-def _source_datasets(source: Mapping[str, Any]) -> dict[str, list[str]]:
-    path = str(source.get("path") or "")
-    if not path.startswith(_ON_HUB):
-        return {}
-    return {"source_datasets": ["/".join(path.removeprefix(_ON_HUB).partition("@")[0].split("/")[:2])]}
+def _source_datasets(sources: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    paths = [
+        str(source.get("path")).removeprefix(_ON_HUB)
+        for source in sources
+        if str(source.get("path")).startswith(_ON_HUB)
+    ]
+    names = ["/".join(path.partition("@")[0].split("/")[:2]) for path in paths]
+    return {"source_datasets": list(dict.fromkeys(names))} if names else {}
 
 
 def _source(source: Mapping[str, Any]) -> Iterator[str]:

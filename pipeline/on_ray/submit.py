@@ -100,8 +100,12 @@ def _check_paths(config: Config | SelfPlayConfig) -> None:
 def _places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[str, TorchModel]]:
     """Paths and models that a config names, by key."""
     if isinstance(config, Config):
-        sections = {"source.path": config.source, "output.path": config.output}
-        places = {"scored": config.scored, **{name: s.path for name, s in sections.items() if s is not None}}
+        places = {"scored": config.scored}
+        for key, source in config.all_sources().items():
+            places[f"{key}.path"] = source.path
+            places |= {f"{key}.decontaminate[{i}]": path for i, path in enumerate(source.decontaminate)}
+        if config.output is not None:
+            places["output.path"] = config.output.path
         return places, config.torch_models()
     places = {"path": config.path, "prompts.path": config.prompts.path}
     places |= {f"prompts.decontaminate[{i}]": path for i, path in enumerate(config.prompts.decontaminate)}

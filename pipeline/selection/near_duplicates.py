@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, single_array
-from pipeline.selection.words import normalised, words_of
+from pipeline.words import normalised, words_of
 
 Kind: TypeAlias = Literal["exact", "near"]
 

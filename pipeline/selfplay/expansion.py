@@ -28,10 +28,10 @@ from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.selfplay.annotate import annotate_stages
 from pipeline.selfplay.candidates import generate_stage
-from pipeline.selfplay.contamination import Contamination
 from pipeline.selfplay.evolve import evolve_stage, plan_evolution, selected_prompts, template_fingerprint
 from pipeline.selfplay.filters import filter_prompts
 from pipeline.selfplay.pairing import make_pairs
+from pipeline.sources.contamination import Contamination
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
 from pipeline.steps.shards import OwnRows

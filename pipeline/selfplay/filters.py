@@ -17,12 +17,12 @@ from pipeline.config import Evolve
 from pipeline.drops import Reason
 from pipeline.errors import DataError
 from pipeline.selection.near_duplicates import NearDuplicates
-from pipeline.selection.words import normalised, words_of
-from pipeline.selfplay.contamination import Contamination
 from pipeline.selfplay.language import same_language
 from pipeline.shown import quoted
+from pipeline.sources.contamination import Contamination
 from pipeline.sources.rows import Turn
 from pipeline.steps.rows import drop_rows, kept_rows
+from pipeline.words import normalised, words_of
 
 # At the beginning only: requests may well quote or ask for an apology.
 _REFUSAL: Final = re.compile(

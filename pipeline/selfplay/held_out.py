@@ -16,10 +16,10 @@ from pipeline.config import Evaluate
 from pipeline.drops import Reason
 from pipeline.errors import ConfigError
 from pipeline.selection.near_duplicates import shingles
-from pipeline.selection.words import normalised
 from pipeline.selfplay.seeds import by_hash
 from pipeline.sources.rows import Turn
 from pipeline.steps.rows import drop_rows
+from pipeline.words import normalised
 
 
 def split_held_out(

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from typing import Final
 
-from pipeline.selection.words import normalised, words_of
+from pipeline.words import normalised, words_of
 
 _FEWEST_LETTERS: Final = 8
 _FEWEST_WORDS: Final = 3

@@ -25,18 +25,18 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.config import Replicas, SelfPlayConfig, TorchModel
+from pipeline.data.benchmarks import read_benchmarks
 from pipeline.data.commit import check_writable, create
 from pipeline.data.dataset import Dataset
 from pipeline.data.files import REPORT_FILE
 from pipeline.data.manifest import SUBSET
 from pipeline.data.place import Place
 from pipeline.data.run import MINOR_VERSION, Plan, Run, find_plan
-from pipeline.data.sealed import digest, read_sealed, sealed
+from pipeline.data.sealed import read_sealed, sealed
 from pipeline.errors import DataError
 from pipeline.faults import storage_errors
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.loading import check_models
-from pipeline.selfplay.contamination import Contamination, read_benchmark
 from pipeline.selfplay.evaluation import compare_policies
 from pipeline.selfplay.expansion import (
     PROMPTS,
@@ -113,12 +113,8 @@ def prepare(config: SelfPlayConfig) -> tuple[SelfPlay, Dataset, Dataset]:
     if find_plan(place, KIND) is None:  # a run that ended may lie where nothing can be written any more
         check_writable(place)
     source = Place.of_source(config.prompts.path, config.storage)
-    benchmarks = None
+    benchmarks = read_benchmarks(config.prompts, config.storage)
     with storage_errors(config.prompts.path):
-        if config.prompts.decontaminate:
-            places = [Place.open(url, config.storage) for url in config.prompts.decontaminate]
-            texts = [text for each in places for text in read_benchmark(each.fs, each.root)]
-            benchmarks = Contamination.of_texts(texts, config.prompts.ngram)
         seeds = read_prompts(source.fs, source.root, config.prompts, benchmarks)
     train, held_out, near = split_held_out(seeds.table, config.evaluate, config.prompts.seed)
     files = {file.path: f"{file.size}:{file.digest}" for file in seeds.files}
@@ -127,7 +123,7 @@ def prepare(config: SelfPlayConfig) -> tuple[SelfPlay, Dataset, Dataset]:
         **config.fingerprint(),
         "prompts": {**config.prompts.fingerprint(), "files": files},
         **fingerprints,
-        "benchmarks": None if benchmarks is None else digest(benchmarks.grams.tobytes()),
+        "benchmarks": None if benchmarks is None else benchmarks.digest,
     }
     Run.claim(place, Plan(kind=KIND, fingerprint=fingerprint, config=config.model_dump(mode="json")))
     left_out = [near, seeds.table.filter(pc.equal(seeds.table[schema.STATUS], schema.DROPPED))]

@@ -21,8 +21,8 @@ from pipeline.config import SEED_STRATEGY, Prompts
 from pipeline.drops import Drop, Reason
 from pipeline.errors import DataError
 from pipeline.metrics.ids import hash_ids
-from pipeline.selfplay.contamination import Contamination
 from pipeline.shown import quoted, shown_path
+from pipeline.sources.contamination import Contamination
 from pipeline.sources.prompts import PromptRow, open_prompts
 from pipeline.sources.rows import Turn, prompt_digest
 from pipeline.sources.shards import SourceFile

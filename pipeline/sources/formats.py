@@ -32,6 +32,7 @@ from pipeline.sources.rows import BEGUN, BESIDE_PAIR, HISTORY, SYSTEM_TEXTS, For
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
 from pipeline.sources.shards import SourceScan
 from pipeline.sources.texts import CONTEXT, STRINGS, TRANSCRIPT
+from pipeline.where import parse_where
 
 AUTO: Final = "auto"
 SAMPLE_ROWS: Final = 64
@@ -101,10 +102,12 @@ def sample_rows(
     """
     names = {*ALL_SCORE_COLUMNS, *BESIDE_PAIR, *SPELLINGS}.union(*(known.reads for known in FORMATS.values()))
     columns = {} if source is None else source.columns
+    asked: tuple[str, ...] = ()
     if source is not None:
-        _check_names(columns, {*names, *source.passthrough, source.id_column or PROMPT} - SPELLINGS)
+        asked = parse_where(source.where).columns if source.where else ()
+        _check_names(columns, {*names, *source.passthrough, *asked, source.id_column or PROMPT} - SPELLINGS)
     heads = (prefix for place in columns.values() for prefix in itertools.accumulate(place.split("."), "{}.{}".format))
-    raw = raw_rows(fs, scan, {*names, *heads}, num_rows, first_file_only=first_file_only)
+    raw = raw_rows(fs, scan, {*names, *asked, *heads}, num_rows, first_file_only=first_file_only)
     found = [row for row in raw if not isinstance(row, Drop)]
     mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)
     rows = tuple(row if isinstance(row, Drop) else mapped.of_row(row) for row in raw)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+import pyarrow as pa
+
 from pipeline.config import Source
 from pipeline.drops import Drop, share_of_faults
 from pipeline.errors import SchemaError, SourceError
@@ -15,8 +17,9 @@ from pipeline.schema import CHOSEN, ID, NUM_TOKENS_PROMPT, PROMPT, REJECTED, REW
 from pipeline.sources.columns import Columns, Kind, Row
 from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
-from pipeline.sources.formats import AUTO, FORMATS, check_format_name, resolve_format, unread
+from pipeline.sources.formats import AUTO, FORMATS, Sample, check_format_name, resolve_format, unread
 from pipeline.sources.formats import sample_rows as rows_sampled
+from pipeline.sources.left_out import Condition
 from pipeline.sources.naming import roles_to_name
 from pipeline.sources.oddities import oddities
 from pipeline.sources.rows import PLAIN_KEYS, PairRow, Turn, content_digest, reason_of
@@ -133,7 +136,8 @@ def inspect_source(
         problems += unread(name, head.columns)
     if scan.ignored:
         problems.append(f"ignored {ignored_text(scan.ignored)}")
-    found, drops, num_unlike = _pairs(name, sample.rows, plan, source.id_column)
+    rows = sample.rows if source.where is None else _left_out(source.where, sample)
+    found, drops, num_unlike = _pairs(name, rows, plan, source.id_column)
     pairs = [each.pair for each in found]
     if num_unlike:
         problems.append(f"in {num_unlike:,} sampled rows the prompt text is no turn of the dialogues (trusted)")
@@ -216,6 +220,20 @@ def _pairs(
             text = row.get(PROMPT) if name in _DIALOGUES_BESIDE_TEXT else None
             num_unlike += isinstance(text, str) and all(turn.get("content") != text for turn in pair.prompt)
     return found, drops, num_unlike
+
+
+def _left_out(where: str, sample: Sample) -> list[Row | Drop]:
+    """The sampled rows, those that `source.where` leaves out as dropped."""
+    places = [place for place, row in enumerate(sample.rows) if not isinstance(row, Drop)]
+    names = dict.fromkeys(name for row in sample.read for name in row)
+    condition = Condition.of(where, sample.schema, sample.map.names([*names]), sample.read, sample.map)
+    if sample.schema is None:
+        drops = condition.drops_of_rows(dict(enumerate(sample.read)))
+    else:
+        types = pa.schema([sample.schema.field(column) for column in condition.columns])
+        drops = condition.drops_of_table(pa.Table.from_pylist(list(sample.read), schema=types))
+    of_place = {places[index]: drop for index, drop in drops.items()}
+    return [of_place.get(place, row) for place, row in enumerate(sample.rows)]
 
 
 def _text_of(turns: Iterable[Turn]) -> str:

@@ -10,7 +10,7 @@ give the same table.
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,9 +26,11 @@ from pipeline.sources.beside_text import check_fields, sampled_pairs, source_sch
 from pipeline.sources.blocks import read_rows, rows_of_columns, rows_of_lines
 from pipeline.sources.column_pairs import NotPlain, candidate_rewards, column_pairs, is_true, plain_arrays
 from pipeline.sources.columns import Row, check_id_column, kept_only, undecodable_rows
+from pipeline.sources.contamination import Contamination
 from pipeline.sources.drift import check_files_agree
 from pipeline.sources.files import ignored_text, scan_files
 from pipeline.sources.formats import FORMATS, check_format_name, resolve_format, sample_rows, unread
+from pipeline.sources.left_out import Condition, Sample
 from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.oddities import json_problem
 from pipeline.sources.passthrough import fitted, fitted_column, passthrough_fields
@@ -61,6 +63,10 @@ class PairReader:
     columns: tuple[str, ...] = ()
     """Mapped columns to read from Parquet and Arrow, without those of `passthrough`."""
     map: ColumnMap = field(default_factory=ColumnMap)
+    sample: Sample | None = None
+    where: Condition | None = None
+    benchmarks: Contamination | None = None
+    """Rules that leave out rows; `open_source` reads no benchmarks."""
     split: str | None = None
     config: str | None = None
     """The split and config that the shards are of, if the source has any."""
@@ -82,7 +88,8 @@ class PairReader:
             OSError: the storage failed.
         """
         columns = self.map.reads([*self.columns, *(field.name for field in self.passthrough)])
-        table = read_rows(self.fs, self.root, shard, tuple(columns))
+        columns += self.where.columns if self.where is not None else []
+        table = read_rows(self.fs, self.root, shard, tuple(dict.fromkeys(columns)))
         starts = range(0, shard.num_rows, _PIECE_ROWS)
         pieces = [self._converted(table.slice(first, _PIECE_ROWS), shard, shard.first_row + first) for first in starts]
         return pa.concat_tables(pieces).replace_schema_metadata({s.READ_FROM: shard.digest})
@@ -92,11 +99,16 @@ class PairReader:
         known: dict[str, pa.Array] = {}
         plain: Sequence[int] = ()
         pairs: Mapping[str, Sequence[Any]] = {}
+        left_out = [] if self.sample is None else self.sample.left_out(shard.file, first_row, table.num_rows)
+        rows: dict[int, Row | Drop] = dict.fromkeys(left_out, Drop(Reason.BEYOND_LIMIT))
         if shard.kind.is_json:
-            rows = dict(enumerate(rows_of_lines(table)))
+            wanted = np.setdiff1d(np.arange(table.num_rows), left_out)
+            rows |= zip(wanted.tolist(), rows_of_lines(table.take(pa.array(wanted)) if rows else table), strict=True)
+            rows |= {} if self.where is None else self.where.drops_of_rows(rows)
         else:
             known = {field.name: fitted_column(self.map.column(table, field.name), field) for field in self.passthrough}
-            rows = dict.fromkeys(undecodable_rows(known), Drop(Reason.UNDECODABLE_TEXT))
+            filtered = {} if self.where is None else self.where.drops_of_table(table)
+            rows = {**dict.fromkeys(undecodable_rows(known), Drop(Reason.UNDECODABLE_TEXT)), **filtered, **rows}
             table = self.map.of_table(table, self.columns)
             with contextlib.suppress(NotPlain):
                 plain, pairs = self._pairs_of_columns(table, unwanted=[*rows])
@@ -115,6 +127,8 @@ class PairReader:
             own = pa.concat_tables([_table(pairs, fields), own])
         if rows:
             own = own.take(pa.array(np.argsort([*plain, *rows])))
+        if self.benchmarks is not None:
+            own = _without_contaminated(own, self.benchmarks)
         kept = pc.equal(own.column(s.STATUS), s.KEPT).to_numpy()
         known |= {field.name: kept_only(known[field.name], kept) for field in self.passthrough if field.name in known}
         arrays = [known[name] if name in known else own.column(name) for name in self.schema.names]
@@ -177,6 +191,19 @@ def _table(columns: Mapping[str, Sequence[Any]], fields: Sequence[pa.Field]) -> 
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
+def _without_contaminated(pairs: pa.Table, benchmarks: Contamination) -> pa.Table:
+    """The pairs; those with a prompt of a benchmark as dropped rows."""
+    prompts = enumerate(pairs.column(s.PROMPT).to_pylist())
+    hit = [row for row, prompt in prompts if prompt is not None and benchmarks.hits_prompt(prompt)]
+    if not hit:
+        return pairs
+    outcome = {name: [value] * len(hit) for name, value in Drop(Reason.CONTAMINATED).columns.items()}
+    dropped = _table({s.ID: pairs.column(s.ID).take(pa.array(hit)).combine_chunks(), **outcome}, [*pairs.schema])
+    places = np.arange(pairs.num_rows)
+    places[hit] = pairs.num_rows + np.arange(len(hit))
+    return pa.concat_tables([pairs, dropped]).take(pa.array(places))
+
+
 def _array(values: Sequence[Any] | pa.Array, kind: pa.DataType) -> pa.Array:
     """Values as an array of this type. Messages that lack fields of the type get nulls there."""
     if not isinstance(values, pa.Array):
@@ -190,7 +217,8 @@ def open_source(
     """Check the whole source and make its reader; the flags say which scores it must hold itself.
 
     Raises:
-        ConfigError: `source.format` is unknown, or `source.pairs` does not fit the format or the wanted scores.
+        ConfigError: `source.format` is unknown, `source.pairs` does not fit the format or the wanted scores, or
+            `source.where` does not fit its columns.
         SourceError: bad files, no rows, or a format that cannot be told.
         SchemaError: the format, the id, a passthrough column or a wanted score lacks its column.
         OSError: the storage failed.
@@ -218,6 +246,9 @@ def open_source(
     own_names = [name for row in sample.read for name in row]
     names = dict.fromkeys([*sample.columns, *own_names] if sample.schema is None else sample.schema.names)
     passthrough = passthrough_fields(source.passthrough, sample.schema, [*names], values)
+    where = None
+    if source.where is not None:
+        where = Condition.of(source.where, sample.schema, sample.map.names([*names]), sample.read, sample.map)
     scores = plan_scores(
         sample.columns, FORMATS[name], rewards=rewards, policy_logps=policy_logps, reference_logps=reference_logps
     )
@@ -227,7 +258,10 @@ def open_source(
         FORMATS[name],
         scores=scores.needs,
         id_column=source.id_column,
-        passthrough=[column for name in source.passthrough for column in sample.map.reads([name])],
+        passthrough=[
+            *(column for name in source.passthrough for column in sample.map.reads([name])),
+            *(where.columns if where is not None else ()),
+        ],
     )
     wanted = {*FORMATS[name].reads, *BESIDE_PAIR, *scores.reads, source.id_column}
     columns = tuple(column for column in sample.columns if column in wanted)
@@ -249,15 +283,18 @@ def open_source(
         pair_schema=pair,
         columns=columns,
         map=sample.map,
+        sample=None if source.limit is None else Sample.of(scan.files, source.limit, source.seed),
+        where=where,
         split=scan.part.split,
         config=scan.part.config,
     )
     return reader, list(scan.files)
 
 
-def read_all(fs: Any, root: str, source: Source) -> pa.Table:
+def read_all(fs: Any, root: str, source: Source, benchmarks: Contamination | None = None) -> pa.Table:
     """All rows of a source as pairs, dropped ones too, in memory. Raises as `open_source`."""
     reader, files = open_source(fs, root, source, rewards=False, policy_logps=False, reference_logps=False)
+    reader = replace(reader, benchmarks=benchmarks)
     tables = [reader.read(shard) for shard in plan_shards(files, _READ_ROWS)]
     return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
 

@@ -228,7 +228,7 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
     extra = {
         "selection": report["selection"],
         "scored_by": _scored_by(_scored(source, found)),
-        "made_from": {name: made_from.get(name) for name in ("source", *_SCORING)},
+        "made_from": {name: made_from.get(name) for name in ("source", "sources", *_SCORING)},
     }
     finish_files(run, files, {REPORT_FILE: sealed(report)}, extra)
 

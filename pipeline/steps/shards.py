@@ -12,7 +12,6 @@ import pyarrow as pa
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import IntegrityError
-from pipeline.sources.reader import PairReader
 from pipeline.sources.shards import Shard, SourceFile, plan_shards, stored_shards
 
 
@@ -27,7 +26,7 @@ class ShardReader(Protocol):
 class SourceRows:
     """The rows of a source's files, in shards of `shard_rows`. `reader` reads them, in whatever process."""
 
-    reader: PairReader
+    reader: ShardReader
     files: Sequence[SourceFile]
     shard_rows: int
 

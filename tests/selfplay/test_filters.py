@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import Evolve
 from pipeline.errors import DataError
-from pipeline.selfplay.contamination import Contamination
 from pipeline.selfplay.filters import drop_repeated, filter_prompts, why_unfit
 from pipeline.selfplay.language import latin_language_of, same_language, script_of
+from pipeline.sources.contamination import Contamination
 from tests.selfplay.prompt_tables import dropped_reasons, kept_ids, prompt_row, prompts, user
 from tests.sources import layouts as to
 

@@ -16,8 +16,8 @@ import pipeline.demo
 from pipeline import schema as s
 from pipeline.config import Prompts
 from pipeline.errors import DataError, SchemaError, SourceError
-from pipeline.selfplay.contamination import Contamination, read_benchmark
 from pipeline.selfplay.seeds import read_prompts
+from pipeline.sources.contamination import Contamination, read_benchmark
 from pipeline.sources.rows import prompt_digest
 from tests.sources import layouts as to
 

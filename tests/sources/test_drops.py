@@ -296,5 +296,5 @@ def test_parquet_passthrough_that_is_no_utf8_is_dropped_in_place(tmp_path):
 def test_every_reason_has_a_case():
     files = {"score_not_found", "ambiguous_score", "row_error", "late_field"}
     covered = {reason for *_, reason in CONVERT_CASES} | {reason for _, reason in JSON_CASES} | files
-    of_prompts = {"duplicate_prompt", "beyond_limit"}
-    assert covered == {str(reason) for reason in Reason if "source" in reason.stages} - of_prompts
+    faults = {str(reason) for reason in Reason if "source" in reason.stages and not reason.by_rule}
+    assert covered == faults - {"duplicate_prompt"}

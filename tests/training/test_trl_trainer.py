@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pipeline import score, select
 from pipeline.config import Objective, Tokens, TorchModel
 from pipeline.errors import AlignpotError, ConfigError, DataError, SchemaError, SourceError
 from pipeline.models import loading
 from pipeline.models.fingerprints import model_fingerprint
-from pipeline.training.pairs import load_pairs
+from pipeline.training.pairs import load_pairs, read_pairs
 from pipeline.training.run import run
 from tests.models.trl_reference import trl_tokens
-from tests.training.conftest import rows, save, scored
+from tests.training.conftest import message, rows, save, scored
 
 DPO = {"method": "dpo", "objective": Objective(name="dpo", beta=0.1)}
 

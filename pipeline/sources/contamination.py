@@ -1,6 +1,6 @@
 """Whether a prompt shares a run of n words with a benchmark: the usual test for contamination, by word n-grams.
 
-Words are those of the normalised text, see `pipeline.selection.words`: case, spacing and punctuation do not matter. A
+Words are those of the normalised text, see `pipeline.words`: case, spacing and punctuation do not matter. A
 benchmark prompt of fewer than n words is found only where a text has its words and no others.
 Memory: 8 bytes for each different n-gram of the benchmarks.
 """
@@ -19,11 +19,11 @@ from pipeline.config import Prompts
 from pipeline.drops import Drop
 from pipeline.errors import SourceError
 from pipeline.faults import is_missing
-from pipeline.selection.words import normalised, words_of
 from pipeline.shown import shown, shown_path
 from pipeline.sources.prompts import PROMPTS_FORMAT, open_prompts
 from pipeline.sources.rows import Turn
 from pipeline.sources.splits import ALL
+from pipeline.words import normalised, words_of
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,11 @@ class Contamination:
         """The n-grams of these texts."""
         found = np.fromiter((gram for text in texts for gram in _grams(text, ngram)), dtype=np.uint64)
         return cls(ngram=ngram, grams=np.unique(found))
+
+    @property
+    def digest(self) -> str:
+        """Names the set of n-grams: 32 hex digits."""
+        return hashlib.blake2b(self.grams.tobytes(), digest_size=16).hexdigest()
 
     def hits(self, text: str) -> bool:
         """Whether the text shares an n-gram with a benchmark."""
@@ -67,9 +72,7 @@ def read_benchmark(fs: Any, path: str) -> list[str]:
     """
     texts = _lines(fs, path) if path.lower().endswith(".txt") else _user_turns(fs, path)
     if not texts:
-        raise SourceError(
-            f"benchmark {shown_path(path)} holds no prompt. Give prompts.decontaminate a file of prompts."
-        )
+        raise SourceError(f"benchmark {shown_path(path)} holds no prompt. Give `decontaminate` a file of prompts.")
     return texts
 
 
@@ -80,7 +83,7 @@ def _lines(fs: Any, path: str) -> list[str]:
     except FileNotFoundError as error:
         if not is_missing(error):
             raise
-        raise SourceError(f"benchmark {shown_path(path)} does not exist. Correct prompts.decontaminate.") from None
+        raise SourceError(f"benchmark {shown_path(path)} does not exist. Correct `decontaminate`.") from None
     except UnicodeDecodeError:
         raise SourceError(f"benchmark {shown_path(path)} is no UTF-8 text. Convert it.") from None
     return [line for line in text.splitlines() if line.strip()]
