@@ -83,7 +83,7 @@ def test_names_of_files_and_folders_tell_the_split(tmp_path, training, others, s
         (["test.jsonl"], r"It has test \(1 file\)\. Choose one: `source: \{split: test\}`"),
         (["data/eval-0.jsonl", "data/valid.jsonl"], r"validation \(1 file\), test \(1 file\)"),
         (["data/en-00000-of-00001.jsonl", "data/de-00000-of-00001.jsonl"], r"de \(1 file\), en \(1 file\)"),
-        (["train_gen.jsonl", "train_sft.jsonl", "test_sft.jsonl"], r"\{split: train_gen\}"),
+        ([f"data/train_{name}-00000-of-00001.parquet" for name in ("gen", "sft")], r"\{split: train_gen\}"),
     ],
 )
 def test_what_is_not_plainly_for_training_is_asked_for(tmp_path, names, told):
