@@ -29,7 +29,7 @@ from pipeline.config.load import parse
 from pipeline.data.benchmarks import read_benchmarks
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.frames import Rows, to_table
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.selection.columns import read_columns
@@ -41,6 +41,8 @@ from pipeline.selection.source import Source as ScoredRows
 from pipeline.selection.source import TableSource, no_positions
 
 if TYPE_CHECKING:
+    import datasets
+
     from pipeline.selection.compare import Comparison
 
 _KEYS: Final = {name: {*kind.model_fields} - {"name"} for name, kind in (("objective", Objective), ("metric", Metric))}
@@ -80,7 +82,10 @@ class Scored(Rows):
 
 
 class Subset(Rows):
-    """The rows that a selection keeps, with margin_explicit, margin_implicit and potential. `report`: it in numbers."""
+    """The rows that a selection keeps, with margin_explicit, margin_implicit and potential. `report`: it in numbers.
+
+    Where select.split holds rows out, `to_datasets` gives every split, and tables have a column `split`.
+    """
 
     def __init__(self, source: ScoredRows, found: Found, former: Mapping[str, Any] | None, owner: object) -> None:
         self._source, self._found, self._former = source, found, former
@@ -94,10 +99,32 @@ class Subset(Rows):
         return render(self.report)
 
     def to_arrow(self) -> pa.Table:
-        """The kept rows as an Arrow table."""
+        """The kept rows as an Arrow table; with splits, one after another, and a column `split`."""
+        splits = self._split_tables()
+        if len(splits) == 1:
+            return splits[schema.TRAIN]
+        if schema.SPLIT in splits[schema.TRAIN].column_names:
+            raise SchemaError("the rows have a column split of their own. Use to_datasets(), or write().")
+        return pa.concat_tables(
+            table.append_column(schema.SPLIT, pa.array([split] * table.num_rows)) for split, table in splits.items()
+        )
+
+    def to_datasets(self) -> "datasets.Dataset | datasets.DatasetDict":
+        """As a Hugging Face dataset; as a DatasetDict where select.split is set."""
+        import datasets
+
+        splits = {
+            name: datasets.Dataset(datasets.table.InMemoryTable(table)) for name, table in self._split_tables().items()
+        }
+        return datasets.DatasetDict(splits) if len(splits) > 1 else splits[schema.TRAIN]
+
+    def _split_tables(self) -> dict[str, pa.Table]:
         from pipeline.steps.select import kept_columns
 
-        return pa.concat_tables(self._found.selection.rows(self._source, kept_columns(self._source, slim=False)))
+        selection, columns = self._found.selection, kept_columns(self._source, slim=False)
+        return {
+            name: pa.concat_tables(selection.rows(self._source, columns, split=name)) for name in selection.num_by_split
+        }
 
     def write(self, path: str | Path, **output: Any) -> None:
         """Write the subset as `alignpot select` does. output: further keys of the output section, and `storage`."""
