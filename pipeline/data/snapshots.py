@@ -113,6 +113,6 @@ def named(files: Iterable[DataFile]) -> dict[str, DataFile]:
     found: dict[str, DataFile] = {}
     for number, file in enumerate(sorted(files, key=lambda file: file.path)):
         values = {name: NULL_PARTITION if text is None else text for name, text in file.partition.items()}
-        folders = [f"{name}={quote(text, safe='')}" for name, text in values.items()]
+        folders = [f"{quote(name, safe='')}={quote(text, safe='')}" for name, text in values.items()]
         found["/".join([*folders, f"{number:05}.parquet"])] = file
     return found

@@ -113,7 +113,7 @@ class SourceScan:
 def partitions(path: str) -> dict[str, str | None]:
     """The columns that the folders of a file are named after, as in `lang=de/part-0.parquet`, with their text."""
     parts = (folder.partition("=") for folder in path.split("/")[:-1] if "=" in folder)
-    values = {name: urllib.parse.unquote(value) for name, _, value in parts if name}
+    values = {urllib.parse.unquote(name): urllib.parse.unquote(value) for name, _, value in parts if name}
     return {name: None if value == NULL_PARTITION else value for name, value in values.items()}
 
 
