@@ -12,14 +12,14 @@ import pytest
 import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
-HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft"}
+HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft", "openlineage"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
     {"demo"},
     {"api", "commands"},
     {"selfplay"},
     {"on_ray", "steps"},
-    {"exports", "training"},
+    {"exports", "observers", "training"},
     {"selection"},
     {"data", "models"},
     {"sources"},
@@ -48,6 +48,7 @@ LIGHT = [
     ".sources",
     ".data",
     ".api",
+    ".commands",
     ".training.precomputed",
 ]
 
