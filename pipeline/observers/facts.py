@@ -102,8 +102,7 @@ class Facts:
 
 def tell_copy(facts: Facts, subset: str, source: Place, output: Place | None = None) -> None:
     """A subset in another form at the place that the command makes; `output` where it is complete there."""
-    data = Data.of(Dataset.open(source, SUBSET), subset)
-    facts.inputs, facts.fingerprint = [data], {"subset": data.version, **facts.config}
-    facts.outputs = [Data(url=facts.place)]
-    if output is not None:
-        facts.outputs = [Data.of(Dataset.open(output, EXPORT), facts.place)]
+    made = Dataset.find(source, SUBSET)
+    facts.inputs = [Data(url=subset) if made is None else Data.of(made, subset)]
+    facts.fingerprint = {"subset": facts.inputs[0].version, **facts.config}
+    facts.outputs = [Data(url=facts.place) if output is None else Data.of(Dataset.open(output, EXPORT), facts.place)]

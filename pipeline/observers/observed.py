@@ -107,6 +107,8 @@ def observed(
 
 def _words(error: BaseException) -> str:
     """An error without what may be private: texts of rows stand in errors of libraries, never in ours."""
+    if not isinstance(error, Exception):
+        return "stopped"
     text = f"{type(error).__name__}: {error}"
     is_ours = isinstance(error, AlignpotError)
     return text if is_ours and not carries_credentials(text) else type(error).__name__

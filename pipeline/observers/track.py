@@ -23,7 +23,7 @@ def tracker_of(name: str) -> Tracker:
     module, _, function = name.partition(":")
     here = os.getcwd()  # noqa: PTH109 - an entry of sys.path
     if here not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # noqa: BLE001 - a module of the user's may raise anything

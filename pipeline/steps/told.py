@@ -1,5 +1,6 @@
 """What commands that score and select tell their observers. The functions here write into Facts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -26,6 +27,7 @@ from pipeline.steps.shards import SourceRows
 from pipeline.steps.step import Step
 from pipeline.steps.summary import ScoreSummary
 
+_COMMIT: Final = re.compile(r"^hf://[^@]+@([0-9a-f]{40})(?:/|$)")
 _REWARDS: Final = (s.REWARD_CHOSEN, s.REWARD_REJECTED)
 _SIDES: Final = (s.PROMPT, s.CHOSEN, s.REJECTED)
 
@@ -129,11 +131,11 @@ def tell_selected(facts: Facts, run: SelectRun, report: Mapping[str, Any], *, is
 def _source(path: str, reader: PairReader, files: Sequence[SourceFile]) -> Data:
     names = reader.map.reads([*reader.columns, *(field.name for field in reader.passthrough)])
     names += [name for name in (reader.where.columns if reader.where is not None else ()) if name not in names]
-    commit = getattr(reader.fs, "commit", None)
+    commit = _COMMIT.search(path)
     return Data(
         url=path,
         schema=reader.stored or pa.schema([pa.field(name, pa.null()) for name in names]),
-        version=commit or fingerprint_digest({file.path: file.digest for file in files}),
+        version=commit[1] if commit else fingerprint_digest({file.path: file.digest for file in files}),
         num_rows=sum(file.num_rows for file in files),
         size=sum(file.size for file in files),
         num_files=len(files),

@@ -1,6 +1,7 @@
 """Events of OpenLineage as a lineage service gets them from real commands; none unless a transport is set up."""
 
 import logging
+import signal
 import sys
 import uuid
 from collections.abc import Callable
@@ -12,9 +13,12 @@ import pytest
 from pipeline import api
 from pipeline.commands import run_all, score_only, select_only
 from pipeline.config import Config
-from pipeline.errors import AlignpotError, SourceError, StorageError, TooManyDroppedError
+from pipeline.errors import AlignpotError, SourceError, StorageError, TemporaryError, TooManyDroppedError
 from pipeline.observers import lineage
 from pipeline.observers.facts import Name
+from pipeline.observers.observed import observed
+from pipeline.termination import heed_sigterm
+from tests.hub_server import Hub
 from tests.observers.conftest import NUM_ROWS, SECRET, Event
 
 PARENT = "0191f1c4-7c5b-7000-8000-000000000001"
@@ -172,6 +176,46 @@ def test_a_run_that_is_left_is_aborted(job: Job, events: Events) -> None:
     next(texts)
     texts.close()
     assert states(events()) == ["START", "ABORT"]
+
+
+def test_a_run_that_a_scheduler_ends_is_aborted(events: Events) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    heed_sigterm()
+    try:
+        with pytest.raises(TemporaryError), observed("score", "/scored", {}):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        heed_sigterm()  # forgets the signal
+        signal.signal(signal.SIGTERM, before)
+    found = events()
+    assert states(found) == ["START", "ABORT"]
+    assert "SIGTERM" in found[1]["run"]["facets"]["errorMessage"]["message"]
+
+
+def test_an_error_of_a_library_is_told_by_its_type_alone(events: Events) -> None:
+    with pytest.raises(ValueError, match=SECRET), observed("score", "/scored", {}):
+        raise ValueError(SECRET)
+    assert events()[1]["run"]["facets"]["errorMessage"]["message"] == "ValueError"
+
+
+def test_what_a_call_scores_in_memory_is_told_only_if_it_is_kept(job: Job, events: Events, tmp_path: Path) -> None:
+    job()
+    columns = {"reward": "columns", "objective": "simpo"}
+    api.score(str(tmp_path / "pairs.parquet"), **columns)
+    assert events() == []
+    api.score(str(tmp_path / "pairs.parquet"), path=tmp_path / "kept", **columns)
+    found = events()
+    assert states(found) == ["START", "COMPLETE"]
+    assert names(found[1]["outputs"]) == ["kept"]
+
+
+def test_a_source_on_the_hub_has_its_commit_as_version(job: Job, events: Events, hub: Hub, tmp_path: Path) -> None:
+    job()
+    commit = hub.add("org/prefs", {"data/train.parquet": (tmp_path / "pairs.parquet").read_bytes()})
+    list(score_only(job(source={"path": "hf://datasets/org/prefs"})))
+    [source] = events()[1]["inputs"]
+    assert (source["namespace"], source["name"]) == ("hf://datasets", "org/prefs")
+    assert source["facets"]["version"]["datasetVersion"] == commit
 
 
 def test_rows_are_told_on_the_way(job: Job, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
