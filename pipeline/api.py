@@ -104,10 +104,18 @@ class Subset(Rows):
     def write(self, path: str | Path, **output: Any) -> None:
         """Write the subset as `alignpot select` does. output: further keys of the output section, and `storage`."""
         from pipeline.steps.select import write_found
+        from pipeline.steps.told import tell_found, tell_selected
 
         storage = output.pop("storage", None)
         section = parse(Output, {"path": str(path), **output}, "the call")
-        write_found(self._found, self._source, self._former, section, _place(path, storage))
+        source, place = self._source, _place(path, storage)
+        with observed(
+            "select", str(path), section.model_dump(mode="json"), lineage=isinstance(source, Dataset)
+        ) as told:
+            told.add(tell_found, source, self._found, section)
+            told.begin()
+            write_found(self._found, source, self._former, section, place)
+            told.add(tell_selected, section, place, self.report)
         if section.hub is not None:
             push(path, section.hub, storage=storage)
 

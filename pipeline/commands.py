@@ -89,7 +89,7 @@ def _prepared(config: Config, plan: Plan | None = None) -> list[SelectRun]:
 
 def _select(runs: Sequence[SelectRun], told: Observed) -> Iterator[str]:
     for run, report in zip(runs, select_subsets(runs), strict=True):
-        told.add(tell_selected, run, report, is_variant=len(runs) > 1)
+        told.add(tell_selected, run.output, run.place, report, is_variant=len(runs) > 1)
         yield f"{render(report)}\n"
         yield run.where()
         if run.output.hub is not None:

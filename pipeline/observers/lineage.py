@@ -108,5 +108,7 @@ def run_id_of(facts: Facts) -> str:
 def _is_set_up(variables: Mapping[str, str]) -> bool:
     if variables.get("OPENLINEAGE_DISABLED", "").strip().lower() == "true":
         return False
-    files = (Path("openlineage.yml"), Path("~/.openlineage/openlineage.yml").expanduser())
+    # Unlike pathlib, this raises nothing where a user has no home.
+    at_home = os.path.expanduser("~/.openlineage/openlineage.yml")  # noqa: PTH111
+    files = (Path("openlineage.yml"), Path(at_home))
     return any(name.startswith(_VARIABLES) for name in variables) or any(file.is_file() for file in files)

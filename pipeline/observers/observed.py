@@ -25,6 +25,8 @@ from pipeline.shown import shown
 from pipeline.termination import is_terminated, raise_if_terminated
 
 P = ParamSpec("P")
+_IN_PART: Final = "part of what the run did is left out of lineage and tracking"
+_NO_LINEAGE: Final = "lineage cannot be sent, and is left out from here on"
 _ENDS: Final[Mapping[State, str]] = {"COMPLETE": "complete", "FAIL": "failed", "ABORT": "aborted"}
 
 _log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class Observed:
     def add(self, tell: Callable[Concatenate[Facts, P], None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Let `tell` write into the facts."""
         if self._lineage is not None or self._tracker is not None:
-            self._guarded("what the run did", tell, self._facts, *args, **kwargs)
+            self._guarded(_IN_PART, tell, self._facts, *args, **kwargs)
 
     def begin(self) -> None:
         """Say that the work begins. Its inputs, outputs and fingerprint are known."""
@@ -50,7 +52,7 @@ class Observed:
     def running(self, name: str, done: int, total: int) -> None:
         """Say how many rows are done."""
         if self._has_begun and self._lineage is not None:
-            self._guarded("the lineage", self._lineage.running, self._facts, name, done, total)
+            self._guarded(_NO_LINEAGE, self._lineage.running, self._facts, name, done, total)
 
     def end(self, state: State, error: str | None = None) -> None:
         """Say how it ended."""
@@ -59,25 +61,25 @@ class Observed:
             self.begin()
         self._emit(state, error)
         if self._lineage is not None:
-            self._guarded("the lineage", self._lineage.close)
+            self._guarded(_NO_LINEAGE, self._lineage.close)
         if self._tracker is not None:
             tracker, facts = self._tracker, self._facts
-            self._guarded("run.track", lambda: tracker(told(facts, _ENDS[state], error)))
+            self._guarded("run.track failed", lambda: tracker(told(facts, _ENDS[state], error)))
 
     def _emit(self, state: State, error: str | None = None) -> None:
         if self._lineage is not None:
-            self._guarded("the lineage", self._lineage.emit, state, self._facts, error)
+            self._guarded(_NO_LINEAGE, self._lineage.emit, state, self._facts, error)
 
     def _guarded(self, what: str, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             call(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - libraries and functions of others may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - those of others may raise anything
             if not self._has_ended:
                 raise_if_terminated()  # the error may be that of a signal
             words = f"{type(error).__name__}: {shown(error, 300)}"
             words = type(error).__name__ if carries_credentials(str(error)) else words
-            _log.warning("%s could not be told (%s). The run goes on.", what, words)
-            if what == "the lineage":
+            _log.warning("%s (%s). The run goes on.", what, words)
+            if what == _NO_LINEAGE:
                 self._lineage = None
 
 

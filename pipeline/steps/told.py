@@ -8,15 +8,17 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.config import ColumnsModel, ColumnsReward, Config
+from pipeline.config import ColumnsModel, ColumnsReward, Config, Output
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SUBSET, Manifest
+from pipeline.data.place import Place
 from pipeline.data.run import Run
 from pipeline.data.sealed import fingerprint_digest
 from pipeline.observers.facts import Data, Facts, Name, Origin
 from pipeline.selection.labels import SIDES
-from pipeline.selection.ranking import wanted_by
-from pipeline.selection.source import TableSource
+from pipeline.selection.ranking import Query, wanted_by
+from pipeline.selection.selection import Found
+from pipeline.selection.source import Source, TableSource
 from pipeline.sources.formats import FORMATS
 from pipeline.sources.mix import MixReader
 from pipeline.sources.reader import PairReader
@@ -83,7 +85,7 @@ def tell_selecting(facts: Facts, runs: Sequence[SelectRun]) -> None:
     else:
         scored = facts.outputs[0]
         facts.outputs = [scored]
-    facts.outputs += [_subset(run, scored) for run in runs]
+    facts.outputs += [_subset(run.query, run.output, scored) for run in runs]
     facts.outputs += [Data(url=f"hf://datasets/{run.output.hub}") for run in runs if run.output.hub is not None]
     facts.fingerprint = {**facts.fingerprint, "subsets": [fingerprint_digest(run.plan.fingerprint) for run in runs]}
 
@@ -109,16 +111,26 @@ def tell_scored(facts: Facts, summary: ScoreSummary, manifest: Manifest) -> None
         facts.figures |= {"tokens": summary.num_tokens_now, "tokens_per_second": rate}
 
 
-def tell_selected(facts: Facts, run: SelectRun, report: Mapping[str, Any], *, is_variant: bool) -> None:
+def tell_found(facts: Facts, scored: Source, found: Found, output: Output) -> None:
+    """The subset that is to be made of what a call found in a scored dataset."""
+    assert isinstance(scored, Dataset)  # noqa: S101 - rows in memory have no lineage
+    facts.inputs = [Data.of(scored, str(scored.place))]
+    facts.outputs = [_subset(found.selection.query, output, facts.inputs[0])]
+    facts.fingerprint = {"scored": facts.inputs[0].version, "selection": found.selection.to_dict()}
+
+
+def tell_selected(
+    facts: Facts, output: Output, place: Place, report: Mapping[str, Any], *, is_variant: bool = False
+) -> None:
     """A subset, complete, and its report; names of figures begin with that of the variant, if there are several."""
-    name = Name.of(run.output.path)
-    made = Data.of(Dataset.open(run.place, SUBSET), run.output.path)
+    name = Name.of(output.path)
+    made = Data.of(Dataset.open(place, SUBSET), output.path)
     facts.outputs = [
         replace(made, origins=data.origins, deciders=data.deciders) if data.name == name else data
         for data in facts.outputs
     ]
-    facts.reports[run.output.path] = report
-    variant = f"{run.output.path.rstrip('/').rpartition('/')[2]}/" if is_variant else ""
+    facts.reports[output.path] = report
+    variant = f"{output.path.rstrip('/').rpartition('/')[2]}/" if is_variant else ""
     chosen = report["selection"]
     facts.counts |= {f"{variant}rows_ranked": chosen["num_ranked"], f"{variant}rows_selected": chosen["k"]}
     figures = {"threshold": chosen.get("threshold"), "weight": chosen["fitted"].get("weight")}
@@ -193,28 +205,28 @@ def _origins_of_scored(
     return {name: origins for name, origins in found.items() if origins and name in schema.names}
 
 
-def _subset(run: SelectRun, scored: Data) -> Data:
-    """The subset of a run. Its columns come from the scored ones, or from theirs where the same command makes these."""
-    schema, ranker = scored.schema, run.query.ranker
+def _subset(query: Query, output: Output, scored: Data) -> Data:
+    """The subset of a query. Its columns come from the scored ones; from theirs, if the same command makes these."""
+    schema, ranker = scored.schema, query.ranker
     assert schema is not None  # noqa: S101
     origins: dict[str, tuple[Origin, ...]] = {name: (Origin(scored.name, name, is_same=True),) for name in schema.names}
-    if run.query.rule.labels == "swap":
+    if query.rule.labels == "swap":
         for sides in SIDES:
             origins |= dict.fromkeys(sides, _from(scored.name, sides))
-    if run.output.slim:
+    if output.slim:
         origins = {name: origins[name] for name in _SIDES}
     else:
         terms = [name for term in ranker.terms for name in ranker.quantity(term).columns]
-        origins[s.MARGIN_EXPLICIT] = _from(scored.name, run.query.explicit.columns)
-        origins[s.MARGIN_IMPLICIT] = _from(scored.name, run.query.implicit.columns)
+        origins[s.MARGIN_EXPLICIT] = _from(scored.name, query.explicit.columns)
+        origins[s.MARGIN_IMPLICIT] = _from(scored.name, query.implicit.columns)
         origins[s.POTENTIAL] = _from(scored.name, terms)
-    read = wanted_by([run.query], TableSource(table=schema.empty_table())).columns(schema.names)
+    read = wanted_by([query], TableSource(table=schema.empty_table())).columns(schema.names)
     deciders = _from(scored.name, read)
     if scored.origins:
         origins = {column: _through(found, scored) for column, found in origins.items()}
         deciders = tuple(dict.fromkeys((*scored.deciders, *_through(deciders, scored))))
     kept = {column: found for column, found in origins.items() if found}
-    return Data(url=run.output.path, origins=kept, deciders=deciders)
+    return Data(url=output.path, origins=kept, deciders=deciders)
 
 
 def _through(origins: Sequence[Origin], scored: Data) -> tuple[Origin, ...]:

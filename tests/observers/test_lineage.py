@@ -198,15 +198,22 @@ def test_an_error_of_a_library_is_told_by_its_type_alone(events: Events) -> None
     assert events()[1]["run"]["facets"]["errorMessage"]["message"] == "ValueError"
 
 
-def test_what_a_call_scores_in_memory_is_told_only_if_it_is_kept(job: Job, events: Events, tmp_path: Path) -> None:
+def test_what_calls_make_is_told_only_if_it_is_kept(job: Job, events: Events, tmp_path: Path) -> None:
     job()
     columns = {"reward": "columns", "objective": "simpo"}
-    api.score(str(tmp_path / "pairs.parquet"), **columns)
+    in_memory = api.score(str(tmp_path / "pairs.parquet"), **columns)
+    api.select(in_memory.to_arrow(), k=3, metric="explicit").write(tmp_path / "rows")
     assert events() == []
-    api.score(str(tmp_path / "pairs.parquet"), path=tmp_path / "kept", **columns)
-    found = events()
-    assert states(found) == ["START", "COMPLETE"]
-    assert names(found[1]["outputs"]) == ["kept"]
+    kept = api.score(str(tmp_path / "pairs.parquet"), path=tmp_path / "kept", **columns)
+    scored = events()
+    assert states(scored) == ["START", "COMPLETE"]
+    assert names(scored[1]["outputs"]) == ["kept"]
+    api.select(kept, k=3, metric="explicit").write(tmp_path / "best")
+    selected = events()
+    assert states(selected) == ["START", "COMPLETE"]
+    assert [names(selected[1]["inputs"]), names(selected[1]["outputs"])] == [["kept"], ["best"]]
+    assert rows(selected[1]["outputs"][0]) == 3
+    assert origins(selected[1]["outputs"][0], "id") == {"kept.id": "IDENTITY"}
 
 
 def test_a_source_on_the_hub_has_its_commit_as_version(job: Job, events: Events, hub: Hub, tmp_path: Path) -> None:
@@ -298,7 +305,7 @@ def test_another_attempt_of_a_scheduler_is_another_run(
         ({"OPENLINEAGE_CONFIG": "empty.yml"}, "without a transport"),
         ({"OPENLINEAGE__TRANSPORT__TYPE": "pigeon"}, "cannot be set up"),
         ({"OPENLINEAGE__TRANSPORT__TYPE": "file", "OPENLINEAGE__TRANSPORT__LOG_FILE_PATH": "no/such/folder/e"},
-         "could not be told"),
+         "cannot be sent"),
     ],
 )  # fmt: skip
 def test_without_a_transport_that_works_the_run_goes_on_and_prints_the_same(
