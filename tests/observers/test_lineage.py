@@ -21,9 +21,6 @@ from pipeline.termination import heed_sigterm
 from tests.hub_server import Hub
 from tests.observers.conftest import NUM_ROWS, SECRET, Event
 
-PARENT = "0191f1c4-7c5b-7000-8000-000000000001"
-ROOT = "0191f1c4-7c5b-7000-8000-000000000002"
-
 Events = Callable[[], list[Event]]
 Job = Callable[..., Config]
 
@@ -241,60 +238,6 @@ def test_an_export_tells_what_it_reads_and_writes(job: Job, events: Events, tmp_
     assert states(found) == ["START", "COMPLETE"]
     assert [names(found[1]["inputs"]), names(found[1]["outputs"])] == [["subset"], ["out"]]
     assert rows(found[1]["inputs"][0]) == rows(found[1]["outputs"][0]) == 8
-
-
-AIRFLOW = {
-    "AIRFLOW_CTX_DAG_ID": "dag", "AIRFLOW_CTX_TASK_ID": "task", "AIRFLOW_CTX_TRY_NUMBER": "2",
-    "AIRFLOW_CTX_EXECUTION_DATE": "2026-01-02T03:04:05+00:00", "AIRFLOW__OPENLINEAGE__NAMESPACE": "airflow-prod",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("variables", "parent", "root"),
-    [
-        ({"OPENLINEAGE_PARENT_ID": f"air/dag.task/{PARENT}"}, ("air", "dag.task", PARENT), PARENT),
-        ({"OPENLINEAGE_PARENT_ID": f"air/a/b/{PARENT}"}, ("air", "a/b", PARENT), PARENT),
-        (
-            {"OPENLINEAGE_PARENT_ID": f"air/dag.task/{PARENT}", "OPENLINEAGE_ROOT_PARENT_ID": f"air/dag/{ROOT}"},
-            ("air", "dag.task", PARENT),
-            ROOT,
-        ),
-        (
-            {"OPENLINEAGE_PARENT_JOB_NAMESPACE": "air", "OPENLINEAGE_PARENT_JOB_NAME": "job",
-             "OPENLINEAGE_PARENT_RUN_ID": PARENT},
-            ("air", "job", PARENT),
-            PARENT,
-        ),
-        (AIRFLOW, ("airflow-prod", "dag.task", None), None),
-        ({"OPENLINEAGE_PARENT_ID": "air/dag.task/7"}, None, None),
-        ({**AIRFLOW, "AIRFLOW_CTX_EXECUTION_DATE": "yesterday"}, None, None),
-    ],
-)  # fmt: skip
-def test_the_parent_run_is_that_of_the_scheduler(
-    job: Job, events: Events, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], parent: Any, root: str | None
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    list(score_only(job()))
-    for event in events():
-        facet = event["run"]["facets"].get("parent")
-        if parent is None:
-            assert facet is None
-            continue
-        assert (facet["job"]["namespace"], facet["job"]["name"]) == parent[:2]
-        assert facet["run"]["runId"] == (parent[2] or facet["run"]["runId"])
-        assert facet["root"]["run"]["runId"] == (root or facet["run"]["runId"])
-
-
-def test_another_attempt_of_a_scheduler_is_another_run(
-    job: Job, events: Events, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = []
-    for number in ("1", "2"):
-        monkeypatch.setenv("AIRFLOW_CTX_TRY_NUMBER", number)
-        list(score_only(job()))
-        ids.append(events()[0]["run"]["runId"])
-    assert ids[0] != ids[1]
 
 
 @pytest.mark.parametrize(
