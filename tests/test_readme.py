@@ -24,7 +24,7 @@ from pipeline.sources.formats import table
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 GENERATED = {ROOT / "jobs" / "CONFIG.md"}
-FOLDERS = ("", "deploy", "jobs", "pipeline", "pipeline/*", "tests/benchmarks")
+FOLDERS = ("", "deploy", "deploy/*", "jobs", "pipeline", "pipeline/*", "tests/benchmarks")
 PAGES = sorted({page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md".lstrip("/"))} - GENERATED)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"[\w.-]+(?:/[\w.-]+)*(?:/|\.(?:py|md|txt|safetensors))|[\w.-]+(?:/[\w.-]+)+\.yaml")
