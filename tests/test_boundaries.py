@@ -12,7 +12,7 @@ import pytest
 import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
-HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft"}
+HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft", "openlineage"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
     {"cli_cluster", "cli_reference"},
@@ -21,7 +21,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"api", "commands", "doctor"},
     {"selfplay"},
     {"on_ray", "steps"},
-    {"exports", "training"},
+    {"exports", "observers", "training"},
     {"selection"},
     {"data", "models"},
     {"sources"},
@@ -53,6 +53,7 @@ LIGHT = [
     ".sources",
     ".data",
     ".api",
+    ".commands",
     ".training.precomputed",
 ]
 
