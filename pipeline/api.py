@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.config import Config, Metric, Objective, Output, Source, Storage, parse_config
+from pipeline.config import Config, Metric, Objective, Output, Source, Storage, parse_config, resolved
 from pipeline.config.load import parse
 from pipeline.data.benchmarks import read_benchmarks
 from pipeline.data.dataset import Dataset
@@ -32,6 +32,8 @@ from pipeline.data.place import Place
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.frames import Rows, to_table
 from pipeline.metrics.columns import BoolArray, FloatArray
+from pipeline.observers.facts import tell_copy
+from pipeline.observers.observed import observed
 from pipeline.selection.columns import read_columns
 from pipeline.selection.passes import Threads
 from pipeline.selection.ranking import Query, rank, wanted_by
@@ -129,10 +131,18 @@ class Subset(Rows):
     def write(self, path: str | Path, **output: Any) -> None:
         """Write the subset as `alignpot select` does. output: further keys of the output section, and `storage`."""
         from pipeline.steps.select import write_found
+        from pipeline.steps.told import tell_found, tell_selected
 
         storage = output.pop("storage", None)
         section = parse(Output, {"path": str(path), **output}, "the call")
-        write_found(self._found, self._source, self._former, section, _place(path, storage))
+        source, place = self._source, _place(path, storage)
+        with observed(
+            "select", str(path), section.model_dump(mode="json"), lineage=isinstance(source, Dataset)
+        ) as told:
+            told.add(tell_found, source, self._found, section)
+            told.begin()
+            write_found(self._found, source, self._former, section, place)
+            told.add(tell_selected, section, place, self.report)
         if section.hub is not None:
             push(path, section.hub, storage=storage)
 
@@ -173,6 +183,7 @@ def score(
     """
     from pipeline.steps.score import check_dropped, prepare_score
     from pipeline.steps.score import score as run_score
+    from pipeline.steps.told import tell_scored, tell_scoring
 
     given = {"policy": policy, "reference": reference, "reward": reward}
     metric = "potential" if policy is not None and reward is not None else "explicit" if policy is None else "implicit"
@@ -194,8 +205,13 @@ def score(
             "run": {"engine": engine, **sections.pop("run", {})},
             **sections,
         })  # fmt: skip
-        _, manifest = run_score(*prepare_score(config))
-        check_dropped(config, manifest)
+        with observed("score", config.scored, resolved(config), config.run.track, lineage=path is not None) as told:
+            scoring = prepare_score(config)
+            told.add(tell_scoring, *scoring)
+            told.begin()
+            summary, manifest = run_score(*scoring)
+            told.add(tell_scored, summary, manifest)
+            check_dropped(config, manifest)
         return Scored(config, files.pop_all())
 
 
@@ -257,7 +273,13 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
     from pipeline.exports.export import export_subset
 
     storage = options.pop("storage", None)
-    return export_subset(_place(subset, storage), to, _place(path, storage), **options)
+    places = _place(subset, storage), _place(path, storage)
+    with observed("export", str(path), {"to": to, **options}) as told:
+        told.add(tell_copy, str(subset), places[0])
+        told.begin()
+        text = export_subset(places[0], to, places[1], **options)
+        told.add(tell_copy, str(subset), *places)
+    return text
 
 
 def push(
@@ -269,7 +291,11 @@ def push(
     """
     from pipeline.exports.hub import push_subset
 
-    return push_subset(_place(subset, storage), repo, public=public)
+    place = _place(subset, storage)
+    with observed("push", f"hf://datasets/{repo}", {"repo": repo}) as told:
+        told.add(tell_copy, str(subset), place)
+        told.begin()
+        return push_subset(place, repo, public=public)
 
 
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:
