@@ -33,6 +33,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key; repeatable.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print tokens and GPU-hours; run nothing.")]
+PagePath = Annotated[Path | None, typer.Option("--html", metavar="PATH", help="Write one page of HTML there.")]
 EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")]
 
 
@@ -68,7 +69,7 @@ def select(
 
 
 @app.command()
-def compare(
+def compare(  # noqa: PLR0913 - each option says what is compared or how it is shown
     scored: Annotated[str, typer.Argument(help="A scored dataset.", show_default=False)],
     metrics: Annotated[
         list[str] | None, typer.Option("--metric", help="NAME or NAME:key=value,...; default: those with columns.")
@@ -78,6 +79,7 @@ def compare(
     endpoint_url: EndpointUrl = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: PagePath = None,
 ) -> None:
     """Show how far metrics agree: overlap of what they select, rank correlation, and contradiction."""
     from pipeline import api
@@ -86,15 +88,31 @@ def compare(
     given = {"fractions": fractions} if fractions else {}
     storage = _storage(endpoint_url).model_dump()
     found = api.compare(scored, metrics=metrics or (), objective=objective, storage=storage, **given)
+    if html is not None:
+        from pipeline.commands import write_page
+        from pipeline.report import comparison_page
+
+        _say(write_page(html, comparison_page(found)))
+        return
     _say(json.dumps(found.to_dict()) if as_json else render_comparison(found))
 
 
 @app.command()
-def report(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Print the report of a subset that was written before."""
-    from pipeline.commands import report_only
+def report(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    html: PagePath = None,
+    examples: Annotated[
+        int, typer.Option(min=0, max=50, metavar="N", help="With --html: show N pairs of each kind, with their text.")
+    ] = 0,
+) -> None:
+    """Print the report of a subset that was written before, or write it as a page."""
+    from pipeline.commands import report_only, report_pages
 
-    _echo(report_only(_config(config, overrides)))
+    if examples and html is None:
+        raise ConfigError("--examples are shown on a page: give --html PATH too.")
+    loaded = _config(config, overrides)
+    _echo(report_only(loaded) if html is None else report_pages(loaded, html, examples))
 
 
 class _ExportCommand(TyperCommand):

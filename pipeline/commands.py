@@ -4,10 +4,13 @@ Imports in functions keep readers and models out of the commands that do not nee
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.data.run import Plan
+from pipeline.faults import storage_errors
 from pipeline.selection.report import render
+from pipeline.shown import shown_path
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
 
 
@@ -49,6 +52,23 @@ def select_only(config: Config) -> Iterator[str]:
 def report_only(config: Config) -> Iterator[str]:
     """The report of a subset that was written before."""
     return map(render, load_reports(config))
+
+
+def report_pages(config: Config, path: Path, num_examples: int) -> Iterator[str]:
+    """Write the pages of subsets that were written before; those of a sweep have the variant in their name."""
+    from pipeline.steps.pages import pages
+
+    for name, page in pages(config, num_examples):
+        target = path.with_stem(f"{path.stem}-{name}") if config.sweep else path
+        yield write_page(target, page)
+
+
+def write_page(path: Path, page: str) -> str:
+    """Write a page; what was written, in words."""
+    with storage_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    return f"page: {shown_path(path)}"
 
 
 def _prepared(config: Config, plan: Plan | None = None) -> list[SelectRun]:

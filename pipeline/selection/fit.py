@@ -78,11 +78,11 @@ def blocks_of(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + _BLOCK) for start in range(0, num_rows, _BLOCK))
 
 
-def drawn(hashes: HashArray, rows: BoolArray) -> BoolArray:
-    """Of the rows, the DRAWN_ROWS with the smallest hashes: the same ones for any order; ties are all in."""
-    if np.count_nonzero(rows) <= DRAWN_ROWS:
+def drawn(hashes: HashArray, rows: BoolArray, num: int = DRAWN_ROWS) -> BoolArray:
+    """Of the rows, the `num` with the smallest hashes: the same ones for any order; ties are all in."""
+    if np.count_nonzero(rows) <= num:
         return rows
-    highest = np.partition(hashes[rows], DRAWN_ROWS - 1)[DRAWN_ROWS - 1]
+    highest = np.partition(hashes[rows], num - 1)[num - 1]
     within: BoolArray = rows & (hashes <= highest)
     return within
 
