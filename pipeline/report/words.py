@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from pipeline.drops import Reason
+
 QUADRANTS: Final = {
     "agree": ("agree", "reward and policy both prefer the chosen response"),
     "reward_only": ("reward only", "the reward prefers chosen, the policy rejected"),
@@ -34,3 +36,10 @@ def left_out(reason: str) -> str:
     if reason.endswith("_not_finite"):
         return f"no finite {reason.removesuffix('_not_finite')}"
     return LEFT_OUT.get(reason, reason)
+
+
+def dropped(drop: str) -> str:
+    """A "stage: reason" of a scored dataset in words."""
+    stage, _, reason = drop.partition(": ")
+    meaning = Reason(reason).meaning if reason in {*Reason} else ""
+    return f"dropped in {stage}: {meaning or reason}"
