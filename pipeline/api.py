@@ -15,6 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,12 +81,16 @@ class Scored(Rows):
 
 
 class Subset(Rows):
-    """The rows that a selection keeps, with margin_explicit, margin_implicit and potential. `report`: it in numbers."""
+    """The rows that a selection keeps, with margin_explicit, margin_implicit and potential."""
 
     def __init__(self, source: ScoredRows, found: Found, former: Mapping[str, Any] | None, owner: object) -> None:
         self._source, self._found, self._former = source, found, former
         self._owner = owner  # of the files that are read
-        self.report = summarise(found, source)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """What was kept, in numbers: as `report.json` of a written subset."""
+        return summarise(self._found, self._source)
 
     def __len__(self) -> int:
         return self._found.selection.k

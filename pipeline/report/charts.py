@@ -8,7 +8,7 @@ from typing import Any, Final
 from pipeline.selection.plane import ACROSS, DOWN
 
 LEFT: Final = 46
-RIGHT: Final = 10
+RIGHT: Final = 16
 TOP: Final = 22
 BOTTOM: Final = 40
 _SHADES: Final = 5
@@ -125,13 +125,17 @@ def edge_ticks(axes: Axes, edges: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def weights(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Overlap and share of contradicted labels as the weight grows, as lines; and where each weight stands."""
+    """Overlap and share of contradicted labels by weight, as lines; where each weight stands, and which is nearest.
+
+    The nearest weight is that of the largest overlap with the subset.
+    """
     axes = Axes(width=480, height=240, across=(rows[0]["weight"], rows[-1]["weight"]), up=(0.0, 1.0))
     names = ("overlap", "contradicted_by_reward")
     return {
         "axes": axes,
         "lines": lines(axes, [[(row["weight"], row[name] or 0.0) for row in rows] for name in names]),
         "x": [axes.x(row["weight"]) for row in rows],
+        "nearest": max(range(len(rows)), key=lambda place: rows[place]["overlap"] or 0.0),
     }
 
 

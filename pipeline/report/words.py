@@ -41,5 +41,5 @@ def left_out(reason: str) -> str:
 def dropped(drop: str) -> str:
     """A "stage: reason" of a scored dataset in words."""
     stage, _, reason = drop.partition(": ")
-    meaning = Reason(reason).meaning if reason in {*Reason} else ""
+    meaning = Reason(reason).meaning.partition(";")[0] if reason in {*Reason} else ""
     return f"dropped in {stage}: {meaning or reason}"

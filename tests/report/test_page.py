@@ -246,6 +246,33 @@ def test_pictures_have_words_and_tables_beside_them():
         assert {*" ".join(reference).split()} <= {*ids}
 
 
+def test_colours_stand_out_in_light_and_in_dark():
+    html = report_page(report_of(agreeing_table(60)), FACTS)
+
+    def luminance(colour):
+        whole = "".join(c * 2 for c in colour) if len(colour) == 3 else colour
+        parts = (int(whole[i : i + 2], 16) / 255 for i in (0, 2, 4))
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    schemes = [dict(re.findall(r"--(\w+):#(\w+)", rules)) for rules in re.findall(r":root{([^}]*)}", html)]
+    assert len(schemes) == 2
+    for colours in schemes:
+        for name, least in {
+            "ink": 4.5,
+            "soft": 4.5,
+            "kept": 4.5,
+            "all": 3,
+            "line": 3,
+            "second": 3,
+            "s0": 3,
+            "s4": 3,
+        }.items():
+            for ground in ("card", "page"):
+                low, high = sorted(luminance(colours[each]) for each in (name, ground))
+                assert (high + 0.05) / (low + 0.05) >= least * 0.98, (name, ground)
+
+
 def run(*args: str) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([*args])

@@ -1,6 +1,7 @@
 "use strict";
 for (const table of document.querySelectorAll("table.sort")) {
   table.querySelectorAll("thead th").forEach((head, place) => {
+    if (!head.textContent) return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
