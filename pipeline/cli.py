@@ -115,6 +115,26 @@ def report(
     _echo(report_only(loaded) if html is None else report_pages(loaded, html, examples))
 
 
+@app.command()
+def audit(
+    scored: Annotated[str, typer.Argument(help="A scored dataset.", show_default=False)],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="A .csv or .parquet file.", show_default=False)],
+    above: Annotated[float, typer.Option(min=0, max=1, help="Lowest probability of a wrong label.")] = 0.5,
+    objective: Annotated[
+        str, typer.Option(help="NAME:key=value,...; default: as when scored.", show_default=False)
+    ] = "",
+    endpoint_url: EndpointUrl = None,
+    *,
+    text: Annotated[bool, typer.Option("--text", help="Also write prompt, chosen and rejected.")] = False,
+) -> None:
+    """Write the pairs whose label is likely wrong, by reward and policy, for people to look at."""
+    from pipeline import api
+    from pipeline.commands import write_audit
+
+    found = api.audit(scored, objective=objective, above=above, text=text, storage=_storage(endpoint_url))
+    _say(write_audit(found.to_arrow(), output))
+
+
 class _ExportCommand(TyperCommand):
     """Names the formats in its help; their registry is imported only then."""
 

@@ -15,7 +15,6 @@ MARGINS: Final = {
     "margin_explicit": "reward margin",
     "margin_implicit": "implicit margin",
     "potential": "score",
-    "sum": "both together",
 }
 LEFT_OUT: Final = {
     "duplicate": "repeats the id and content of another row",

@@ -1,55 +1,67 @@
 """How likely the label of a pair is wrong, by both margins.
 
-Each margin is put on the log-odds of the labels by the Bradley-Terry model (`metrics.calibration`); their sum is put
-there once more, because they are not independent. P(the label is wrong) = sigmoid(-that). It is calibrated on the
-labels themselves: a policy or reward model that was trained on them finds too few.
+A share of the labels, the rate, is taken to be wrong: there chosen and rejected are exchanged. Of the two responses the
+better one has the larger margin with the odds of Bradley and Terry, so that
+
+    P(this label) = (1 - rate) * sigmoid(m) + rate * sigmoid(-m),   m = sum of weight * margin
+
+Rate and weights are those of the largest likelihood, found together by expectation maximisation; then log-odds that a
+label is right are m + log((1 - rate) / rate). Models that were trained on these labels find too few wrong ones.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline import schema
 from pipeline.errors import DataError
-from pipeline.metrics.calibration import log_odds_weight, preference_scale
+from pipeline.metrics.calibration import log_odds_weight
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.moments import exact_mean
+from pipeline.selection.source import Source, take_all
 from pipeline.selection.view import View, rounded
 
-_SMOOTHING: Final = 0.01
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95)
+PROBABILITY: Final = "probability_wrong"
+REASONS: Final = "reasons"
+_TEXTS: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
+_FITTED_ROWS: Final = 2**14
+_STEPS: Final = 150
+_PRIOR: Final = (1.0, 20.0)  # wrong labels among so many, as if seen before: 5%, worth 20 rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WrongLabels:
-    """scales: by margin, and of the sum. log_odds: that the label is right, float64 [num_rows]; NaN where unknown."""
+    """rate: of wrong labels. weights: by margin. log_odds: that a label is right, float64 [num_rows]; NaN: unknown."""
 
-    scales: dict[str, float]
+    rate: float
+    weights: Mapping[str, float]
     log_odds: FloatArray
 
     @classmethod
     def of(cls, view: View) -> "WrongLabels":
-        """Fitted to the sampled rows.
+        """Fitted to sampled rows.
 
         Raises:
             DataError: no margin is there, or the margins are against the labels in sum.
         """
         margins = {schema.MARGIN_EXPLICIT: view.reward, schema.MARGIN_IMPLICIT: view.implicit}
-        scales: dict[str, float] = {}
-        total = np.zeros(view.scores.size)
-        for name, margin in margins.items():
-            sample = margin[view.sample]
-            sample = sample[np.isfinite(sample)]
-            if sample.size:
-                scales[name] = preference_scale(sample, name=name, smoothing=_SMOOTHING)
-                total += scales[name] * margin
-        if not scales:
-            raise DataError("neither margin is there")
-        sample = total[view.sample]
-        scales["sum"] = preference_scale(sample[np.isfinite(sample)], name="the sum", smoothing=_SMOOTHING)
-        return cls(scales=scales, log_odds=scales["sum"] * total)
+        margins = {name: margin for name, margin in margins.items() if np.isfinite(margin[view.sample]).any()}
+        if not margins:
+            raise DataError("no pair has a margin of the reward or of the policy. Run one of these models.")
+        sample = np.stack([margin[view.sample] for margin in margins.values()])
+        rate, weights = _fitted(sample[:, np.isfinite(sample).all(axis=0)][:, :_FITTED_ROWS])
+        total = sum((weight * margin for weight, margin in zip(weights, margins.values(), strict=True)), np.zeros(1))
+        return cls(
+            rate=rate,
+            weights=dict(zip(margins, weights, strict=True)),
+            log_odds=total + math.log((1 - rate) / rate),
+        )
 
     @property
     def probability(self) -> FloatArray:
@@ -58,6 +70,37 @@ class WrongLabels:
         known = np.isfinite(self.log_odds)
         wrong[known] = log_odds_weight(self.log_odds[known])
         return wrong
+
+
+def _fitted(margins: FloatArray) -> tuple[float, list[float]]:
+    """Rate and weights by margins, [num_margins, num_rows]: expectations, then a step of Newton's on the weights.
+
+    A prior worth a few rows, on the rate and on weights of margins scaled to 1, keeps them finite where no label is
+    contradicted.
+    """
+    num_margins, num_rows = margins.shape
+    largest = np.abs(margins).max(axis=1, initial=0.0)
+    largest[largest == 0] = 1.0
+    spread = largest * np.sqrt(((margins / largest[:, None]) ** 2).mean(axis=1)) if num_rows else largest
+    scaled = margins / np.where(spread > 0, spread, 1.0)[:, None]
+    rate, weights = _PRIOR[0] / _PRIOR[1], np.ones(num_margins)
+    for _ in range(_STEPS):
+        odds = (weights[:, None] * scaled).sum(axis=0)
+        wrong = log_odds_weight(odds + math.log((1 - rate) / rate))
+        rate = (float(wrong.sum()) + _PRIOR[0]) / (num_rows + _PRIOR[1])
+        right = log_odds_weight(-odds)
+        slope = (scaled * (1 - wrong - right)).sum(axis=1) - weights
+        curve: npt.NDArray[np.float64] = np.eye(num_margins)
+        for i in range(num_margins):
+            for j in range(num_margins):
+                curve[i, j] += float((scaled[i] * scaled[j] * right * (1 - right)).sum())
+        weights = weights + np.clip(np.linalg.solve(curve, slope), -1.0, 1.0)
+    if rate >= 0.5 or weights.max() <= 0:
+        raise DataError(
+            f"the margins are against the labels in sum in {num_rows} rows, so they cannot say which labels are wrong. "
+            "Check that chosen and rejected are not swapped."
+        )
+    return rate, (weights / np.where(spread > 0, spread, 1.0)).tolist()
 
 
 def label_audit(view: View) -> dict[str, Any]:
@@ -78,4 +121,35 @@ def label_audit(view: View) -> dict[str, Any]:
                 for level in LEVELS
             },
         }
-    return {"scales": {name: rounded(scale) for name, scale in found.scales.items()}, **groups}
+    weights = {name: rounded(weight) for name, weight in found.weights.items()}
+    return {"rate": rounded(found.rate), "weights": weights, **groups}
+
+
+def suspicious_pairs(view: View, source: Source, *, above: float, text: bool) -> pa.Table:
+    """The ranked pairs whose label is wrong with a probability above this one, most likely first, ties by id.
+
+    Columns: id, probability_wrong, reasons, margin_explicit (signed), margin_implicit; with `text` what they say.
+
+    Raises:
+        DataError: the labels cannot be judged by these margins.
+    """
+    wrong = WrongLabels.of(view).probability
+    rows = np.flatnonzero(view.ranked & (np.nan_to_num(wrong, nan=-1.0) > above))
+    taken = take_all(source, rows, [schema.ID, *(_TEXTS if text else ())])
+    against = {
+        "reward prefers rejected": view.reward[rows] < 0,
+        "policy prefers rejected": view.implicit[rows] < 0,
+    }
+    reasons = [
+        "; ".join(name for name, holds in zip(against, each, strict=True) if holds)
+        for each in zip(*(holds.tolist() for holds in against.values()), strict=True)
+    ]
+    columns = {
+        schema.ID: taken.column(schema.ID),
+        PROBABILITY: pa.array(wrong[rows]),
+        REASONS: pa.array(reasons, pa.string()),
+        schema.MARGIN_EXPLICIT: pa.array(view.reward[rows], from_pandas=True),
+        schema.MARGIN_IMPLICIT: pa.array(view.implicit[rows], from_pandas=True),
+        **{name: taken.column(name) for name in (_TEXTS if text else ())},
+    }
+    return pa.table(columns).sort_by([(PROBABILITY, "descending"), (schema.ID, "ascending")])
