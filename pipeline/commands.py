@@ -3,21 +3,15 @@
 Imports in functions keep readers and models out of the commands that do not need them, such as select.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import csv
-
-from pipeline.config import Config
+from pipeline.config import Config, resolved
 from pipeline.data.run import Plan
-from pipeline.errors import ConfigError
-from pipeline.faults import storage_errors
+from pipeline.observers.observed import Observed, observed
 from pipeline.selection.report import render
-from pipeline.shown import shown_path
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
+from pipeline.steps.told import tell_config, tell_scored, tell_scoring, tell_selected, tell_selecting
 
 
 def run_all(config: Config) -> Iterator[str]:
@@ -25,12 +19,17 @@ def run_all(config: Config) -> Iterator[str]:
     from pipeline.steps.score import check_dropped, prepare_score, score
     from pipeline.steps.summary import render_score
 
-    scoring = prepare_score(config)
-    subsets = _prepared(config, scoring[-1].plan)
-    summary, manifest = score(*scoring)
-    yield f"{render_score(summary, manifest, config.scored)}\n"
-    check_dropped(config, manifest)
-    yield from _select(subsets)
+    with _observed("run", config) as told:
+        scoring = prepare_score(config)
+        told.add(tell_scoring, *scoring)
+        subsets = _prepared(config, scoring[-1].plan)
+        told.add(tell_selecting, subsets)
+        told.begin()
+        summary, manifest = score(*scoring)
+        told.add(tell_scored, summary, manifest)
+        yield f"{render_score(summary, manifest, config.scored)}\n"
+        check_dropped(config, manifest)
+        yield from _select(subsets, told)
 
 
 def score_only(config: Config) -> Iterator[str]:
@@ -38,9 +37,14 @@ def score_only(config: Config) -> Iterator[str]:
     from pipeline.steps.score import check_dropped, prepare_score, score
     from pipeline.steps.summary import render_score
 
-    summary, manifest = score(*prepare_score(config))
-    yield f"{render_score(summary, manifest, config.scored)}\n"
-    check_dropped(config, manifest)
+    with _observed("score", config) as told:
+        scoring = prepare_score(config)
+        told.add(tell_scoring, *scoring)
+        told.begin()
+        summary, manifest = score(*scoring)
+        told.add(tell_scored, summary, manifest)
+        yield f"{render_score(summary, manifest, config.scored)}\n"
+        check_dropped(config, manifest)
 
 
 def estimated(config: Config, *, select: bool) -> Iterator[str]:
@@ -52,7 +56,11 @@ def estimated(config: Config, *, select: bool) -> Iterator[str]:
 
 def select_only(config: Config) -> Iterator[str]:
     """Write a subset of a scored dataset, or those of a sweep."""
-    return _select(_prepared(config))
+    with _observed("select", config) as told:
+        subsets = _prepared(config)
+        told.add(tell_selecting, subsets)
+        told.begin()
+        yield from _select(subsets, told)
 
 
 def report_only(config: Config) -> Iterator[str]:
@@ -60,21 +68,12 @@ def report_only(config: Config) -> Iterator[str]:
     return map(render, load_reports(config))
 
 
-def report_pages(config: Config, path: Path, num_examples: int) -> Iterator[str]:
-    """Write the pages of subsets that were written before; those of a sweep have the variant in their name."""
-    from pipeline.steps.pages import pages
-
-    for name, page in pages(config, num_examples):
-        target = path.with_stem(f"{path.stem}-{name}") if config.sweep else path
-        yield write_page(target, page)
-
-
-def write_page(path: Path, page: str) -> str:
-    """Write a page; what was written, in words."""
-    with storage_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    return f"page: {shown_path(path)}"
+@contextmanager
+def _observed(command: str, config: Config) -> Iterator[Observed]:
+    place = config.scored if config.output is None or command == "score" else config.output.path
+    with observed(command, place, resolved(config), config.run.track) as told:
+        told.add(tell_config, config)
+        yield told
 
 
 def _prepared(config: Config, plan: Plan | None = None) -> list[SelectRun]:
@@ -88,35 +87,12 @@ def _prepared(config: Config, plan: Plan | None = None) -> list[SelectRun]:
     return runs
 
 
-def _select(runs: Sequence[SelectRun]) -> Iterator[str]:
+def _select(runs: Sequence[SelectRun], told: Observed) -> Iterator[str]:
     for run, report in zip(runs, select_subsets(runs), strict=True):
+        told.add(tell_selected, run.output, run.place, report, is_variant=len(runs) > 1)
         yield f"{render(report)}\n"
         yield run.where()
         if run.output.hub is not None:
             from pipeline.exports.hub import push_subset
 
             yield push_subset(run.place, run.output.hub)
-
-
-def write_audit(pairs: pa.Table, path: Path) -> str:
-    """Write suspicious pairs as CSV or Parquet, by the ending of the path; what was written, in words.
-
-    Raises a ConfigError if the path ends otherwise.
-    """
-    if path.suffix not in {".csv", ".parquet"}:
-        raise ConfigError(f"--output {shown_path(path)} must end with .csv or .parquet.")
-    with storage_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            pq.write_table(pairs, path)
-        else:
-            # Messages stand as JSON in their cells.
-            texts = {field.name for field in pairs.schema if pa.types.is_list(field.type)}
-            columns = {
-                name: [json.dumps(each, ensure_ascii=False) for each in pairs.column(name).to_pylist()]
-                if name in texts
-                else pairs.column(name)
-                for name in pairs.column_names
-            }
-            csv.write_csv(pa.table(columns), path)
-    return f"{pairs.num_rows:,} pairs: {shown_path(path)}"

@@ -31,7 +31,7 @@ from pipeline.config.round import (
 )
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
-from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_self_play, parse_self_play
+from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "Train",
     "VllmModel",
     "carries_credentials",
+    "load_any",
     "load_config",
     "load_self_play",
     "parse_config",

@@ -1,6 +1,7 @@
 """Pages of subsets that were written before: the same as the one beside the rows, or with examples."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
@@ -8,10 +9,25 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SUBSET
 from pipeline.data.place import Place
 from pipeline.errors import ConfigError
+from pipeline.faults import storage_errors
 from pipeline.report import Corner, about, examples, report_page
 from pipeline.selection.ranking import Query
 from pipeline.shown import shown_path
 from pipeline.steps.select import load_reports, open_scored, select_rows
+
+
+def write_pages(config: Config, path: Path, num_examples: int) -> Iterator[str]:
+    """Write the pages of subsets; those of a sweep have the variant in their name. Raises as `pages`."""
+    for name, page in pages(config, num_examples):
+        yield write_page(path.with_stem(f"{path.stem}-{name}") if config.sweep else path, page)
+
+
+def write_page(path: Path, page: str) -> str:
+    """Write a page; what was written, in words."""
+    with storage_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    return f"page: {shown_path(path)}"
 
 
 def pages(config: Config, num_examples: int = 0) -> Iterator[tuple[str, str]]:
