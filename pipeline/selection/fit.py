@@ -78,8 +78,9 @@ def blocks_of(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + _BLOCK) for start in range(0, num_rows, _BLOCK))
 
 
-def drawn(hashes: HashArray, rows: BoolArray, num: int = DRAWN_ROWS) -> BoolArray:
-    """Of the rows, the `num` with the smallest hashes: the same ones for any order; ties are all in."""
+def drawn(hashes: HashArray, rows: BoolArray, num: int | None = None) -> BoolArray:
+    """Of the rows, the `num` (or DRAWN_ROWS) with the smallest hashes: the same for any order; ties are all in."""
+    num = DRAWN_ROWS if num is None else num
     if np.count_nonzero(rows) <= num:
         return rows
     highest = np.partition(hashes[rows], num - 1)[num - 1]
