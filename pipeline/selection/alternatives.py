@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.config import Metric
 from pipeline.errors import DataError
 from pipeline.metrics.columns import BoolArray, FloatArray
+from pipeline.metrics.moments import exact_mean
 from pipeline.metrics.normalise import Fitted
 from pipeline.metrics.ranker import Quantity, Ranker
 from pipeline.selection.compare import Comparison, compare_scores
@@ -65,17 +66,12 @@ def _about(view: View, kept: BoolArray, gap: FloatArray) -> dict[str, Any]:
     either = int(np.count_nonzero(ours | kept))
     return {
         "overlap": share(int(np.count_nonzero(ours & kept)), either)["share"],
-        "margin_explicit": rounded(_mean(reward)),
-        "margin_implicit": rounded(_mean(implicit)),
+        "margin_explicit": rounded(exact_mean(reward[np.isfinite(reward)])),
+        "margin_implicit": rounded(exact_mean(implicit[np.isfinite(implicit)])),
         "contradicted_by_reward": share(int(np.count_nonzero(reward < 0)), rows.size)["share"],
         "contradicted_by_policy": share(int(np.count_nonzero(implicit < 0)), rows.size)["share"],
         "chosen_longer": share(int(np.count_nonzero(lengths > 0)), lengths.size)["share"],
     }
-
-
-def _mean(values: FloatArray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

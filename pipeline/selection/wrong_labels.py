@@ -100,7 +100,11 @@ def _fitted(margins: FloatArray) -> tuple[float, list[float]]:
             f"the margins are against the labels in sum in {num_rows} rows, so they cannot say which labels are wrong. "
             "Check that chosen and rejected are not swapped."
         )
-    return rate, (weights / np.where(spread > 0, spread, 1.0)).tolist()
+    with np.errstate(over="ignore"):
+        weights = weights / np.where(spread > 0, spread, 1.0)
+    if not np.isfinite(weights).all():
+        raise DataError("the margins are too small for a double to hold their weight. Rescale the rewards.")
+    return rate, weights.tolist()
 
 
 def label_audit(view: View) -> dict[str, Any]:

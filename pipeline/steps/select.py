@@ -55,7 +55,7 @@ class SelectRun:
     def where(self) -> str:
         """Where the subset lies and how to load it."""
         path, held_out = shown_path(self.output.path.rstrip("/")), self.query.rule.split
-        lines = [f"subset: {path}", f"  to look at: {path}/{PAGE_FILE}"]
+        lines = [f"subset: {path}"]
         files = f'"{path}/parquet/*.parquet"'
         if held_out is not None:
             names = [schema.TRAIN, *held_out]
@@ -65,6 +65,7 @@ class SelectRun:
             lines.append(f'  datasets.load_from_disk("{path}/hf"){which}')
         if "parquet" in self.output.formats:
             lines.append(f'  datasets.load_dataset("parquet", data_files={files}){which}')
+        lines.append(f"  open in a browser: {path}/{PAGE_FILE}")
         return "\n".join(lines)
 
 

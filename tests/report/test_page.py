@@ -189,6 +189,25 @@ def test_what_is_not_known_is_said_and_not_drawn():
     assert "by a version that did not judge labels" in Page(report_page(older, FACTS)).text
 
 
+ODD = {
+    "one-row": {"reward_chosen": [1.0]},
+    "ties": {"reward_chosen": [1.0] * 20, "reward_rejected": [0.0] * 20},
+    "huge": {"reward_chosen": [1e308, -1e308, 1e300, 5.0] * 5, "reward_rejected": [0.0] * 20},
+    "tiny": {"reward_chosen": [1e-310, -1e-310, 3e-310, 5e-310] * 5, "reward_rejected": [0.0] * 20},
+    "not-finite": {"reward_chosen": [float("inf"), 1.0, float("nan"), 3.0] * 5},
+    "against": {"reward_chosen": [-1.0, -2.0] * 5, "reward_rejected": [0.0] * 10},
+    "empty-answers": {"reward_chosen": [1.0, 2.0], "num_tokens_chosen": [0, 0], "num_tokens_rejected": [0, 0]},
+    "random": {"reward_chosen": None, "policy_logp_chosen": None, "num_tokens_chosen": [5] * 30},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.filterwarnings("error")
+def test_any_scores_give_a_page(name):
+    metric = Metric(name="random" if name == "random" else "explicit")
+    assert "selected" in page_of(scored_table(**ODD[name]), metric, k=1).text
+
+
 HOSTILE = "<script>alert(1)</script><img src=http://x/y onerror=alert(2)>\x1b]0;t\x07\u202e\"'&{{7*7}}"
 
 
