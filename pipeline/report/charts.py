@@ -72,7 +72,7 @@ def hexagons(plane: Mapping[str, Any]) -> dict[str, Any]:
     """The plane of both margins: a hexagon a cell, large where many rows are, in five shades by the share selected."""
     axes = Axes(width=480, height=360, across=tuple(plane["reward"]), up=tuple(plane["implicit"]))
     cells = plane["cells"]
-    most = max(cells["all"])
+    most = max(cells["all"], default=1)
     step_x = (axes.width - LEFT - RIGHT) / ACROSS
     step_y = (axes.height - TOP - BOTTOM) / DOWN
     shapes = []
