@@ -119,7 +119,7 @@ def test_every_part_of_the_package_has_a_layer():
     assert parts == set().union(*LAYERS)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_benchmark_for_gpus_runs_without_what_an_offline_machine_lacks() -> None:
     lacking = ["pydantic", "ray", "s3fs", "vllm"]
     script = f"""

@@ -228,7 +228,7 @@ def test_dpo_trains_on_the_reference_log_probs_that_were_scored(tiny, tmp_path: 
     assert report(tmp_path / "run", 1)["training"]["summary"]["steps"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.s3
 def test_rounds_on_s3_with_policies_in_a_folder(tiny, tmp_path: Path, s3: S3Server):
     storage = s3.storage.model_dump()
@@ -238,7 +238,7 @@ def test_rounds_on_s3_with_policies_in_a_folder(tiny, tmp_path: Path, s3: S3Serv
     assert play(config) == shown
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 def test_ray_and_the_plain_loop_generate_pair_and_select_the_same(tiny, tmp_path: Path, local_ray: None):
     outcomes = []
