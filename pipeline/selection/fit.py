@@ -81,8 +81,12 @@ def blocks_of(num_rows: int) -> Iterator[slice]:
 def drawn(hashes: HashArray, rows: BoolArray, num: int | None = None) -> BoolArray:
     """Of the rows, the `num` (or DRAWN_ROWS) with the smallest hashes: the same for any order; ties are all in."""
     num = DRAWN_ROWS if num is None else num
-    if np.count_nonzero(rows) <= num:
+    num_rows = int(np.count_nonzero(rows))
+    if num_rows <= num:
         return rows
+    # Hashes are uniform: below this bound there are enough, and few to sort and copy.
+    few = rows & (hashes <= np.uint64(min(2**64 - 1, 2 * num * 2**64 // num_rows)))
+    rows = few if np.count_nonzero(few) >= num else rows
     highest = np.partition(hashes[rows], num - 1)[num - 1]
     within: BoolArray = rows & (hashes <= highest)
     return within

@@ -22,7 +22,8 @@ from pipeline import schema
 from pipeline.errors import DataError
 from pipeline.metrics.calibration import log_odds_weight
 from pipeline.metrics.columns import FloatArray
-from pipeline.metrics.moments import exact_mean
+from pipeline.metrics.moments import Moments, moments_of
+from pipeline.selection.fit import blocks_of
 from pipeline.selection.source import Source, take_all
 from pipeline.selection.view import View, rounded
 
@@ -37,11 +38,11 @@ _PRIOR: Final = (1.0, 20.0)  # wrong labels among so many, as if seen before: 5%
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WrongLabels:
-    """rate: of wrong labels. weights: by margin. log_odds: that a label is right, float64 [num_rows]; NaN: unknown."""
+    """rate: of wrong labels. weights: by margin, of which each is float64 [num_rows]."""
 
     rate: float
     weights: Mapping[str, float]
-    log_odds: FloatArray
+    margins: Mapping[str, FloatArray]
 
     @classmethod
     def of(cls, view: View) -> "WrongLabels":
@@ -56,20 +57,13 @@ class WrongLabels:
             raise DataError("no pair has a margin of the reward or of the policy. Run one of these models.")
         sample = np.stack([margin[view.sample] for margin in margins.values()])
         rate, weights = _fitted(sample[:, np.isfinite(sample).all(axis=0)][:, :_FITTED_ROWS])
-        total = sum((weight * margin for weight, margin in zip(weights, margins.values(), strict=True)), np.zeros(1))
-        return cls(
-            rate=rate,
-            weights=dict(zip(margins, weights, strict=True)),
-            log_odds=total + math.log((1 - rate) / rate),
-        )
+        return cls(rate=rate, weights=dict(zip(margins, weights, strict=True)), margins=margins)
 
-    @property
-    def probability(self) -> FloatArray:
-        """P(the label is wrong), NaN where unknown."""
-        wrong: FloatArray = np.full(self.log_odds.size, np.nan)
-        known = np.isfinite(self.log_odds)
-        wrong[known] = log_odds_weight(self.log_odds[known])
-        return wrong
+    def log_odds(self, rows: slice) -> FloatArray:
+        """That the labels of these rows are right; NaN where a margin is not there."""
+        prior = math.log((1 - self.rate) / self.rate)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return sum((self.weights[name] * margin[rows] for name, margin in self.margins.items()), np.array(prior))
 
 
 def _fitted(margins: FloatArray) -> tuple[float, list[float]]:
@@ -113,17 +107,18 @@ def label_audit(view: View) -> dict[str, Any]:
         found = WrongLabels.of(view)
     except DataError as error:
         return {"unknown": str(error)}
-    wrong = found.probability
-    groups = {}
+    groups: dict[str, Any] = {}
     for name, rows in view.groups.items():
-        known = rows & np.isfinite(wrong)
+        total, above = Moments(), np.zeros(len(LEVELS), dtype=np.int64)
+        for block in blocks_of(rows.size):
+            odds = found.log_odds(block)[rows[block]]
+            odds = odds[np.isfinite(odds)]
+            total += moments_of(log_odds_weight(odds), squares=False)
+            above += [np.count_nonzero(odds < -math.log(level / (1 - level))) for level in LEVELS]
         groups[name] = {
-            "count": int(np.count_nonzero(known)),
-            "expected_share": rounded(exact_mean(wrong[known])),
-            "above": {
-                str(level): int(np.count_nonzero(found.log_odds[known] < -math.log(level / (1 - level))))
-                for level in LEVELS
-            },
+            "count": total.count,
+            "expected_share": rounded(total.mean()),
+            "above": dict(zip(map(str, LEVELS), above.tolist(), strict=True)),
         }
     weights = {name: rounded(weight) for name, weight in found.weights.items()}
     return {"rate": rounded(found.rate), "weights": weights, **groups}
@@ -137,7 +132,9 @@ def suspicious_pairs(view: View, source: Source, *, above: float, text: bool) ->
     Raises:
         DataError: the labels cannot be judged by these margins.
     """
-    wrong = WrongLabels.of(view).probability
+    odds = WrongLabels.of(view).log_odds(slice(None))
+    wrong = np.full(odds.size, np.nan)
+    wrong[np.isfinite(odds)] = log_odds_weight(odds[np.isfinite(odds)])
     rows = np.flatnonzero(view.ranked & (np.nan_to_num(wrong, nan=-1.0) > above))
     taken = take_all(source, rows, [schema.ID, *(_TEXTS if text else ())])
     against = {
