@@ -41,7 +41,7 @@ _WRITTEN: Final = {
 }
 """Keys of the places that a command writes datasets to."""
 _PACKAGE: Final = Path(pipeline.__file__).parent
-_SUFFIXES: Final = frozenset({".py", ".txt", ".json", ".jinja", ".yaml"})
+_SUFFIXES: Final = frozenset({".py", ".txt", ".json", ".jinja", ".css", ".js", ".yaml"})
 _LEFT_OUT: Final = frozenset({"demo", "__pycache__"})
 
 
