@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.config import Config, Metric, Objective, Output, Source, Storage, parse_config
+from pipeline.config import Config, Metric, Objective, Output, Source, Storage, parse_config, parse_target
 from pipeline.config.load import parse
 from pipeline.data.benchmarks import read_benchmarks
 from pipeline.data.dataset import Dataset
@@ -108,6 +108,8 @@ class Subset(Rows):
         write_found(self._found, self._source, self._former, section, _place(path, storage))
         if section.hub is not None:
             push(path, section.hub, storage=storage)
+        if section.table is not None:
+            publish(path, section.table.url, mode=section.table.mode, tag=section.table.tag, storage=storage)
 
 
 def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source: Any) -> Pairs:
@@ -243,6 +245,25 @@ def push(
     from pipeline.exports.hub import push_subset
 
     return push_subset(_place(subset, storage), repo, public=public)
+
+
+def publish(
+    dataset: str | Path,
+    target: str,
+    *,
+    mode: str = "append",
+    tag: str | None = None,
+    storage: Mapping[str, Any] | Storage | None = None,
+) -> str:
+    """Publish a subset, or the kept rows of a scored dataset, in a table, in one commit, unless it is there.
+
+    target: `iceberg://CATALOG/NAMESPACE.TABLE`, `delta://PATH` or `lance://PATH`. mode: append or replace. tag: for
+    lance, a name of the version. Returns what was done, in words.
+    """
+    from pipeline.exports.tables.publish import publish as publish_rows
+
+    section = _storage(storage)
+    return publish_rows(_place(dataset, section), parse_target(target, mode=mode, tag=tag), section)
 
 
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:

@@ -1,0 +1,125 @@
+"""A table of Delta Lake.
+
+Files are copied below the table, under names that the same rows always get, so that a publisher which was killed finds
+them again. The digest is the application of a transaction in the log, and the version of the transaction is that of the
+table. Delta keeps it, and refuses a commit if the same application has committed since the table was opened.
+"""
+
+import json
+import time
+from typing import Any, Final
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, create_table_with_add_actions
+
+from pipeline import config
+from pipeline.config.table import Mode
+from pipeline.data.place import Place
+from pipeline.errors import StorageError
+from pipeline.exports.tables.libraries import location_of, store_options
+from pipeline.exports.tables.rows import Rows
+from pipeline.exports.tables.table import FINGERPRINT, MODE, Overtaken
+from pipeline.sources.columns import plain_type
+
+_APPLICATION: Final = "alignpot:"
+_REPLACED: Final = "alignpot:replaced"
+
+
+def open_table(target: config.Table, storage: config.Storage) -> "DeltaLakeTable":
+    """The table as it is now."""
+    place = Place.open(target.path, storage)
+    options = store_options(place, storage)
+    try:
+        table = DeltaTable(location_of(place), storage_options=options)
+    except TableNotFoundError:
+        place.sizes()  # a fault of the store says why
+        return DeltaLakeTable(place, None, options)
+    return DeltaLakeTable(place, table, options)
+
+
+class DeltaLakeTable:
+    """A `table.Table`."""
+
+    def __init__(self, place: Place, table: DeltaTable | None, options: dict[str, str] | None) -> None:
+        self._place, self._table, self._options = place, table, options
+        if table is None:
+            return
+        about = table.metadata()
+        mapped = about.configuration.get("delta.columnMapping.mode", "none") != "none"
+        checked = any(key.startswith("delta.constraints.") for key in about.configuration)
+        if about.partition_columns or mapped or checked:
+            raise StorageError(
+                f"{place} has partitions, column mapping or constraints, which are not supported. Give another table."
+            )
+
+    @property
+    def columns(self) -> pa.Schema | None:
+        """Its columns; None if there is no table."""
+        return None if self._table is None else pa.schema(self._table.schema().to_arrow())
+
+    def holds(self, mark: str, mode: Mode) -> bool:
+        """Whether the transactions in the log say so."""
+        if self._table is None:
+            return False
+        published = self._table.transaction_version(_APPLICATION + mark)
+        replaced = self._table.transaction_version(_REPLACED)
+        if published is None:
+            return False
+        if mode == "replace":
+            return published == replaced == self._table.version()
+        return replaced is None or published >= replaced
+
+    def commit(self, rows: Rows, mode: Mode) -> str:
+        """Copy the files, then commit them; the version of the table."""
+        version = 0 if self._table is None else self._table.version() + 1
+        applications = [_APPLICATION + rows.mark, *([_REPLACED] if mode == "replace" else [])]
+        properties = CommitProperties(
+            app_transactions=[Transaction(name, version) for name in applications],
+            custom_metadata={FINGERPRINT: rows.mark, MODE: mode},
+            max_commit_retries=0,
+        )
+        actions = self._actions(rows)
+        schema: Any = Schema.from_arrow(
+            pa.schema([pa.field(field.name, plain_type(field.type)) for field in rows.schema])
+        )
+        try:
+            if self._table is not None:
+                write = "append" if mode == "append" else "overwrite"
+                self._table.create_write_transaction(actions, write, self._table.schema(), commit_properties=properties)
+            else:
+                create_table_with_add_actions(
+                    location_of(self._place),
+                    schema,
+                    actions,
+                    storage_options=self._options,
+                    commit_properties=properties,
+                )
+        except CommitFailedError:
+            raise Overtaken from None
+        except DeltaError as error:
+            if self._table is None and "already exists" in str(error):
+                raise Overtaken from None
+            raise
+        return str(version)
+
+    def _actions(self, rows: Rows) -> list[AddAction]:
+        taken = [] if self._table is None else self._table.file_uris()
+        taken_names = {uri.rpartition("/")[2] for uri in taken}
+        actions = []
+        for piece in rows.pieces:
+            # One commit must not take out a file and add it.
+            name = piece.name if piece.name not in taken_names else f"{len(taken)}-{piece.name}"
+            rows.copy(piece, self._place / name)
+            actions.append(
+                AddAction(
+                    path=name,
+                    size=piece.file.size,
+                    partition_values={},
+                    modification_time=int(time.time() * 1000),
+                    data_change=True,
+                    stats=json.dumps({"numRecords": piece.file.num_rows}),
+                )
+            )
+        return actions
