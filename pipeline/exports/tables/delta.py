@@ -12,7 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction, create_table_with_add_actions
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from pipeline import config
 from pipeline.config.table import Mode
@@ -80,19 +80,20 @@ class DeltaLakeTable:
             custom_metadata={FINGERPRINT: rows.mark, MODE: mode},
             max_commit_retries=0,
         )
-        actions = self._actions(rows)
+        files = self._files(rows)
         schema: Any = Schema.from_arrow(
             pa.schema([pa.field(field.name, plain_type(field.type)) for field in rows.schema])
         )
         try:
             if self._table is not None:
                 write = "append" if mode == "append" else "overwrite"
+                actions: list[AddAction | RemoveAction] = [*files]
                 self._table.create_write_transaction(actions, write, self._table.schema(), commit_properties=properties)
             else:
                 create_table_with_add_actions(
                     location_of(self._place),
                     schema,
-                    actions,
+                    files,
                     storage_options=self._options,
                     commit_properties=properties,
                 )
@@ -104,15 +105,15 @@ class DeltaLakeTable:
             raise
         return str(version)
 
-    def _actions(self, rows: Rows) -> list[AddAction]:
+    def _files(self, rows: Rows) -> list[AddAction]:
         taken = [] if self._table is None else self._table.file_uris()
         taken_names = {uri.rpartition("/")[2] for uri in taken}
-        actions = []
+        files = []
         for piece in rows.pieces:
             # One commit must not take out a file and add it.
             name = piece.name if piece.name not in taken_names else f"{len(taken)}-{piece.name}"
             rows.copy(piece, self._place / name)
-            actions.append(
+            files.append(
                 AddAction(
                     path=name,
                     size=piece.file.size,
@@ -122,4 +123,4 @@ class DeltaLakeTable:
                     stats=json.dumps({"numRecords": piece.file.num_rows}),
                 )
             )
-        return actions
+        return files

@@ -7,6 +7,8 @@ An `Append` of Lance never conflicts with another one, so two publishers would a
 appended by a `Merge`, which gives all fragments and the schema: it conflicts with whatever changes either.
 """
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import lance
@@ -60,8 +62,11 @@ class LanceTable:
         if version is None:
             try:
                 version = self._committed(rows, mode)
-            except CommitConflictError:
-                raise Overtaken from None
+            except OSError as error:
+                was_created = self._dataset is None and bool((self._place / "_versions").sizes())
+                if was_created or isinstance(error, CommitConflictError):
+                    raise Overtaken from None
+                raise
         if self._tag is not None:
             lance.dataset(location_of(self._place), storage_options=self._options).tags.create(self._tag, version)
         return str(version)
@@ -91,8 +96,8 @@ class LanceTable:
             new = write_fragments(rows.batches(names), ds, mode="append")
             for number, fragment in enumerate(new, _next_fragment(ds)):
                 fragment.id = number
-            schema = ds.schema.with_metadata({**(ds.schema.metadata or {}), **marks})
-            operation = lance.LanceOperation.Merge([each.metadata for each in ds.get_fragments()] + new, schema)
+            fragments = [*(each.metadata for each in ds.get_fragments()), *new]
+            operation = lance.LanceOperation.Merge(fragments, _marked(ds.lance_schema, marks))
         else:
             reader = rows.batches(rows.schema.names)
             write = "create" if ds is None else "overwrite"
@@ -105,9 +110,17 @@ class LanceTable:
         return int(done.version)
 
 
+def _marked(schema: Any, marks: Mapping[str, str]) -> Any:
+    """The schema with these texts in its metadata. One made from an Arrow schema would number the columns anew."""
+    make, (metadata, *columns) = schema.__reduce__()
+    texts = {key: [*value.encode()] for key, value in marks.items()}
+    return make(json.dumps({**json.loads(metadata), **texts}), *columns)
+
+
 def _next_fragment(dataset: Any) -> int:
     """A fragment's number that was never used: an index may cover one that is gone."""
     indexed = (
         number for index in dataset.describe_indices() for part in index.segments for number in part.fragment_ids
     )
-    return max([-1, *indexed, *(each.fragment_id for each in dataset.get_fragments())]) + 1
+    newest: int = max([-1, *indexed, *(each.fragment_id for each in dataset.get_fragments())])
+    return newest + 1

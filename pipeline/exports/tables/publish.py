@@ -60,7 +60,7 @@ def publish(source: Place, target: config.Table, storage: config.Storage) -> str
         for attempt in range(_TRIES):
             table = _open(target, storage)
             if table.holds(rows.mark, target.mode):
-                by = "published by another run at the same time" if attempt else "already published"
+                by = "published in the meantime" if attempt else "already published"
                 return f"{by}, nothing changed: {where}"
             check_columns(table, rows, where)
             if not attempt:

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyarrow import types as pat
 
 from pipeline.config.table import Mode
-from pipeline.errors import SchemaError
+from pipeline.errors import SchemaError, TemporaryError
 from pipeline.exports.tables.rows import Rows
 from pipeline.shown import listed
 from pipeline.sources.columns import LISTS, TEXTS, plain_type
@@ -38,7 +38,7 @@ _FURTHER: Final[dict[str, tuple[_Check, ...]]] = {
 }
 
 
-class Overtaken(Exception):  # noqa: N818 - no error: the table is looked at again
+class Overtaken(TemporaryError):  # noqa: N818 - the table is looked at again
     """The table has changed since it was opened, or it is not known whether the commit was made."""
 
 
