@@ -1,6 +1,7 @@
 """Publish to real tables on local disk: one commit whatever happens, nothing twice, and read back as the same rows."""
 
 import pkgutil
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline import publish
-from pipeline.errors import TemporaryError
+from pipeline import score as score_rows
+from pipeline.commands import select_only
+from pipeline.config import Storage, parse_config
+from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
+from pipeline.errors import ConfigError, SchemaError, StorageError, TemporaryError
 from pipeline.exports.tables.table import check_columns
 from tests.exports.conftest import SCHEMA, good_rows, write_subset
 
@@ -27,6 +33,9 @@ SEAMS = [
 """What changes storage, by kind of table, when the table is new or old."""
 LOST = [case for case in SEAMS if case[2] == "new" and "write" not in case[1]]
 """The commits among them."""
+
+
+REWARDS = {"reward_chosen": 1.0, "reward_rejected": 0.0}
 
 
 class Killed(BaseException):
@@ -112,6 +121,24 @@ def other_subset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_subset(str(tmp_path_factory.mktemp("subset") / "other"), rows, fingerprint=fingerprint)
 
 
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Eight kept rows and a dropped one."""
+    folder = tmp_path_factory.mktemp("scored") / "scored"
+    rows = [
+        {
+            "prompt": f"Question {i}?",
+            "chosen": f"good {i}",
+            "rejected": f"bad {i}",
+            **REWARDS,
+            "reward_chosen": float(i),
+        }
+        for i in range(8)
+    ]
+    score_rows([*rows, {**rows[0], "chosen": ""}], reward="columns", run={"max_dropped": 1.0}, path=folder)
+    return str(folder)
+
+
 def by_id(rows: list[dict]) -> list[dict]:
     return sorted(pa.Table.from_pylist(rows, schema=SCHEMA).to_pylist(), key=lambda row: row["id"])
 
@@ -185,14 +212,14 @@ def test_commit_whose_answer_is_lost_is_found(kind: str, seam: str, age: str, ta
 
 
 @pytest.mark.parametrize(("kind", "seam", "age"), LOST)
-def test_busy_store_is_temporary_and_the_rerun_finds_the_commit(
+def test_busy_store_is_temporary_and_the_rerun_commits(
     kind: str, seam: str, age: str, tables: Tables, subset: str, monkeypatch
 ):
-    fail_once(monkeypatch, seam, "after", OSError("Generic S3 error: 503 Slow Down for key=canary"))
+    fail_once(monkeypatch, seam, "before", OSError("Generic S3 error: 503 Slow Down for key=canary"))
     with pytest.raises(TemporaryError) as caught:
         publish(subset, tables.url(kind))
     assert "canary" not in str(caught.value)
-    assert publish(subset, tables.url(kind)).startswith("already published")
+    assert publish(subset, tables.url(kind)).startswith("published 12 pairs")
     assert tables.num_commits(kind) == 1
 
 
@@ -236,3 +263,117 @@ def test_commit_of_others_in_between(kind: str, mode: str, tables: Tables, subse
     monkeypatch.setattr("pipeline.exports.tables.publish.check_columns", look)
     assert publish(subset, tables.url(kind), mode=mode).startswith("published 12 pairs")
     assert len(tables.rows(kind)) == (20 if mode == "append" else 12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_rows_of_a_scored_dataset(kind: str, tables: Tables, scored: str):
+    """Its files hold dropped rows too, so others are written."""
+    dataset = Dataset.open(Place.open(scored, Storage()))
+    assert dataset.manifest.num_dropped == 1
+    assert publish(scored, tables.url(kind)).startswith("published 8 pairs")
+    found = tables.rows(kind)
+    assert {"reward_chosen", "source_row"} <= found[0].keys()
+    assert not {"status", "drop_reason"} & found[0].keys()
+    ours = dataset.table([*found[0]]).to_pylist()
+    assert found == sorted(ours, key=lambda row: row["id"])
+    assert publish(scored, tables.url(kind)).startswith("already published")
+
+
+def test_subset_without_parquet(tables: Tables, subset: str, tmp_path: Path):
+    arrow_only = write_subset(str(tmp_path / "arrow"), good_rows(), formats=("hf",))
+    assert publish(arrow_only, tables.url("iceberg")).startswith("published 12 pairs")
+    assert tables.rows("iceberg") == by_id(good_rows())
+    [file] = (tables.folder / "wh").rglob("data/*.parquet")
+    assert file.name.startswith("alignpot-")
+    assert publish(subset, tables.url("iceberg")).startswith("already published")
+
+
+def test_version_of_lance_gets_a_tag(tables: Tables, subset: str, other_subset: str, monkeypatch):
+    url = tables.url("lance")
+    fail_once(monkeypatch, "lance.LanceDataset.commit", "after", Killed())
+    with pytest.raises(Killed):
+        publish(subset, url, tag="first")
+    assert publish(subset, url, tag="first").startswith("published 12 pairs")
+    assert publish(subset, url, tag="first").startswith("already published")
+    with pytest.raises(StorageError, match="tag first names version 1"):
+        publish(other_subset, url, tag="first")
+    publish(other_subset, url, mode="replace", tag="second")
+    assert tables.num_commits("lance") == 2
+    import lance
+
+    assert lance.dataset(tables.folder / "lance", version="first").count_rows() == 12
+    assert lance.dataset(tables.folder / "lance", version="second").count_rows() == 7
+
+
+def test_lance_keeps_indices_and_changed_columns(tables: Tables, subset: str, other_subset: str):
+    publish(subset, tables.url("lance"))
+    dataset = tables.open("lance")
+    dataset.create_scalar_index("id", "BTREE")
+    dataset.drop_columns(["label"])
+    dataset.add_columns({"label": "id"})
+    dataset.delete(f"id = '{good_rows()[0]['id']}'")
+    publish(other_subset, tables.url("lance"))
+    dataset = tables.open("lance")
+    assert dataset.count_rows() == 18
+    assert [index.name for index in dataset.describe_indices()] == ["id_idx"]
+    assert dataset.count_rows(filter="id like 'other-%'") == 7
+    assert dataset.count_rows(filter="label = id") == 11
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_that_do_not_fit_are_named_before_anything_is_written(kind: str, tables: Tables, subset: str, tmp_path):
+    null = pa.schema([*SCHEMA, pa.field("nothing", pa.null())])
+    unfit = write_subset(str(tmp_path / "unfit"), good_rows(3), schema=null, fingerprint={"scored": "u"})
+    with pytest.raises(SchemaError, match=rf"a table of {kind} cannot hold nothing \(null\)"):
+        publish(unfit, tables.url(kind))
+    assert {path.name for path in tmp_path.iterdir()} == {"catalog.db", "unfit", "wh"}
+    publish(subset, tables.url(kind))
+    label = SCHEMA.get_field_index("label")
+    changed = SCHEMA.set(label, pa.field("label", pa.int64())).append(pa.field("extra", pa.string()))
+    numbered = [row | {"label": 1} for row in good_rows(3)]
+    other = write_subset(str(tmp_path / "other"), numbered, schema=changed, fingerprint={"scored": "o"})
+    with pytest.raises(SchemaError, match=r"the table lacks extra; other types have label \(.*string, here int64\)"):
+        publish(other, tables.url(kind))
+    fewer = write_subset(
+        str(tmp_path / "fewer"), good_rows(3), schema=SCHEMA.remove(label), fingerprint={"scored": "f"}
+    )
+    assert publish(fewer, tables.url(kind)).startswith("published 3 pairs")
+    assert [row["label"] for row in tables.rows(kind)].count("judge") == 12
+    assert len(tables.rows(kind)) == 15
+
+
+def test_targets_that_are_refused(tables: Tables, subset: str, monkeypatch):
+    def refused(url: str, error: type[Exception], words: str, **options) -> None:
+        with pytest.raises(error, match=words):
+            publish(subset, url, **options)
+
+    refused("s3://bucket/table", ConfigError, "wanted iceberg://CATALOG/NAMESPACE.TABLE")
+    refused("iceberg://nowhere/prefs.pairs", ConfigError, "PYICEBERG_CATALOG__NOWHERE__URI")
+    refused("iceberg://local/others.pairs", StorageError, "create namespace others")
+    refused(f"delta://{subset}", ConfigError, "holds a dataset of alignpot")
+    refused(tables.url("delta"), ConfigError, "tag is for lance", tag="a")
+    refused(tables.url("delta"), ConfigError, "mode: wanted append or replace", mode="overwrite")
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    monkeypatch.delitem(sys.modules, "pipeline.exports.tables.delta", raising=False)
+    refused(tables.url("delta"), ConfigError, r"pip install 'alignpot\[tables\]'")
+
+
+def test_table_with_partitions_is_refused(tables: Tables, subset: str):
+    from deltalake import DeltaTable, Schema
+
+    DeltaTable.create(tables.folder / "delta", schema=Schema.from_arrow(SCHEMA), partition_by=["label"])
+    with pytest.raises(StorageError, match="has partitions"):
+        publish(subset, tables.url("delta"))
+
+
+def test_output_table_gets_each_subset_of_a_sweep(tables: Tables, scored: str, tmp_path: Path):
+    sweep = [{"name": f"best-{k}", "select": {"k": k}} for k in (3, 5)]
+    output = {"path": str(tmp_path / "out"), "table": {"kind": "iceberg", "path": "local/prefs.pairs"}}
+    config = {"scored": scored, "select": {"k": 1}, "metric": {"name": "explicit"}, "output": output, "sweep": sweep}
+    assert "\n".join(select_only(parse_config(config))).count("published 3 pairs") == 1
+    assert "\n".join(select_only(parse_config(config))).count("already published") == 2
+    assert tables.catalog().load_table("prefs.pairs_best_5").scan().to_arrow().num_rows == 5
+    output["table"]["path"] = "local/nowhere.pairs"
+    with pytest.raises(StorageError, match="no namespace nowhere"):
+        list(select_only(parse_config({**config, "output": {**output, "path": str(tmp_path / "new")}})))
+    assert not [*(tmp_path / "new").rglob("*.json")]

@@ -3,7 +3,6 @@
     publish.py       the command: look, refuse or commit, look again if somebody else was faster
     table.py         what a table of any format is to it, and the column types that formats hold
     rows.py          the rows, and the Parquet files that hold them
-    libraries.py     locations, options and errors of the libraries
     iceberg.py, delta.py, lance.py    the formats; each one imports its library
 
 A format writes the files first, where no reader sees them, and then makes one commit. The commit holds the digest of

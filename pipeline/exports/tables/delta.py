@@ -17,8 +17,8 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 from pipeline import config
 from pipeline.config.table import Mode
 from pipeline.data.place import Place
+from pipeline.data.table_libraries import location_of, store_options
 from pipeline.errors import StorageError
-from pipeline.exports.tables.libraries import location_of, store_options
 from pipeline.exports.tables.rows import Rows
 from pipeline.exports.tables.table import FINGERPRINT, MODE, Overtaken
 from pipeline.sources.columns import plain_type
@@ -34,7 +34,8 @@ def open_table(target: config.Table, storage: config.Storage) -> "DeltaLakeTable
     try:
         table = DeltaTable(location_of(place), storage_options=options)
     except TableNotFoundError:
-        place.sizes()  # a fault of the store says why
+        if (place / "_delta_log").sizes():  # a fault of the store is raised here
+            raise
         return DeltaLakeTable(place, None, options)
     return DeltaLakeTable(place, table, options)
 

@@ -9,10 +9,10 @@ pyiceberg repeats a commit that somebody overtook, and would add the rows a seco
 
 import shutil
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
     CommitStateUnknownException,
@@ -22,36 +22,38 @@ from pyiceberg.exceptions import (
 )
 from pyiceberg.io.pyarrow import parquet_files_to_data_files, schema_to_pyarrow
 from pyiceberg.table import Table as PyIcebergTable
-from pyiceberg.utils.config import Config
 
 from pipeline import config
 from pipeline.config.table import Mode
 from pipeline.data.place import Place
-from pipeline.errors import ConfigError, StorageError
-from pipeline.exports.tables.libraries import location_of
+from pipeline.data.table_libraries import load_catalog, location_of
+from pipeline.errors import StorageError
 from pipeline.exports.tables.rows import Piece, Rows
 from pipeline.exports.tables.table import FINGERPRINT, MODE, PUBLISHED, Overtaken
-from pipeline.shown import shown
+from pipeline.shown import shown, shown_path
 from pipeline.sources.columns import plain_type
 
 _OVERTAKEN = (CommitFailedException, CommitStateUnknownException, TableAlreadyExistsError, ValidationException)
 
 
 def open_table(target: config.Table, storage: config.Storage) -> "IcebergTable":
-    """The table as it is now. Raises a ConfigError if the catalog is not described."""
+    """The table as it is now.
+
+    Raises:
+        ConfigError: the catalog is not described.
+        StorageError: its namespace is not there.
+    """
     catalog_name, _, name = target.path.partition("/")
-    described = Config().get_catalog_config(catalog_name)
-    if not described:
-        raise ConfigError(
-            f"{shown(target.url)}: pyiceberg knows no catalog {shown(catalog_name)}. Describe it in ~/.pyiceberg.yaml, "
-            f"or set PYICEBERG_CATALOG__{shown(catalog_name.upper())}__URI."
-        )
-    store = {"s3.endpoint": storage.endpoint_url, "s3.region": storage.region}
-    given = {key: value for key, value in store.items() if value is not None}
-    catalog = load_catalog(catalog_name, **{**given, **cast("dict[str, str]", described)})
+    catalog = load_catalog(catalog_name, storage)
     try:
         return IcebergTable(catalog, name, catalog.load_table(name), storage)
     except NoSuchTableError:
+        namespace = name.rpartition(".")[0]
+        if not catalog.namespace_exists(namespace):
+            raise StorageError(
+                f"{shown_path(target.url)}: the catalog has no namespace {shown(namespace)}. Create it, such as by "
+                f"`pyiceberg --catalog {shown(catalog_name)} create namespace {shown(namespace)}`."
+            ) from None
         return IcebergTable(catalog, name, None, storage)
 
 

@@ -18,8 +18,8 @@ from pipeline.data.manifest import MANIFEST_FILE, SCORED, SUBSET
 from pipeline.data.place import Place
 from pipeline.data.run import RUN_FILE
 from pipeline.data.sealed import read_sealed
+from pipeline.data.table_libraries import library_errors
 from pipeline.errors import ConfigError, TemporaryError
-from pipeline.exports.tables.libraries import library_errors
 from pipeline.exports.tables.rows import Rows
 from pipeline.exports.tables.table import Overtaken, Table, check_columns, check_types
 from pipeline.shown import shown_path

@@ -1,14 +1,15 @@
-"""How the libraries of tables are reached: locations, options of stores, and their errors as errors of alignpot."""
+"""How the libraries of tables are reached: locations, options of stores, catalogs, and their errors as ours."""
 
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from pipeline import config
 from pipeline.data.place import Place
 from pipeline.errors import AlignpotError, ConfigError, StorageError, TemporaryError
 from pipeline.faults import translated
+from pipeline.shown import shown, shown_path
 
 _MISSING: Final = frozenset({"NoSuchTableError", "NoSuchIcebergTableError", "NoSuchNamespaceError"})
 _BUSY: Final = frozenset({"ServiceUnavailableError", "ServerError", "TooManyRequestsError", "OperationalError"})
@@ -36,6 +37,29 @@ def store_options(place: Place, storage: config.Storage) -> dict[str, str] | Non
     }
 
 
+def load_catalog(name: str, storage: config.Storage) -> Any:
+    """The catalog that pyiceberg knows by this name. What its description leaves open, the storage section tells.
+
+    Raises:
+        ConfigError: it is not described, or not well.
+    """
+    from pyiceberg import catalog
+    from pyiceberg.utils.config import Config
+
+    described: dict[str, Any] = Config().get_catalog_config(name) or {}
+    given = {"s3.endpoint": storage.endpoint_url, "s3.region": storage.region}
+    if storage.anonymous and not {"s3.access-key-id", "client.access-key-id"} & {*described}:
+        given["s3.anonymous"] = "true"
+    try:
+        return catalog.load_catalog(name, **{key: value for key, value in given.items() if value} | described)
+    except ValueError:
+        raise ConfigError(
+            f"pyiceberg does not know how to reach the catalog {shown(name)}. Describe it in ~/.pyiceberg.yaml "
+            f"(`catalog: {{{shown(name)}: {{uri: ...}}}}`), or by variables such as "
+            f"PYICEBERG_CATALOG__{shown(name.upper())}__URI."
+        ) from None
+
+
 @contextlib.contextmanager
 def library_errors(where: str) -> Iterator[None]:
     """Raise what a library of tables throws inside the block as an error about the table `where`.
@@ -52,20 +76,24 @@ def library_errors(where: str) -> Iterator[None]:
 
 def _as_ours(error: Exception, where: str) -> AlignpotError:
     name = type(error).__name__
-    if name == "NotInstalledError":
-        return ConfigError(f"{where}: its catalog needs another package. {str(error).splitlines()[0]}")
-    if name in _MISSING:
-        return StorageError(f"{where}: the catalog has no such namespace ({name}). Create it, or correct the name.")
-    if name in _DENIED or (isinstance(error, OSError) and _DENIED_TEXT.search(str(error))):
-        return StorageError(
-            f"{where}: access is denied ({name}). Check the credentials of the catalog and of the store."
+    is_storage = isinstance(error, OSError)
+    if isinstance(error, ImportError):
+        found: AlignpotError = ConfigError(
+            f"{where}: a package is not installed ({error.name}). Run: pip install 'alignpot[tables]'"
         )
-    known = translated(error, where)
-    if known is not None:
-        return known
-    if name in _BUSY or isinstance(error, OSError):
-        return TemporaryError(
+    elif name == "NotInstalledError":
+        found = ConfigError(f"{where}: its catalog needs another package. {shown_path(error)}")
+    elif name in _MISSING:
+        found = StorageError(f"{where}: the catalog has no such table ({name}). Correct the name, or create it.")
+    elif name in _DENIED or (is_storage and _DENIED_TEXT.search(str(error))):
+        found = StorageError(f"{where}: access is denied ({name}). Check the credentials of catalog and store.")
+    elif (known := translated(error, where)) is not None:
+        found = known
+    elif name in _BUSY or is_storage:
+        found = TemporaryError(
             f"{where}: the catalog or the store cannot be reached, or is busy ({name}). Run the same command again; it "
             "goes on. If it never worked, check their addresses."
         )
-    return StorageError(f"{where}: the library of such tables refused ({name}). A newer one may not.")
+    else:
+        found = StorageError(f"{where}: the library of such tables refuses it ({name}). A newer one may not.")
+    return found
