@@ -133,11 +133,11 @@ class IcebergTable:
 
 
 def _reaches(io: Any, piece: Piece, *, local: bool) -> bool:
-    if piece.place.is_local:
-        return local
+    if piece.place.is_local and not local:
+        return False
     try:
         return len(io.new_input(_url(piece.place))) == piece.file.size
-    except Exception:  # noqa: BLE001 - whatever is in the way, a copy is not in need of it
+    except Exception:  # noqa: BLE001 - a copy does not need what fails here
         return False
 
 

@@ -37,11 +37,7 @@ def check_target(target: config.Table, storage: config.Storage) -> None:
         TemporaryError: the catalog or the store does not answer.
     """
     _open(target, storage)
-    if target.kind != "iceberg":
-        place = Place.open(target.path, storage)
-        if (place / RUN_FILE).size() is not None:
-            raise ConfigError(f"{place} holds a dataset of alignpot. Give the table a folder of its own.")
-        check_writable(place)
+    _check_folder(target, storage)
 
 
 def publish(source: Place, target: config.Table, storage: config.Storage) -> str:
@@ -64,7 +60,7 @@ def publish(source: Place, target: config.Table, storage: config.Storage) -> str
                 return f"{by}, nothing changed: {where}"
             check_columns(table, rows, where)
             if not attempt:
-                check_target(target, storage)
+                _check_folder(target, storage)
             try:
                 with library_errors(where):
                     version = table.commit(rows, target.mode)
@@ -73,6 +69,14 @@ def publish(source: Place, target: config.Table, storage: config.Storage) -> str
             else:
                 return f"published {dataset.num_kept:,} pairs: {where}, version {version}"
     raise TemporaryError(f"{where}: others commit there all the time. Run the same command again.")
+
+
+def _check_folder(target: config.Table, storage: config.Storage) -> None:
+    if target.kind != "iceberg":
+        place = Place.open(target.path, storage)
+        if (place / RUN_FILE).size() is not None:
+            raise ConfigError(f"{place} holds a dataset of alignpot. Give the table a folder of its own.")
+        check_writable(place)
 
 
 def _open(target: config.Table, storage: config.Storage) -> Table:

@@ -10,7 +10,7 @@ from pipeline.config.table import Mode
 from pipeline.errors import SchemaError, TemporaryError
 from pipeline.exports.tables.rows import Rows
 from pipeline.shown import listed
-from pipeline.sources.columns import LISTS, TEXTS, plain_type
+from pipeline.sources.columns import TEXTS, plain_type
 
 FINGERPRINT: Final = "alignpot.fingerprint"
 """Key of a commit: the digest that tells its rows from others."""
@@ -26,6 +26,7 @@ _ANYWHERE: Final[tuple[_Check, ...]] = (
     *(pat.is_binary, pat.is_large_binary, pat.is_date32, pat.is_decimal128),
     lambda kind: pat.is_timestamp(kind) and kind.unit == "us" and kind.tz in (None, "UTC"),
 )
+_LISTS: Final = (pat.is_list, pat.is_large_list, pat.is_fixed_size_list)
 _SMALL: Final = (pat.is_int8, pat.is_int16)
 _FURTHER: Final[dict[str, tuple[_Check, ...]]] = {
     "iceberg": (),
@@ -79,7 +80,7 @@ def check_columns(table: Table, rows: Rows, where: str) -> None:
     others = [
         f"{field.name} ({there.field(field.name).type}, here {field.type})"
         for field in rows.schema
-        if field.name in there.names and plain_type(there.field(field.name).type) != plain_type(field.type)
+        if field.name in there.names and _plain(there.field(field.name).type) != _plain(field.type)
     ]
     needed = [field.name for field in there if not field.nullable and field.name not in rows.schema.names]
     problems = [
@@ -91,10 +92,16 @@ def check_columns(table: Table, rows: Rows, where: str) -> None:
         raise SchemaError(f"{where}: {'; '.join(problems)}. Change the table, or give another one.")
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pat.is_large_binary(kind):
+        return pa.binary()
+    return pa.map_(_plain(kind.key_type), _plain(kind.item_type)) if pat.is_map(kind) else plain_type(kind)
+
+
 def _holds(kind: pa.DataType, of: str) -> bool:
     if pat.is_dictionary(kind):
         return _holds(kind.value_type, of)
-    if any(is_list(kind) for is_list in LISTS):
+    if any(is_list(kind) for is_list in _LISTS):
         return _holds(kind.value_type, of)
     if pat.is_map(kind):
         return _holds(kind.key_type, of) and _holds(kind.item_type, of)
