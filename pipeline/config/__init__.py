@@ -32,7 +32,7 @@ from pipeline.config.round import (
 )
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
-from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_self_play, parse_self_play
+from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
 from pipeline.config.table import Table, parse_target
 
@@ -70,6 +70,7 @@ __all__ = [
     "Train",
     "VllmModel",
     "carries_credentials",
+    "load_any",
     "load_config",
     "load_self_play",
     "parse_config",

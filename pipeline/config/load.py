@@ -35,6 +35,11 @@ def load(root: type[_Root], path: str | Path, overrides: Iterable[str]) -> _Root
     Raises:
         ConfigError: the file is missing or not a mapping, an override is malformed, or a key or value is wrong.
     """
+    return parse(root, read_sections(path), shown_path(path), overrides)
+
+
+def read_sections(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML config, unchecked. Raises a ConfigError if it cannot be read or is not a mapping."""
     if carries_credentials(str(path)):
         raise ConfigError(f"the path of the config {NO_CREDENTIALS}.")
     where = f"config {shown_path(path)}"
@@ -50,7 +55,7 @@ def load(root: type[_Root], path: str | Path, overrides: Iterable[str]) -> _Root
     if not isinstance(data, dict):
         found = "is empty" if data is None else f"holds a {type(data).__name__}"
         raise ConfigError(f"{where} {found}; wanted a mapping of sections.")
-    return parse(root, data, shown_path(path), overrides)
+    return data
 
 
 def parse(root: type[_Root], data: Mapping[str, Any], where: str, overrides: Iterable[str] = ()) -> _Root:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline.config.load import load, parse
+from pipeline.config.load import load, parse, read_sections
 from pipeline.config.models import ClassifierReward, ColumnsReward, Estimate, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
 from pipeline.config.root import Config
@@ -14,6 +14,7 @@ from pipeline.config.round import Evaluate, Evolve, Generate, Pairing, Prompts, 
 from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Section, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
 from pipeline.config.source import Storage, Tokens
+from pipeline.shown import shown_path
 
 _WEIGHT: Final = 2.5
 _FRACTION: Final = 0.25
@@ -159,6 +160,14 @@ class SelfPlayConfig(Section):
 def load_self_play(path: str | Path, overrides: Iterable[str] = ()) -> SelfPlayConfig:
     """`load_config` for the config of self-play."""
     return load(SelfPlayConfig, path, overrides)
+
+
+def load_any(path: str | Path, overrides: Iterable[str] = ()) -> Config | SelfPlayConfig:
+    """`load_config` for either kind of config: that of self-play is the one with prompts."""
+    sections, where = read_sections(path), shown_path(path)
+    if "prompts" in sections:
+        return parse(SelfPlayConfig, sections, where, overrides)
+    return parse(Config, sections, where, overrides)
 
 
 def parse_self_play(data: Mapping[str, Any], *, where: str = "config") -> SelfPlayConfig:

@@ -57,8 +57,7 @@ class Place:
             StorageError: no such dataset or folder, no credentials, no permission, or nothing there.
             TemporaryError: storage or the hub does not answer.
         """
-        match = _ON_HUB.fullmatch(url)
-        is_name = match is not None and not _FILE.search(match[1]) and not Path(url).expanduser().exists()
+        is_name = is_name_on_hub(url)
         if not is_name and not url.startswith("hf://"):
             place = cls.open(url, storage)
         else:
@@ -188,6 +187,12 @@ class Place:
             self.fs.info(self.root)
             if self.is_local and not os.access(self.root, os.R_OK):
                 raise StorageError(f"{self}: permission denied. Grant read access, or use another path.")
+
+
+def is_name_on_hub(url: str) -> bool:
+    """Whether a path is the name of a dataset on the hub, ORG/NAME, and no file or folder here."""
+    match = _ON_HUB.fullmatch(url)
+    return match is not None and not _FILE.search(match[1]) and not Path(url).expanduser().exists()
 
 
 def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:

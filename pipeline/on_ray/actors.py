@@ -23,6 +23,7 @@ import ray
 from pipeline.drops import StageName
 from pipeline.errors import AlignpotError
 from pipeline.on_ray.deaths import Deaths
+from pipeline.on_ray.metrics import count_restart
 from pipeline.progress import no_bars
 from pipeline.steps.shards import AnyShard, ShardReader
 from pipeline.steps.work import Apply, Commit, ShardWork, Stage, commit_shard, read_shard
@@ -93,6 +94,7 @@ class StageActor:
             if self._deaths is None:
                 self._stages = build()
             else:
+                count_restart(type(self).__name__)
                 worker = f"{type(self).__name__}-{ray.get_runtime_context().get_actor_id()}"
                 self._stages = self._deaths.build(worker, build)
         except AlignpotError as error:

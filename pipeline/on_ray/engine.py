@@ -20,6 +20,7 @@ from pipeline.data.place import Place
 from pipeline.models.vllm_engine import GRANTED_GPUS
 from pipeline.on_ray.actors import actor_class, commit_block, from_block, read_block
 from pipeline.on_ray.deaths import Deaths
+from pipeline.on_ray.metrics import RunMetrics
 from pipeline.on_ray.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
 from pipeline.on_ray.session import ray_session
 from pipeline.steps.shards import AnyShard, ShardReader
@@ -86,6 +87,11 @@ def run_on_ray(
         blocks = ray.data.read_datasource(
             ShardSource(reader, shards), override_num_blocks=len(shards), num_cpus=io_cpus, concurrency=io_tasks
         )
+        workers = [min(num_replicas(group), len(shards)) for group in groups]
+        metrics = RunMetrics(
+            {stage.name: number for group, number in zip(groups, workers, strict=True) for stage in group},
+            num_gpus=sum(num * number for num, number in zip(gpus, workers, strict=True)),
+        )
         for group, num_gpus in zip(groups, gpus, strict=True):
             blocks = blocks.map_batches(**_pool(group, num_gpus, num_shards=len(shards), deaths=deaths))
         blocks = blocks.map_batches(
@@ -100,7 +106,9 @@ def run_on_ray(
             work = from_block(block)
             if work.failure is not None:
                 raise work.failure
+            metrics.count(work)
             yield work
+        metrics.flush()
 
 
 def _groups(stages: Sequence[Stage], run: Run) -> list[list[Stage]]:

@@ -15,6 +15,7 @@ import ray.exceptions
 
 from pipeline.config import Replicas, Run
 from pipeline.errors import AlignpotError, ConfigError, TemporaryError
+from pipeline.shown import shown
 
 # Logical CPUs of a local Ray for reading, tokenising and committing beside the model actors.
 _LOCAL_IO_CPUS: Final = 2
@@ -78,7 +79,8 @@ def _start(run: Run, models: Sequence[Replicas]) -> None:
         except (ConnectionError, TimeoutError) as error:
             raise TemporaryError(f"no Ray cluster answers at {address} ({type(error).__name__}).") from None
         except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"Ray at {address} cannot be joined: {str(error).strip().splitlines()[0]}") from None
+            reason = shown(" ".join(str(error).split()), 400)
+            raise ConfigError(f"Ray at {address} cannot be joined: {reason}") from None
         return
     needed = sum(m.replicas * m.num_cpus for m in models) + _LOCAL_IO_CPUS
     num_cpus = max(os.cpu_count() or 1, int(needed + 0.999))

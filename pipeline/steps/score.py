@@ -6,7 +6,6 @@ Everything that can be wrong is found before a model is loaded. The same config,
 If it had finished, it does nothing.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -72,14 +71,14 @@ def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]
     pending = pending_shards(step, run)
     if pending and any(model.fp8 for model in config.torch_models().values()):
         _check_fp8(config, step, pending)
-    manifest, done = complete_step(step, run, pending, config.run)
-    parts = [json.loads(work.table.column("summary")[0].as_py()) for work in done]
+    manifest, totals = complete_step(step, run, pending, config.run)
     summary = ScoreSummary(
         num_shards_done_now=len(pending),
-        num_tokens_now=sum(sum(part["num_tokens"].values()) for part in parts),
+        num_tokens_now=totals.num_tokens,
         seconds=time.monotonic() - started,
         template_words=template_words(config, manifest),
-        timings=[timing for work in done for timing in work.timings],
+        busy_s=totals.busy_s,
+        overlap_s=totals.overlap_s,
     )
     return summary, manifest
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -24,8 +24,12 @@ from pipeline.progress import progress
 from pipeline.steps.guard import guarded
 from pipeline.steps.rows import without_transient
 from pipeline.steps.shards import AnyShard, OwnRows, SourceRows
+from pipeline.steps.totals import Totals
 from pipeline.steps.work import ShardWork, Stage, run_plain
 from pipeline.termination import raise_if_terminated
+
+WAVE_SHARDS: Final = 16_384
+"""Shards that an engine is given at once. Ray Data holds up to 40 KiB for each in the driver."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,36 +91,35 @@ def pending_shards(step: Step, run: Run) -> list[AnyShard]:
     return [shard for shard in step.rows.shards(run.plan.shards, run.place / RUN_FILE) if shard.index in pending]
 
 
-def complete_step(
-    step: Step, run: Run, pending: Sequence[AnyShard], settings: config.Run
-) -> tuple[Manifest, list[ShardWork]]:
+def complete_step(step: Step, run: Run, pending: Sequence[AnyShard], settings: config.Run) -> tuple[Manifest, Totals]:
     """Run the stages over the pending shards, commit each, check all parts and publish the manifest.
 
-    Returns:
-        The manifest, and the work on the shards, with the PartSummary as JSON as their table (see `commit_to`).
+    Shards go in waves, of which each loads the models anew: an engine holds something for every shard that it is given.
 
     Raises the AlignpotError that stopped it; parts committed so far stay. Also raises as `Run.finish`.
     """
     started = time.monotonic()
-    done: list[ShardWork] = []
-    if pending:
-        reader, stages = step.rows.reader, [guarded(stage, settings.stage_timeout_s) for stage in step.stages]
-        commit = partial(commit_to, run.place, run.plan.part_specs(shard.index for shard in pending))
-        num_rows = [shard.get("rows_in", shard.get("num_rows", 0)) for shard in run.plan.shards]
-        num_left = sum(num_rows[shard.index] for shard in pending)
-        with progress(step.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
-            engine: Callable[..., Iterator[ShardWork]] = run_plain
-            if settings.engine != "plain":
-                from pipeline.on_ray.engine import run_on_ray
+    totals = Totals()
+    stages = [guarded(stage, settings.stage_timeout_s) for stage in step.stages]
+    num_rows = [shard.get("rows_in", shard.get("num_rows", 0)) for shard in run.plan.shards]
+    num_left = sum(num_rows[shard.index] for shard in pending)
+    with progress(step.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
+        engine: Callable[..., Iterator[ShardWork]] = run_plain
+        if settings.engine != "plain" and pending:
+            from pipeline.on_ray.engine import run_on_ray
 
-                engine = partial(run_on_ray, run=settings, dataset=run.place)
+            engine = partial(run_on_ray, run=settings, dataset=run.place)
+        for first in range(0, len(pending), WAVE_SHARDS):
+            wave = pending[first : first + WAVE_SHARDS]
+            commit = partial(commit_to, run.place, run.plan.part_specs(shard.index for shard in wave))
             # No name for the generator: an error in the loop must end it at once, with what it holds.
-            for work in engine(reader, pending, stages, commit):
+            for work in engine(step.rows.reader, wave, stages, commit):
                 count(num_rows[work.shard])
-                done.append(work)
+                totals.add(work)
                 raise_if_terminated()
+            totals.end_wave()
     check = None if step.check is None else partial(step.check, run)
-    return run.finish({"seconds": time.monotonic() - started}, check), done
+    return run.finish({"seconds": time.monotonic() - started}, check), totals
 
 
 def commit_to(dataset: Place, specs: Mapping[int, PartSpec], index: int, table: pa.Table) -> pa.Table:

@@ -3,7 +3,9 @@
 import contextlib
 import http.client
 import threading
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import urlsplit
@@ -11,6 +13,7 @@ from urllib.parse import urlsplit
 Fault = str | None
 BUSY, RESET, LOSE_ANSWER, CONFLICT = "busy", "reset", "lose answer", "conflict"
 BROKEN, EXPIRED, TRUNCATED = "broken", "expired", "truncated"
+CARELESS, SLOW_CLOCK = "careless", "slow clock"  # never says that an object exists; is an hour behind
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>The proxy refuses.</Message></Error>"
 _REFUSALS = {
     BUSY: (503, {}, _ERROR.format("SlowDown").encode()),
@@ -56,6 +59,10 @@ class _Handler(BaseHTTPRequestHandler):
         if what == LOSE_ANSWER:
             self.close_connection = True
             return
+        if what == CARELESS and status == 412:
+            status, content = 200, b""
+        if what == SLOW_CLOCK:
+            headers["Date"] = formatdate(time.time() - 3600, usegmt=True)
         self.close_connection |= what == TRUNCATED
         self._answer(status, headers, content, len(content) // 2 if what == TRUNCATED else None)
 

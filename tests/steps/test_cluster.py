@@ -1,6 +1,7 @@
 """The same job on clusters: three nodes in one process tree, and a head started by hand that takes submitted jobs."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -21,7 +22,8 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from pipeline.cli import main
-from pipeline.config import resolved
+from pipeline.config import Config, resolved
+from pipeline.on_ray.shipment import prepare_job
 from pipeline.steps.score import prepare_score, score
 from tests.fixtures_storage import S3Server
 from tests.steps.conftest import make_config, run_all, write_jsonl
@@ -142,9 +144,9 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
     raise AssertionError(f"no dashboard after 120 s: {log.read_text()[-2000:]}")
 
 
-def submitted(config: Path, head: str, **environment: str) -> tuple[int, str]:
-    """`alignpot submit run`, in a process of its own: Ray reads RAY_AUTH_MODE once a process."""
-    command = [sys.executable, "-m", "pipeline.cli", "submit", "run", str(config), "--address", head]
+def on_head(head: str, *words: str | Path, **environment: str) -> tuple[int, str]:
+    """A command of `alignpot`, in a process of its own: Ray reads RAY_AUTH_MODE once a process."""
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, words), "--address", head]
     done = subprocess.run(
         command, env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -163,6 +165,7 @@ def submitted_script(config: Path, head: str, checkout: Path) -> "subprocess.Com
     )
 
 
+@pytest.mark.timeout(1200)  # six jobs, each with processes of its own: on a busy machine they take minutes
 def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     tmp_path: Path,
     pairs: list[dict],
@@ -176,7 +179,7 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(resolved(config)))
 
-    code, output = submitted(path, head)
+    code, output = on_head(head, "submit", "run", path)
     assert code == 0, output
     assert "rows kept" in output
     from pipeline.data.place import Place
@@ -184,10 +187,11 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     place = Place.open(config.output.path, s3.storage)
     with place.fs.open(f"{place.root}/parquet/train-00000-of-00001.parquet") as file:
         assert sorted(pq.read_table(file)["id"].to_pylist()) == selected_ids(plain)
+    check_that_the_job_is_found(path, head, config)
 
     path.write_text(yaml.safe_dump({**resolved(config), "tokens": {"max_length": 99}}))
     with losing_answers(head) as proxy:
-        code, output = submitted(path, proxy.url)
+        code, output = on_head(proxy.url, "submit", "run", path)
     assert code == 2, output
     assert "tokens.max_length" in output
     assert proxy.lost >= {"GET /api/jobs/", "POST /api/jobs/", "GET /api/jobs/ID", "GET /api/jobs/ID/logs"}
@@ -200,7 +204,7 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     assert os.environ["RAY_AUTH_TOKEN"] not in output
     assert s3.secret_key not in output
 
-    code, output = submitted(path, head, RAY_AUTH_TOKEN="canary-wrong-token")
+    code, output = on_head(head, "submit", "run", path, RAY_AUTH_TOKEN="canary-wrong-token")
     assert code == 2, output
     assert "RAY_AUTH_TOKEN" in output
     assert "canary" not in output
@@ -208,6 +212,52 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{head}/api/jobs/", timeout=10)
     assert refused.value.code == 401
+    code, output = on_head(head, "doctor", RAY_AUTH_TOKEN="canary-wrong-token")
+    assert code == 1, output
+    assert f"bad   ray dashboard: Ray at {head} wants a token" in output
+    assert "canary" not in output
+
+
+def check_that_the_job_is_found(path: Path, head: str, config: Config) -> None:
+    """By its config and by its id, when it is complete, and while another one runs and is stopped."""
+    other = ["--set", f"scored={config.scored}-other"]
+    other_id = prepare_job("score", path, other[1:]).submission_id
+    calls: list[tuple[int | None, list[str], str]] = [
+        (0, ["status", str(path)], f"{config.scored}: complete"),
+        (0, ["status", str(path)], f"{config.output.path}: complete"),
+        (0, ["logs", str(path)], "rows kept"),
+        (0, ["stop", str(path)], "has ended already: SUCCEEDED"),
+        (0, ["submit", "score", str(path), *other, "--no-wait"], f"submitted {other_id}"),
+        (0, ["status", str(path), *other], f"job {other_id}: "),
+        (0, ["stop", other_id], f"{other_id}: STOPPED"),
+        (1, ["status", str(path), *other], f"{other_id}: STOPPED"),
+        (None, ["logs", other_id, "--follow"], f"{other_id}: STOPPED"),
+        (2, ["status", "alignpot-run-000000000000"], "knows no job"),
+        (0, ["submit", "doctor", str(path)], "ok    ray cluster"),
+        (0, ["doctor"], "ok    ray dashboard"),
+    ]
+    script = f"""
+import contextlib, io, json, sys
+from pipeline.cli import main
+ended = []
+for words in json.load(sys.stdin):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        try:
+            main([*words, "--address", {head!r}])
+        except SystemExit as end:
+            code = end.code
+    ended.append((code, text.getvalue()))
+print(json.dumps(ended))
+"""
+    words = json.dumps([words for _, words, _ in calls])
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=words, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for (code, words, says), (ended, text) in zip(calls, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert says in text, (words, text)
+        assert ended == code if code is not None else ended, (words, text)
+    assert os.environ["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("job", ["rn", "train"])

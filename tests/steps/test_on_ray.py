@@ -1,15 +1,21 @@
 """How shards go through a local Ray: as many of them in the making as this machine has cores for."""
 
+import json
 import os
+import re
 import time
-from dataclasses import dataclass
+import urllib.request
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 
 from pipeline.config import Run
+from pipeline.data.parts import PartSummary
 from pipeline.on_ray.engine import run_on_ray
+from pipeline.on_ray.metrics import exported_names
 from pipeline.steps.work import Apply, Stage
 from tests.steps.kept import Keep
 
@@ -76,3 +82,59 @@ def test_a_ray_of_our_own_reads_and_commits_no_more_shards_at_once_than_there_ar
     cores = max(2, os.cpu_count() or 1)
     assert times.most_at_once("read") <= cores
     assert times.most_at_once("commit") <= cores
+
+
+class Reader:
+    def read(self, shard: Numbered) -> pa.Table:
+        return pa.table({"row": [shard.index]})
+
+
+def commit_four(index: int, table: pa.Table) -> pa.Table:
+    summary = PartSummary(
+        index=index,
+        num_rows=4,
+        num_kept=3,
+        num_dropped=1,
+        drops={"source": {"empty_prompt": 1}},
+        num_tokens={"num_tokens_prompt": 7},
+        id_digest="",
+        fingerprint_digest="",
+        source_digest=None,
+        size=0,
+        footer_digest="",
+    )
+    return pa.table({"summary": [json.dumps(asdict(summary))]})
+
+
+def exported(port: int) -> dict[str, dict[str, float]]:
+    """Values by name, then by the label of ours."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = [line for line in answer.read().decode().splitlines() if line.startswith("ray_alignpot")]
+    found: dict[str, dict[str, float]] = {}
+    for line in lines:
+        name, labels, value = re.fullmatch(r"(\w+)\{(.*)\} ([\d.e+-]+)\s*", line).groups()
+        ours = [v for k, v in re.findall(r'(\w+)="([^"]*)"', labels) if k in ("outcome", "reason", "column", "stage")]
+        found.setdefault(name, {})["/".join(ours)] = float(value)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_prometheus_finds_the_numbers_of_a_run():
+    stages = (Stage(name="tokenise", build=leave_as_it_is),)
+    before = exported(ray.nodes()[0]["MetricsExportPort"]).get("ray_alignpot_shards_total", {"": 0.0})[""]
+    list(run_on_ray(Reader(), [Numbered(index) for index in range(5)], stages, commit_four, Run()))
+    deadline = time.monotonic() + 60
+    found: dict[str, dict[str, float]] = {}
+    while time.monotonic() < deadline and found.get("ray_alignpot_shards_total", {}).get("", 0.0) < before + 5:
+        time.sleep(1)
+        found = exported(ray.nodes()[0]["MetricsExportPort"])
+    assert found["ray_alignpot_rows_total"]["kept"] >= 15
+    assert 5.0 in found["ray_alignpot_dropped_rows_total"].values()
+    assert found["ray_alignpot_tokens_total"]["num_tokens_prompt"] >= 35
+    assert {"read", "tokenise", "commit"} <= {*found["ray_alignpot_busy_seconds_total"]}
+    assert found["ray_alignpot_workers"]["tokenise"] == 1
+    # No GPU here, and no worker died.
+    assert {*found} <= exported_names()
+    assert exported_names() - {*found} <= {"ray_alignpot_gpu_seconds_total", "ray_alignpot_worker_restarts_total"}

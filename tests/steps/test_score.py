@@ -86,8 +86,15 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
 )
 @pytest.mark.usefixtures("local_ray")
 def test_layout_does_not_move_a_score_or_the_selection(
-    run: dict, replicas: int, tmp_path: Path, pairs: list[dict], models: dict, expected: tuple[pa.Table, list[str]]
+    run: dict,
+    replicas: int,
+    tmp_path: Path,
+    pairs: list[dict],
+    models: dict,
+    expected: tuple[pa.Table, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr("pipeline.steps.step.WAVE_SHARDS", 5)  # more shards than that go in waves
     source = write_jsonl(tmp_path / "pairs.jsonl", shuffled(pairs, seed=replicas))
     sized = {role: {**models[role], "num_cpus": 0.5} for role in ("policy", "reference", "reward")}
     sized["policy"]["replicas"] = replicas
