@@ -50,7 +50,11 @@ class Reason(StrEnum):
         return reason
 
     # --- of a source's rows
-    INVALID_JSON = "invalid_json", "source", "a line that is not a JSON object"
+    INVALID_JSON = (
+        "invalid_json",
+        "source",
+        "a line that is no JSON object, or a row of CSV that does not fit the head",
+    )
     UNDECODABLE_TEXT = "undecodable_text", "source pair", "bytes that are not UTF-8, or lone surrogates"
     NULL_FIELD = "null_field", "source", "a prompt, response, role or content is null or absent"
     WRONG_TYPE = "wrong_type", "source", "text instead of messages, a number instead of text, and so on"
@@ -72,7 +76,9 @@ class Reason(StrEnum):
     CANDIDATE_COUNT_MISMATCH = "candidate_count_mismatch", "source pair", "not one score to each candidate"
     TIED_REWARDS = "tied_rewards", "source pair", "the candidates score the same, so none of them is the better one"
     TIE = "tie", "source", "the label calls both answers equally good, or their scores are the same"
-    UNKNOWN_LABEL = "unknown_label", "source", "a label that names neither of the two answers"
+    UNKNOWN_LABEL = "unknown_label", "source", "a label that names neither of the two answers, or is not true or false"
+    LONE_ANSWER = "lone_answer", "source", "no other row of the file has an answer to pair this one with"
+    ANSWER_OF_A_PAIR = "answer_of_a_pair", "source", "another row holds the pair, with this answer or without", True
     SCORE_NOT_FOUND = "score_not_found", "source", "no candidate equals the chosen or the rejected text"
     AMBIGUOUS_SCORE = "ambiguous_score", "source", "equal candidates have different scores"
     NULL_SCORE = "null_score", "source pair", "a score is missing"

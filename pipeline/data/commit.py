@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -121,6 +121,19 @@ def check_writable(place: Place) -> None:
             f"{place}: the store overwrote an object that it was told to create only if absent "
             "(If-None-Match), so two runs could mix. Use a store that supports conditional writes."
         )
+
+
+@contextlib.contextmanager
+def no_new_folders(places: Iterable[Place]) -> Iterator[None]:
+    """Remove the empty folders below which `check_writable` looks in this block, if they were not there before."""
+    folders = [folder for place in places if place.is_local for folder in (Path(place.root), *Path(place.root).parents)]
+    new = {folder for folder in folders if not folder.exists()}
+    try:
+        yield
+    finally:
+        for folder in sorted(new, key=lambda folder: len(folder.parts), reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def clear_leftovers(place: Place) -> None:

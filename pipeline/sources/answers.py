@@ -5,6 +5,7 @@ The best answer and the worst make the pair. The lowest rank is the best. Withou
 rewards are the scores or, where there are ranks alone, their negatives.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -15,7 +16,9 @@ from pipeline.sources.ranked import number_of, numbers_of, picked, sweet_spot, w
 from pipeline.sources.rows import SYSTEM_TEXTS, Format, PairRow
 from pipeline.sources.texts import PROMPT_COLUMNS, has_prompt, with_prompt
 
-LISTS: Final = ("answers", "completions", "responses", "candidates", "outputs", "generations")
+LISTS: Final = (
+    *("answers", "completions", "responses", "candidates", "outputs", "generations", "responses_and_scores"),
+)
 _TEXTS: Final = ("answer", "completion", "response", "text", "content", "output", "message", "messages")
 _RANK: Final = "rank"
 _SCORES: Final = ("score", "reward", "rating", "overall_score", "fine-grained_score", "pm_score")
@@ -25,6 +28,8 @@ _BESIDE: Final = {
 }
 """Lists of numbers, and what each of them is called in an answer."""
 _ASPECTS: Final = "annotations"  # of UltraFeedback: an object for each aspect, with a Rating
+_NOTES: Final = "annotations"  # of CodeUltraFeedback, beside the answers: an object for each model, with a rating
+_MODEL: Final = "model"
 
 
 def _best_worst(row: Row) -> PairRow:
@@ -64,7 +69,11 @@ def _answers_of(row: Row) -> list[Mapping[str, Any]]:
         return [{_TEXTS[0]: text, _BESIDE[name]: number} for text, number in zip(answers, numbers, strict=True)]
     if not all(isinstance(answer, Mapping) for answer in answers):
         raise DropRow(Reason.WRONG_TYPE)
-    return answers
+    notes = row.get(_NOTES)
+    if not isinstance(notes, list) or not all(isinstance(note, Mapping) for note in notes):
+        return answers
+    of_model = {str(note.get(_MODEL)): note for note in notes}
+    return [{**of_model.get(str(answer.get(_MODEL)), {}), **answer} for answer in answers]
 
 
 def _score_of(answer: Mapping[str, Any]) -> float | None:
@@ -107,8 +116,10 @@ def _claims(columns: Columns, sample: Sequence[Row]) -> bool:
     names = _lists_in(columns)
     if any(columns[name] is Kind.TEXTS for name in names):
         return True
-    lists = (row[name] for row in sample for name in names if isinstance(row.get(name), list))
-    answers = [answer for answers in lists for answer in answers if isinstance(answer, Mapping)]
+    answers: list[Mapping[str, Any]] = []
+    for row in sample:
+        with contextlib.suppress(DropRow):
+            answers += _answers_of(row)
     graded = {_RANK, _ASPECTS, *_SCORES}
     return any(graded & answer.keys() and {*_TEXTS} & answer.keys() for answer in answers)
 
@@ -116,9 +127,9 @@ def _claims(columns: Columns, sample: Sequence[Row]) -> bool:
 ANSWERS: Final = Format(
     name="answers",
     about="a prompt, and a list of answers as objects with a rank or a score, or as text beside `ranks` or `scores`",
-    known_from="Nectar, UltraFeedback, NeMo-RL, H4 Stack Exchange",
+    known_from="Nectar, UltraFeedback, CodeUltraFeedback, NeMo-RL, H4 Stack Exchange",
     wants={},
-    reads=(*PROMPT_COLUMNS, *SYSTEM_TEXTS, TOOLS, *LISTS, *_BESIDE),
+    reads=(*PROMPT_COLUMNS, *SYSTEM_TEXTS, TOOLS, *LISTS, *_BESIDE, _NOTES),
     claims=_claims,
     build=_best_worst,
     build_sweet_spot=_sweet_spot,

@@ -12,7 +12,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.types as pat
 
-from pipeline.drops import DropRow, Reason
+from pipeline.drops import Drop, DropRow, Reason
 from pipeline.schema import MESSAGE_FIELDS, PROMPT, TEMPLATE_KWARGS, message_fields_of, pair_schema
 from pipeline.sources.columns import Row
 from pipeline.sources.rows import PLAIN_KEYS, Format, PairRow
@@ -22,9 +22,10 @@ _ROLE_NAMES: Final = frozenset({"role", "from"})
 
 def sampled_pairs(known: Format, sample: Iterable[Row]) -> Iterator[PairRow]:
     """The pairs of sampled rows; rows that have none are left out."""
-    for row in sample:
+    for row in known.together(dict(enumerate(sample))).values():
         with contextlib.suppress(Exception):  # whatever the reader drops such a row for
-            yield known.convert(row)
+            if not isinstance(row, Drop):
+                yield known.convert(row)
 
 
 def source_schema(

@@ -3,9 +3,11 @@
 Formats ask for kinds, not for Arrow types. So one rule serves Parquet, Arrow and JSON Lines.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.types as pat
 
 from pipeline.errors import SchemaError
+from pipeline.schema import TOOL_CALLS
 from pipeline.shown import shown
 
 Row = Mapping[str, Any]
@@ -35,6 +38,7 @@ class Kind(StrEnum):
 
 Columns = Mapping[str, Kind]
 
+_COLUMNS_SHOWN: Final = 200
 TEXTS: Final = (pat.is_string, pat.is_large_string, pat.is_string_view)
 LISTS: Final = (pat.is_list, pat.is_large_list, pat.is_fixed_size_list, pat.is_list_view, pat.is_large_list_view)
 _KIND_OF_LIST: Final = {
@@ -55,7 +59,9 @@ _PYTHON_TYPES: Final[Mapping[Kind, Any]] = {
 
 def described(columns: Columns) -> str:
     """The columns with their kinds, for a message."""
-    return ", ".join(f"{shown(name)} ({kind})" for name, kind in columns.items()) or "no columns"
+    first = [f"{shown(name)} ({kind})" for name, kind in itertools.islice(columns.items(), _COLUMNS_SHOWN)]
+    more = [f"and {len(columns) - len(first):,} more"] if len(columns) > len(first) else []
+    return ", ".join([*first, *more]) or "no columns"
 
 
 def kinds_of(schema: pa.Schema | None, rows: Sequence[Row]) -> dict[str, Kind]:
@@ -187,7 +193,7 @@ def _kind_of_scalar(plain: pa.DataType) -> Kind:
         return Kind.FLAG
     if pat.is_integer(plain) or pat.is_floating(plain) or pat.is_decimal(plain):
         return Kind.NUMBER
-    if pat.is_struct(plain) and {"role", "content"} <= {child.name for child in plain}:
+    if pat.is_struct(plain) and _is_message({child.name for child in plain}):
         return Kind.TURNS
     return Kind.OTHER
 
@@ -196,12 +202,17 @@ def _kind_of_value(value: Any) -> Kind:
     for kind, types in _PYTHON_TYPES.items():
         if isinstance(value, types):
             return kind
-    if isinstance(value, Mapping) and {"role", "content"} <= value.keys():
+    if isinstance(value, Mapping) and _is_message(value.keys()):
         return Kind.TURNS
     if isinstance(value, list):
         first = next((item for item in value if item is not None), None)
         return Kind.OTHER if isinstance(first, list) else _KIND_OF_LIST.get(_kind_of_value(first), Kind.OTHER)
     return Kind.OTHER
+
+
+def _is_message(names: AbstractSet[str]) -> bool:
+    """Whether an object of these fields is a message; one of tool calls may lack its content."""
+    return "role" in names and not names.isdisjoint(("content", TOOL_CALLS))
 
 
 def _is_valid(array: pa.Array) -> bool:

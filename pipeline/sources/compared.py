@@ -16,6 +16,7 @@ from typing import Any, Final
 from pipeline.drops import Drop, DropRow, Reason
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, TOOLS
 from pipeline.sources.columns import Columns, Kind, Row
+from pipeline.sources.mapping import says_number
 from pipeline.sources.ranked import number_of
 from pipeline.sources.rows import SYSTEM_TEXTS, TURNS_OR_TEXT, Format, PairRow, Rewards, Turn
 from pipeline.sources.texts import PROMPT_COLUMNS, has_prompt, with_prompt
@@ -30,11 +31,13 @@ _ANSWERS: Final = [((stem + ends[0], stem + ends[1]), ends) for stem in STEMS fo
 _SHP: Final = ("human_ref_A", "human_ref_B")
 SCORES: Final = ("score", "rating", "reward")
 _WINNER: Final = "winner_model"  # with the ends of the answers: 1 for the better one, 0 for the other; both 0 for a tie
+_JUDGES: Final = ("annotator1", "annotator2", "annotator3")  # of PandaLM: a label of each; most of them decide
 _NUM_ROUNDS: Final = "turn"  # of MT-bench: how many rounds of the two dialogues were judged
 
 _FIRST: Final = frozenset({"a", "first", "left", "a>b", "a>>b"})
 _SECOND: Final = frozenset({"b", "second", "right", "b>a", "b>>a"})
 _TIES: Final = frozenset({"tie", "tiebothbad", "bothbad", "bothgood", "both", "neither", "draw", "equal", "a=b"})
+_BETTER: Final = re.compile(r"[ _-]is[ _-](\w+[ _-])?better$")
 _NOUN: Final = re.compile(r"^(model|response|answer|assistant|output|completion|option)[ _-]*")
 
 _Two = tuple[str, str]
@@ -43,13 +46,16 @@ _Two = tuple[str, str]
 def _named(value: Any, names: _Two) -> float:
     """The label ends as the name of the better answer does, or says whether it is the first or the second."""
     text = f"{value:g}" if isinstance(value, float) else str(value).lower().strip()
-    text = re.sub(r"[\s\[\]()_-]", "", _NOUN.sub("", text))
+    text = re.sub(r"[\s\[\]()_-]", "", _NOUN.sub("", _BETTER.sub("", text)))
     first, second = (name[-1].lower() for name in names)
+    value = float(value) if isinstance(value, str) and says_number(value) else value
+    if isinstance(value, float) and first.isdigit() and int(first) <= value <= int(second):
+        return int(first) + 0.5 - value  # the mean of several labels
     if text == first or text in _FIRST:
         return 1.0
     if text == second or text in _SECOND:
         return -1.0
-    if text in _TIES or (first.isdigit() and text == f"{int(first) + 0.5:g}"):
+    if text in _TIES or (first.isdigit() and text == f"{int(first) + 0.5:g}") or (first == "1" and text == "0"):
         return 0.0
     raise DropRow(Reason.UNKNOWN_LABEL)
 
@@ -70,7 +76,7 @@ LABELS: Final[dict[str, Callable[[Any, _Two], float]]] = {
     "better_response_id": _named,
     "overall_preference": _signed,
     "preference_strength": _signed,
-    "winner": _named,
+    **dict.fromkeys(("winner", "overall_pref"), _named),
     "preference": _named,
     "orig_preference": _named,
     **dict.fromkeys(("preferred", "preferred_response", "preferred_answer"), _named),
@@ -81,6 +87,12 @@ LABELS: Final[dict[str, Callable[[Any, _Two], float]]] = {
     "labels": _one_if_first,
 }
 """By how much the first answer is better: above zero, below, or zero for a tie. The first label in a table decides."""
+
+NUMBERS: Final = (
+    *(stem + end for stem in (*SCORES, _WINNER) for ends in ENDS for end in ends),
+    *(label for label, lead in LABELS.items() if lead is not _named),
+)
+"""Columns whose values are numbers, even if they are written as text."""
 
 
 def _pair(row: Row) -> PairRow:
@@ -108,6 +120,9 @@ def _lead(row: Row, names: _Two, ends: _Two) -> float:
     label = _label(row)
     if label is not None:
         return LABELS[label](row[label], names)
+    judged = [row[name] for name in _JUDGES if row.get(name) is not None]
+    if judged:
+        return sum(_named(value, names) for value in judged)
     numbers = _numbers(row, ends, (_WINNER, *SCORES))
     if numbers is None:
         raise DropRow(Reason.NULL_FIELD)
@@ -178,12 +193,12 @@ def _scores_in(columns: Columns, stems: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _label_in(columns: Columns) -> str | None:
-    return next((name for name in LABELS if columns.get(name) in {Kind.TEXT, Kind.NUMBER}), None)
+    return next((name for name in (*LABELS, *_JUDGES) if columns.get(name) in {Kind.TEXT, Kind.NUMBER}), None)
 
 
 def _rewarded_by(columns: Columns) -> tuple[str, ...]:
     label = _label_in(columns)
-    return _scores_in(columns, SCORES) or ((label,) if label is not None and LABELS[label] is _signed else ())
+    return _scores_in(columns, SCORES) or ((label,) if label is not None and LABELS.get(label) is _signed else ())
 
 
 def _needs(columns: Columns) -> list[str]:
@@ -191,7 +206,7 @@ def _needs(columns: Columns) -> list[str]:
     if len(answers) != 1:
         return ["two answers, such as response_a and response_b"]
     decided = _label_in(columns) or _scores_in(columns, (_WINNER, *SCORES))
-    lacks = [] if decided else ["a label of the better one, such as winner"]
+    lacks = [] if decided else ["winner (text: the better one)"]
     are_dialogues = columns.get(answers[0][0]) is Kind.TURNS
     return lacks if are_dialogues or has_prompt(columns) else [*lacks, "prompt (text or turns)"]
 
@@ -199,14 +214,17 @@ def _needs(columns: Columns) -> list[str]:
 COMPARED: Final = Format(
     name="compared",
     about="two answers, such as `response_a` and `response_b`, and a label of the better one or a score of each",
-    known_from="SHP, PKU-SafeRLHF, WebGPT, preferences of HelpSteer2 and 3, Chatbot Arena, MT-bench, AlpacaFarm",
+    known_from="SHP, PKU-SafeRLHF, WebGPT, preferences of HelpSteer2 and 3, Chatbot Arena, MT-bench, "
+    "AlpacaFarm, PandaLM, OpenAI's summaries",
     wants={},
     reads=(
         *PROMPT_COLUMNS,
         *SYSTEM_TEXTS,
         TOOLS,
-        *(stem + end for stem in (*STEMS, *SCORES, _WINNER) for ends in ENDS for end in ends),
+        *(stem + end for stem in STEMS for ends in ENDS for end in ends),
+        *NUMBERS,
         *LABELS,
+        *_JUDGES,
         _NUM_ROUNDS,
     ),
     claims=lambda columns, _sample: not {CHOSEN, REJECTED} <= columns.keys(),

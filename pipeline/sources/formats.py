@@ -32,6 +32,7 @@ from pipeline.sources.rows import BEGUN, BESIDE_PAIR, HISTORY, SYSTEM_TEXTS, For
 from pipeline.sources.scores import ALL_SCORE_COLUMNS
 from pipeline.sources.shards import SourceScan
 from pipeline.sources.texts import CONTEXT, STRINGS, TRANSCRIPT
+from pipeline.sources.unpaired import UNPAIRED
 from pipeline.where import parse_where
 
 AUTO: Final = "auto"
@@ -41,7 +42,7 @@ FORMATS: Final[dict[str, Format]] = {
     known.name: known
     for known in (
         *(MESSAGES, IMPLICIT, SCORED, OPENAI, STRINGS, TRANSCRIPT, BINARIZED),
-        *(CANDIDATES, RESPONSES, JUDGED, RATED, ANSWERS, COMPARED),
+        *(CANDIDATES, RESPONSES, JUDGED, RATED, ANSWERS, COMPARED, UNPAIRED),
     )
 }
 
@@ -56,13 +57,6 @@ MEANINGS: Final = {
 }
 """Columns that change what a row means, beside its prompt and its answers."""
 _AS_TURNS: Final = (HISTORY, CONTEXT)
-_ONE_ANSWER: Final[tuple[Columns, ...]] = (
-    {"completion": Kind.TURNS, "label": Kind.FLAG},
-    {"completion": Kind.TEXT, "label": Kind.FLAG},
-    {"kto_tag": Kind.FLAG},
-    {"response": Kind.TEXT, "helpfulness": Kind.NUMBER},
-)
-"""Columns that tell of rows that hold one answer each: those for KTO, and HelpSteer2 with its attributes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +94,15 @@ def sample_rows(
         ConfigError: `source.columns` gives a name that nothing reads.
         SchemaError: `source.columns` names a column that is not there.
     """
-    names = {*ALL_SCORE_COLUMNS, *BESIDE_PAIR, *SPELLINGS}.union(*(known.reads for known in FORMATS.values()))
+    read = {*ALL_SCORE_COLUMNS, *BESIDE_PAIR}.union(*(known.reads for known in FORMATS.values()))
     columns = {} if source is None else source.columns
     asked: tuple[str, ...] = ()
     if source is not None:
         asked = parse_where(source.where).columns if source.where else ()
-        _check_names(columns, {*names, *source.passthrough, *asked, source.id_column or PROMPT} - SPELLINGS)
+        _check_names(columns, {*read, *source.passthrough, *asked, source.id_column or PROMPT})
     heads = (prefix for place in columns.values() for prefix in itertools.accumulate(place.split("."), "{}.{}".format))
-    raw = raw_rows(fs, scan, {*names, *asked, *heads}, num_rows, first_file_only=first_file_only)
+    read |= {source.id_column} if source is not None and source.id_column else set()
+    raw = raw_rows(fs, scan, {*read, *SPELLINGS, *asked, *heads}, num_rows, first_file_only=first_file_only)
     found = [row for row in raw if not isinstance(row, Drop)]
     mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)
     rows = tuple(row if isinstance(row, Drop) else mapped.of_row(row) for row in raw)
@@ -200,13 +195,10 @@ def resolve_format(name: str, columns: Columns, sample: Sequence[Row], paths: Co
             f"the source can be read as {' or '.join(names)}: {described(columns)}. "
             f"Set source.format to one of: {', '.join(names)}."
         )
-    if any(all(columns.get(column) is kind for column, kind in layout.items()) for layout in _ONE_ANSWER):
-        raise SourceError(
-            f"the source has one answer in each row, as for KTO, and no pairs: {described(columns)}. Write two answers "
-            "to a prompt into one row, as prompt, chosen and rejected."
-        )
     every = "\n".join(f"  {known.name}: {known.about}" for known in FORMATS.values())
-    lines = proposal(columns if paths is None else paths)
+    nearly = [known.lacks(columns) for known in (COMPARED, UNPAIRED)]
+    lacking = next((lacks[0].split()[0] for lacks in nearly if len(lacks) == 1 and " (" in lacks[0]), None)
+    lines = proposal(columns if paths is None else paths, [lacking] if lacking else [])
     remedy = f"Say which columns hold the pair, such as\n{lines}\nor rename" if lines else "Rename"
     raise SourceError(
         f"the source is of no known format: it has {described(columns)}. {remedy} its columns to fit one of these:\n"

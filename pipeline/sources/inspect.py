@@ -123,16 +123,21 @@ def inspect_source(
     check_format_name(source.format)
     scan = scan_files(fs, root, Wanted(split=source.split, config=source.config))
     head = rows_sampled(fs, scan, source)
-    sample = rows_sampled(fs, scan, source, num_rows=sample_rows, first_file_only=False)
     problems: list[str] = []
-    name, plan = None, NO_SCORES
+    name, plan, whole_file = None, NO_SCORES, False
     try:
         name = resolve_format(source.format, head.columns, head.decoded, head.paths)
-        plan = _score_plan(_with_values(head.columns, sample.decoded), name)
-        check_files_agree(fs, head, FORMATS[name], scores=plan.needs)
+        whole_file = FORMATS[name].whole_files
     except (SourceError, SchemaError) as error:
         problems.append(str(error))
+    num_rows = scan.num_rows if whole_file else sample_rows
+    sample = rows_sampled(fs, scan, source, num_rows=num_rows, first_file_only=whole_file)
     if name is not None:
+        try:
+            plan = _score_plan(_with_values(head.columns, sample.decoded), name)
+            check_files_agree(fs, head, FORMATS[name], scores=plan.needs)
+        except (SourceError, SchemaError) as error:
+            problems.append(str(error))
         problems += unread(name, head.columns)
     if scan.ignored:
         problems.append(f"ignored {ignored_text(scan.ignored)}")
@@ -204,7 +209,8 @@ def _pairs(
     found: list[_Found] = []
     drops: Counter[str] = Counter()
     num_unlike = 0
-    for row in rows:
+    grouped = dict(enumerate(rows))
+    for row in (grouped if name is None else FORMATS[name].together(grouped)).values():
         if isinstance(row, Drop):
             drops[str(row.reason)] += 1
         elif name is not None:

@@ -18,10 +18,12 @@ from pipeline.errors import SchemaError
 from pipeline.schema import CHOSEN, PROMPT, REJECTED, REWARD_CHOSEN, REWARD_REJECTED
 from pipeline.shown import listed, shown
 from pipeline.sources.columns import Columns, Kind, Row, empty_table, kinds_of
+from pipeline.sources.compared import NUMBERS
 from pipeline.sources.mapping import ColumnMap, is_list, says_number
 from pipeline.sources.rows import TURNS_OR_TEXT, prompt_text_column
 from pipeline.sources.scores import ALL_SCORE_COLUMNS, OTHER_REWARDS
 from pipeline.sources.turns import ROLES
+from pipeline.sources.unpaired import ONE_SCORE
 
 _SIDES: Final = (
     ("chosen_response", "rejected_response"),
@@ -35,9 +37,22 @@ _SIDES: Final = (
     ("messages", "rejected_messages"),
     ("response", "rejected_response"),
 )
-_PROMPT_TURNS: Final = ("messages", "conversations", "conversation")
-_PROMPT_TEXT: Final = "query"
-SPELLINGS: Final = frozenset({*_PROMPT_TURNS, _PROMPT_TEXT}.union(*_SIDES))
+_MESSAGES: Final = "messages"
+_DIALOGUES: Final = (_MESSAGES, "conversations", "conversation")
+_PROMPT_TURNS: Final = (*_DIALOGUES, "trajectory", "context")
+_PROMPT_TEXTS: Final = ("query", "user_input", "user_prompt")
+_PLACES: Final[Sequence[Mapping[str, tuple[str, ...]]]] = (
+    {
+        PROMPT: ("info", "post"),
+        "response_0": ("summaries", "0", "text"),
+        "response_1": ("summaries", "1", "text"),
+    },
+    {PROMPT: ("orig_instruction",), **{name: (name,) for name in ("orig_response_A", "orig_response_B")}},
+)
+"""Where prompt and answers stand in OpenAI's summarize_from_feedback and in Prometheus' preferences."""
+SPELLINGS: Final = frozenset({path[0] for places in _PLACES for path in places.values()}).union(
+    _PROMPT_TURNS, _PROMPT_TEXTS, *_SIDES
+)
 """Columns of the source that are read under another name."""
 
 _MEANINGS: Final[Mapping[str, Sequence[str]]] = {
@@ -54,7 +69,7 @@ _MEANINGS: Final[Mapping[str, Sequence[str]]] = {
         "context",
         "problem",
     ],
-    CHOSEN: ["chosen", "good", "better", "best", "preferred", "winner", "win", "accepted", "positive", "pos"],
+    CHOSEN: ["chosen", "good", "better", "best", "preferred", "winner", "win", "accepted", "positive", "pos", "edited"],
     REJECTED: [
         "rejected",
         "bad",
@@ -66,18 +81,26 @@ _MEANINGS: Final[Mapping[str, Sequence[str]]] = {
         "negative",
         "neg",
         "declined",
+        "original",
         "non",
         "not",
         "less",
     ],
+    "completion": ["completion", "response", "answer", "reply", "output"],
+    "winner": ["winner", "preference", "pref", "preferred", "better", "choice", "label"],
+    "label": ["label", "liked", "desirable", "chosen", "accepted", "thumbs"],
 }
+_LABELS: Final = ("winner", "label")
+_UNKNOWN: Final = "COLUMN"
 _NEGATIONS: Final = frozenset({"non", "not", "less"})
 _REWARDS: Final = {CHOSEN: REWARD_CHOSEN, REJECTED: REWARD_REJECTED}
-_NEAR: Final = 0.7
+_NEAR: Final = 0.75
+_EXACT: Final = 3  # letters; of a word of no more, "post" would come near to "pos"
 _DEEPEST: Final = 4
 _ROLE: Final = re.compile(r"[\w.-]{1,32}")  # anything else may be the text of a row
 _ROLES_SHOWN: Final = 8
 _PATHS_SHOWN: Final = 50
+_PATHS_TRIED: Final = 1000
 
 
 def plan_map(
@@ -90,10 +113,14 @@ def plan_map(
     """
     paths = {name: _path(name, place, schema, rows) for name, place in columns.items()}
     mapped = ColumnMap(paths=paths, roles=roles)
+    for places in _PLACES:
+        if paths.keys().isdisjoint(places) and all(_is_there(path, schema, rows) for path in places.values()):
+            mapped = replace(mapped, paths={**paths, **places})
     plain = [mapped.of_row(row) for row in rows]
     spelled = _spelled(mapped_kinds(mapped, schema, plain), plain)
-    mapped = replace(mapped, paths={**paths, **{name: (column,) for name, column in spelled.items()}})
-    names = (name for name in ALL_SCORE_COLUMNS if _holds_numbers([mapped.value(row, name) for row in rows]))
+    mapped = replace(mapped, paths={**mapped.paths, **{name: (column,) for name, column in spelled.items()}})
+    scores = (*ALL_SCORE_COLUMNS, *NUMBERS, *ONE_SCORE)
+    names = (name for name in scores if _holds_numbers([mapped.value(row, name) for row in rows]))
     return replace(mapped, numbers=frozenset(names))
 
 
@@ -123,16 +150,23 @@ def paths_of(schema: pa.Schema | None, rows: Sequence[Row]) -> dict[str, Kind]:
     return found
 
 
-def proposal(paths: Columns) -> str:
+def proposal(paths: Columns, lacking: Sequence[str] = ()) -> str:
     """The lines of YAML that name the prompt and the two answers, filled in with the nearest columns of the source.
 
-    Empty where the columns have these names already.
+    lacking: names to ask for if no column comes near to the answers. Empty where the columns have these names already.
     """
+    paths = dict(itertools.islice(paths.items(), _PATHS_TRIED))
     texts = [path for path, kind in paths.items() if kind in TURNS_OR_TEXT]
+    texts += [f"{path}.0" for path, kind in paths.items() if kind is Kind.TEXTS]
     numbers = [path for path, kind in paths.items() if kind is Kind.NUMBER]
+    flags = [path for path, kind in paths.items() if kind in {Kind.FLAG, Kind.NUMBER, Kind.TEXT}]
     found: dict[str, str] = {}
-    for name, words in _MEANINGS.items():
-        found[name] = _nearest(name, words, (path for path in texts if path not in found.values())) or "COLUMN"
+    for name in (PROMPT, CHOSEN, REJECTED):
+        near = (path for path in texts if path not in found.values())
+        found[name] = _nearest(name, _MEANINGS[name], near) or _UNKNOWN
+    if lacking and _UNKNOWN in (found[CHOSEN], found[REJECTED]):
+        kinds = {name: flags if name in _LABELS else texts for name in lacking}
+        found = {name: _nearest(name, _MEANINGS[name], kinds[name]) or _UNKNOWN for name in lacking}
     rewards = {reward: _nearest(reward, _MEANINGS[side], numbers) for side, reward in _REWARDS.items()}
     if all(rewards.values()) and (*rewards.values(),) not in OTHER_REWARDS:
         found |= rewards
@@ -161,7 +195,7 @@ def _path(name: str, place: str, schema: pa.Schema | None, rows: Sequence[Row]) 
     if path is not None:
         return path
     found = paths_of(schema, rows)
-    near = difflib.get_close_matches(place, found, n=3)
+    near = difflib.get_close_matches(place, [*found][:_PATHS_TRIED], n=3)
     hint = f" Did you mean {' or '.join(map(shown, near))}?" if near else ""
     raise SchemaError(
         f"source.columns: {shown(name)} is to come from {shown(place)}, which is not there; "
@@ -195,16 +229,20 @@ def _spelled(columns: Columns, rows: Sequence[Row]) -> dict[str, str]:
     """Columns of another spelling by the name that the formats read."""
     found = {}
     sides = {CHOSEN: CHOSEN, REJECTED: REJECTED}
+    has_prompt = PROMPT in columns or prompt_text_column(columns) is not None
+    text = None if has_prompt else next((name for name in _PROMPT_TEXTS if columns.get(name) is Kind.TEXT), None)
     if CHOSEN not in columns and REJECTED not in columns:
         named = next((pair for pair in _SIDES if all(columns.get(name) in TURNS_OR_TEXT for name in pair)), None)
         if named is None:
-            return {}
+            dialogue = next((name for name in _DIALOGUES if columns.get(name) is Kind.TURNS), _MESSAGES)
+            found = {} if _MESSAGES in columns or dialogue == _MESSAGES else {_MESSAGES: dialogue}
+            return {**found, PROMPT: text} if text else found
         sides = dict(zip(sides, named, strict=True))
         found = dict(sides)
-    if PROMPT in columns or prompt_text_column(columns) or not _are_answers(rows, sides.values()):
+    if has_prompt or not _are_answers(rows, sides.values()):
         return found
-    if columns.get(_PROMPT_TEXT) is Kind.TEXT:
-        return {**found, PROMPT: _PROMPT_TEXT}
+    if text:
+        return {**found, PROMPT: text}
     turns = next(
         (name for name in _PROMPT_TURNS if columns.get(name) is Kind.TURNS and name not in sides.values()), None
     )
@@ -240,6 +278,7 @@ def _nearest(name: str, words: Sequence[str], paths: Iterable[str]) -> str:
 def _nearness(path: str, words: Sequence[str]) -> float:
     """How near a path comes to one of the words, from 0 to 1."""
     parts = path.lower().replace(".", "_").replace("-", "_").split("_")
-    if not _NEGATIONS.isdisjoint(parts) and _NEGATIONS.isdisjoint(words):
+    if parts[-1] == "id" or (not _NEGATIONS.isdisjoint(parts) and _NEGATIONS.isdisjoint(words)):
         return 0.0
+    words = [word for word in words if len(word) > _EXACT or word in parts]
     return max(difflib.SequenceMatcher(None, part, word).ratio() for part in parts for word in words)

@@ -45,6 +45,7 @@ _ANSWERS_UNFIT: Final = frozenset(
         Reason.EMPTY_RESPONSE,
         Reason.IDENTICAL_RESPONSES,
         Reason.TOO_FEW_CANDIDATES,
+        Reason.LONE_ANSWER,
         Reason.CANDIDATE_COUNT_MISMATCH,
         Reason.TIED_REWARDS,
         Reason.NULL_SCORE,

@@ -34,7 +34,6 @@ from pipeline.sources.left_out import Condition, Sample
 from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.oddities import json_problem
 from pipeline.sources.passthrough import fitted, fitted_column, passthrough_fields
-from pipeline.sources.probe import FileKind
 from pipeline.sources.rows import BESIDE_PAIR, BEST_WORST, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, plan_scores, read_scores
 from pipeline.sources.shards import Shard, SourceFile, plan_shards
@@ -90,8 +89,9 @@ class PairReader:
         columns = self.map.reads([*self.columns, *(field.name for field in self.passthrough)])
         columns += self.where.columns if self.where is not None else []
         table = read_rows(self.fs, self.root, shard, tuple(dict.fromkeys(columns)))
-        starts = range(0, shard.num_rows, _PIECE_ROWS)
-        pieces = [self._converted(table.slice(first, _PIECE_ROWS), shard, shard.first_row + first) for first in starts]
+        size = shard.num_rows if FORMATS[self.format].whole_files else _PIECE_ROWS
+        starts = range(0, shard.num_rows, size)
+        pieces = [self._converted(table.slice(first, size), shard, shard.first_row + first) for first in starts]
         return pa.concat_tables(pieces).replace_schema_metadata({s.READ_FROM: shard.digest})
 
     def _converted(self, table: pa.Table, shard: Shard, first_row: int) -> pa.Table:
@@ -99,12 +99,16 @@ class PairReader:
         known: dict[str, pa.Array] = {}
         plain: Sequence[int] = ()
         pairs: Mapping[str, Sequence[Any]] = {}
+        read: dict[int, Row | Drop] = {}
         left_out = [] if self.sample is None else self.sample.left_out(shard.file, first_row, table.num_rows)
         rows: dict[int, Row | Drop] = dict.fromkeys(left_out, Drop(Reason.BEYOND_LIMIT))
         if shard.kind.is_json:
             wanted = np.setdiff1d(np.arange(table.num_rows), left_out)
-            rows |= zip(wanted.tolist(), rows_of_lines(table.take(pa.array(wanted)) if rows else table), strict=True)
-            rows |= {} if self.where is None else self.where.drops_of_rows(rows)
+            read = dict(
+                zip(wanted.tolist(), rows_of_lines(table.take(pa.array(wanted)) if rows else table), strict=True)
+            )
+            read |= {} if self.where is None else self.where.drops_of_rows(read)
+            rows |= {index: row if isinstance(row, Drop) else self.map.of_row(row) for index, row in read.items()}
         else:
             known = {field.name: fitted_column(self.map.column(table, field.name), field) for field in self.passthrough}
             filtered = {} if self.where is None else self.where.drops_of_table(table)
@@ -120,7 +124,10 @@ class PairReader:
             s.SOURCE_ROW: pa.array(range(first_row, first_row + table.num_rows)),
         }
         fields = [field for field in self.schema if field.name not in known]
-        outcomes = [self._outcome(row, f"{shard.file}:{first_row + index}", shard.kind) for index, row in rows.items()]
+        outcomes = [
+            self._outcome(row, f"{shard.file}:{first_row + index}", read.get(index))
+            for index, row in FORMATS[self.format].together(rows).items()
+        ]
         names = {name for outcome in outcomes for name in outcome}
         own = _table({name: [outcome.get(name) for outcome in outcomes] for name in names}, fields)
         if plain:
@@ -159,21 +166,20 @@ class PairReader:
         scores = {name: array.take(pa.array(rows)) for name, array in scores.items()}
         return rows.tolist(), {**made, **messages, **scores, s.STATUS: [s.KEPT] * len(rows)}
 
-    def _outcome(self, row: Row | Drop, place: str, kind: FileKind) -> dict[str, Any]:
-        """The columns of one row, kept or dropped; its id where it has one."""
+    def _outcome(self, row: Row | Drop, place: str, read: Row | Drop | None) -> dict[str, Any]:
+        """The columns of one row, kept or dropped; its id where it has one. read: a row of JSON as it was read."""
         if isinstance(row, Drop):
             return row.columns
         row_id: str | None = None
         try:
-            read, row = row, self.map.of_row(row) if kind.is_json else row
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
             pair = FORMATS[self.format].convert(row, self.pairs)
             check_fields(pair, self.pair_schema)
             digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.template_kwargs)
             row_id = row_id or digest
             scores = read_scores(row, pair, self.scores)
-            passthrough = self.passthrough if kind.is_json else ()
-            passed = {field.name: fitted(self.map.value(read, field.name), field) for field in passthrough}
+            named = {} if not isinstance(read, Mapping) else {f: self.map.value(read, f.name) for f in self.passthrough}
+            passed = {field.name: fitted(value, field) for field, value in named.items()}
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
             return {s.ID: row_id, **Drop(reason_of(error, row_id or place)).columns}
         own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
@@ -230,7 +236,7 @@ def open_source(
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
     sample = sample_rows(fs, scan, source)
-    if not sample.decoded:
+    if sample.rows and not sample.decoded:
         reasons = ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))
         raise SourceError(
             f"source {shown_path(root)}: none of the first {len(sample.rows)} rows of {shown_path(scan.files[0].path)} "
@@ -239,6 +245,11 @@ def open_source(
     name = resolve_format(source.format, sample.columns, sample.decoded, sample.paths)
     for line in unread(name, sample.columns):
         _log.warning("source %s: %s", shown_path(root), line)
+    if source.limit is not None and FORMATS[name].whole_files:
+        raise ConfigError(
+            f"source {shown_path(root)}: a limit or weight takes rows one by one, and would part the answers of a "
+            f"prompt, which format {name} reads together. Leave it out, or write pairs first."
+        )
     _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
     if source.id_column is not None:
         check_id_column(source.id_column, sample.columns, sample.schema)
@@ -288,7 +299,7 @@ def open_source(
         split=scan.part.split,
         config=scan.part.config,
     )
-    return reader, list(scan.files)
+    return reader, [replace(file, is_one_shard=FORMATS[name].whole_files) for file in scan.files]
 
 
 def read_all(fs: Any, root: str, source: Source, benchmarks: Contamination | None = None) -> pa.Table:

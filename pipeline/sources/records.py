@@ -1,4 +1,4 @@
-"""Rows of text files, one after another, in bounded memory: JSON Lines, JSON arrays, CSV and TSV.
+"""Rows of text files, one after another, in bounded memory: JSON Lines, JSON arrays and objects, CSV and TSV.
 
 Every row comes as the bytes of a JSON object, with the place in the file at which it starts. A row of CSV has the names
 in the head of its file and texts as values; an empty cell is null. A reader may start at the place of any row.
@@ -9,13 +9,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from pipeline.shown import listed
 from pipeline.sources.bounds import CELL_BYTES, BadFile, lines, unpacked
+from pipeline.sources.wrapped import check_rest, list_of_rows
 
 JSONL: Final = "jsonl"
 JSON_ARRAY: Final = "json_array"
+JSON_OBJECT: Final = "json_object"
 CSV: Final = "csv"
 TSV: Final = "tsv"
 
@@ -33,7 +36,7 @@ def records(
 ) -> tuple[str, Iterator[tuple[int, bytes]]]:
     """The form of the file, and its rows from `mark` on (a row and its place), each with its own place.
 
-    Of JSON, which may be lines or an array, the first byte decides.
+    Of JSON, which may be lines, an array, or an object that holds a list of rows, the first bytes decide.
 
     Raises:
         BadFile: a row is longer than CELL_BYTES, the file is a decompression bomb, or an array or CSV is damaged.
@@ -41,8 +44,17 @@ def records(
     row, place = mark
     file.seek(0 if form in {CSV, TSV} else place)
     read, first, skipped = _peeked(unpacked(file, codec))
-    if form == JSON_ARRAY or (form == JSONL and place == 0 and first.lstrip(_BLANK).startswith(b"[")):
-        return JSON_ARRAY, _elements(read, place or skipped, row, is_open=place > 0)
+    text = first.lstrip(_BLANK)
+    if form == JSON_ARRAY or (form == JSONL and place == 0 and text.startswith(b"[")):
+        return JSON_ARRAY, _elements(read, place or skipped, row, _check_end, is_open=place > 0)
+    if form == JSON_OBJECT and place > 0:
+        return form, _elements(read, place, row, lambda _rest, _read: None, is_open=True)
+    named = list_of_rows(text) if form in {JSONL, JSON_OBJECT} and place == 0 and text.startswith(b"{") else None
+    if named is not None:
+        name, start = named
+        start += len(read(0)) - len(text)
+        read = _before(first[start:], read)
+        return JSON_OBJECT, _elements(read, skipped + start, row, partial(check_rest, name), is_open=True)
     if form == JSONL:
         return form, lines(read, place + skipped, row)
     delimiter = "\t" if form == TSV else max(",;\t", key=first.partition(b"\n")[0].decode("latin-1").count)
@@ -51,7 +63,7 @@ def records(
     if place:
         file.seek(place)
         rows = _csv_rows(file.read, delimiter, place, row)
-    return form, _objects(rows, head, row)
+    return form, _objects(rows, head)
 
 
 def _peeked(read: _Read) -> tuple[_Read, bytes, int]:
@@ -59,8 +71,13 @@ def _peeked(read: _Read) -> tuple[_Read, bytes, int]:
     skipped = 0
     while (first := read(_CHUNK_BYTES)) and not first.lstrip(_BLANK):
         skipped += len(first)
+    return _before(first, read), first, skipped
+
+
+def _before(first: bytes, read: _Read) -> _Read:
+    """The same function, which gives these bytes before all others."""
     rest = [first]
-    return lambda size: rest.pop() if rest else read(size), first, skipped
+    return lambda size: rest.pop() if rest else read(size)
 
 
 def _names(head: list[str]) -> list[str]:
@@ -73,7 +90,10 @@ def _names(head: list[str]) -> list[str]:
     return head
 
 
-def _elements(read: _Read, offset: int, row: int, *, is_open: bool) -> Iterator[tuple[int, bytes]]:
+def _elements(
+    read: _Read, offset: int, row: int, check_end: Callable[[bytes, _Read], None], *, is_open: bool
+) -> Iterator[tuple[int, bytes]]:
+    """The elements of an array. is_open: reading starts after its bracket. check_end: is given what follows it."""
     text, start, seen = b"", 0, 0
     depth = 1 if is_open else 0
     while chunk := read(max(_CHUNK_BYTES, len(text))):
@@ -96,7 +116,7 @@ def _elements(read: _Read, offset: int, row: int, *, is_open: bool) -> Iterator[
                     row += 1
                 start = seen
                 if depth == 0:
-                    _check_end(text[seen:], read)
+                    check_end(text[seen:], read)
                     return
         else:
             seen = len(text)
@@ -113,12 +133,11 @@ def _check_end(rest: bytes, read: _Read) -> None:
     raise BadFile("goes on after the end of its JSON array; write one array, or one JSON object a line")
 
 
-def _objects(rows: Iterator[tuple[int, list[str]]], head: list[str], row: int) -> Iterator[tuple[int, bytes]]:
-    """Rows of CSV as JSON objects."""
-    for index, (place, cells) in enumerate(rows, row):
-        if len(cells) != len(head):
-            raise BadFile(f"has {len(cells)} cells in row {index} and {len(head)} in its head; a cell needs quotes")
-        found = {name: cell or None for name, cell in zip(head, cells, strict=True)}
+def _objects(rows: Iterator[tuple[int, list[str]]], head: list[str]) -> Iterator[tuple[int, bytes]]:
+    """Rows of CSV as JSON objects. A row that does not fit the head is an array, which costs the row alone."""
+    for place, cells in rows:
+        fits = len(cells) == len(head)
+        found = {name: cell or None for name, cell in zip(head, cells, strict=True)} if fits else cells
         yield place, json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 

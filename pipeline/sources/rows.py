@@ -111,6 +111,10 @@ class Format:
     """What a table lacks besides `wants`, where one of several columns will do."""
     rewarded_by: Callable[[Columns], tuple[str, ...]] = lambda _columns: ()
     """Columns of the table, other than `candidates`, from which the builds take the rewards of a pair."""
+    together: Callable[[Mapping[int, Row | Drop]], Mapping[int, Row | Drop]] = lambda rows: rows
+    """Applied to rows of one file, by their index, before `convert`: a pair may be made of several rows."""
+    whole_files: bool = False
+    """`together` wants all rows of a file."""
 
     def lacks(self, columns: Columns) -> list[str]:
         """What a table lacks to be read this way; empty if it can be."""

@@ -66,6 +66,8 @@ class SourceFile:
     """Places where a reader can start, see `probe.Probe`."""
     message_fields: frozenset[str] = field(default=frozenset(), repr=False)
     """See `probe.Probe`."""
+    is_one_shard: bool = False
+    """Its rows are read together, see `Format.whole_files`."""
 
     def shard(self, first_row: int, num_rows: int, index: int = 0) -> Shard:
         """These rows of the file. Reading starts at the last mark that is not after `first_row`."""
@@ -118,14 +120,17 @@ def partitions(path: str) -> dict[str, str | None]:
 def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:
     """Cut the files, in their order, into shards of `shard_rows` rows; the last one of a file may be shorter.
 
+    A file that must be one shard is one, however many rows it has.
+
     Raises:
         ConfigError: `shard_rows` is below 1.
     """
     if shard_rows < 1:
         raise ConfigError(f"run.shard_rows must be at least 1, got {shard_rows}.")
-    ranges = [(file, first) for file in files for first in range(0, file.num_rows, shard_rows)]
+    sizes = [(file, file.num_rows if file.is_one_shard else shard_rows) for file in files if file.num_rows]
+    ranges = [(file, first, size) for file, size in sizes for first in range(0, file.num_rows, size)]
     return [
-        file.shard(first, min(shard_rows, file.num_rows - first), index) for index, (file, first) in enumerate(ranges)
+        file.shard(first, min(size, file.num_rows - first), index) for index, (file, first, size) in enumerate(ranges)
     ]
 
 

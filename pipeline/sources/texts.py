@@ -40,6 +40,7 @@ from pipeline.sources.turns import (
 )
 
 _MARKER: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_FEW: Final = 0.1
 _OPENING: Final = re.compile(r"\A\s*(?:Human|Assistant):")
 _ROLES: Final = {"Human": "user", "Assistant": "assistant"}
 CONTEXT: Final = "context"
@@ -101,8 +102,9 @@ def _after_history(row: Row) -> list[Turn]:
 
 
 def _claims_transcript(columns: Columns, sample: Sequence[Row]) -> bool:
+    """Whether more than a few rows hold a text that opens like a transcript."""
     fields = (PROMPT, CHOSEN, REJECTED) if columns.get(PROMPT) is Kind.TEXT else (CHOSEN, REJECTED)
-    return any(_opens_like_transcript(sample, *fields))
+    return sum(any(_opens_like_transcript([row], *fields)) for row in sample) > _FEW * len(sample)
 
 
 def _transcript_pair(row: Row) -> PairRow:

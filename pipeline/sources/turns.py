@@ -172,8 +172,8 @@ def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], r
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        tools=_tools(row.get(TOOLS)),
-        template_kwargs=_template_kwargs(row.get(TEMPLATE_KWARGS)),
+        tools=tools_of(row.get(TOOLS)),
+        template_kwargs=template_kwargs_of(row.get(TEMPLATE_KWARGS)),
     )
 
 
@@ -246,8 +246,8 @@ def _text_of_part(part: Any) -> str:
     raise DropRow(Reason.UNSUPPORTED_CONTENT)
 
 
-def _tools(value: Any) -> str | None:
-    """JSON text of a list of tool schemas."""
+def tools_of(value: Any) -> str | None:
+    """JSON text of a list of tool schemas, or DropRow."""
     return _json_text(value, list, Reason.INVALID_TOOLS)
 
 
@@ -256,8 +256,8 @@ def _tool_calls(value: Any) -> str | None:
     return _json_text(value, list, Reason.INVALID_TOOL_CALLS)
 
 
-def _template_kwargs(value: Any) -> str | None:
-    """JSON text of the arguments that a row gives the chat template."""
+def template_kwargs_of(value: Any) -> str | None:
+    """JSON text of the arguments that a row gives the chat template, or DropRow."""
     text = _json_text(value, dict, Reason.INVALID_TEMPLATE_KWARGS)
     if text is not None and not RESERVED_KWARGS.isdisjoint(json.loads(text)):
         raise DropRow(Reason.INVALID_TEMPLATE_KWARGS)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.config import Config
+from pipeline.data.commit import no_new_folders
 from pipeline.data.manifest import SCORED
 from pipeline.data.place import Place
 from pipeline.data.run import Run, check_claim, find_plan
@@ -25,6 +26,7 @@ from pipeline.drops import share_of_faults
 from pipeline.errors import TooManyDroppedError
 from pipeline.models.packing import num_packed_tokens
 from pipeline.selection.text import aligned
+from pipeline.steps.refusals import words_in
 from pipeline.steps.rows import kept_rows, without_transient
 from pipeline.steps.score import scoring_step
 from pipeline.steps.score_stages import dialogue_groups, pair_groups
@@ -51,13 +53,15 @@ class RunCost:
     """The estimate for the rows that are left.
 
     num_rows, num_left: rows of the source, and those that are not scored yet. num_sampled: first rows of these that
-    were read. dropped: of them, by stage and reason. scored_bytes, subset_bytes: of the finished datasets.
+    were read. dropped: of them, by stage and reason. template_words: see `refusals`. scored_bytes, subset_bytes: of the
+    finished datasets.
     """
 
     num_rows: int
     num_left: int
     num_sampled: int
     dropped: dict[str, int]
+    template_words: str
     models: tuple[ModelCost, ...]
     scored_bytes: int
     subset_bytes: int | None
@@ -80,7 +84,13 @@ def dry_run(config: Config, *, select: bool) -> Iterator[str]:
 
 
 def estimate(config: Config, *, select: bool) -> RunCost:
-    """Check everything, then estimate from the first rows. Writes neither plan nor rows. Raises as `dry_run`."""
+    """Check everything, then estimate from the first rows. Leaves nothing behind. Raises as `dry_run`."""
+    urls = [config.scored, *(variant.output.path for variant in config.variants() if select and variant.output)]
+    with no_new_folders([Place.open(url, config.storage) for url in urls]):
+        return _estimate(config, select=select)
+
+
+def _estimate(config: Config, *, select: bool) -> RunCost:
     config, step = scoring_step(config)
     plan, place = plan_of(step), Place.open(config.scored, config.storage)
     check_claim(place, SCORED, plan.fingerprint)
@@ -98,6 +108,7 @@ def estimate(config: Config, *, select: bool) -> RunCost:
         num_left=num_left,
         num_sampled=table.num_rows,
         dropped=_drops(table),
+        template_words=words_in(config, table),
         models=tuple(_model_costs(config, table, num_left)),
         scored_bytes=round(num_rows * scored_bytes),
         subset_bytes=_subset_bytes(config, table, num_rows * kept_share) if select else None,
@@ -116,6 +127,8 @@ def render(cost: RunCost, config: Config) -> str:
     if cost.subset_bytes is not None:
         rows.append(("subset, MB", f"{cost.subset_bytes / 1e6:,.1f}"))
     texts = [aligned(rows)]
+    if cost.template_words:
+        texts.append(f'The chat template refuses rows: "{cost.template_words}"')
     if cost.models:
         hours = [model.gpu_hours for model in cost.models if model.gpu_hours is not None]
         lines = [("model", "parameters", "tokens", "GPU-hours")]

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
@@ -21,15 +22,22 @@ def template_words(config: Config, manifest: Manifest) -> str:
         return ""
     scored = Dataset(Place.open(config.scored, config.storage), manifest)
     for _, piece in scored.split(len(manifest.files)):
-        reasons = piece.table([schema.DROP_REASON], kept_only=False)[schema.DROP_REASON]
-        refused = pc.equal(reasons, str(Reason.TEMPLATE_ERROR))
-        if pc.any(refused).as_py():
-            row = piece.table(kept_only=False).filter(refused).slice(0, 1)
-            [(_, prompt, chosen, rejected, *beside)] = pair_values(row)
-            dialogues = ([*prompt, *chosen], [*prompt, *rejected])
-            said = (tokenizer.template.refusal(dialogues, *beside) for tokenizer in tokenizers(config))
-            return next(filter(None, said), "")
+        if pc.any(_refused(piece.table([schema.DROP_REASON], kept_only=False))).as_py():
+            return words_in(config, piece.table(kept_only=False))
     return ""
+
+
+def words_in(config: Config, table: pa.Table) -> str:
+    """As `template_words`, of the rows of a table."""
+    for _, prompt, chosen, rejected, *beside in pair_values(table.filter(_refused(table)).slice(0, 1)):
+        dialogues = ([*prompt, *chosen], [*prompt, *rejected])
+        said = (tokenizer.template.refusal(dialogues, *beside) for tokenizer in tokenizers(config))
+        return next(filter(None, said), "")
+    return ""
+
+
+def _refused(table: pa.Table) -> pa.ChunkedArray:
+    return pc.equal(table[schema.DROP_REASON], str(Reason.TEMPLATE_ERROR))
 
 
 def with_words(reason: str, words: str) -> str:

@@ -8,7 +8,6 @@ import pytest
 from datasets import load_from_disk
 
 from pipeline.config import Source
-from pipeline.errors import SourceError
 from pipeline.exports.formats import FORMATS
 from pipeline.sources.inspect import inspect_source
 from pipeline.sources.reader import read_all
@@ -36,10 +35,12 @@ def test_export_is_read_back_as_the_same_pairs(to: str, slim: bool, subset: str,
 
 
 @pytest.mark.parametrize("to", [name for name, form in FORMATS.items() if form.unpaired])
-def test_rows_of_one_answer_are_refused_as_no_pairs(to: str, subset: str, tmp_path: Path):
+def test_rows_of_one_answer_are_paired_again(to: str, subset: str, tmp_path: Path):
     export(subset, to, tmp_path / "out")
-    with pytest.raises(SourceError, match="one answer in each row, as for KTO, and no pairs"):
-        read_back(tmp_path / "out")
+    rows = read_back(tmp_path / "out")
+    pairs = pairs_of([row for row in rows if row["status"] == "kept"])
+    assert sorted(map(str, pairs)) == sorted(map(str, pairs_of(good_rows())))
+    assert [row["drop_reason"] for row in rows].count("answer_of_a_pair") == len(pairs)
 
 
 def test_answers_already_begun_are_written_whole(tmp_path: Path):

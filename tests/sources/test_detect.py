@@ -121,3 +121,20 @@ def test_error_shows_the_columns_to_name(row, columns):
 def test_unknown_format_without_near_ones_lists_the_known():
     with pytest.raises(ConfigError, match=r"'zzz' is unknown\. Known: auto, messages"):
         resolve_format("zzz", {}, [])
+
+
+@pytest.mark.parametrize(
+    ("row", "lines"),
+    [
+        ({"prompt": "q", "chosen": ["a"], "rejected": ["b", "c"]}, "{chosen: chosen.0, rejected: rejected.0}"),
+        ({"prompt_id": "1", "text": "q", "answer_a": "a", "answer_b": "b", "overall_pref": "A"}, "{prompt: COLUMN}"),
+        ({"prompt": "q", "completion_a": "a", "completion_b": "b", "verdict": "B"}, "{winner: COLUMN}"),
+        ({"prompt": "q", "model_response": "a", "score": 3}, "{completion: model_response}"),
+        ({"prompt": "q", "edited_response": "a", "original_response": "b"},
+         "{chosen: edited_response, rejected: original_response}"),
+    ],
+)  # fmt: skip
+def test_mapping_to_write_names_what_is_missing(row, lines):
+    with pytest.raises(SourceError) as refused:
+        detected(row)
+    assert f"columns: {lines}\n" in str(refused.value)

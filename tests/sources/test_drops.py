@@ -105,6 +105,7 @@ CONVERT_CASES = [
     ("answers", {"prompt": "p", "answers": [{"answer": "a", "score": 1}]}, "too_few_candidates"),
     ("answers", {"prompt": "p", "answers": ["a", "b"]}, "wrong_type"),
     ("answers", {"prompt": "p", "answers": None}, "null_field"),
+    ("unpaired", {"prompt": "p", "completion": "a", "label": True}, "lone_answer"),
     ("openai", {"input": None, "preferred_output": P["chosen"], "non_preferred_output": P["rejected"]}, "null_field"),
     ("strings", {**to.as_strings(P), "history": [["asked"]]}, "wrong_type"),
 ]

@@ -44,6 +44,16 @@ COMPARED = {
                                       NO_SCORES),
     "judge-bench": ({"question": "q", "response_A": "bad", "response_B": "good", "label": "B>A"}, NO_SCORES),
     "name of the answer": ({"messages": ASKED, "answer_a": "bad", "answer_b": "good", "chosen": "answer_b"}, NO_SCORES),
+    "pandalm": ({"instruction": "q", "input": "", "response1": "bad", "response2": "good", "annotator1": 2,
+                 "annotator2": 1, "annotator3": 2}, NO_SCORES),
+    "summarize from feedback": ({"info": {"id": "x", "post": "q"}, "summaries": [{"text": "bad"}, {"text": "good"}],
+                                 "choice": 1}, NO_SCORES),
+    "mean of judgements": ({"instruction": "q", "output_1": "bad", "output_2": "good", "preference": 1.8}, NO_SCORES),
+    "scores as text": ({"query": "q", "response_a": "bad", "response_b": "good", "score_a": "2", "score_b": "9"},
+                       (9.0, 2.0)),
+    "prometheus, beside the judge's prompt": (
+        {"orig_instruction": "q", "instruction": "Judge.", "orig_response_A": "good", "orig_response_B": "bad",
+         "orig_preference": "A"}, NO_SCORES),
     "prometheus": ({"instruction": "q", "orig_response_A": "good", "orig_response_B": "bad", "orig_preference": "A"},
                    NO_SCORES),
 }  # fmt: skip
@@ -63,6 +73,12 @@ ANSWERS = {
         {"rank": 1, "completion": [turn("assistant", "bad")], "reward": 0.25}]}, (0.5, 0.25)),
     "texts beside ranks": ({"prompt": "q", "outputs": ["bad", "good"], "ranks": [2, 1]}, (-1.0, -2.0)),
     "texts beside scores": ({"prompt": "q", "responses": ["bad", "good"], "scores": [0.5, 2]}, (2.0, 0.5)),
+    "code-ultra-feedback": ({"instruction": "q", "responses": [
+        {"model": "m", "response": "bad"}, {"model": "n", "response": "good"}],
+        "annotations": [{"model": "n", "rating": "5"}, {"model": "m", "rating": "2"}]}, (5.0, 2.0)),
+    "gpt-4-llm": ({"user_input": "q", "responses_and_scores": [
+        {"response": "bad", "source": "x", "score": 2.0}, {"response": "good", "source": "y", "score": 9.0}]},
+        (9.0, 2.0)),
     "stack exchange": ({"question": "q", "answers": [
         {"text": "bad", "pm_score": 1, "selected": True}, {"text": "good", "pm_score": 5, "selected": False}]},
         (5.0, 1.0)),
@@ -75,6 +91,8 @@ OTHERS = {
     "rated, swapped since": ({"input": "q", "chosen": "good", "rejected": "bad", "rating": [7.0, 9.0],
                               "order": ["chosen", "rejected"], "original_chosen": "bad", "original_rejected": "good",
                               "status": "swapped"}, (9.0, 7.0)),
+    "messages": ({"trajectory": [{"from": "user", "value": "q"}], "chosen": "good", "rejected": "bad"}, NO_SCORES),
+    "messages, in context": ({"context": ASKED, "chosen": SAID["good"][1:], "rejected": SAID["bad"][1:]}, NO_SCORES),
     "binarized": ({"source": "tulu", "prompt": "q", "chosen": SAID["good"], "rejected": SAID["bad"],
                    "chosen_model": "m"}, NO_SCORES),
 }  # fmt: skip
@@ -85,12 +103,10 @@ CASES = {
 }
 
 
-def read(folder, rows, write, name):
+def read(folder, rows, write, name, *, rewards):
     write(folder / name, rows)
     source, fs = Source(path=str(folder)), fsspec.filesystem("file")
-    kinds = kinds_of_rows(rows)
-    has_rewards = FORMATS[resolve_format("auto", kinds, rows)].gives_rewards(kinds)
-    reader, files = open_source(fs, str(folder), source, rewards=has_rewards, policy_logps=False, reference_logps=False)
+    reader, files = open_source(fs, str(folder), source, rewards=rewards, policy_logps=False, reference_logps=False)
     return reader.format, [row for shard in plan_shards(files, 2) for row in reader.read(shard).to_pylist()]
 
 
@@ -98,7 +114,7 @@ def read(folder, rows, write, name):
 @pytest.mark.parametrize("case", CASES)
 def test_better_answer_is_chosen_and_scores_are_rewards(case, write, name, tmp_path):
     row, rewards = CASES[case]
-    found, rows = read(tmp_path, [row, row, row], write, name)
+    found, rows = read(tmp_path, [row, row, row], write, name, rewards=rewards != NO_SCORES)
     assert found == case.split(":")[0]
     want = pair("q", "good", "bad")
     for got in rows:

@@ -12,6 +12,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SCORED, SUBSET
 from pipeline.data.place import Place
 from pipeline.errors import TooManyDroppedError
+from pipeline.steps.dry_run import dry_run
 from tests.models.test_chat_messages import MISTRAL, TOOLS, calls, said
 from tests.sources import layouts as to
 
@@ -45,8 +46,11 @@ def test_the_words_of_a_template_that_refuses_rows_stand_beside_their_count(tiny
     for row in rows[::2]:
         row["prompt"] = [said("system", "Be secret."), *row["prompt"]]
     settings = config(tmp_path, tiny_model_dir("llama"), rows)
-    told = "\n".join(run_all(settings))
     words = r'template_error ("Only user, assistant and tool roles are supported!")'
+    assert 'refuses rows: "Only user, assistant and tool roles are supported!"' in "".join(
+        dry_run(settings, select=True)
+    )
+    told = "\n".join(run_all(settings))
     assert any(line.strip().startswith(f"tokenise: {words}") and line.endswith(" 2") for line in told.splitlines())
     with pytest.raises(TooManyDroppedError, match="roles are supported!"):
         list(run_all(settings.model_copy(update={"run": settings.run.model_copy(update={"max_dropped": 0.1})})))
