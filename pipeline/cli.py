@@ -154,7 +154,7 @@ def publish(
     """Publish rows in a table in one commit; nothing if they are there already."""
     from pipeline import api
 
-    _say(api.publish(dataset, table, mode=mode, tag=tag, storage=_storage(endpoint_url)))
+    say(api.publish(dataset, table, mode=mode, tag=tag, storage=_storage(endpoint_url)))
 
 
 @app.command()

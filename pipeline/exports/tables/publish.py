@@ -36,7 +36,7 @@ def check_target(target: config.Table, storage: config.Storage) -> None:
         StorageError: no permission, or a store that cannot create an object only if it is absent.
         TemporaryError: the catalog or the store does not answer.
     """
-    _open(target, storage)
+    open_table(target, storage)
     _check_folder(target, storage)
 
 
@@ -54,7 +54,7 @@ def publish(source: Place, target: config.Table, storage: config.Storage) -> str
         rows = Rows(dataset, stack)
         check_types(rows, target.kind, where)
         for attempt in range(_TRIES):
-            table = _open(target, storage)
+            table = open_table(target, storage)
             if table.holds(rows.mark, target.mode):
                 by = "published in the meantime" if attempt else "already published"
                 return f"{by}, nothing changed: {where}"
@@ -79,7 +79,14 @@ def _check_folder(target: config.Table, storage: config.Storage) -> None:
         check_writable(place)
 
 
-def _open(target: config.Table, storage: config.Storage) -> Table:
+def open_table(target: config.Table, storage: config.Storage) -> Table:
+    """The table as it is now.
+
+    Raises:
+        ConfigError: the library is not installed, or the catalog is not described.
+        StorageError: no permission, no such namespace, or a table that is not supported.
+        TemporaryError: the catalog or the store does not answer.
+    """
     where = shown_path(target.url)
     try:
         module = importlib.import_module(f"pipeline.exports.tables.{target.kind}")

@@ -18,6 +18,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.files import fetch_file
 from pipeline.data.manifest import SUBSET, File
 from pipeline.data.place import Place
+from pipeline.errors import IntegrityError
 from pipeline.exports.parquet import write_parquet
 from pipeline.scratch import scratch_folder
 
@@ -76,10 +77,16 @@ class Rows:
         return pa.RecordBatchReader.from_batches(wanted, batches)
 
     def copy(self, piece: Piece, target: Place) -> None:
-        """Create a copy of the file, unless it is there."""
-        if target.size() != piece.file.size:
-            with self.local(piece) as path:
-                create_from_file(target, path)
+        """Create a copy of the file, unless it is there.
+
+        Raises:
+            IntegrityError: a damaged one is there.
+        """
+        if target.size() == piece.file.size:
+            return
+        with self.local(piece) as path:
+            if not create_from_file(target, path) and target.size() != piece.file.size:
+                raise IntegrityError(f"{target} is damaged: it has another size than when it was written. Remove it.")
 
     @contextlib.contextmanager
     def local(self, piece: Piece) -> Iterator[Path]:
