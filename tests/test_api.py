@@ -78,7 +78,8 @@ def scores_of(table: pa.Table) -> dict[str, Any]:
 
 
 def test_the_public_names_are_these() -> None:
-    names = {"AlignpotError", "compare", "export", "potential", "push", "read_pairs", "score", "select", "self_play"}
+    names = {"compare", "export", "potential", "publish", "push", "read_pairs", "score", "select", "self_play"}
+    names.add("AlignpotError")
     assert {*pipeline.__all__} == names
     assert names <= {*dir(pipeline)}
     assert all(callable(getattr(pipeline, name)) for name in names)

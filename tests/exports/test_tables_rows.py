@@ -139,9 +139,13 @@ def test_targets_that_are_refused(tables: Tables, subset: str, monkeypatch):
     refused(tables.url("delta"), ConfigError, r"pip install 'alignpot\[tables\]'")
 
 
-def test_table_with_partitions_is_refused(tables: Tables, subset: str):
+@pytest.mark.parametrize("what", ["partitions", "not null"])
+def test_table_with_rules_of_its_own_is_refused(what: str, tables: Tables, subset: str):
     from deltalake import DeltaTable, Schema
 
-    DeltaTable.create(tables.folder / "delta", schema=Schema.from_arrow(SCHEMA), partition_by=["label"])
+    columns = [field.with_nullable(what == "partitions" or field.name != "id") for field in SCHEMA]
+    partitions = ["label"] if what == "partitions" else None
+    schema = Schema.from_arrow(pa.schema(columns))
+    DeltaTable.create(tables.folder / "delta", schema=schema, partition_by=partitions)
     with pytest.raises(StorageError, match="has partitions"):
         publish(subset, tables.url("delta"))

@@ -50,9 +50,11 @@ class DeltaLakeTable:
         about = table.metadata()
         mapped = about.configuration.get("delta.columnMapping.mode", "none") != "none"
         checked = any(key.startswith("delta.constraints.") for key in about.configuration)
+        checked |= not all(field.nullable for field in table.schema().fields)
         if about.partition_columns or mapped or checked:
             raise StorageError(
-                f"{place} has partitions, column mapping or constraints, which are not supported. Give another table."
+                f"{place} has partitions, column mapping, constraints or columns that must not be null, which are not "
+                "supported. Give another table."
             )
 
     @property
