@@ -1,10 +1,15 @@
 """The same on a real S3: Iceberg by its REST catalog, Delta and Lance, with publishers that are killed."""
 
+import contextlib
+import http.client
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -117,6 +122,55 @@ def test_killed_publishers_leave_one_commit_and_no_key(kind: str, tables: Tables
     assert [process.returncode for process in both] == [0, 0]
     assert sum(text.startswith("published 12 pairs") for text in told) <= 1
     assert tables.found(kind) == (12, 1)
+
+
+@contextlib.contextmanager
+def losing_answers(catalog: str, status: int) -> Iterator[str]:
+    """A proxy before a REST catalog. Commits reach it, and their answers are replaced by a status, or by none for 0."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            connection = http.client.HTTPConnection(catalog.removeprefix("http://"))
+            connection.request(self.command, self.path, body, {**self.headers})
+            answer = connection.getresponse()
+            data, found = answer.read(), answer.status
+            if self.command == "POST" and "/tables" in self.path and b"add-snapshot" in body:
+                if not status:
+                    self.connection.close()
+                    return
+                data, found = b'{"error": {"message": "lost", "type": "lost", "code": %d}}' % status, status
+            self.send_response(found)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        do_GET = do_POST = do_HEAD = do_DELETE = forward  # noqa: N815
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("age", ["new", "old"])
+@pytest.mark.parametrize("status", [0, 500, 503, 504, 429])
+def test_commit_of_a_rest_catalog_whose_answer_is_lost(status: int, age: str, tables: TablesOnS3, monkeypatch):
+    storage = tables.s3.storage
+    subset = write_subset(tables.s3.url("subset"), good_rows(), storage)
+    if age == "old":
+        other = write_subset(tables.s3.url("subset"), good_rows(7), storage, fingerprint={"scored": "def"})
+        publish(other, tables.url("iceberg"), storage=storage)
+    with losing_answers(tables.s3.iceberg_url, status) as url, monkeypatch.context() as patch:
+        patch.setenv("PYICEBERG_CATALOG__WEED__URI", url)
+        with contextlib.suppress(TemporaryError):
+            assert "in the meantime" in publish(subset, tables.url("iceberg"), storage=storage)
+    assert publish(subset, tables.url("iceberg"), storage=storage).startswith("already published")
+    assert tables.found("iceberg") == ((19, 2) if age == "old" else (12, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
