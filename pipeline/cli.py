@@ -149,12 +149,13 @@ def publish(
     ],
     mode: Annotated[str, typer.Option(help="append the rows, or replace those of the table.")] = "append",
     tag: Annotated[str | None, typer.Option(help="For lance: a name of the version.")] = None,
+    split: Annotated[str, typer.Option(help="Of a subset with held-out rows, which ones.")] = "train",
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Publish rows in a table in one commit; nothing if they are there already."""
     from pipeline import api
 
-    say(api.publish(dataset, table, mode=mode, tag=tag, storage=_storage(endpoint_url)))
+    say(api.publish(dataset, table, mode=mode, tag=tag, split=split, storage=_storage(endpoint_url)))
 
 
 @app.command()

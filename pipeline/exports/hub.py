@@ -1,6 +1,6 @@
 """`alignpot push` and `output.hub`: a complete subset as a dataset of the Hugging Face Hub, in one commit.
 
-    Parquet files on local disk -> compare with the head of main -> one commit: data/train-*.parquet and README.md
+    Parquet files on local disk -> compare with the head of main -> one commit: data/SPLIT-*.parquet and README.md
 
 Nothing is pushed if the head holds files of the same digests (SHA-256, or git objects for small ones) and a card of the
 same subset; changes that people made to the card stay then. The commit names the head as its parent: if somebody else
@@ -31,7 +31,7 @@ from pipeline.scratch import scratch_folder
 from pipeline.shown import listed, shown
 
 _KIND: Final = "dataset"
-_OURS: Final = re.compile(r"data/train-\d{5}-of-\d{5}\.parquet")
+_OURS: Final = re.compile(r"data/\w+-\d{5}-of-\d{5}\.parquet")
 _BESIDE: Final = re.compile(r"\.gitattributes|README\.md|LICEN[SC]E.*", re.IGNORECASE)
 _MARKED: Final = re.compile(rf"^{MARK}: '?(\w+)", re.MULTILINE)
 _TRIES: Final = 5  # commits of others that may come between
@@ -76,7 +76,7 @@ def push_subset(subset: Place, repo: str, *, public: bool = False) -> str:
         api.create_repo(repo, repo_type=_KIND, private=not public, exist_ok=True)
     with scratch_folder("push") as folder:
         files = _write(dataset, folder)
-        text = card(repo, dataset.manifest, report, mark)
+        text = card(repo, dataset, report, mark)
         for _ in range(_TRIES):
             with storage_errors(_url(repo)):
                 done = _committed(api, repo, files, text, mark)
@@ -123,8 +123,12 @@ def _committed(api: HfApi, repo: str, files: Mapping[str, Path], text: str, mark
 def _write(dataset: Dataset, folder: Path) -> dict[str, Path]:
     """The rows as Parquet files, by path on the hub, without columns that hold no value."""
     columns = [name for name in dataset.schema.names if dataset.has_values(name)] or dataset.schema.names
-    files = write_parquet(dataset, columns, folder)
-    return {f"data/train-{index:05d}-of-{len(files):05d}.parquet": file for index, file in enumerate(files)}
+    paths: dict[str, Path] = {}
+    for split in dataset.splits:
+        (folder / split).mkdir()
+        files = write_parquet(dataset.of_split(split), columns, folder / split)
+        paths |= {f"data/{split}-{i:05d}-of-{len(files):05d}.parquet": file for i, file in enumerate(files)}
+    return paths
 
 
 def _is_same(entry: RepoFile | None, local: Path) -> bool:

@@ -131,6 +131,7 @@ def render(report: Mapping[str, Any]) -> str:
     ]
     for name, cut in (chosen["groups"] or {}).items():
         rows.append((f"  {chosen['select']['group_by']} {name}", f"{cut['num_candidates']:,}", f"{cut['k']:,}"))
+    rows += [(f"  split {name}", "", f"{num_rows:,}") for name, num_rows in chosen.get("splits", {}).items()]
     for name in (schema.MARGIN_EXPLICIT, schema.MARGIN_IMPLICIT):
         stats = [report["margins"][group][name] for group in GROUPS]
         rows += [(f"{name} {number}", *(_number(of[number]) for of in stats)) for number in ("mean", "std")]

@@ -19,7 +19,7 @@ from pipeline import schema
 from pipeline.config import Config, Output, Storage, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_files
+from pipeline.data.files import REPORT_FILE, file_shards, finish_files, split_of, with_layout, write_files
 from pipeline.data.manifest import SUBSET, File
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
@@ -53,12 +53,17 @@ class SelectRun:
 
     def where(self) -> str:
         """Where the subset lies and how to load it."""
-        path = shown_path(self.output.path.rstrip("/"))
+        path, held_out = shown_path(self.output.path.rstrip("/")), self.query.rule.split
         lines = [f"subset: {path}"]
+        files = f'"{path}/parquet/*.parquet"'
+        if held_out is not None:
+            names = [schema.TRAIN, *held_out]
+            files = "{" + ", ".join(f'"{name}": "{path}/parquet/{name}-*.parquet"' for name in names) + "}"
+        which = "" if held_out is not None else '["train"]'
         if "hf" in self.output.formats:
-            lines.append(f'  datasets.load_from_disk("{path}/hf")["train"]')
+            lines.append(f'  datasets.load_from_disk("{path}/hf"){which}')
         if "parquet" in self.output.formats:
-            lines.append(f'  datasets.load_dataset("parquet", data_files="{path}/parquet/*.parquet")["train"]')
+            lines.append(f'  datasets.load_dataset("parquet", data_files={files}){which}')
         return "\n".join(lines)
 
 
@@ -212,7 +217,7 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
     plan = replace(
         plan,
         schema=pa.schema(fields if output.slim else [*fields, *schema.SUBSET_FIELDS]),
-        shards=file_shards(found.selection.k, output.rows_per_file),
+        shards=file_shards(found.selection.num_by_split, output.rows_per_file),
         formats=output.formats,
     )
     run = Run.claim(place, with_layout(plan))
@@ -232,7 +237,7 @@ def _write_file(run: Run, source: Source, selection: Selection, columns: Sequenc
     """Write one file of a subset."""
     shard, schema_ = run.plan.shards[index], run.plan.schema
     rows = slice(shard["first_row"], shard["first_row"] + shard["num_rows"])
-    tables = selection.rows(source, columns, rows)
+    tables = selection.rows(source, columns, rows, split_of(shard))
     return write_files(run, (table.select(schema_.names).cast(schema_) for table in tables), only=index)
 
 

@@ -38,7 +38,7 @@ def score_and_select(folder: Path) -> None:
             fingerprint=FINGERPRINT,
             config={},
             schema=pa.schema([dataset.schema.field(name) for name in columns]),
-            shards=files.file_shards(dataset.num_kept, 8),
+            shards=files.file_shards({"train": dataset.num_kept}, 8),
             formats=("hf", "parquet"),
         )
         subset = Run.claim(place, plan)

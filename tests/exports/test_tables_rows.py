@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import publish
+from pipeline import publish, select
 from pipeline.config import Storage
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
@@ -29,6 +29,18 @@ def test_kept_rows_of_a_scored_dataset(kind: str, tables: Tables, scored: str):
     ours = dataset.table([*found[0]]).to_pylist()
     assert found == sorted(ours, key=lambda row: row["id"])
     assert publish(scored, tables.url(kind)).startswith("already published")
+
+
+def test_rows_of_one_split(tables: Tables, scored: str, tmp_path: Path):
+    select(scored, k=8, metric="explicit", split={"test": 0.5}).write(tmp_path / "subset")
+    told = publish(tmp_path / "subset", tables.url("delta"))
+    num_train, num_test = len(tables.rows("delta")), int(told.split("not published: ")[1].split()[0])
+    assert num_train > 0 < num_test
+    assert num_train + num_test == 8
+    assert publish(tmp_path / "subset", tables.url("delta"), split="test").startswith(f"published {num_test} pairs")
+    assert len({row["id"] for row in tables.rows("delta")}) == 8
+    with pytest.raises(ConfigError, match="no split dev; it has test, train"):
+        publish(tmp_path / "subset", tables.url("delta"), split="dev")
 
 
 def test_subset_without_parquet(tables: Tables, subset: str, tmp_path: Path):

@@ -22,6 +22,7 @@ from pipeline.data.table_libraries import library_errors
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.exports.tables.rows import Rows
 from pipeline.exports.tables.table import Overtaken, Table, check_columns, check_types
+from pipeline.schema import TRAIN
 from pipeline.shown import shown_path
 
 _TRIES: Final = 5  # commits of others that may come between
@@ -40,24 +41,32 @@ def check_target(target: config.Table, storage: config.Storage) -> None:
     _check_folder(target, storage)
 
 
-def publish(source: Place, target: config.Table, storage: config.Storage) -> str:
+def publish(source: Place, target: config.Table, storage: config.Storage, split: str = TRAIN) -> str:
     """Publish the kept rows of a subset or a scored dataset, unless they are there; returns the text to print.
+
+    split: of a subset, the rows that are published.
 
     Raises:
         SourceError: no complete dataset.
+        ConfigError: no such split.
         SchemaError: the table cannot hold a column, or has others.
         TemporaryError: the store or the catalog does not answer, or others commit all the time.
     """
     where = shown_path(target.url)
     dataset = Dataset.open(source, _kind(source))
+    others = "".join(
+        f"\n  not published: {num_rows:,} pairs of split {name}"
+        for name, num_rows in dataset.splits.items()
+        if name != split and dataset.manifest.kind == SUBSET
+    )
     with ExitStack() as stack:
-        rows = Rows(dataset, stack)
+        rows = Rows(dataset, split, stack)
         check_types(rows, target.kind, where)
         for attempt in range(_TRIES):
             table = open_table(target, storage)
             if table.holds(rows.mark, target.mode):
                 by = "published in the meantime" if attempt else "already published"
-                return f"{by}, nothing changed: {where}"
+                return f"{by}, nothing changed: {where}{others}"
             check_columns(table, rows, where)
             if not attempt:
                 _check_folder(target, storage)
@@ -67,7 +76,7 @@ def publish(source: Place, target: config.Table, storage: config.Storage) -> str
             except Overtaken:
                 time.sleep(random.uniform(0, _FIRST_WAIT_S * 2**attempt))  # noqa: S311
             else:
-                return f"published {dataset.num_kept:,} pairs: {where}, version {version}"
+                return f"published {rows.num_rows:,} pairs: {where}, version {version}{others}"
     raise TemporaryError(f"{where}: others commit there all the time. Run the same command again.")
 
 

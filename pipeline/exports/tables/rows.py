@@ -18,9 +18,11 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.files import fetch_file
 from pipeline.data.manifest import SUBSET, File
 from pipeline.data.place import Place
-from pipeline.errors import IntegrityError
+from pipeline.data.sealed import fingerprint_digest
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.exports.parquet import write_parquet
 from pipeline.scratch import scratch_folder
+from pipeline.shown import listed, shown
 
 _INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.STATUS_FIELDS))
 
@@ -41,14 +43,22 @@ class Piece:
 
 
 class Rows:
-    """The kept rows of a complete dataset. Files that must be written are, on local disk, until `stack` is closed."""
+    """The kept rows of a complete dataset, of a subset those of one split.
 
-    def __init__(self, dataset: Dataset, stack: ExitStack) -> None:
-        self._dataset, self._stack = dataset, stack
-        self.mark = dataset.identity
-        """Tells these rows from others."""
-        names = dataset.schema.names
+    Files that must be written are, on local disk, until `stack` is closed.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, stack: ExitStack) -> None:
         is_subset = dataset.manifest.kind == SUBSET
+        splits = [*dataset.splits] if is_subset else [schema.TRAIN]
+        if split not in splits:
+            raise ConfigError(f"{dataset.place} has no split {shown(split)}; it has {listed(splits)}.")
+        self.mark = dataset.identity if split == schema.TRAIN else fingerprint_digest({dataset.identity: split})
+        """Tells these rows from others."""
+        dataset = dataset.of_split(split) if is_subset else dataset
+        self._dataset, self._stack = dataset, stack
+        self.num_rows = dataset.num_kept
+        names = dataset.schema.names
         columns = names if is_subset else [name for name in names if name not in _INTERNAL]
         self.schema: pa.Schema = pa.schema([dataset.schema.field(name) for name in columns])
         files = [file for file in dataset.manifest.files if is_subset and file.path.startswith("parquet/")]
