@@ -6,6 +6,7 @@ table. Delta keeps it, and refuses a commit if the same application has committe
 """
 
 import json
+import re
 import time
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from pipeline.sources.columns import plain_type
 
 _APPLICATION: Final = "alignpot:"
 _REPLACED: Final = "alignpot:replaced"
+_COMMIT: Final = re.compile(r"\d{20}(\..*)?\.(json|parquet)")
 
 
 def open_table(target: config.Table, storage: config.Storage) -> "DeltaLakeTable":
@@ -34,9 +36,10 @@ def open_table(target: config.Table, storage: config.Storage) -> "DeltaLakeTable
     try:
         table = DeltaTable(location_of(place), storage_options=options)
     except TableNotFoundError:
-        if (place / "_delta_log").sizes():  # a fault of the store is raised here
-            raise
-        return DeltaLakeTable(place, None, options)
+        # Of a store that fails, Delta says the same; it is raised here.
+        if not any(_COMMIT.fullmatch(name) for name in (place / "_delta_log").sizes()):
+            return DeltaLakeTable(place, None, options)
+        table = DeltaTable(location_of(place), storage_options=options)  # somebody has just created it
     return DeltaLakeTable(place, table, options)
 
 

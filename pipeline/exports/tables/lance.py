@@ -8,6 +8,7 @@ appended by a `Merge`, which gives all fragments and the schema: it conflicts wi
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,11 +32,13 @@ def open_table(target: config.Table, storage: config.Storage) -> "LanceTable":
     place = Place.open(target.path, storage)
     options = store_options(place, storage)
     try:
-        return LanceTable(place, lance.dataset(location_of(place), storage_options=options), options, target.tag)
+        dataset = lance.dataset(location_of(place), storage_options=options)
     except ValueError:
-        if (place / "_versions").sizes():  # a fault of the store is raised here
-            raise
-        return LanceTable(place, None, options, target.tag)
+        # Of a store that fails, Lance says the same; it is raised here.
+        if not _is_there(place):
+            return LanceTable(place, None, options, target.tag)
+        dataset = lance.dataset(location_of(place), storage_options=options)  # somebody has just created it
+    return LanceTable(place, dataset, options, target.tag)
 
 
 class LanceTable:
@@ -63,7 +66,7 @@ class LanceTable:
             try:
                 version = self._committed(rows, mode)
             except OSError as error:
-                was_created = self._dataset is None and bool((self._place / "_versions").sizes())
+                was_created = self._dataset is None and _is_there(self._place)
                 if was_created or isinstance(error, CommitConflictError):
                     raise Overtaken from None
                 raise
@@ -108,6 +111,10 @@ class LanceTable:
         # Without retries, so that an `Overwrite` conflicts with other commits too.
         done = lance.LanceDataset.commit(location, change, storage_options=self._options, max_retries=0)
         return int(done.version)
+
+
+def _is_there(place: Place) -> bool:
+    return any(re.fullmatch(r"\d+\.manifest", name) for name in (place / "_versions").sizes())
 
 
 def _marked(schema: Any, marks: Mapping[str, str]) -> Any:
