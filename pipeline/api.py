@@ -15,6 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,7 @@ from pipeline.config import (
     Metric,
     Objective,
     Output,
+    Select,
     Source,
     Storage,
     parse_config,
@@ -94,7 +96,7 @@ class Scored(Rows):
 
 
 class Subset(Rows):
-    """The rows that a selection keeps, with margin_explicit, margin_implicit and potential. `report`: it in numbers.
+    """The rows that a selection keeps, with margin_explicit, margin_implicit and potential.
 
     Where select.split holds rows out, `to_datasets` gives every split, and tables have a column `split`.
     """
@@ -102,7 +104,11 @@ class Subset(Rows):
     def __init__(self, source: ScoredRows, found: Found, former: Mapping[str, Any] | None, owner: object) -> None:
         self._source, self._found, self._former = source, found, former
         self._owner = owner  # of the files that are read
-        self.report = summarise(found, source)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """What was kept, in numbers: as `report.json` of a written subset."""
+        return summarise(self._found, self._source)
 
     def __len__(self) -> int:
         return self._found.selection.k
@@ -277,6 +283,32 @@ def compare(
     return compare_rows(source, objective_of(objective, config), metrics, fractions)
 
 
+def audit(
+    scored: Any,
+    *,
+    objective: str | Mapping[str, Any] = "",
+    above: float = 0.5,
+    text: bool = False,
+    storage: Mapping[str, Any] | Storage | None = None,
+) -> Rows:
+    """The pairs whose label is likely wrong, most likely first: id, probability, reasons and margins.
+
+    scored: as for `select`. objective: gives the implicit margin; default: that of the run that scored. above: lowest
+    probability of a wrong label. text: also prompt, chosen and rejected.
+    """
+    from pipeline.selection.selection import select_many
+    from pipeline.selection.view import View
+    from pipeline.selection.wrong_labels import suspicious_pairs
+    from pipeline.steps.compare import objective_of
+
+    source, config, _ = _scored_rows(scored, storage)
+    # The metric random ranks every row, also those without one of the margins.
+    metric, rule = Metric(name="random"), Select(fraction=_EVERY_ROW)
+    query = Query(objective=objective_of(objective, config), metric=metric, rule=rule)
+    [found] = select_many(source, [query])
+    return Rows(suspicious_pairs(View.of(found), source, above=above, text=text))
+
+
 def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str:
     """Write a subset on disk or object storage in the format of a trainer; returns what was written, in words.
 
@@ -374,7 +406,7 @@ def _model_section(model: Any, role: str, folder: Path) -> Mapping[str, Any]:
 
 
 def _scored_rows(
-    scored: Any, storage: Mapping[str, Any] | None
+    scored: Any, storage: Mapping[str, Any] | Storage | None
 ) -> tuple[ScoredRows, Mapping[str, Any], BoolArray | None]:
     """The kept rows; the config that they were scored with, if known; and which rows of a table or frame are kept."""
     if isinstance(scored, str | Path | Scored):

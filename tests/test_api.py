@@ -79,7 +79,7 @@ def scores_of(table: pa.Table) -> dict[str, Any]:
 
 def test_the_public_names_are_these() -> None:
     names = {"compare", "export", "potential", "publish", "push", "read_pairs", "score", "select", "self_play"}
-    names.add("AlignpotError")
+    names |= {"AlignpotError", "audit"}
     assert {*pipeline.__all__} == names
     assert names <= {*dir(pipeline)}
     assert all(callable(getattr(pipeline, name)) for name in names)

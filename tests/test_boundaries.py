@@ -12,7 +12,7 @@ import pytest
 import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
-HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft", "openlineage"}
+HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft", "openlineage", "deltalake", "lance", "pyiceberg"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
     {"cli_cluster", "cli_reference"},
@@ -21,7 +21,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"api", "commands", "doctor"},
     {"selfplay"},
     {"on_ray", "steps"},
-    {"exports", "observers", "training"},
+    {"exports", "observers", "report", "training"},
     {"selection"},
     {"data", "models"},
     {"sources"},
@@ -48,6 +48,7 @@ LIGHT = [
     ".cli_reference",
     ".doctor",
     ".exports",
+    ".report",
     ".metrics",
     ".selection",
     ".sources",

@@ -77,6 +77,7 @@ def library_errors(where: str) -> Iterator[None]:
 def _as_ours(error: Exception, where: str) -> AlignpotError:
     name = type(error).__name__
     is_storage = isinstance(error, OSError)
+    of_library = isinstance(error, OSError) and error.errno is None  # then only the text tells what is wrong
     if isinstance(error, ImportError):
         found: AlignpotError = ConfigError(
             f"{where}: a package is not installed ({error.name}). Run: pip install 'alignpot[tables]'"
@@ -85,7 +86,7 @@ def _as_ours(error: Exception, where: str) -> AlignpotError:
         found = ConfigError(f"{where}: its catalog needs another package. {shown_path(error)}")
     elif name in _MISSING:
         found = StorageError(f"{where}: the catalog has no such table ({name}). Correct the name, or create it.")
-    elif name in _DENIED or (is_storage and _DENIED_TEXT.search(str(error))):
+    elif name in _DENIED or (of_library and _DENIED_TEXT.search(str(error))):
         found = StorageError(f"{where}: access is denied ({name}). Check the credentials of catalog and store.")
     elif (known := translated(error, where)) is not None:
         found = known

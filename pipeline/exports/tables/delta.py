@@ -75,7 +75,7 @@ class DeltaLakeTable:
             return False
         if mode == "replace":
             return published == replaced == self._table.version()
-        return replaced is None or published >= replaced
+        return bool(replaced is None or published >= replaced)
 
     def commit(self, rows: Rows, mode: Mode) -> str:
         """Copy the files, then commit them; the version of the table."""
