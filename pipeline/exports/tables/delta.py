@@ -74,7 +74,7 @@ class DeltaLakeTable:
         if published is None:
             return False
         if mode == "replace":
-            return published == replaced == self._table.version()
+            return bool(published == replaced == self._table.version())
         return bool(replaced is None or published >= replaced)
 
     def commit(self, rows: Rows, mode: Mode) -> str:
