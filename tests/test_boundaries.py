@@ -23,6 +23,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"on_ray", "steps"},
     {"exports", "training"},
     {"selection"},
+    {"rewards"},
     {"data", "models"},
     {"sources"},
     {"config"},
@@ -53,6 +54,7 @@ LIGHT = [
     ".sources",
     ".data",
     ".api",
+    ".rewards",
     ".training.precomputed",
 ]
 
