@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field, Tag, field_validator
 
 from pipeline.config.jinja import JinjaFile
 from pipeline.config.models import Replicas, TorchModel, by_backend
@@ -39,7 +39,7 @@ class FunctionReward(Replicas):
 
     backend: Literal["function"]
     """As for columns."""
-    function: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    function: str
     """`package.module:name`. It gets a list of rows as dicts, and returns a list with a number for each. None drops the
     row."""
     arguments: Arguments = Field(default_factory=dict)
@@ -64,6 +64,14 @@ class FunctionReward(Replicas):
     """GPUs of one replica."""
     num_threads: int = Field(default=1, ge=1, json_schema_extra=LAYOUT)
     """OMP_NUM_THREADS of the process of its own."""
+
+    @field_validator("function")
+    @classmethod
+    def _a_name_in_a_module(cls, value: str) -> str:
+        module, _, name = value.partition(":")
+        if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError("wanted package.module:name")
+        return value
 
     def fingerprint(self) -> dict[str, Any]:
         """Without a version that is not given."""

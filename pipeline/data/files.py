@@ -3,7 +3,7 @@
     hf/train/data-00000-of-000NN.arrow        Arrow streams, with dataset_info.json and state.json: `load_from_disk`
     parquet/train-00000-of-000NN.parquet      with page checksums
     data/train-00000-of-000NN.jsonl           JSON Lines
-    report.json, hf/dataset_dict.json, ...    beside them, before the manifest
+    report.json, report.html, hf/dataset_dict.json, ...    beside them, before the manifest
 
 Rows of another split lie in files of its name: hf/test/data-..., parquet/test-..., data/test-...
 
@@ -35,6 +35,7 @@ from pipeline.scratch import scratch_folder
 
 BATCH_ROWS: Final = 4096  # rows of one Arrow batch and of one Parquet row group
 REPORT_FILE: Final = "report.json"
+PAGE_FILE: Final = "report.html"
 _NAMES: Final = {
     "hf": "hf/{split}/data-{index:05d}-of-{num_files:05d}.arrow",
     "parquet": "parquet/{split}-{index:05d}-of-{num_files:05d}.parquet",

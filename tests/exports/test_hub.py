@@ -191,7 +191,7 @@ def test_output_hub_pushes_each_subset_of_a_sweep_and_asks_for_the_token_first(h
     config = parse_config({"scored": str(tmp_path / "scored"), "select": {"k": 1}, "output": output, "sweep": sweep})
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(StorageError, match="no token"):
-        select_only(config)
+        list(select_only(config))
     assert not (tmp_path / "out" / "best-3" / "_SUCCESS.json").exists()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     told = "\n".join(select_only(config))
