@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import pipeline
@@ -226,3 +227,9 @@ def test_on_ray_the_rewards_are_those_of_the_plain_loop(config: Callable[..., An
 def test_a_round_of_self_play_with_a_function(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
     given = settings(tmp_path, tiny_model_dir("llama", seed=1), tmp_path, rounds=1, train=None)
     list(self_play(parse_self_play(given | {"reward": section("length", arguments={"per": 2.0})})))
+    parts = sorted((tmp_path / "run").glob("round-1/base/annotated/parts/*.parquet"))
+    rows = [row for path in parts for row in pq.read_table(path).to_pylist() if row["status"] == "kept"]
+    assert rows
+    for row in rows:
+        lengths = [len(text) / 2 if text else None for text in row["all_generated_responses"]]
+        assert row["all_rm_scores"] == lengths

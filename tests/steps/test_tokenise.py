@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import Source, Tokens
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
 from pipeline.rewards.classifier import completions
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from pipeline.steps.reward_stage import REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, dialogues_as_ids
 from pipeline.steps.score_stages import (
