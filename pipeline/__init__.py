@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from pipeline.api import audit, compare, export, potential, push, read_pairs, score, select, self_play
+    from pipeline.api import audit, compare, export, potential, publish, push, read_pairs, score, select, self_play
     from pipeline.errors import AlignpotError
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "compare",
     "export",
     "potential",
+    "publish",
     "push",
     "read_pairs",
     "score",

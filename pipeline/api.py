@@ -26,7 +26,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.config import Config, Metric, Objective, Output, Select, Source, Storage, parse_config, resolved
+from pipeline.config import (
+    Config,
+    Metric,
+    Objective,
+    Output,
+    Select,
+    Source,
+    Storage,
+    parse_config,
+    parse_target,
+    resolved,
+)
 from pipeline.config.load import parse
 from pipeline.data.benchmarks import read_benchmarks
 from pipeline.data.dataset import Dataset
@@ -151,6 +162,8 @@ class Subset(Rows):
             told.add(tell_selected, section, place, self.report)
         if section.hub is not None:
             push(path, section.hub, storage=storage)
+        if section.table is not None:
+            publish(path, section.table.url, mode=section.table.mode, tag=section.table.tag, storage=storage)
 
 
 def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source: Any) -> Pairs:
@@ -328,6 +341,26 @@ def push(
         told.add(tell_copy, str(subset), place)
         told.begin()
         return push_subset(place, repo, public=public)
+
+
+def publish(
+    dataset: str | Path,
+    target: str,
+    *,
+    mode: str = "append",
+    tag: str | None = None,
+    split: str = schema.TRAIN,
+    storage: Mapping[str, Any] | Storage | None = None,
+) -> str:
+    """Publish a subset, or the kept rows of a scored dataset, in a table, in one commit, unless it is there.
+
+    target: `iceberg://CATALOG/NAMESPACE.TABLE`, `delta://PATH` or `lance://PATH`. mode: append or replace. tag: for
+    lance, a name of the version. split: of a subset, which rows. Returns what was done, in words.
+    """
+    from pipeline.exports.tables.publish import publish as publish_rows
+
+    section = _storage(storage)
+    return publish_rows(_place(dataset, section), parse_target(target, mode=mode, tag=tag), section, split)
 
 
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:

@@ -178,6 +178,26 @@ def push(
 
 
 @app.command()
+def publish(
+    dataset: Annotated[str, typer.Argument(help="A subset or a scored dataset.", show_default=False)],
+    table: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="iceberg://CATALOG/NAMESPACE.TABLE, delta://PATH, lance://PATH.", show_default=False
+        ),
+    ],
+    mode: Annotated[str, typer.Option(help="append the rows, or replace those of the table.")] = "append",
+    tag: Annotated[str | None, typer.Option(help="For lance: a name of the version.")] = None,
+    split: Annotated[str, typer.Option(help="Of a subset with held-out rows, which ones.")] = "train",
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Publish rows in a table in one commit; nothing if they are there already."""
+    from pipeline import api
+
+    say(api.publish(dataset, table, mode=mode, tag=tag, split=split, storage=_storage(endpoint_url)))
+
+
+@app.command()
 def inspect(  # noqa: PLR0913 - each option is a key of the config
     path: Annotated[str, typer.Argument(help="File, folder or URL of preference data.", show_default=False)],
     *,

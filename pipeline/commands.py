@@ -77,13 +77,17 @@ def _observed(command: str, config: Config) -> Iterator[Observed]:
 
 
 def _prepared(config: Config, plan: Plan | None = None) -> list[SelectRun]:
-    """The checked selections, whose targets on the hub are checked too."""
+    """The checked selections, whose targets on the hub and tables are checked too."""
     runs = prepare_select(config, plan)
     for run in runs:
         if run.output.hub is not None:
             from pipeline.exports.hub import check_access
 
             check_access(run.output.hub)
+        if run.output.table is not None:
+            from pipeline.exports.tables.publish import check_target
+
+            check_target(run.output.table, run.config.storage)
     return runs
 
 
@@ -96,3 +100,7 @@ def _select(runs: Sequence[SelectRun], told: Observed) -> Iterator[str]:
             from pipeline.exports.hub import push_subset
 
             yield push_subset(run.place, run.output.hub)
+        if run.output.table is not None:
+            from pipeline.exports.tables.publish import publish
+
+            yield publish(run.place, run.output.table, run.config.storage)

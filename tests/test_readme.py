@@ -143,7 +143,9 @@ def test_commands_of_the_readme_run(tmp_path: Path, tiny_model_dir: Callable[...
     (tmp_path / "config.yaml").write_text(f"{config}run: {{engine: plain}}\n")
     written = [words for words in command_lines(ROOT / "README.md") if words[1] not in ("submit", "self-play")]
     ran = [words[1:] for words in written if words[0] == "alignpot" and len(words) > 2]
-    assert [words[0] for words in ran] == ["inspect", "run", "run", "select", "compare", "export", "doctor"]
+    assert [words[0] for words in ran] == [
+        *("inspect", "run", "run", "select", "compare", "export", "publish", "doctor"),
+    ]
     for words in ran:
         places = {"config.yaml": str(tmp_path / "config.yaml")}
         arguments = [places.get(word, word).replace("s3://bucket", str(tmp_path)) for word in words]

@@ -5,6 +5,7 @@
     models       policy, reference, run             } documented at its field
     rewards      reward                             }
     selection    objective, metric, select, output  }
+    table        output.table
     round        prompts, generate, pair, evolve, evaluate, train
     root         Config, the whole file, with sweeps and the rules across sections
     self_play    SelfPlayConfig, the whole file of self-play
@@ -35,6 +36,7 @@ from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
+from pipeline.config.table import Table, parse_target
 
 __all__ = [
     "DEFAULT_DATE",
@@ -65,6 +67,7 @@ __all__ = [
     "Source",
     "Storage",
     "Strategy",
+    "Table",
     "Tokens",
     "TorchModel",
     "Train",
@@ -75,6 +78,7 @@ __all__ = [
     "load_self_play",
     "parse_config",
     "parse_self_play",
+    "parse_target",
     "resolved",
     "without_table",
     "yaml_value",

@@ -63,6 +63,10 @@ def reference() -> Iterator[str]:
                 names[kind] = f"{keys[0]} with {backend}" if backend else f"`{keys[0]}`"
                 yield f"\n#### {backend}\n" if backend else ""
                 yield _section(kind, names)
+                for key, field in kind.model_fields.items():
+                    for below in sections_of(field.annotation):
+                        yield f"\n#### {keys[0][:-1]}.{key}`\n"
+                        yield _section(below, names)
 
 
 def docstrings(kind: type[Section]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pipeline.config.rewards import ColumnsReward, Reward
 from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
 from pipeline.config.source import NamedSource, Source, Storage, Tokens
+from pipeline.config.table import table_of_variant
 
 
 class Variant(Section):
@@ -142,6 +143,8 @@ class Config(Section):
         places = {"scored": self.scored, **{f"{key}.path": source.path for key, source in self.all_sources().items()}}
         if self.output is not None:
             places["output.path"] = self.output.path
+            if self.output.table is not None and self.output.table.kind != "iceberg":
+                places["output.table.path"] = self.output.table.path
         full = {
             name: url.rstrip("/") if "://" in url else str(Path(url).expanduser().resolve())
             for name, url in places.items()
@@ -160,7 +163,10 @@ class Config(Section):
         names = [variant.name for variant in self.sweep]
         if len(set(names)) < len(names):
             raise ValueError(f"sweep gives a name twice: {names}; each variant is written to a folder of its name")
-        self.variants()
+        outputs = [variant.output for variant in self.variants()]
+        tables = [output.table.path for output in outputs if output is not None and output.table is not None]
+        if len(set(tables)) < len(tables):
+            raise ValueError(f"two variants of the sweep would go to one table: {tables}; give them other names")
         return self
 
     def variants(self) -> list["Config"]:
@@ -223,11 +229,12 @@ def _applied(variant: Variant, base: Mapping[str, Any]) -> Config:
         "select": {**select, **variant.select},
     }
     if base["output"] is not None:
-        hub = base["output"]["hub"]
+        hub, table = base["output"]["hub"], base["output"]["table"]
         own["output"] = {
             **base["output"],
             "path": f"{base['output']['path'].rstrip('/')}/{variant.name}",
             "hub": hub and f"{hub}-{variant.name}",
+            "table": table and {**table, "path": table_of_variant(table["kind"], table["path"], variant.name)},
         }
     try:
         return Config.model_validate(own)

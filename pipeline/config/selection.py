@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from pipeline.config.section import BY_CONTENT, LAYOUT, OneOf, Section, Url
+from pipeline.config.table import Table
 from pipeline.metrics.objectives import OBJECTIVES
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
@@ -235,6 +236,8 @@ class Output(Section):
     hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$", json_schema_extra=LAYOUT)
     """`ORG/NAME` on the Hugging Face Hub: the subset is pushed there too. A new dataset is private. Subsets of a sweep
     go to `ORG/NAME-VARIANT`. Needs HF_TOKEN or `hf auth login`."""
+    table: Table | None = Field(default=None, json_schema_extra=LAYOUT)
+    """A table of Iceberg, Delta Lake or Lance: the subset is published there too, in one commit."""
 
     @field_validator("formats")
     @classmethod

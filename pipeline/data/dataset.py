@@ -23,12 +23,13 @@ from pipeline.data.manifest import EXPORT, SCORED, SUBSET, File, Manifest, find_
 from pipeline.data.parts import footer_bytes, read_footer
 from pipeline.data.place import Place, in_order
 from pipeline.data.run import Run, find_plan
-from pipeline.data.sealed import digest
+from pipeline.data.sealed import digest, fingerprint_digest
 from pipeline.errors import IntegrityError, SourceError
 from pipeline.faults import storage_errors, translated
 from pipeline.shown import listed, quoted
 
 _WHOLE_BYTES = 2**20  # a part up to this size is fetched by one request, all columns included
+_HOLDERS = ("formats", "layout")
 _REMEDIES = {
     SCORED: "Run `alignpot score` with its config, or correct `scored`.",
     SUBSET: "Give the folder that `alignpot select` or `run` wrote, once it is complete.",
@@ -90,6 +91,12 @@ class Dataset:
     def num_kept(self) -> int:
         """Rows that were not dropped."""
         return self.manifest.num_kept
+
+    @property
+    def identity(self) -> str:
+        """A digest of what decides the rows: of the fingerprint, but not of the formats and files that hold them."""
+        fingerprint = self.manifest.fingerprint
+        return fingerprint_digest({name: fingerprint[name] for name in fingerprint if name not in _HOLDERS})
 
     def tables(self, columns: Sequence[str] | None = None, *, kept_only: bool = True) -> Iterator[pa.Table]:
         """The rows in order, a few thousand at a time, with `columns` in the order asked for (None: all).

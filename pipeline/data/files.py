@@ -136,21 +136,30 @@ def arrow_tables(dataset: Place, file: File) -> Iterator[pa.Table]:
     Raises:
         IntegrityError: it is not the file that was written.
     """
-    place = dataset / file.path
-    hasher = _blake2b()
     with scratch_folder("rows") as folder:
         path = folder / "rows"
-        with storage_errors(str(path)), path.open("wb") as target:
-            for chunk in _chunks(place, file.size):
-                hasher.update(chunk)
-                target.write(chunk)
-        if hasher.hexdigest() != file.digest:
-            raise IntegrityError(
-                f"{place} is not the file that the manifest names: its digest differs. Restore it, or select again."
-            )
+        fetch_file(dataset, file, path)
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as stream:
             for batch in stream:
                 yield pa.Table.from_batches([batch])
+
+
+def fetch_file(dataset: Place, file: File, path: Path) -> None:
+    """Copy a file whose digest the manifest has to local disk.
+
+    Raises:
+        IntegrityError: it is not the file that was written.
+    """
+    place = dataset / file.path
+    hasher = _blake2b()
+    with storage_errors(str(path)), path.open("wb") as target:
+        for chunk in _chunks(place, file.size):
+            hasher.update(chunk)
+            target.write(chunk)
+    if hasher.hexdigest() != file.digest:
+        raise IntegrityError(
+            f"{place} is not the file that the manifest names: its digest differs. Restore it, or select again."
+        )
 
 
 def check_file(dataset: Place, file: File) -> None:

@@ -224,7 +224,7 @@ def open_s3(storage: config.Storage, **keys: Any) -> fsspec.AbstractFileSystem:
 def _open_other(url: str, scheme: str) -> tuple[fsspec.AbstractFileSystem, str]:
     where = shown_path(url)
     if _TABLE.match(url):
-        raise ConfigError(f"{where}: only a source can be a table.")
+        raise ConfigError(f"{where}: only a source can be a table. Use output.table or alignpot publish for a subset.")
     if scheme == "hf":
         raise ConfigError(f"{where}: only a source can lie on the hub. Use output.hub or alignpot push for a subset.")
     if scheme not in _REMOTE:

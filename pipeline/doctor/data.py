@@ -12,14 +12,14 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
-from pipeline.config import Prompts, Source, Storage
+from pipeline.config import Prompts, Source, Storage, Table
 from pipeline.data.commit import check_writable, create
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.doctor.check import Finding, bad, ok, warn
 from pipeline.doctor.machine import LEAST_FREE
 from pipeline.faults import storage_errors
-from pipeline.shown import listed
+from pipeline.shown import listed, shown_path
 from pipeline.sources.inspect import inspect_source
 from pipeline.sources.prompts import open_prompts
 
@@ -87,6 +87,14 @@ def store(url: str, storage: Storage, least_free: int = LEAST_FREE) -> Finding:
         if free < least_free:
             return bad(f"{says}. Free some, or use a larger disk.")
     return ok(says)
+
+
+def table(target: Table, storage: Storage) -> Finding:
+    """Whether the table, or what it will be created in, can be opened."""
+    from pipeline.exports.tables.publish import open_table
+
+    open_table(target, storage)
+    return ok(f"{shown_path(target.url)}: can be opened")
 
 
 def _mb_per_s(work: Callable[[], object]) -> float:

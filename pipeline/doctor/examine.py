@@ -107,7 +107,7 @@ def _config_checks(config: AnyConfig | None) -> Iterator[Check]:
         return
     storage = config.storage.model_copy(update={"max_attempts": _FEW_ATTEMPTS})
     places, models = named_places(config)
-    written = {"scored", "output.path", "path", "train.policies"}
+    written = {"scored", "output.path", "output.table.path", "path", "train.policies"}
     if isinstance(config, SelfPlayConfig):
         yield Check(name="prompts", look=partial(data.prompts, config.prompts, storage))
     elif config.all_sources():
@@ -125,7 +125,13 @@ def _config_checks(config: AnyConfig | None) -> Iterator[Check]:
         yield Check(name="clock", look=partial(data.clock, on_s3[0], storage))
     for role, model in models.items():
         yield Check(name=f"model {role}", look=partial(hub.model, model))
-    target = config.output.hub if isinstance(config, Config) and config.output is not None else None
+    output = config.output if isinstance(config, Config) else None
+    if output is not None and output.table is not None:
+        yield Check(name="table", look=partial(data.table, output.table, storage))
+    yield from _hub_checks(places, models, None if output is None else output.hub)
+
+
+def _hub_checks(places: dict[str, str], models: dict[str, TorchModel], target: str | None) -> Iterator[Check]:
     read = {path for key, path in places.items() if key.startswith(("source", "prompts"))}
     on_hub = {path for path in read if path.startswith("hf://") or is_name_on_hub(path)}
     on_hub |= {model.model for model in models.values() if "://" not in model.model and not is_local(model.model)}

@@ -19,7 +19,6 @@ from pipeline.data.files import file_shards, finish_files, rows_by_split, write_
 from pipeline.data.manifest import EXPORT, SUBSET, Manifest
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
-from pipeline.data.sealed import fingerprint_digest
 from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.exports.formats import FORMATS
 from pipeline.exports.layout import ANSWER, WANTED, Column, ExportFormat, Facts, Row, whole
@@ -58,11 +57,8 @@ def export_subset(
     if form is None:
         raise ConfigError(f"--to {shown(to)} is no format; wanted one of {', '.join(FORMATS)}.")
     dataset = Dataset.open(subset, SUBSET)
-    # The rows of the subset decide the bytes, not the files or the place they lie in.
-    source = dataset.manifest.fingerprint
-    decisive = {name: value for name, value in source.items() if name not in ("formats", "layout")}
     fingerprint = {
-        "subset": fingerprint_digest(decisive),
+        "subset": dataset.identity,
         "subset_rows": dataset.manifest.num_rows,
         "export": to,
         "slim": slim,

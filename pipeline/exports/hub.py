@@ -9,14 +9,11 @@ be killed at any time, or run twice at once, and there is one commit.
 """
 
 import hashlib
-import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, RepoFile, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -25,25 +22,19 @@ from pipeline.data.files import REPORT_FILE
 from pipeline.data.hub import HubFileSystem, endpoint
 from pipeline.data.manifest import SUBSET
 from pipeline.data.place import Place
-from pipeline.data.sealed import fingerprint_digest, read_sealed
+from pipeline.data.sealed import read_sealed
 from pipeline.errors import ConfigError, SourceError, StorageError, TemporaryError
 from pipeline.exports.card import MARK, card
+from pipeline.exports.parquet import write_parquet
 from pipeline.faults import storage_errors
 from pipeline.scratch import scratch_folder
 from pipeline.shown import listed, shown
 
 _KIND: Final = "dataset"
-_ROWS_PER_FILE: Final = 100_000
-_ROWS_PER_GROUP: Final = 10_000
 _OURS: Final = re.compile(r"data/\w+-\d{5}-of-\d{5}\.parquet")
 _BESIDE: Final = re.compile(r"\.gitattributes|README\.md|LICEN[SC]E.*", re.IGNORECASE)
 _MARKED: Final = re.compile(rf"^{MARK}: '?(\w+)", re.MULTILINE)
 _TRIES: Final = 5  # commits of others that may come between
-_CHUNKED: Final = {  # a later push then uploads only what differs
-    name: True
-    for name in ("use_content_defined_chunking",)
-    if name in inspect.signature(pq.ParquetWriter.__init__).parameters
-}
 
 
 def check_access(repo: str) -> None:
@@ -79,11 +70,7 @@ def push_subset(subset: Place, repo: str, *, public: bool = False) -> str:
     if report is None:
         raise SourceError(f"{subset / REPORT_FILE} is missing from a complete subset. Select again to another path.")
     check_access(repo)
-    # The rows decide what is pushed, not the formats or files that the subset has them in.
-    decisive = {
-        name: value for name, value in dataset.manifest.fingerprint.items() if name not in ("formats", "layout")
-    }
-    mark = fingerprint_digest(decisive)
+    mark = dataset.identity
     api = _api()
     with storage_errors(_url(repo)):
         api.create_repo(repo, repo_type=_KIND, private=not public, exist_ok=True)
@@ -134,36 +121,14 @@ def _committed(api: HfApi, repo: str, files: Mapping[str, Path], text: str, mark
 
 
 def _write(dataset: Dataset, folder: Path) -> dict[str, Path]:
-    """The rows as Parquet files, by path on the hub, without columns that hold no value.
-
-    The bytes depend on the rows alone, not on how the subset was cut.
-    """
+    """The rows as Parquet files, by path on the hub, without columns that hold no value."""
     columns = [name for name in dataset.schema.names if dataset.has_values(name)] or dataset.schema.names
-    empty = dataset.schema.empty_table().select(columns)
-    paths = {}
-    for split, num_rows in dataset.splits.items():
-        groups = _groups(dataset.of_split(split).tables(columns), empty)
-        num_files = max(1, -(-num_rows // _ROWS_PER_FILE))
-        for i in range(num_files):
-            name = f"{split}-{i:05d}-of-{num_files:05d}.parquet"
-            paths[f"data/{name}"] = folder / name
-            with (
-                storage_errors(str(folder)),
-                pq.ParquetWriter(folder / name, empty.schema, compression="zstd", **_CHUNKED) as file,
-            ):
-                for _, group in zip(range(_ROWS_PER_FILE // _ROWS_PER_GROUP), groups, strict=False):
-                    file.write_table(group)
+    paths: dict[str, Path] = {}
+    for split in dataset.splits:
+        (folder / split).mkdir()
+        files = write_parquet(dataset.of_split(split), columns, folder / split)
+        paths |= {f"data/{split}-{i:05d}-of-{len(files):05d}.parquet": file for i, file in enumerate(files)}
     return paths
-
-
-def _groups(tables: Iterable[pa.Table], rest: pa.Table) -> Iterator[pa.Table]:
-    for table in tables:
-        rest = pa.concat_tables([rest, table.replace_schema_metadata(None)])
-        while rest.num_rows >= _ROWS_PER_GROUP:
-            yield rest.slice(0, _ROWS_PER_GROUP).combine_chunks()
-            rest = rest.slice(_ROWS_PER_GROUP)
-    if rest.num_rows:
-        yield rest.combine_chunks()
 
 
 def _is_same(entry: RepoFile | None, local: Path) -> bool:

@@ -157,6 +157,8 @@ def named_places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[
             places |= {f"{key}.decontaminate[{i}]": path for i, path in enumerate(source.decontaminate)}
         if config.output is not None:
             places["output.path"] = config.output.path
+            if config.output.table is not None and config.output.table.kind != "iceberg":
+                places["output.table.path"] = config.output.table.path
         return places, config.torch_models()
     places = {"path": config.path, "prompts.path": config.prompts.path}
     places |= {f"prompts.decontaminate[{i}]": path for i, path in enumerate(config.prompts.decontaminate)}

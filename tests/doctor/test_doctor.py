@@ -237,6 +237,16 @@ def test_token_of_the_hub(config: Path, hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert "public" in found["hub token"].says
 
 
+def test_table(config: Path, tmp_path: Path):
+    found = report(config, f"output.table={{kind: delta, path: {tmp_path / 'table'}}}")
+    assert found.bad == set()
+    assert found.findings["store output.table.path"].state == found.findings["table"].state == "ok"
+    assert not (tmp_path / "table").exists()
+    found = report(config, "output.table={kind: iceberg, path: nowhere/prefs.pairs}")
+    assert found.bad == {"table"}
+    assert "PYICEBERG_CATALOG__NOWHERE__URI" in found.findings["table"].says
+
+
 def test_a_check_that_hangs_or_breaks_is_bad_and_ends():
     def breaks() -> Finding:
         raise ZeroDivisionError(CANARY)

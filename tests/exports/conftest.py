@@ -8,13 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import config
+from pipeline import config, score
 from pipeline import schema as names
 from pipeline.data.files import file_shards, finish_files, with_layout, write_files
 from pipeline.data.manifest import SUBSET
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run
 from pipeline.exports.export import export_subset
+from tests.exports.local_tables import Tables
 
 PAIRS = Path(__file__).parents[2] / "pipeline" / "demo" / "pairs.jsonl"
 SYSTEM = {"role": "system", "content": "Answer like a pirate."}
@@ -71,6 +72,10 @@ def write_subset(
     return url
 
 
+def by_id(rows: list[dict]) -> list[dict]:
+    return sorted(pa.Table.from_pylist(rows, schema=SCHEMA).to_pylist(), key=lambda row: row["id"])
+
+
 def export(subset: str | Path, to: str, output: str | Path, **changes: Any) -> str:
     storage = changes.pop("storage", None) or config.Storage()
     return export_subset(Place.open(str(subset), storage), to, Place.open(str(output), storage), **changes)
@@ -107,3 +112,39 @@ def exported(subset: str, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / to
 
     return make
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tables:
+    monkeypatch.setenv("PYICEBERG_HOME", str(tmp_path))
+    monkeypatch.setenv("PYICEBERG_CATALOG__LOCAL__URI", f"sqlite:///{tmp_path}/catalog.db")
+    monkeypatch.setenv("PYICEBERG_CATALOG__LOCAL__WAREHOUSE", f"file://{tmp_path}/wh")
+    (tmp_path / "wh").mkdir()
+    found = Tables(tmp_path)
+    found.catalog().create_namespace("prefs")
+    return found
+
+
+@pytest.fixture(scope="session")
+def other_subset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    rows = [row | {"id": f"other-{row['id']}"} for row in good_rows(7)]
+    fingerprint = {"scored": "def", "select": {"seed": 1}}
+    return write_subset(str(tmp_path_factory.mktemp("subset") / "other"), rows, fingerprint=fingerprint)
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Eight kept rows and a dropped one."""
+    folder = tmp_path_factory.mktemp("scored") / "scored"
+    rows = [
+        {
+            "prompt": f"Q{i}?",
+            "chosen": f"good {i}",
+            "rejected": "bad",
+            "reward_chosen": float(i),
+            "reward_rejected": 0.5,
+        }
+        for i in range(8)
+    ]
+    score([*rows, {**rows[0], "chosen": ""}], reward="columns", run={"max_dropped": 1.0}, path=folder)
+    return str(folder)

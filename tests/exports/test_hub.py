@@ -124,8 +124,8 @@ def test_card_names_models_and_of_private_paths_the_last_part_alone(subset: Path
 
 
 def test_a_smaller_subset_replaces_all_files_of_the_former_one(hub: Hub, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("pipeline.exports.hub._ROWS_PER_FILE", 10)
-    monkeypatch.setattr("pipeline.exports.hub._ROWS_PER_GROUP", 5)
+    monkeypatch.setattr("pipeline.exports.parquet.ROWS_PER_FILE", 10)
+    monkeypatch.setattr("pipeline.exports.parquet._ROWS_PER_GROUP", 5)
     subset_of(tmp_path / "large", hub=NAME)
     assert "data/train-00001-of-00002.parquet" in hub.repos[NAME].files
     push(subset_of(tmp_path / "small", num_rows=20), NAME)
