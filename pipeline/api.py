@@ -10,6 +10,7 @@ process, with their files in a temporary folder; give `path` to keep the scored 
 Every function raises an AlignpotError that says what is wrong with the arguments, the data or a model.
 """
 
+import sys
 import tempfile
 import weakref
 from collections import Counter
@@ -393,6 +394,8 @@ def _model_section(model: Any, role: str, folder: Path) -> Mapping[str, Any]:
         return model
     if isinstance(model, str | Path):
         return {"backend": "columns"} if model == "columns" else {**base, "model": str(model)}
+    if role == "reward" and callable(model) and not hasattr(model, "save_pretrained"):
+        return {"backend": "function", "function": _name_of(model)}
     if not hasattr(model, "save_pretrained"):
         raise ConfigError(
             f"a model is given as {type(model).__qualname__}; wanted a name, a folder, a section as a dict, or a model "
@@ -403,6 +406,18 @@ def _model_section(model: Any, role: str, folder: Path) -> Mapping[str, Any]:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model.name_or_path).save_pretrained(folder)
     return {**base, "model": str(folder), "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def _name_of(function: Any) -> str:
+    """`module:name` of a reward function, by which the process that calls it finds it."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if module == "__main__" or getattr(sys.modules.get(str(module)), name, None) is not function:
+        raise ConfigError(
+            "reward: the function is called in a process of its own, which finds it by its name. Write it with def at "
+            "the top level of a module that can be imported. For arguments give a section: {backend: function, "
+            "function: module:name, arguments: {...}}."
+        )
+    return f"{module}:{name}"
 
 
 def _scored_rows(

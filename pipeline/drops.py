@@ -113,6 +113,9 @@ class Reason(StrEnum):
     LONGER_THAN_MODEL = "longer_than_model", _MODELS, "more tokens than the model has positions"
     NON_FINITE_LOGP = "non_finite_logp", "policy reference", "the log-probability is NaN or infinite"
     NON_FINITE_REWARD = "non_finite_reward", "reward annotate", "the reward is NaN or infinite"
+    NO_REWARD = "no_reward", "reward annotate", "the reward function gives it no number (None)"
+    REWARD_ERROR = "reward_error", "reward annotate", "the reward function fails or dies on it; the log names the error"
+    REWARD_TIMEOUT = "reward_timeout", "reward annotate", "the reward function takes longer than reward.timeout_s"
     STAGE_ERROR = "stage_error", _ANY_STAGE, "the stage failed on this row and works on others; the log names the error"
     KILLED_WORKER = "killed_worker", _ANY_STAGE, "three workers in a row died on this row"
     # --- of self-play

@@ -23,6 +23,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"on_ray", "steps"},
     {"exports", "observers", "report", "training"},
     {"selection"},
+    {"rewards"},
     {"data", "models"},
     {"sources"},
     {"config"},
@@ -54,6 +55,7 @@ LIGHT = [
     ".sources",
     ".data",
     ".api",
+    ".rewards",
     ".commands",
     ".training.precomputed",
 ]

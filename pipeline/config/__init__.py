@@ -2,7 +2,8 @@
 
     section      the base of every section: what it refuses, and what is part of a fingerprint
     source       source, storage, tokens            } the sections, each key
-    models       policy, reference, reward, run     } documented at its field
+    models       policy, reference, run             } documented at its field
+    rewards      reward                             }
     selection    objective, metric, select, output  }
     table        output.table
     round        prompts, generate, pair, evolve, evaluate, train
@@ -17,7 +18,8 @@ Each default is the vetted setting. Rules across sections are checked before any
 """
 
 from pipeline.config.load import yaml_value
-from pipeline.config.models import ClassifierReward, ColumnsModel, ColumnsReward, Replicas, Run, TorchModel, VllmModel
+from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
+from pipeline.config.rewards import ClassifierReward, ColumnsReward, FunctionReward
 from pipeline.config.root import Config, load_config, parse_config, resolved
 from pipeline.config.round import (
     SEED_STRATEGY,
@@ -48,6 +50,7 @@ __all__ = [
     "Evaluate",
     "Evolve",
     "Explicit",
+    "FunctionReward",
     "Generate",
     "Labels",
     "Metric",

@@ -16,7 +16,6 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.jinja import JinjaFile
 from pipeline.config.section import BY_CONTENT, LAYOUT, NO_CREDENTIALS, Arguments, Section, carries_credentials
 from pipeline.errors import ConfigError
 
@@ -180,30 +179,9 @@ class ColumnsModel(Section):
     """As for torch."""
 
 
-class ColumnsReward(Section):
-    """Rewards that the source already holds, under any of the common names."""
+def by_backend(default: str) -> Discriminator:
+    """Tells the sections of a union apart by their key `backend`, which may be left out for `default`."""
 
-    backend: Literal["columns"] = "columns"
-    """Where rewards come from: `columns` of the source, or a `classifier`."""
-
-
-class ClassifierReward(TorchModel):
-    """A reward model: a sequence classifier with one logit, or a model that returns `.score`."""
-
-    backend: Literal["classifier"]  # type: ignore[assignment]
-    """As for columns."""
-    max_length: int = Field(default=4096, ge=2)
-    """Most tokens of prompt and response together. The tokenizer's `truncation_side` says which end is cut."""
-    chat_template: JinjaFile | None = None
-    """Jinja file to use instead of the template of the reward model's tokenizer, as `tokens.chat_template`."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Without a template that is not given."""
-        found = super().fingerprint()
-        return found if self.chat_template is not None else {k: v for k, v in found.items() if k != "chat_template"}
-
-
-def _backend(default: str) -> Discriminator:
     def tag(value: Any) -> str:
         given = value.get("backend", default) if isinstance(value, Mapping) else getattr(value, "backend", default)
         return str(given)
@@ -213,10 +191,7 @@ def _backend(default: str) -> Discriminator:
 
 Model = Annotated[
     Annotated[TorchModel, Tag("torch")] | Annotated[VllmModel, Tag("vllm")] | Annotated[ColumnsModel, Tag("columns")],
-    _backend("torch"),
-]
-Reward = Annotated[
-    Annotated[ColumnsReward, Tag("columns")] | Annotated[ClassifierReward, Tag("classifier")], _backend("columns")
+    by_backend("torch"),
 ]
 
 

@@ -67,11 +67,11 @@ class _Place:
         """Take the next part of the location: a key, a backend, or a place inside the value of a key."""
         own = [kind for kind in self.kinds if not self.backend or self.backend in _backends(kind)]
         known = next((kind.model_fields[part] for kind in own if part in kind.model_fields), None)
-        if known is not None:
+        if not self.backend and any(part in _backends(kind) for kind in self.kinds):
+            self.backend = part
+        elif known is not None:
             self.path.append(part)
             self.key, self.kinds = known, sections_of(known.annotation)
-        elif not self.backend and any(part in _backends(kind) for kind in self.kinds):
-            self.backend = part
         elif self.key is None or self.kinds:
             self.path.append(part)
 

@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from pipeline.config.load import load, parse
-from pipeline.config.models import ClassifierReward, ColumnsModel, Estimate, Model, Reward, Run, TorchModel
+from pipeline.config.models import ColumnsModel, Estimate, Model, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
+from pipeline.config.rewards import ColumnsReward, Reward
 from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
 from pipeline.config.source import NamedSource, Source, Storage, Tokens
@@ -114,10 +115,11 @@ class Config(Section):
                 "policy.backend columns takes token counts from the source, and a torch reference would replace them: "
                 "use columns for both, or torch for both"
             )
-        if self.metric.reads_candidates and isinstance(self.reward, ClassifierReward):
+        if self.metric.reads_candidates and not isinstance(self.reward, ColumnsReward | None):
             raise ValueError(
-                "metric.explicit candidates reads the rewards of all candidates, and reward.backend classifier gives "
-                "only those of the pair: use reward.backend columns, or metric.explicit signed"
+                "metric.explicit candidates reads the rewards of all candidates, and reward.backend "
+                f"{self.reward.backend} gives only those of the pair: use reward.backend columns, or "
+                "metric.explicit signed"
             )
         return self
 

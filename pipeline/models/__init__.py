@@ -6,6 +6,7 @@
     packing             groups of completions of one prompt to flat steps without padding (numpy only)
     backbone            the decoder, run one packed step or one sequence at a time; attention, layers: how
     engine              numbers in steps that fit memory, compared with the model's own forward
+    scores              what an engine gives: numbers, and reasons for those left out
     logprobs, rewards   the two engines; vllm_logprobs a third, for models larger than one GPU
 
 Nothing is imported here: torch and transformers load with the module that needs them.

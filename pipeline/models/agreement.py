@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.errors import ModelError
 from pipeline.models.packing import Completion, Float64Array, Group, Int64Array, num_packed_tokens
+from pipeline.shown import listed, quoted
+
+if TYPE_CHECKING:
+    from pipeline.models.engine import Engine
+    from pipeline.models.vllm_logprobs import VllmLogprobEngine
 
 # Largest allowed difference of rewards, or of mean log-probabilities per token. It grows for numbers above the full
 # scale: half precision is coarser there. In half precision it falls with the root of the number of tokens: over
@@ -34,6 +40,20 @@ class Disagreement:
     """Indices of the groups that were compared."""
     message: str
     """Which model and kernel, what the difference is and what was wanted."""
+
+
+def check_engine(engine: "Engine | VllmLogprobEngine", groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
+    """Compare an engine with its model's own forward on some of the groups. `ids` are the ids of their rows.
+
+    Raises a ModelError if they differ.
+    """
+    found = engine.disagreement(groups)
+    if found is not None:
+        raise ModelError(
+            f"The {stage} model cannot be trusted as it is run. {found.message}. Compared rows: "
+            f"[{listed([ids[i] for i in found.groups], show=quoted)}]. Nothing was scored with it. Try dtype: float32; "
+            "if that fails too, another version of torch or transformers; and report the model's class."
+        )
 
 
 def excess(got: Float64Array, expected: Float64Array, num_read: Int64Array | None, dtype: torch.dtype) -> Float64Array:

@@ -21,8 +21,9 @@ from pipeline.errors import ModelError
 from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_groups, worth_comparing
 from pipeline.models.backbone import Backbone, uncompiled
 from pipeline.models.fp8 import require_fp8, use_fp8
-from pipeline.models.memory import Budget, Numbers, Scores, is_memory_error, no_smaller_steps, run_in_steps
+from pipeline.models.memory import Budget, Numbers, is_memory_error, no_smaller_steps, run_in_steps
 from pipeline.models.packing import ROW_MULTIPLE, Completion, Float64Array, Group, Int64Array
+from pipeline.models.scores import Scores
 
 _TOKENS_GPU: Final = 32768
 # Longer steps leave a CPU's caches and gain nothing.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from math import prod
 from os import stat_result
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pipeline.config import TorchModel
 from pipeline.errors import ModelError, is_foreign
@@ -37,6 +37,7 @@ _HUB_TIMEOUT_S: Final = 10.0
 # A file that changed this lately may change again without a new time, as file systems count in steps.
 _SETTLED_S: Final = 3.0
 
+M = TypeVar("M", bound=TorchModel)
 _State = tuple[int, ...]
 _digests: dict[Path, tuple[_State, str]] = {}  # of files that this process has read; threads may share it
 
@@ -56,6 +57,25 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
             parts["tokenizer"] = _MODEL_PARTS["tokenizer"]
         found["adapter"] = _identity(model.adapter, model.adapter_revision, _ADAPTER_FILES, parts)
     return found
+
+
+def pinned(model: M, fingerprint: Mapping[str, Any]) -> M:
+    """The model as workers read it: a hub id at the commit that was fingerprinted, a local directory as a full path.
+
+    So a branch that moves during the run has no effect, and neither has a worker's working directory.
+    """
+
+    def full_path(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+    return model.model_copy(
+        update={
+            "model": full_path(model.model),
+            "adapter": model.adapter and full_path(model.adapter),
+            "revision": fingerprint.get("revision", model.revision),
+            "adapter_revision": fingerprint.get("adapter", {}).get("revision", model.adapter_revision),
+        }
+    )
 
 
 def check_files(model: TorchModel) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from pipeline.config import ClassifierReward, Tokens, TorchModel
+from pipeline.config import Tokens, TorchModel
 from pipeline.errors import ModelError, is_foreign
 from pipeline.models.adapters import Adapter
 from pipeline.models.fingerprints import check_files, is_local
-from pipeline.models.templates import SET_REWARD_TEMPLATE, check_template
+from pipeline.models.templates import check_template
 
 _FIT_ADAPTER: Final = "Check that the adapter was trained on this model, and that its folder was saved whole."
 _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; }  🙂"
@@ -81,7 +81,7 @@ def load_classifier(model: TorchModel) -> Any:
 
 
 def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
-    """Check models (by role: policy, reference, reward) by their files and tokenizers, without loading weights.
+    """Check causal models (by role: policy, reference) by their files and tokenizers, without loading weights.
 
     Raises a ModelError if a model is missing, policy and reference differ in tokenizer, or one has no chat template.
     """
@@ -95,9 +95,6 @@ def check_models(models: Mapping[str, TorchModel], tokens: Tokens) -> None:
         else:
             own_templates = is_templated and tokens.chat_template is None
             check_same_tokenizer(tokenizers["policy"], tokenizers["reference"], own_templates=own_templates)
-    reward = models.get("reward")
-    if isinstance(reward, ClassifierReward) and is_templated:
-        check_template(tokenizers.pop("reward"), reward.chat_template, remedy=SET_REWARD_TEMPLATE)
     for tokenizer in tokenizers.values() if is_templated else ():
         check_template(tokenizer, tokens.chat_template)
 

@@ -9,7 +9,7 @@ number on CPU (packing lists the exceptions). Halves of a group may change one b
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -21,6 +21,7 @@ import torch
 from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.packing import Float64Array, Group, num_packed_tokens, step_end
+from pipeline.models.scores import Scores
 
 Numbers = Callable[[], Float64Array]
 """Waits for a step that was started and gives its numbers."""
@@ -29,19 +30,6 @@ Numbers = Callable[[], Float64Array]
 _FULL: Final = ("DefaultCPUAllocator", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scores:
-    """One number a sequence, in the order of the groups.
-
-    Attributes:
-        values: float64; NaN for a sequence that was left out.
-        left_out: the reason, by the index of the sequence.
-    """
-
-    values: Float64Array
-    left_out: Mapping[int, Reason]
 
 
 @dataclass(slots=True, kw_only=True)

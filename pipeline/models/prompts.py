@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.config import DEFAULT_DATE, ClassifierReward, Tokens
+from pipeline.config import DEFAULT_DATE, Tokens
 from pipeline.drops import Reason
 from pipeline.models.first_rows import FirstRows
 from pipeline.models.packing import Int32Array, common_prefix
@@ -165,12 +165,6 @@ class DialogueTokenizer:
         self.template = (
             ChatTemplate(tokenizer, text, date, remedy=SET_REWARD_TEMPLATE) if is_templated else NoTemplate(tokenizer)
         )
-
-    @classmethod
-    def of(cls, tokenizer: Any, reward: ClassifierReward, tokens: Tokens) -> "DialogueTokenizer":
-        """The tokenizer of a reward model in a run with these settings of policy and reference."""
-        is_templated = tokens.template == "chat"
-        return cls(tokenizer, reward.max_length, tokens.date, text=reward.chat_template, is_templated=is_templated)
 
     def tokenize(
         self,

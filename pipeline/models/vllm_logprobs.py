@@ -20,8 +20,8 @@ from pipeline.drops import Reason
 from pipeline.errors import ModelError
 from pipeline.models.agreement import Disagreement
 from pipeline.models.loading import context_of, first_line, load_configuration, load_errors
-from pipeline.models.memory import Scores
 from pipeline.models.packing import Completion, Group, check_predicted
+from pipeline.models.scores import Scores
 from pipeline.models.vllm_engine import (
     arguments_of,
     dtype_here,

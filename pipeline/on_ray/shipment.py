@@ -165,4 +165,4 @@ def named_places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[
     if config.train is not None and config.train.policies is not None:
         places["train.policies"] = config.train.policies
     models = {"policy": config.policy, "reference": config.reference, "reward": config.reward}
-    return places, {role: model for role, model in models.items() if model is not None}
+    return places, {role: model for role, model in models.items() if isinstance(model, TorchModel)}

@@ -1,27 +1,25 @@
-"""Candidates to annotated candidates: the reward of each of the K responses under the reward model.
+"""Candidates to annotated candidates: the reward of each of the K responses.
 
-A reward is null if the response is empty, if the reward model's template refuses it, if memory has no room for it, or
+A reward is null if the response is empty, if the reward model's template refuses it, if the back end leaves it out, or
 if the reward is not a finite number. A row without any reward is dropped, with the reason of the first response that is
 not empty.
 """
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import ClassifierReward, SelfPlayConfig, Tokens
+from pipeline.config import SelfPlayConfig, Tokens
 from pipeline.drops import Reason
-from pipeline.models.packing import Completion
+from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
+from pipeline.rewards.backend import Backend, Dialogue, Scorer
+from pipeline.rewards.registry import reward_backend
 from pipeline.schema import ANNOTATED_SCHEMA, ID, PROMPT, RESPONSE_REWARDS, RESPONSES
 from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
 from pipeline.steps.work import Apply, Stage
-
-if TYPE_CHECKING:
-    from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
-    from pipeline.models.rewards import ClassifierEngine
 
 RESPONSE_IDS: Final = f"{TRANSIENT_PREFIX}response_ids"
 """Token ids of the whole dialogue of each response, null for one that gets no reward."""
@@ -30,17 +28,18 @@ RESPONSE_REASONS: Final = f"{TRANSIENT_PREFIX}response_reasons"
 
 
 def annotate_stages(config: SelfPlayConfig) -> list[Stage]:
-    """Candidates to annotated candidates, by the reward model."""
-    return [
-        Stage(name="tokenise", build=partial(_build_tokenise, config.reward, config.tokens)),
-        Stage(name="annotate", build=partial(_build_annotate, config.reward), model=config.reward),
-    ]
+    """Candidates to annotated candidates, by the reward."""
+    reward = reward_backend(config.reward)
+    annotate = Stage(name="annotate", build=partial(_build_annotate, reward), model=config.reward)
+    if not reward.reads_ids:
+        return [annotate]
+    return [Stage(name="tokenise", build=partial(_build_tokenise, reward, config.tokens)), annotate]
 
 
 class TokeniseResponses:
     """Adds the token ids that the reward model reads: each response with its prompt, by the model's own template."""
 
-    def __init__(self, tokenizer: "DialogueTokenizer") -> None:
+    def __init__(self, tokenizer: DialogueTokenizer) -> None:
         self._tokenizer = tokenizer
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -60,39 +59,31 @@ class TokeniseResponses:
             table = set_column(table, name, column)
         return table
 
-    def _dialogue(self, row: Mapping[str, Any], text: str) -> "TokenizedDialogue | Reason":
-        return self._tokenizer.tokenize_one(row[PROMPT], [{"role": "assistant", "content": text}], row=row[ID])
+    def _dialogue(self, row: Mapping[str, Any], text: str) -> TokenizedDialogue | Reason:
+        return self._tokenizer.tokenize_one(row[PROMPT], _answer(text), row=row[ID])
 
 
 class AnnotateResponses:
-    """Adds the rewards of the responses under a sequence classifier, float64, K to a row."""
+    """Adds the rewards of the responses, float64, K to a row.
 
-    def __init__(self, engine: "ClassifierEngine") -> None:
-        self._engine = engine
-        self._checked = False
+    reads_ids: whether the scorer reads token ids, as TokeniseResponses makes them.
+    """
+
+    def __init__(self, scorer: Scorer, *, reads_ids: bool) -> None:
+        self._scorer = scorer
+        self._dialogues = _dialogues_as_ids if reads_ids else _dialogues_as_turns
+        self._columns = [ID, RESPONSE_IDS, RESPONSE_REASONS] if reads_ids else [ID, PROMPT, RESPONSES]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Score the kept rows; drop those of which no response has a reward.
-
-        Raises:
-            ModelError: on the first rows, the engine's numbers are not those of the model's own forward.
-        """
+        """Score the kept rows; drop those of which no response has a reward. Raises as the scorer."""
         rows = kept_rows(table)
-        found = table.select([ID, RESPONSE_IDS, RESPONSE_REASONS]).take(pa.array(rows)).to_pylist()
-        rewards: list[list[float | None]] = [[None] * len(row[RESPONSE_IDS]) for row in found]
-        reasons = [[None if name is None else Reason(name) for name in row[RESPONSE_REASONS]] for row in found]
-        places = [(i, k) for i, row in enumerate(found) for k, ids in enumerate(row[RESPONSE_IDS]) if ids is not None]
-        # The dialogues of a row share their prompt, so it is computed once.
-        groups: dict[int, list[Completion]] = {}
-        for i, k in places:
-            ids = np.asarray(found[i][RESPONSE_IDS][k], np.int32)
-            groups.setdefault(i, []).append(Completion(ids=ids, start=0))
-        if groups and not self._checked:
-            from pipeline.steps.score_stages import check_engine
-
-            check_engine(self._engine, list(groups.values()), [found[i][ID] for i in groups], "reward")
-            self._checked = True
-        scores = self._engine.score(list(groups.values()))
+        found = [self._dialogues(row) for row in table.select(self._columns).take(pa.array(rows)).to_pylist()]
+        rewards: list[list[float | None]] = [[None] * len(row) for row in found]
+        reasons = [[one if isinstance(one, Reason) else None for one in row] for row in found]
+        places = [(i, k) for i, row in enumerate(found) for k, one in enumerate(row) if not isinstance(one, Reason)]
+        # The dialogues of a row share their prompt, so they go together.
+        groups = [[one for one in row if not isinstance(one, Reason)] for row in found]
+        scores = self._scorer.score([group for group in groups if group])
         for index, ((i, k), reward) in enumerate(zip(places, scores.values.tolist(), strict=True)):
             if np.isfinite(reward):
                 rewards[i][k] = reward
@@ -109,15 +100,33 @@ class AnnotateResponses:
         table = set_column(table, RESPONSE_REWARDS, column).select(ANNOTATED_SCHEMA.names).cast(ANNOTATED_SCHEMA)
         return drop_rows(table, dropped, stage="annotate")
 
-
-def _build_tokenise(reward: ClassifierReward, tokens: Tokens) -> Apply:
-    from pipeline.models.loading import load_tokenizer
-    from pipeline.models.prompts import DialogueTokenizer
-
-    return TokeniseResponses(DialogueTokenizer.of(load_tokenizer(reward), reward, tokens))
+    def close(self) -> None:
+        """Free what the scorer holds."""
+        self._scorer.close()
 
 
-def _build_annotate(reward: ClassifierReward) -> Apply:
-    from pipeline.models.rewards import ClassifierEngine
+def _dialogues_as_ids(row: Mapping[str, Any]) -> list[Dialogue | Reason]:
+    """Of each response its dialogue as token ids, or why it gets no reward."""
+    return [
+        Dialogue(id=row[ID], ids=np.asarray(ids, np.int32)) if reason is None else Reason(reason)
+        for ids, reason in zip(row[RESPONSE_IDS], row[RESPONSE_REASONS], strict=True)
+    ]
 
-    return AnnotateResponses(ClassifierEngine.load(reward))
+
+def _dialogues_as_turns(row: Mapping[str, Any]) -> list[Dialogue | Reason]:
+    return [
+        Dialogue(id=row[ID], prompt=row[PROMPT], answer=_answer(text)) if text else Reason.EMPTY_RESPONSES
+        for text in row[RESPONSES]
+    ]
+
+
+def _answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _build_tokenise(reward: Backend[Any], tokens: Tokens) -> Apply:
+    return TokeniseResponses(reward.tokenizer(tokens))
+
+
+def _build_annotate(reward: Backend[Any]) -> Apply:
+    return AnnotateResponses(reward.scorer(), reads_ids=reward.reads_ids)

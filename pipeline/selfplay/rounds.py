@@ -35,10 +35,11 @@ from pipeline.data.run import MINOR_VERSION, Plan, Run, find_plan
 from pipeline.data.sealed import read_sealed, sealed
 from pipeline.errors import DataError
 from pipeline.faults import storage_errors
-from pipeline.models.fingerprints import model_fingerprint
+from pipeline.models.fingerprints import model_fingerprint, pinned
 from pipeline.models.loading import check_models
 from pipeline.observers.facts import Data, Facts
 from pipeline.observers.observed import observed
+from pipeline.rewards.registry import reward_backend
 from pipeline.selfplay.evaluation import compare_policies
 from pipeline.selfplay.expansion import (
     PROMPTS,
@@ -53,7 +54,6 @@ from pipeline.selfplay.held_out import split_held_out
 from pipeline.selfplay.policies import Trained, margins_after, measure, train_policy, training_job
 from pipeline.selfplay.rounds_table import render_rounds
 from pipeline.selfplay.seeds import read_prompts
-from pipeline.steps.score import pinned
 from pipeline.training.job import check_training
 
 KIND: Final = "self-play"
@@ -145,13 +145,17 @@ def prepare(config: SelfPlayConfig) -> tuple[SelfPlay, Dataset, Dataset]:
 
 def _pinned(config: SelfPlayConfig) -> tuple[SelfPlayConfig, dict[str, Any]]:
     """The config with models and paths as workers read them, and what identifies the models, by role."""
-    models: dict[str, TorchModel] = {"policy": config.policy, "reward": config.reward}
+    models: dict[str, TorchModel] = {"policy": config.policy}
     in_training = config.train is not None and config.train.method == "dpo"
     if config.needs_reference or in_training:
         models["reference"] = config.reference or config.policy
     check_models(models, config.tokens)
+    reward = reward_backend(config.reward)
+    reward.check(config.tokens, ())
     fingerprints = {role: model_fingerprint(model) for role, model in models.items()}
     pins: dict[str, Any] = {role: pinned(model, fingerprints[role]) for role, model in models.items()}
+    fingerprints["reward"] = reward.fingerprint()
+    pins["reward"] = reward.pinned(fingerprints["reward"])
     path = config.path.rstrip("/") if "://" in config.path else str(Path(config.path).expanduser().resolve())
     return config.model_copy(update={**pins, "path": path}), fingerprints
 

@@ -25,11 +25,13 @@ from pipeline.data.run import Run, check_claim, find_plan
 from pipeline.drops import share_of_faults
 from pipeline.errors import TooManyDroppedError
 from pipeline.models.packing import num_packed_tokens
+from pipeline.rewards.classifier import completions
 from pipeline.selection.text import aligned
 from pipeline.steps.refusals import words_in
+from pipeline.steps.reward_stage import dialogues_as_ids
 from pipeline.steps.rows import kept_rows, without_transient
 from pipeline.steps.score import scoring_step
-from pipeline.steps.score_stages import dialogue_groups, pair_groups
+from pipeline.steps.score_stages import pair_groups
 from pipeline.steps.select import prepare_select
 from pipeline.steps.shards import AnyShard
 from pipeline.steps.step import Step, pending_shards, plan_of
@@ -154,7 +156,8 @@ def _first_rows(step: Step, pending: Sequence[AnyShard]) -> pa.Table:
         if sum(table.num_rows for table in tables) >= SAMPLE_ROWS:
             break
     table = pa.concat_tables(tables).slice(0, SAMPLE_ROWS).combine_chunks()
-    return step.stages[0].build()(table) if step.stages else table
+    tokenise = [stage for stage in step.stages if stage.name == "tokenise"]
+    return tokenise[0].build()(table) if tokenise else table
 
 
 def _drops(table: pa.Table) -> dict[str, int]:
@@ -167,7 +170,7 @@ def _model_costs(config: Config, table: pa.Table, num_left: int) -> Iterator[Mod
     for role, model in config.torch_models().items():
         from pipeline.models.fingerprints import num_parameters
 
-        groups = dialogue_groups(table, rows) if role == "reward" else pair_groups(table, rows)
+        groups = completions(dialogues_as_ids(table, rows)) if role == "reward" else pair_groups(table, rows)
         tokens = sum(map(num_packed_tokens, groups)) * num_left / max(1, table.num_rows)
         parameters, hours = num_parameters(model), None
         if parameters is not None:

@@ -1,6 +1,7 @@
 """Marking rows as dropped and adding columns: what every stage does to a shard's table."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -9,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.drops import Drop, Reason, StageName
+from pipeline.models.packing import Int32Array
+from pipeline.models.scores import Scores
 from pipeline.schema import DROP_REASON, DROP_STAGE, KEPT, STATUS
 
 # Columns that stages hand to each other carry this prefix and never reach storage.
@@ -48,6 +51,31 @@ def spread(values: Sequence[object], rows: Sequence[int], *, num_rows: int, of_t
     for row, value in zip(rows, values, strict=True):
         column[row] = value
     return pa.array(column, of_type)
+
+
+def token_ids(table: pa.Table, rows: npt.NDArray[np.int64], name: str) -> list[Int32Array]:
+    """Token ids of some rows, as views of one array."""
+    column = table.column(name).take(pa.array(rows)).combine_chunks()
+    values = column.values.to_numpy()
+    return [values[begin:end] for begin, end in pairwise(column.offsets.to_pylist())]
+
+
+def add_scores(
+    table: pa.Table, scores: Scores, names: tuple[str, str], stage: StageName, non_finite: Reason
+) -> pa.Table:
+    """Add two numbers for each kept row, as two columns. Rows without two finite numbers are dropped.
+
+    scores: the numbers, those of a row together. non_finite: the reason for a number that is NaN or infinite.
+    """
+    rows = kept_rows(table)
+    values = scores.values.reshape(-1, 2)
+    reasons = dict.fromkeys(np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist(), non_finite)
+    reasons |= {index // 2: reason for index, reason in scores.left_out.items()}
+    usable = [i for i in range(len(rows)) if i not in reasons]
+    for name, side in zip(names, values.T, strict=True):
+        column = spread(side[usable].tolist(), rows[usable].tolist(), num_rows=table.num_rows, of_type=pa.float64())
+        table = set_column(table, name, column)
+    return drop_rows(table, {int(rows[index]): reason for index, reason in reasons.items()}, stage=stage)
 
 
 def without_transient(table: pa.Table) -> pa.Table:

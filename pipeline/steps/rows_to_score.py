@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.faults import storage_errors
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import id_hashes
+from pipeline.rewards.registry import reward_backend
 from pipeline.selection.duplicates import find_repeats
 from pipeline.sources.left_out import Sample
 from pipeline.sources.mix import MixReader, mixed_files, mixed_sizes
@@ -165,7 +166,7 @@ def _as_scored(table: pa.Table, wanted: pa.Schema, blank: frozenset[str]) -> pa.
 
 def _shard_rows(config: Config) -> int:
     """Rows in a shard: few if models may fail in the middle of one, many if files are only read and written."""
-    return config.run.shard_rows or (256 if config.torch_models() else 8192)
+    return config.run.shard_rows or (256 if config.torch_models() or reward_backend(config.reward) else 8192)
 
 
 def _check_ids(run: Run, manifest: Manifest) -> None:

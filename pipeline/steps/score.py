@@ -7,9 +7,8 @@ If it had finished, it does nothing.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +20,11 @@ from pipeline.data.manifest import SCORED, Manifest, find_manifest
 from pipeline.data.place import Place
 from pipeline.data.run import RUN_FILE, Run
 from pipeline.errors import TooManyDroppedError
+from pipeline.models.fingerprints import model_fingerprint, pinned
+from pipeline.models.loading import check_models
+from pipeline.rewards.registry import reward_backend
 from pipeline.steps.refusals import template_words, with_words
+from pipeline.steps.reward_stage import extra_columns
 from pipeline.steps.rows_to_score import rows_of_dataset, rows_of_sources
 from pipeline.steps.score_stages import score_stages
 from pipeline.steps.shards import AnyShard
@@ -49,15 +52,18 @@ def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config,
 def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, Step]:
     """The first two values of `prepare_score`, with the same checks; claims nothing."""
     source = rows_of_sources(config) if pairs is None else rows_of_dataset(config, pairs)
-    models = _model_fingerprints(config)
+    models = _model_fingerprints(config, extra_columns(source["schema"]))
     place = Place.open(config.scored, config.storage)
     if find_manifest(place, SCORED) is None:
         check_writable(place)
-    given, torch_models = resolved(config), config.torch_models()
+    given = resolved(config)
     if pairs is None:
         given |= source.pop("given")
-    pinned_models = {role: pinned(model, models[role]) for role, model in torch_models.items()}
-    config = config.model_copy(update=pinned_models)
+    pins: dict[str, Any] = {role: pinned(model, models[role]) for role, model in _causal_models(config).items()}
+    reward = reward_backend(config.reward)
+    if reward is not None:
+        pins["reward"] = reward.pinned(models["reward"])
+    config = config.model_copy(update=pins)
     source["fingerprint"] = {"source": source["fingerprint"], **models}
     return config, Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
 
@@ -118,42 +124,30 @@ def check_dropped(config: Config, manifest: Manifest) -> None:
         )
 
 
-def pinned(model: TorchModel, fingerprint: Mapping[str, Any]) -> TorchModel:
-    """The model as workers read it: a hub id at the commit that was fingerprinted, a local directory as a full path.
+def _model_fingerprints(config: Config, columns: Sequence[str]) -> dict[str, Any]:
+    """What identifies every number of a model or reward; checks that they can be used and fit each other.
 
-    So a branch that moves during the run has no effect, and neither has a worker's working directory.
+    columns: names of the further columns of the rows.
     """
-
-    def full_path(name: str) -> str:
-        return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-    return model.model_copy(
-        update={
-            "model": full_path(model.model),
-            "adapter": model.adapter and full_path(model.adapter),
-            "revision": fingerprint.get("revision", model.revision),
-            "adapter_revision": fingerprint.get("adapter", {}).get("revision", model.adapter_revision),
-        }
-    )
-
-
-def _model_fingerprints(config: Config) -> dict[str, Any]:
-    """What identifies every number a model contributes; checks that the models fit each other."""
-    models = config.torch_models()
+    models, reward = _causal_models(config), reward_backend(config.reward)
     found: dict[str, Any] = {
         role: section.fingerprint()
         for role, section in (("policy", config.policy), ("reference", config.reference), ("reward", config.reward))
         if isinstance(section, (ColumnsModel, ColumnsReward))
     }
-    if not models:
-        return found
-    from pipeline.models.fingerprints import model_fingerprint
-    from pipeline.models.loading import check_models
-
-    check_models(models, config.tokens)
+    if models:
+        check_models(models, config.tokens)
+    if reward is not None:
+        reward.check(config.tokens, columns)
+        found["reward"] = reward.fingerprint()
     found |= {role: model_fingerprint(model) for role, model in models.items()}
     tokens = config.tokens.fingerprint()
-    # A reward model has its own template and length.
-    of_reward = {name: value for name, value in tokens.items() if name in ("date", "template")}
-    found["tokens"] = tokens if {"policy", "reference"} & set(models) else of_reward
+    if models:
+        found["tokens"] = tokens
+    elif reward is not None and reward.reads_ids:  # it has its own template and length
+        found["tokens"] = {name: value for name, value in tokens.items() if name in ("date", "template")}
     return found
+
+
+def _causal_models(config: Config) -> dict[str, TorchModel]:
+    return {role: model for role, model in config.torch_models().items() if role != "reward"}

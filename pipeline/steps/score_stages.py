@@ -5,9 +5,8 @@
 `score_stages` only describes them. `Stage.build` loads the weights, in the actor or loop that runs the stage.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -15,27 +14,33 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.config import ClassifierReward, Config, TorchModel, VllmModel
+from pipeline.config import Config, TorchModel, VllmModel
 from pipeline.drops import Reason
-from pipeline.errors import ModelError
-from pipeline.models.packing import Completion, Group, Int32Array
+from pipeline.models.packing import Completion, Group
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
-from pipeline.shown import listed, quoted
-from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
+from pipeline.rewards.registry import reward_backend
+from pipeline.steps.reward_stage import REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, reward_stage
+from pipeline.steps.rows import (
+    TRANSIENT_PREFIX,
+    add_scores,
+    drop_rows,
+    kept_rows,
+    set_column,
+    spread,
+    token_ids,
+)
 from pipeline.steps.work import Apply, Stage, close_stage
 
 if TYPE_CHECKING:  # these load torch
     from pipeline.models.engine import Engine
     from pipeline.models.vllm_logprobs import VllmLogprobEngine
 
-Role = Literal["reward", "policy", "reference"]
+Role = Literal["policy", "reference"]
 
 CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}chosen_ids"
 REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}rejected_ids"
 CHOSEN_START: Final = f"{TRANSIENT_PREFIX}chosen_start"
 REJECTED_START: Final = f"{TRANSIENT_PREFIX}rejected_start"
-REWARD_CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}reward_chosen_ids"
-REWARD_REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}reward_rejected_ids"
 
 _IDS: Final = pa.list_(pa.int32())
 # Columns of the tokens of a row: the field of the tokenised row, and the type.
@@ -51,7 +56,6 @@ _PAIR_COLUMNS: Final = {
     schema.TRUNCATED: ("truncated", pa.bool_()),
 }
 _SCORES: Final[Mapping[Role, tuple[str, str]]] = {
-    "reward": (schema.REWARD_CHOSEN, schema.REWARD_REJECTED),
     "policy": (schema.POLICY_LOGP_CHOSEN, schema.POLICY_LOGP_REJECTED),
     "reference": (schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED),
 }
@@ -59,12 +63,15 @@ _SCORES: Final[Mapping[Role, tuple[str, str]]] = {
 
 def score_stages(config: Config) -> list[Stage]:
     """The stages that fill the score columns which the source does not hold already."""
-    models = config.torch_models()
-    stages = [Stage(name="tokenise", build=partial(_build_tokenise, config))] if models else []
-    for role in _SCORES:
-        if role not in models:
-            continue
-        model, env = models[role], {}
+    models, reward = config.torch_models(), reward_backend(config.reward)
+    causal = [(role, models[role]) for role in _SCORES if role in models]
+    stages = []
+    if causal or (reward is not None and reward.reads_ids):
+        stages.append(Stage(name="tokenise", build=partial(_build_tokenise, config)))
+    if reward is not None:
+        stages.append(reward_stage(reward))
+    for role, model in causal:
+        env = {}
         if isinstance(model, VllmModel):
             from pipeline.models.vllm_engine import environment
 
@@ -79,12 +86,12 @@ def tokenizers(config: Config) -> list[PairTokenizer | DialogueTokenizer]:
     from pipeline.models.loading import load_tokenizer
 
     models = config.torch_models()
-    pair_model, reward = models.get("policy") or models.get("reference"), models.get("reward")
+    pair_model, reward = models.get("policy") or models.get("reference"), reward_backend(config.reward)
     found: list[PairTokenizer | DialogueTokenizer] = []
     if pair_model is not None:
         found.append(PairTokenizer(load_tokenizer(pair_model), config.tokens))
-    if isinstance(reward, ClassifierReward):
-        found.append(DialogueTokenizer.of(load_tokenizer(reward), reward, config.tokens))
+    if reward is not None and reward.reads_ids:
+        found.append(reward.tokenizer(config.tokens))
     return found
 
 
@@ -107,10 +114,6 @@ def _build_tokenise(config: Config) -> Apply:
 
 
 def _build_scores(model: TorchModel, role: Role, max_length: int) -> Apply:
-    if isinstance(model, ClassifierReward):
-        from pipeline.models.rewards import ClassifierEngine
-
-        return ScorePairs(ClassifierEngine.load(model), role)
     if isinstance(model, VllmModel):
         from pipeline.models.vllm_logprobs import VllmLogprobEngine
 
@@ -151,7 +154,7 @@ class Tokenise:
 
 
 class ScorePairs:
-    """Adds one float64 for each answer: its reward, or its log-probability summed over the response tokens."""
+    """Adds one float64 for each answer: its log-probability summed over the response tokens."""
 
     def __init__(self, engine: "Engine | VllmLogprobEngine", role: Role) -> None:
         self._engine = engine
@@ -163,62 +166,26 @@ class ScorePairs:
 
         Raises a ModelError if the engine's numbers for the first rows are not those of the model's own forward.
         """
+        from pipeline.models.agreement import check_engine
+
         rows = kept_rows(table)
-        is_reward = self._role == "reward"
-        groups = dialogue_groups(table, rows) if is_reward else pair_groups(table, rows)
+        groups = pair_groups(table, rows)
         if groups and not self._checked:
             check_engine(self._engine, groups, table.column(schema.ID).take(pa.array(rows)).to_pylist(), self._role)
             self._checked = True
         scores = self._engine.score(groups)
-        values = scores.values.reshape(-1, 2)
-        otherwise = Reason.NON_FINITE_REWARD if is_reward else Reason.NON_FINITE_LOGP
-        reasons = dict.fromkeys(np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist(), otherwise)
-        reasons |= {index // 2: reason for index, reason in scores.left_out.items()}
-        usable = [i for i in range(len(rows)) if i not in reasons]
-        for name, side in zip(_SCORES[self._role], values.T, strict=True):
-            column = spread(side[usable].tolist(), rows[usable].tolist(), num_rows=table.num_rows, of_type=pa.float64())
-            table = set_column(table, name, column)
-        return drop_rows(table, {int(rows[index]): reason for index, reason in reasons.items()}, stage=self._role)
+        return add_scores(table, scores, _SCORES[self._role], self._role, Reason.NON_FINITE_LOGP)
 
     def close(self) -> None:
         """Free what the engine holds beside torch modules, such as processes of its own."""
         close_stage(self._engine)
 
 
-def check_engine(engine: "Engine | VllmLogprobEngine", groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
-    """Compare an engine with its model's own forward on some of the groups. `ids` are the ids of their rows.
-
-    Raises a ModelError if they differ.
-    """
-    found = engine.disagreement(groups)
-    if found is not None:
-        raise ModelError(
-            f"The {stage} model cannot be trusted as it is run. {found.message}. Compared rows: "
-            f"[{listed([ids[i] for i in found.groups], show=quoted)}]. Nothing was scored with it. Try dtype: float32; "
-            "if that fails too, another version of torch or transformers; and report the model's class."
-        )
-
-
 def pair_groups(table: pa.Table, rows: npt.NDArray[np.int64]) -> list[Group]:
     """For causal models: a group of the chosen and the rejected sequence for each of the rows."""
-    ids = (_token_ids(table, rows, name) for name in (CHOSEN_IDS, REJECTED_IDS))
+    ids = (token_ids(table, rows, name) for name in (CHOSEN_IDS, REJECTED_IDS))
     starts = (table.column(name).take(pa.array(rows)).to_pylist() for name in (CHOSEN_START, REJECTED_START))
     return [
         (Completion(ids=first, start=first_start), Completion(ids=second, start=second_start))
         for first, second, first_start, second_start in zip(*ids, *starts, strict=True)
     ]
-
-
-def dialogue_groups(table: pa.Table, rows: npt.NDArray[np.int64]) -> list[Group]:
-    """For reward models: a group of the chosen and the rejected dialogue for each of the rows."""
-    ids = (_token_ids(table, rows, name) for name in (REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS))
-    return [
-        (Completion(ids=first, start=0), Completion(ids=second, start=0)) for first, second in zip(*ids, strict=True)
-    ]
-
-
-def _token_ids(table: pa.Table, rows: npt.NDArray[np.int64], name: str) -> list[Int32Array]:
-    """Token ids of some rows, as views of one array."""
-    column = table.column(name).take(pa.array(rows)).combine_chunks()
-    values = column.values.to_numpy()
-    return [values[begin:end] for begin, end in pairwise(column.offsets.to_pylist())]

@@ -15,6 +15,7 @@ from pipeline.data.place import Place
 from pipeline.data.run import Run
 from pipeline.data.sealed import fingerprint_digest
 from pipeline.observers.facts import Data, Facts, Name, Origin
+from pipeline.rewards.registry import reward_backend
 from pipeline.selection.labels import SIDES
 from pipeline.selection.ranking import Query, wanted_by
 from pipeline.selection.selection import Found
@@ -194,8 +195,10 @@ def _origins_of_scored(
     if isinstance(config.reward, ColumnsReward):
         found |= dict.fromkeys(_REWARDS, pair if scores.candidates and not scores.rewards else read(scores.rewards))
         found[s.REWARDS_ALL] = pair if scores.candidates else read(list(filter(None, [scores.rewards_all])))
-    elif config.reward is not None:
-        found |= dict.fromkeys(_REWARDS, pair)
+    reward = reward_backend(config.reward)
+    if reward is not None:
+        beside = () if reward.reads_ids else read([field.name for field in reader.passthrough])
+        found |= dict.fromkeys(_REWARDS, tuple(dict.fromkeys((*pair, *beside))))
     for names, section in ((s.REFERENCE_SCORES, config.reference), (s.POLICY_SCORES, config.policy)):
         if isinstance(section, ColumnsModel):
             found |= {name: same(name) for name in names if name in scores.reads}

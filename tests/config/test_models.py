@@ -50,6 +50,8 @@ VLLM = {"backend": "vllm", "model": "m"}
         (changed(policy={**VLLM, "engine_args": {"tensor_parallel_size": 4}}), ["num_gpus: auto", "set num_gpus: 4"]),
         (changed(policy={**VLLM, "num_gpus": 2}), ["num_gpus: 2.0 does not fit", "tensor_parallel_size"]),
         (changed(policy={**VLLM, "backend": "vlm"}), ["policy.backend: 'vlm' is unknown; wanted torch or vllm or col"]),
+        (changed(reward={"backend": "function", "function": "f"}), ["reward.function: wanted package.module:name"]),
+        (changed(reward={"backend": "function", "function": "a:f", "per": 1}), ["reward.per: unknown key"]),
         (changed(reward={"backend": "classifer"}), ["reward.backend: 'classifer' is unknown; wanted columns or class"]),
         (changed(policy="m"), ["policy: wanted a section such as {model: ...} (got 'm')"]),
     ],

@@ -12,7 +12,9 @@ from pipeline.models.agreement import excess, worth_comparing
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import Completion
 from pipeline.models.rewards import ClassifierEngine
+from pipeline.rewards.classifier import ClassifierScorer
 from pipeline.schema import POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED
+from pipeline.steps.reward_stage import RewardPairs
 from pipeline.steps.score_stages import ScorePairs
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
@@ -71,7 +73,7 @@ def test_rewards_that_break_after_the_start_stop_the_run(monkeypatch):
     engine = ClassifierEngine(tiny_model("llama", classifier=True, num_labels=1))
     branches_that_see_each_other(monkeypatch)
     with pytest.raises(ModelError, match=r"The reward model.*LlamaForSequenceClassification.* in reward on real rows"):
-        ScorePairs(engine, "reward")(tokenized_pairs(demo_pairs(ROWS)))
+        RewardPairs(ClassifierScorer(engine), reads_ids=True)(tokenized_pairs(demo_pairs(ROWS)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

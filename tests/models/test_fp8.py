@@ -13,7 +13,9 @@ from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.fp8 import Fp8Linear, use_fp8
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.rewards import ClassifierEngine
-from pipeline.steps.score_stages import ScorePairs, pair_groups
+from pipeline.rewards.classifier import ClassifierScorer
+from pipeline.steps.reward_stage import RewardPairs
+from pipeline.steps.score_stages import pair_groups
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
 
@@ -114,7 +116,10 @@ def test_an_old_torch_is_named(monkeypatch):
 def test_rewards_are_read_from_a_rounded_decoder_too():
     table = tokenized_pairs(demo_pairs(4))
     own, found = (
-        ScorePairs(ClassifierEngine(tiny_model("llama", classifier=True, num_labels=1), fp8=fp8), "reward")(table)
+        RewardPairs(
+            ClassifierScorer(ClassifierEngine(tiny_model("llama", classifier=True, num_labels=1), fp8=fp8)),
+            reads_ids=True,
+        )(table)
         for fp8 in (False, True)
     )
     first, second = (np.asarray(each["reward_chosen"]) for each in (own, found))

@@ -12,7 +12,9 @@ from pipeline.config import Tokens
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.prompts import PairTokenizer
 from pipeline.models.rewards import ClassifierEngine
+from pipeline.rewards.classifier import ClassifierScorer
 from pipeline.schema import ID, POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED, REWARD_CHOSEN, REWARD_REJECTED
+from pipeline.steps.reward_stage import RewardPairs
 from pipeline.steps.score_stages import ScorePairs
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, pair_groups, tokenized_pairs
@@ -75,7 +77,8 @@ def test_scores_do_not_depend_on_shards(what, dtype):
         columns = (REWARD_CHOSEN, REWARD_REJECTED)
         models = [tiny_model("llama", classifier=True, num_labels=1).to(dtype) for _ in range(2)]
         stages = [
-            ScorePairs(ClassifierEngine(m, budget), "reward") for m, budget in zip(models, (4096, 500), strict=True)
+            RewardPairs(ClassifierScorer(ClassifierEngine(m, budget)), reads_ids=True)
+            for m, budget in zip(models, (4096, 500), strict=True)
         ]
     whole = by_id(stages[0], table, 16, columns)
     assert len(set(whole.values())) == 16

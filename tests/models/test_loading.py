@@ -23,6 +23,7 @@ from pipeline.models.loading import (
 from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.prompts import PairTokenizer
 from pipeline.models.rewards import ClassifierEngine
+from pipeline.rewards.classifier import ClassifierBackend
 from tests.fixtures_models import tiny_model, tiny_tokenizer
 
 
@@ -250,9 +251,11 @@ def test_models_are_checked_before_weights_are_loaded(tiny_model_dir, tmp_path):
     check_models({"policy": policy, "reference": causal(bare)}, given)
     reward = ClassifierReward(backend="classifier", model=str(bare))
     with pytest.raises(ModelError, match=r"no chat template\. Set reward\.chat_template"):
-        check_models({"reward": reward}, Tokens())
-    check_models({"reward": reward.model_copy(update={"chat_template": given.chat_template})}, Tokens())
-    check_models({"policy": causal(bare), "reward": reward}, Tokens(template="none"))
+        ClassifierBackend(reward).check(Tokens(), ())
+    own = reward.model_copy(update={"chat_template": given.chat_template})
+    ClassifierBackend(own).check(Tokens(), ())
+    ClassifierBackend(reward).check(Tokens(template="none"), ())
+    check_models({"policy": causal(bare)}, Tokens(template="none"))
 
 
 BROKEN = "{% for m in messages %}\n{{ m['content'] }}\n{% endfo %}"
@@ -265,12 +268,13 @@ def test_a_chat_template_that_cannot_be_compiled_is_told_with_its_owner_and_line
     with pytest.raises(ModelError, match=r"line 1: No filter named 'shout'"):
         check_models({"policy": causal(path)}, Tokens(chat_template="{{ messages | shout }}"))
     (path / "chat_template.jinja").write_text(BROKEN)
-    for models in (
-        {"reward": ClassifierReward(backend="classifier", model=str(path))},
-        {"policy": causal(path), "reference": causal(path)},
+    reward = ClassifierBackend(ClassifierReward(backend="classifier", model=str(path)))
+    for check in (
+        lambda: reward.check(Tokens(), ()),
+        lambda: check_models({"policy": causal(path), "reference": causal(path)}, Tokens()),
     ):
         with pytest.raises(ModelError, match=rf"chat template of {path} is no .* line 3: ") as told:
-            check_models(models, Tokens())
+            check()
         assert "\n" not in str(told.value)
     (path / "chat_template.jinja").write_text(EXTENDED)
     check_models({"policy": causal(path)}, Tokens())

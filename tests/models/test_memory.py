@@ -8,7 +8,9 @@ from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.memory import Budget, is_memory_error, run_in_steps
 from pipeline.models.packing import Completion
 from pipeline.models.rewards import ClassifierEngine
+from pipeline.rewards.classifier import ClassifierScorer
 from pipeline.schema import CHOSEN, DROP_REASON, DROP_STAGE, POLICY_LOGP_CHOSEN, REWARD_CHOSEN, STATUS
+from pipeline.steps.reward_stage import RewardPairs
 from pipeline.steps.score_stages import ScorePairs
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
@@ -143,7 +145,7 @@ def test_a_row_that_does_not_fit_is_dropped_with_a_reason_and_the_others_are_sco
     run = (
         ScorePairs(LogprobEngine(model), "policy")
         if stage == "policy"
-        else ScorePairs(ClassifierEngine(model), "reward")
+        else RewardPairs(ClassifierScorer(ClassifierEngine(model)), reads_ids=True)
     )
     undisturbed = run(table).to_pylist()
     lengths = sorted(sum(len(m["content"]) for m in row[CHOSEN]) for row in undisturbed)

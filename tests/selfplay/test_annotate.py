@@ -10,9 +10,10 @@ import torch
 from pipeline.config import ClassifierReward, SelfPlayConfig
 from pipeline.errors import ModelError
 from pipeline.models.loading import load_classifier
-from pipeline.models.memory import Scores
 from pipeline.models.prompts import DialogueTokenizer
 from pipeline.models.rewards import ClassifierEngine
+from pipeline.models.scores import Scores
+from pipeline.rewards.classifier import ClassifierScorer
 from pipeline.schema import ANNOTATED_SCHEMA, CANDIDATE_SCHEMA, DROPPED, KEPT
 from pipeline.selfplay.annotate import AnnotateResponses, TokeniseResponses, annotate_stages
 from tests.fixtures_models import CHATML, tiny_model, tiny_tokenizer
@@ -81,7 +82,7 @@ class Giving:
 
 
 def test_rewards_are_the_models_own(engine, reward):
-    found = AnnotateResponses(engine)(tokenised(candidate_table()))
+    found = AnnotateResponses(ClassifierScorer(engine), reads_ids=True)(tokenised(candidate_table()))
     assert found.schema == ANNOTATED_SCHEMA
     model = tiny_model("llama", classifier=True, seed=3, num_labels=1)
     for row in found.to_pylist():
@@ -96,7 +97,7 @@ def test_rewards_are_the_models_own(engine, reward):
 
 
 def test_rewards_do_not_depend_on_the_rows_beside(engine):
-    stage = AnnotateResponses(engine)
+    stage = AnnotateResponses(ClassifierScorer(engine), reads_ids=True)
     whole = stage(tokenised(candidate_table())).to_pylist()
     alone = [stage(tokenised(candidate_table().slice(i, 1))).to_pylist()[0] for i in range(len(ROWS))]
     assert whole == alone
@@ -104,27 +105,29 @@ def test_rewards_do_not_depend_on_the_rows_beside(engine):
 
 def test_responses_of_a_prompt_are_one_group_and_empty_ones_in_none():
     given = Giving([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
-    found = AnnotateResponses(given)(tokenised(candidate_table()))
+    found = AnnotateResponses(ClassifierScorer(given), reads_ids=True)(tokenised(candidate_table()))
     assert [len(group) for group in given.groups] == [3, 1, 3]
     assert found.column("all_rm_scores").to_pylist() == [[1.0, 2.0, 3.0], [None, 4.0, None], [5.0, 6.0, 7.0]]
 
 
 def test_a_row_without_any_reward_is_dropped_with_its_reason():
     given = Giving([math.nan, 2.0, math.inf, math.nan, 5.0, 6.0, 7.0], {3: "does_not_fit_memory"})
-    found = AnnotateResponses(given)(tokenised(candidate_table())).to_pylist()
+    found = AnnotateResponses(ClassifierScorer(given), reads_ids=True)(tokenised(candidate_table())).to_pylist()
     assert [row["all_rm_scores"] for row in found] == [[None, 2.0, None], [None, None, None], [5.0, 6.0, 7.0]]
     assert [row["status"] for row in found] == [KEPT, DROPPED, KEPT]
     assert (found[1]["drop_stage"], found[1]["drop_reason"]) == ("annotate", "does_not_fit_memory")
 
 
 def test_rewards_that_are_not_finite_say_so():
-    found = AnnotateResponses(Giving([math.nan] * 3))(tokenised(candidate_table(ROWS[:1])))
+    found = AnnotateResponses(ClassifierScorer(Giving([math.nan] * 3)), reads_ids=True)(
+        tokenised(candidate_table(ROWS[:1]))
+    )
     assert found.column("drop_reason").to_pylist() == ["non_finite_reward"]
 
 
 def test_responses_that_the_template_refuses_have_no_reward(engine):
     table = candidate_table([["no answer", "an answer"], ["no", "no, none"], ["", ""]])
-    found = AnnotateResponses(engine)(tokenised(table, REFUSES_NO)).to_pylist()
+    found = AnnotateResponses(ClassifierScorer(engine), reads_ids=True)(tokenised(table, REFUSES_NO)).to_pylist()
     assert [[value is None for value in row["all_rm_scores"]] for row in found] == [
         [True, False],
         [True] * 2,
@@ -137,13 +140,13 @@ def test_rows_dropped_before_have_no_rewards(engine):
     table = candidate_table()
     status = pa.array([KEPT, DROPPED, KEPT])
     table = table.set_column(table.schema.get_field_index("status"), "status", status)
-    found = AnnotateResponses(engine)(tokenised(table)).to_pylist()
+    found = AnnotateResponses(ClassifierScorer(engine), reads_ids=True)(tokenised(table)).to_pylist()
     assert found[1]["all_rm_scores"] is None
     assert found[0]["all_rm_scores"] is not None
 
 
 def test_a_shard_without_rows_to_score_is_passed_on(engine):
-    found = AnnotateResponses(engine)(tokenised(candidate_table().slice(0, 0)))
+    found = AnnotateResponses(ClassifierScorer(engine), reads_ids=True)(tokenised(candidate_table().slice(0, 0)))
     assert found.schema == ANNOTATED_SCHEMA
     assert found.num_rows == 0
 
@@ -151,7 +154,7 @@ def test_a_shard_without_rows_to_score_is_passed_on(engine):
 def test_an_engine_that_is_wrong_on_real_rows_ends_the_run(engine, monkeypatch):
     monkeypatch.setattr(engine, "_plain", lambda dialogue: 1e3)
     with pytest.raises(ModelError, match="reward model cannot be trusted"):
-        AnnotateResponses(engine)(tokenised(candidate_table()))
+        AnnotateResponses(ClassifierScorer(engine), reads_ids=True)(tokenised(candidate_table()))
 
 
 def test_the_stages_of_a_config_are_the_stages(tmp_path, reward, engine):
@@ -159,7 +162,7 @@ def test_the_stages_of_a_config_are_the_stages(tmp_path, reward, engine):
         path=str(tmp_path / "play"), prompts={"path": str(tmp_path)}, policy={"model": "m"}, reward=reward
     )
     table = candidate_table()
-    expected = AnnotateResponses(engine)(tokenised(table))
+    expected = AnnotateResponses(ClassifierScorer(engine), reads_ids=True)(tokenised(table))
     stages = annotate_stages(config)
     assert [(stage.name, stage.model) for stage in stages] == [("tokenise", None), ("annotate", reward)]
     for stage in stages:

@@ -9,17 +9,16 @@ import pytest
 
 from pipeline.config import Source, Tokens
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
+from pipeline.rewards.classifier import completions
 from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
+from pipeline.steps.reward_stage import REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, dialogues_as_ids
 from pipeline.steps.score_stages import (
     CHOSEN_IDS,
     CHOSEN_START,
     REJECTED_IDS,
     REJECTED_START,
-    REWARD_CHOSEN_IDS,
-    REWARD_REJECTED_IDS,
     Tokenise,
-    dialogue_groups,
     pair_groups,
 )
 from tests.fixtures_models import CHATML, tiny_tokenizer
@@ -61,9 +60,9 @@ def test_groups_hold_the_token_ids_of_the_rows_asked_for():
     asked = np.asarray([1, 3])
     for made, ids, starts in (
         (pair_groups(table, asked), (CHOSEN_IDS, REJECTED_IDS), (CHOSEN_START, REJECTED_START)),
-        (dialogue_groups(table, asked), (REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS), None),
+        (completions(dialogues_as_ids(table, asked)), (REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS), None),
     ):
         assert [[c.ids.tolist() for c in group] for group in made] == [[rows[i][name] for name in ids] for i in asked]
         expected = [[rows[i][name] for name in starts] if starts else [0, 0] for i in asked]
         assert [[c.start for c in group] for group in made] == expected
-    assert pair_groups(table.slice(0, 0), asked[:0]) == dialogue_groups(table, asked[:0]) == []
+    assert pair_groups(table.slice(0, 0), asked[:0]) == dialogues_as_ids(table, asked[:0]) == []

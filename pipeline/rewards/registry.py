@@ -1,0 +1,27 @@
+"""The back end of each kind of reward section. An entry of its own is all that a further kind needs here."""
+
+from collections.abc import Mapping
+from typing import Any, Final, overload
+
+from pipeline.config import ClassifierReward, ColumnsReward, FunctionReward, Replicas
+from pipeline.rewards.backend import Backend
+from pipeline.rewards.classifier import ClassifierBackend
+from pipeline.rewards.function import FunctionBackend
+
+_BACKENDS: Final[Mapping[type[Replicas], type[Backend[Any]]]] = {
+    ClassifierReward: ClassifierBackend,
+    FunctionReward: FunctionBackend,
+}
+
+
+@overload
+def reward_backend(section: ClassifierReward | FunctionReward) -> Backend[Any]: ...
+
+
+@overload
+def reward_backend(section: ClassifierReward | FunctionReward | ColumnsReward | None) -> Backend[Any] | None: ...
+
+
+def reward_backend(section: ClassifierReward | FunctionReward | ColumnsReward | None) -> Backend[Any] | None:
+    """The back end of a reward section; None if the source holds the rewards, or there are none."""
+    return None if section is None or isinstance(section, ColumnsReward) else _BACKENDS[type(section)](section)
