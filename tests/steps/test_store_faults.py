@@ -1,16 +1,13 @@
 """Faults of storage in the middle of a run: it goes on by itself, or says what to do and goes on when run again."""
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from subprocess import DEVNULL, Popen
+from subprocess import Popen
 
 import pytest
 import yaml
@@ -19,7 +16,7 @@ from pipeline.config import Config, resolved
 from pipeline.data.place import Place
 from pipeline.errors import StorageError
 from tests.data.fault_proxy import CARELESS, EXPIRED, faulty
-from tests.fixtures_storage import S3Server, s3_server
+from tests.fixtures_storage import KilledServer, S3Server, s3_server
 from tests.steps.conftest import make_config, run_all, write_jsonl
 from tests.steps.scored_data import objects
 
@@ -85,43 +82,32 @@ def test_a_store_that_overwrites_is_refused_before_anything_is_written(source: P
     assert Place.open(config.scored, s3.storage).sizes() == {}
 
 
-@contextlib.contextmanager
-def killed_and_back(pid: int, after_s: float) -> Iterator[None]:
-    """Kill a process; while the block runs, it is started again as it was."""
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
-    folder = Path(f"/proc/{pid}/cwd").resolve()
-    os.kill(pid, signal.SIGKILL)
-    again: list[Popen[bytes]] = []
-    timer = threading.Timer(
-        after_s, lambda: again.append(Popen(words, cwd=folder, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True))
-    )
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
-        for process in again:
-            process.kill()
-            process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.s3
 def test_a_store_that_is_killed_and_comes_back_is_waited_for(source: Path, expected: dict[str, bytes], tmp_path: Path):
-    with s3_server(tmp_path) as server, contextlib.ExitStack() as stack:
-        killed = threading.Event()
+    again: list[Popen[bytes]] = []
+    timers: list[threading.Timer] = []
 
-        def fault(method: str, path: str) -> None:
-            if method == "PUT" and "/parts/00000002" in path and not killed.is_set():
-                killed.set()
-                stack.enter_context(killed_and_back(server.pid, 3))
+    def fault(method: str, path: str) -> None:
+        if method == "PUT" and "/parts/00000002" in path and not timers:
+            killed = KilledServer(server.pid)
+            timers.append(threading.Timer(3, lambda: again.append(killed.start())))
+            timers[0].start()
 
-        with faulty(server.endpoint_url, fault) as endpoint_url:
-            config = on_s3(server, source, endpoint_url)
-            run_all(config)
-            assert killed.is_set()
-            assert "(none now)" in run_all(config)
-            assert rows_in(objects(config.output.path, config.storage)) == expected
+    with s3_server(tmp_path) as server:
+        try:
+            with faulty(server.endpoint_url, fault) as endpoint_url:
+                config = on_s3(server, source, endpoint_url)
+                run_all(config)
+                assert again
+                assert "(none now)" in run_all(config)
+                assert rows_in(objects(config.output.path, config.storage)) == expected
+        finally:
+            for timer in timers:
+                timer.join()
+            for process in again:
+                process.kill()
+                process.wait()
 
 
 FILLS = """
