@@ -16,9 +16,10 @@ import random
 import signal
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,22 +128,14 @@ class Faults:
         self._share = self.chance.choice(SHARES)
         self._journal.note("store refuses", share=self._share)
 
-    @contextlib.contextmanager
-    def striking(self) -> Iterator[None]:
-        """Do one after another, with pauses, while the block runs."""
-        done = threading.Event()
-
-        def go_on() -> None:
-            while not done.wait(self.chance.uniform(*PAUSE_S)):
+    def strike_during(self, act: Callable[[], object]) -> None:
+        """Do one after another, with pauses, while another thread acts. This thread is the main one: Ray starts nodes
+        in no other."""
+        with ThreadPoolExecutor(1) as pool:
+            acting = pool.submit(act)
+            while not wait([acting], self.chance.uniform(*PAUSE_S)).done:
                 self.strike()
-
-        thread = threading.Thread(target=go_on)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        acting.result()
 
     def end(self) -> None:
         """End the store, if it was started here."""
@@ -234,8 +227,7 @@ def soak(seeds: range, minutes: float, folder: Path, journal: Journal) -> None:
                             storage={"endpoint_url": endpoint_url, "region": "us-east-1"},
                             run={"engine": "ray", "shard_rows": SHARD_ROWS},
                         )
-                        with faults.striking():
-                            until_it_ends(config, journal)
+                        faults.strike_during(partial(until_it_ends, config, journal))
                         check(config, expected)
                         number += 1
                     journal.note("seed passed", seed=seed, runs=number)
