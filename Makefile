@@ -1,7 +1,8 @@
 # make demo    the whole job on 100 pairs with real small models; DEMO_ARGS='--pairs 307' takes all pairs
 # make demo-self-play  two rounds of self-play: generate, judge, select, train, measure (some 20 minutes)
-# make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does; TEST_PROCESSES=0 is one by one
-# make test-soak   random faults in runs on a cluster, 20 seeds (an hour); SOAK_ARGS='--seed 7 --minutes 10' takes one for longer
+# make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does; TESTS=soak runs the rest
+#              TEST_PROCESSES=0 runs one by one
+# make test-soak   random faults in runs on a cluster, 20 seeds (an hour); SOAK_ARGS='--seed 7 --minutes 10' for one, longer
 # make lint    ruff and mypy
 # make audit   licences of what is installed, and known holes in it (wants a network; says so if there is none)
 # make check-deploy    load the files of SkyPilot, Airflow and Dagster with the real programs (4 minutes, 1 GB)
@@ -21,8 +22,9 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 TESTS ?= everyday
 TEST_PROCESSES ?= 2
-MARKERS_everyday := not slow
-MARKERS_all :=
+MARKERS_everyday := not slow and not soak
+MARKERS_all := not soak
+MARKERS_soak := soak
 
 .PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate study clean
 

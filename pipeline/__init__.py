@@ -7,12 +7,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from pipeline.api import compare, export, potential, push, read_pairs, score, select, self_play
+    from pipeline.api import audit, compare, export, potential, push, read_pairs, score, select, self_play
     from pipeline.errors import AlignpotError
 
 __version__ = "0.1.0"
 
-__all__ = ["AlignpotError", "compare", "export", "potential", "push", "read_pairs", "score", "select", "self_play"]
+__all__ = [
+    "AlignpotError",
+    "audit",
+    "compare",
+    "export",
+    "potential",
+    "push",
+    "read_pairs",
+    "score",
+    "select",
+    "self_play",
+]
 
 _MODULES: Final = dict.fromkeys(__all__, "pipeline.api") | {"AlignpotError": "pipeline.errors"}
 

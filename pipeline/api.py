@@ -15,6 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,14 +25,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.config import Config, Metric, Objective, Output, Source, Storage, parse_config
+from pipeline.config import Config, Metric, Objective, Output, Select, Source, Storage, parse_config, resolved
 from pipeline.config.load import parse
 from pipeline.data.benchmarks import read_benchmarks
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.frames import Rows, to_table
 from pipeline.metrics.columns import BoolArray, FloatArray
+from pipeline.observers.facts import tell_copy
+from pipeline.observers.observed import observed
 from pipeline.selection.columns import read_columns
 from pipeline.selection.passes import Threads
 from pipeline.selection.ranking import Query, rank, wanted_by
@@ -41,6 +44,8 @@ from pipeline.selection.source import Source as ScoredRows
 from pipeline.selection.source import TableSource, no_positions
 
 if TYPE_CHECKING:
+    import datasets
+
     from pipeline.selection.compare import Comparison
 
 _KEYS: Final = {name: {*kind.model_fields} - {"name"} for name, kind in (("objective", Objective), ("metric", Metric))}
@@ -80,12 +85,19 @@ class Scored(Rows):
 
 
 class Subset(Rows):
-    """The rows that a selection keeps, with margin_explicit, margin_implicit and potential. `report`: it in numbers."""
+    """The rows that a selection keeps, with margin_explicit, margin_implicit and potential.
+
+    Where select.split holds rows out, `to_datasets` gives every split, and tables have a column `split`.
+    """
 
     def __init__(self, source: ScoredRows, found: Found, former: Mapping[str, Any] | None, owner: object) -> None:
         self._source, self._found, self._former = source, found, former
         self._owner = owner  # of the files that are read
-        self.report = summarise(found, source)
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """What was kept, in numbers: as `report.json` of a written subset."""
+        return summarise(self._found, self._source)
 
     def __len__(self) -> int:
         return self._found.selection.k
@@ -94,18 +106,48 @@ class Subset(Rows):
         return render(self.report)
 
     def to_arrow(self) -> pa.Table:
-        """The kept rows as an Arrow table."""
+        """The kept rows as an Arrow table; with splits, one after another, and a column `split`."""
+        splits = self._split_tables()
+        if len(splits) == 1:
+            return splits[schema.TRAIN]
+        if schema.SPLIT in splits[schema.TRAIN].column_names:
+            raise SchemaError("the rows have a column split of their own. Use to_datasets(), or write().")
+        return pa.concat_tables(
+            table.append_column(schema.SPLIT, pa.array([split] * table.num_rows)) for split, table in splits.items()
+        )
+
+    def to_datasets(self) -> "datasets.Dataset | datasets.DatasetDict":
+        """As a Hugging Face dataset; as a DatasetDict where select.split is set."""
+        import datasets
+
+        splits = {
+            name: datasets.Dataset(datasets.table.InMemoryTable(table)) for name, table in self._split_tables().items()
+        }
+        return datasets.DatasetDict(splits) if len(splits) > 1 else splits[schema.TRAIN]
+
+    def _split_tables(self) -> dict[str, pa.Table]:
         from pipeline.steps.select import kept_columns
 
-        return pa.concat_tables(self._found.selection.rows(self._source, kept_columns(self._source, slim=False)))
+        selection, columns = self._found.selection, kept_columns(self._source, slim=False)
+        return {
+            name: pa.concat_tables(selection.rows(self._source, columns, split=name)) for name in selection.num_by_split
+        }
 
     def write(self, path: str | Path, **output: Any) -> None:
         """Write the subset as `alignpot select` does. output: further keys of the output section, and `storage`."""
         from pipeline.steps.select import write_found
+        from pipeline.steps.told import tell_found, tell_selected
 
         storage = output.pop("storage", None)
         section = parse(Output, {"path": str(path), **output}, "the call")
-        write_found(self._found, self._source, self._former, section, _place(path, storage))
+        source, place = self._source, _place(path, storage)
+        with observed(
+            "select", str(path), section.model_dump(mode="json"), lineage=isinstance(source, Dataset)
+        ) as told:
+            told.add(tell_found, source, self._found, section)
+            told.begin()
+            write_found(self._found, source, self._former, section, place)
+            told.add(tell_selected, section, place, self.report)
         if section.hub is not None:
             push(path, section.hub, storage=storage)
 
@@ -146,6 +188,7 @@ def score(
     """
     from pipeline.steps.score import check_dropped, prepare_score
     from pipeline.steps.score import score as run_score
+    from pipeline.steps.told import tell_scored, tell_scoring
 
     given = {"policy": policy, "reference": reference, "reward": reward}
     metric = "potential" if policy is not None and reward is not None else "explicit" if policy is None else "implicit"
@@ -167,8 +210,13 @@ def score(
             "run": {"engine": engine, **sections.pop("run", {})},
             **sections,
         })  # fmt: skip
-        _, manifest = run_score(*prepare_score(config))
-        check_dropped(config, manifest)
+        with observed("score", config.scored, resolved(config), config.run.track, lineage=path is not None) as told:
+            scoring = prepare_score(config)
+            told.add(tell_scoring, *scoring)
+            told.begin()
+            summary, manifest = run_score(*scoring)
+            told.add(tell_scored, summary, manifest)
+            check_dropped(config, manifest)
         return Scored(config, files.pop_all())
 
 
@@ -222,6 +270,32 @@ def compare(
     return compare_rows(source, objective_of(objective, config), metrics, fractions)
 
 
+def audit(
+    scored: Any,
+    *,
+    objective: str | Mapping[str, Any] = "",
+    above: float = 0.5,
+    text: bool = False,
+    storage: Mapping[str, Any] | Storage | None = None,
+) -> Rows:
+    """The pairs whose label is likely wrong, most likely first: id, probability, reasons and margins.
+
+    scored: as for `select`. objective: gives the implicit margin; default: that of the run that scored. above: lowest
+    probability of a wrong label. text: also prompt, chosen and rejected.
+    """
+    from pipeline.selection.selection import select_many
+    from pipeline.selection.view import View
+    from pipeline.selection.wrong_labels import suspicious_pairs
+    from pipeline.steps.compare import objective_of
+
+    source, config, _ = _scored_rows(scored, storage)
+    # The metric random ranks every row, also those without one of the margins.
+    metric, rule = Metric(name="random"), Select(fraction=_EVERY_ROW)
+    query = Query(objective=objective_of(objective, config), metric=metric, rule=rule)
+    [found] = select_many(source, [query])
+    return Rows(suspicious_pairs(View.of(found), source, above=above, text=text))
+
+
 def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str:
     """Write a subset on disk or object storage in the format of a trainer; returns what was written, in words.
 
@@ -230,7 +304,13 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
     from pipeline.exports.export import export_subset
 
     storage = options.pop("storage", None)
-    return export_subset(_place(subset, storage), to, _place(path, storage), **options)
+    places = _place(subset, storage), _place(path, storage)
+    with observed("export", str(path), {"to": to, **options}) as told:
+        told.add(tell_copy, str(subset), places[0])
+        told.begin()
+        text = export_subset(places[0], to, places[1], **options)
+        told.add(tell_copy, str(subset), *places)
+    return text
 
 
 def push(
@@ -242,7 +322,11 @@ def push(
     """
     from pipeline.exports.hub import push_subset
 
-    return push_subset(_place(subset, storage), repo, public=public)
+    place = _place(subset, storage)
+    with observed("push", f"hf://datasets/{repo}", {"repo": repo}) as told:
+        told.add(tell_copy, str(subset), place)
+        told.begin()
+        return push_subset(place, repo, public=public)
 
 
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:
@@ -289,7 +373,7 @@ def _model_section(model: Any, role: str, folder: Path) -> Mapping[str, Any]:
 
 
 def _scored_rows(
-    scored: Any, storage: Mapping[str, Any] | None
+    scored: Any, storage: Mapping[str, Any] | Storage | None
 ) -> tuple[ScoredRows, Mapping[str, Any], BoolArray | None]:
     """The kept rows; the config that they were scored with, if known; and which rows of a table or frame are kept."""
     if isinstance(scored, str | Path | Scored):

@@ -34,6 +34,7 @@ app.add_typer(reference)
 app.add_typer(cluster)
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print tokens and GPU-hours; run nothing.")]
+PagePath = Annotated[Path | None, typer.Option("--html", metavar="PATH", help="Write one page of HTML there.")]
 EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint, if not AWS.")]
 
 
@@ -69,7 +70,7 @@ def select(
 
 
 @app.command()
-def compare(
+def compare(  # noqa: PLR0913 - each option says what is compared or how it is shown
     scored: Annotated[str, typer.Argument(help="A scored dataset.", show_default=False)],
     metrics: Annotated[
         list[str] | None, typer.Option("--metric", help="NAME or NAME:key=value,...; default: those with columns.")
@@ -79,6 +80,7 @@ def compare(
     endpoint_url: EndpointUrl = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: PagePath = None,
 ) -> None:
     """Show how far metrics agree: overlap of what they select, rank correlation, and contradiction."""
     from pipeline import api
@@ -87,15 +89,52 @@ def compare(
     given = {"fractions": fractions} if fractions else {}
     storage = _storage(endpoint_url).model_dump()
     found = api.compare(scored, metrics=metrics or (), objective=objective, storage=storage, **given)
+    if html is not None:
+        from pipeline.report import comparison_page
+        from pipeline.steps.pages import write_page
+
+        say(write_page(html, comparison_page(found)))
+        return
     say(json.dumps(found.to_dict()) if as_json else render_comparison(found))
 
 
 @app.command()
-def report(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Print the report of a subset that was written before."""
+def report(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    html: PagePath = None,
+    examples: Annotated[
+        int, typer.Option(min=0, max=50, metavar="N", help="With --html: show N pairs of each kind, with their text.")
+    ] = 0,
+) -> None:
+    """Print the report of a subset that was written before, or write it as a page."""
     from pipeline.commands import report_only
+    from pipeline.steps.pages import write_pages
 
-    echo(report_only(_config(config, overrides)))
+    if examples and html is None:
+        raise ConfigError("--examples are shown on a page: give --html PATH too.")
+    loaded = _config(config, overrides)
+    echo(report_only(loaded) if html is None else write_pages(loaded, html, examples))
+
+
+@app.command()
+def audit(
+    scored: Annotated[str, typer.Argument(help="A scored dataset.", show_default=False)],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="A .csv or .parquet file.", show_default=False)],
+    above: Annotated[float, typer.Option(min=0, max=1, help="Lowest probability of a wrong label.")] = 0.5,
+    objective: Annotated[
+        str, typer.Option(help="NAME:key=value,...; default: as when scored.", show_default=False)
+    ] = "",
+    endpoint_url: EndpointUrl = None,
+    *,
+    text: Annotated[bool, typer.Option("--text", help="Also write prompt, chosen and rejected.")] = False,
+) -> None:
+    """Write the pairs whose label is likely wrong, by reward and policy, for people to look at."""
+    from pipeline import api
+    from pipeline.steps.suspicious import write_audit
+
+    found = api.audit(scored, objective=objective, above=above, text=text, storage=_storage(endpoint_url))
+    say(write_audit(found.to_arrow(), output))
 
 
 class _ExportCommand(TyperCommand):

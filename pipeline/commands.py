@@ -4,11 +4,14 @@ Imports in functions keep readers and models out of the commands that do not nee
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from pipeline.config import Config
+from pipeline.config import Config, resolved
 from pipeline.data.run import Plan
+from pipeline.observers.observed import Observed, observed
 from pipeline.selection.report import render
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
+from pipeline.steps.told import tell_config, tell_scored, tell_scoring, tell_selected, tell_selecting
 
 
 def run_all(config: Config) -> Iterator[str]:
@@ -16,12 +19,17 @@ def run_all(config: Config) -> Iterator[str]:
     from pipeline.steps.score import check_dropped, prepare_score, score
     from pipeline.steps.summary import render_score
 
-    scoring = prepare_score(config)
-    subsets = _prepared(config, scoring[-1].plan)
-    summary, manifest = score(*scoring)
-    yield f"{render_score(summary, manifest, config.scored)}\n"
-    check_dropped(config, manifest)
-    yield from _select(subsets)
+    with _observed("run", config) as told:
+        scoring = prepare_score(config)
+        told.add(tell_scoring, *scoring)
+        subsets = _prepared(config, scoring[-1].plan)
+        told.add(tell_selecting, subsets)
+        told.begin()
+        summary, manifest = score(*scoring)
+        told.add(tell_scored, summary, manifest)
+        yield f"{render_score(summary, manifest, config.scored)}\n"
+        check_dropped(config, manifest)
+        yield from _select(subsets, told)
 
 
 def score_only(config: Config) -> Iterator[str]:
@@ -29,9 +37,14 @@ def score_only(config: Config) -> Iterator[str]:
     from pipeline.steps.score import check_dropped, prepare_score, score
     from pipeline.steps.summary import render_score
 
-    summary, manifest = score(*prepare_score(config))
-    yield f"{render_score(summary, manifest, config.scored)}\n"
-    check_dropped(config, manifest)
+    with _observed("score", config) as told:
+        scoring = prepare_score(config)
+        told.add(tell_scoring, *scoring)
+        told.begin()
+        summary, manifest = score(*scoring)
+        told.add(tell_scored, summary, manifest)
+        yield f"{render_score(summary, manifest, config.scored)}\n"
+        check_dropped(config, manifest)
 
 
 def estimated(config: Config, *, select: bool) -> Iterator[str]:
@@ -43,12 +56,24 @@ def estimated(config: Config, *, select: bool) -> Iterator[str]:
 
 def select_only(config: Config) -> Iterator[str]:
     """Write a subset of a scored dataset, or those of a sweep."""
-    return _select(_prepared(config))
+    with _observed("select", config) as told:
+        subsets = _prepared(config)
+        told.add(tell_selecting, subsets)
+        told.begin()
+        yield from _select(subsets, told)
 
 
 def report_only(config: Config) -> Iterator[str]:
     """The report of a subset that was written before."""
     return map(render, load_reports(config))
+
+
+@contextmanager
+def _observed(command: str, config: Config) -> Iterator[Observed]:
+    place = config.scored if config.output is None or command == "score" else config.output.path
+    with observed(command, place, resolved(config), config.run.track) as told:
+        told.add(tell_config, config)
+        yield told
 
 
 def _prepared(config: Config, plan: Plan | None = None) -> list[SelectRun]:
@@ -62,8 +87,9 @@ def _prepared(config: Config, plan: Plan | None = None) -> list[SelectRun]:
     return runs
 
 
-def _select(runs: Sequence[SelectRun]) -> Iterator[str]:
+def _select(runs: Sequence[SelectRun], told: Observed) -> Iterator[str]:
     for run, report in zip(runs, select_subsets(runs), strict=True):
+        told.add(tell_selected, run.output, run.place, report, is_variant=len(runs) > 1)
         yield f"{render(report)}\n"
         yield run.where()
         if run.output.hub is not None:

@@ -190,5 +190,5 @@ def _from_system(error: BaseException, url: str) -> AlignpotError | None:
 
 
 def _bucket(url: str) -> str:
-    scheme, sign, rest = url.partition("://")
+    scheme, sign, rest = url.rpartition("://")  # the last: in delta://s3://bucket/path there are two
     return f"bucket {rest.partition('/')[0]}" if sign and scheme != "file" else "the place"

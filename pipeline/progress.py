@@ -16,12 +16,23 @@ _SHORT_S: Final = 2.0
 _BAR_LENGTH: Final = 20
 
 _log = logging.getLogger(__name__)
+_watchers: list[Callable[[str, int, int], None]] = []
 
 
 def no_bars() -> None:
     """Keep libraries from drawing bars of their own into a log; to be called before they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+@contextmanager
+def watched(watcher: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Tell `watcher` of each progress in the meantime: name of the task, how much is done, and how much there is."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 @contextmanager
@@ -77,6 +88,8 @@ class _Task:
         self._done += num_finished
         if self._first is None:
             self._first = time.monotonic(), self._done
+        for watcher in _watchers:
+            watcher(self._name, self._done, self._total)
 
     def seconds(self) -> float:
         """Since the start."""

@@ -158,6 +158,9 @@ POLICY_SCORES: Final = (
 )
 REFERENCE_SCORES: Final = (REFERENCE_LOGP_CHOSEN, REFERENCE_LOGP_REJECTED)
 
+TRAIN: Final = "train"
+"""The split of the rows of a subset that are not held out."""
+SPLIT: Final = "split"
 SUBSET_FIELDS: Final = tuple(pa.field(name, pa.float64()) for name in (MARGIN_EXPLICIT, MARGIN_IMPLICIT, POTENTIAL))
 
 

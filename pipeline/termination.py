@@ -20,9 +20,14 @@ def heed_sigterm() -> None:
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
+def is_terminated() -> bool:
+    """Whether a SIGTERM arrived since `heed_sigterm`."""
+    return _TOLD.is_set()
+
+
 def raise_if_terminated() -> None:
-    """Raise the error of a SIGTERM that arrived since `heed_sigterm`."""
-    if _TOLD.is_set():
+    """Raise the error of such a SIGTERM."""
+    if is_terminated():
         raise TemporaryError("terminated by SIGTERM. Run the same command again: it goes on where it stopped.")
 
 

@@ -48,6 +48,8 @@ class S3Server:
     secret_key: str
     reader: tuple[str, str]
     """Access key and secret of a user who may read and list, but not write."""
+    iceberg_url: str
+    """Its REST catalog of Iceberg, with one warehouse, `s3://warehouse/`."""
     pid: int
     _numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count, repr=False)
     _session: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex[:8], repr=False)
@@ -84,7 +86,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_CONFIG_FILE", str(folder / "no-config"))
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "no-credentials"))
-        process, endpoint_url = _start(weed, folder)
+        process, endpoint_url, iceberg_url = _start(weed, folder)
         try:
             yield S3Server(
                 endpoint_url=endpoint_url,
@@ -92,6 +94,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
                 access_key=ACCESS_KEY,
                 secret_key=SECRET_KEY,
                 reader=(READER_KEY, READER_SECRET_KEY),
+                iceberg_url=iceberg_url,
                 pid=process.pid,
             )
         finally:
@@ -112,16 +115,17 @@ class KilledServer:
         return subprocess.Popen(self._words, cwd=self._folder, stdout=out, stderr=out, start_new_session=True)
 
 
-def _start(weed: str, folder: Path, attempts: int = 3) -> tuple["subprocess.Popen[bytes]", str]:
+def _start(weed: str, folder: Path, attempts: int = 3) -> tuple["subprocess.Popen[bytes]", str, str]:
     """Start the server; a port that someone took in the meantime costs an attempt, not the session."""
     for attempt in range(attempts):
         data, log = folder / f"data{attempt}", folder / f"log{attempt}.txt"
         data.mkdir()
-        ports = _free_ports(2 * len(_PORT_FLAGS))
+        iceberg, *ports = _free_ports(1 + 2 * len(_PORT_FLAGS))
         by_flag = dict(zip([*_PORT_FLAGS, *(f"{flag}.grpc" for flag in _PORT_FLAGS)], ports, strict=True))
         command = [
             weed, "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}",
-            "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+            "-admin.ui=false", "-webdav=false", f"-s3.port.iceberg={iceberg}", "-tableBucket=warehouse",
+            "-s3.port.lance=0", "-master.telemetry=false",
             "-s3.autoCreateBucket=false", f"-s3.config={_identities(folder)}",
             f"-filer.localSocket={data}/f.sock", f"-s3.localSocket={data}/s.sock",
             *(f"-{flag}={port}" for flag, port in by_flag.items()),
@@ -137,7 +141,7 @@ def _start(weed: str, folder: Path, attempts: int = 3) -> tuple["subprocess.Pope
             )
         endpoint_url = f"http://127.0.0.1:{by_flag['s3.port']}"
         if _becomes_ready(process, endpoint_url):
-            return process, endpoint_url
+            return process, endpoint_url, f"http://127.0.0.1:{iceberg}"
         _stop(process)
     raise RuntimeError(f"weed mini did not come up in {attempts} attempts:\n{log.read_text(errors='replace')[-3000:]}")
 

@@ -12,7 +12,7 @@ import pytest
 import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
-HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft"}
+HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft", "openlineage", "deltalake", "lance", "pyiceberg"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
     {"cli_cluster", "cli_reference"},
@@ -21,7 +21,7 @@ LAYERS = [  # imports go down only: a module may import its own layer and those 
     {"api", "commands", "doctor"},
     {"selfplay"},
     {"on_ray", "steps"},
-    {"exports", "training"},
+    {"exports", "observers", "report", "training"},
     {"selection"},
     {"data", "models"},
     {"sources"},
@@ -48,11 +48,13 @@ LIGHT = [
     ".cli_reference",
     ".doctor",
     ".exports",
+    ".report",
     ".metrics",
     ".selection",
     ".sources",
     ".data",
     ".api",
+    ".commands",
     ".training.precomputed",
 ]
 
@@ -117,7 +119,7 @@ def test_every_part_of_the_package_has_a_layer():
     assert parts == set().union(*LAYERS)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_benchmark_for_gpus_runs_without_what_an_offline_machine_lacks() -> None:
     lacking = ["pydantic", "ray", "s3fs", "vllm"]
     script = f"""

@@ -29,7 +29,7 @@ from pipeline.config.round import (
     Strategy,
     Train,
 )
-from pipeline.config.section import NO_CREDENTIALS, carries_credentials
+from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
@@ -73,5 +73,6 @@ __all__ = [
     "parse_config",
     "parse_self_play",
     "resolved",
+    "without_table",
     "yaml_value",
 ]

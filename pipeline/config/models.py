@@ -250,6 +250,9 @@ class Run(Section):
     max_dropped: float = Field(default=0.1, ge=0, le=1)
     """Largest share of rows that may be dropped. Above it, the run ends with exit code 3. Rows that the config
     leaves out, by `source.where` and the like, do not count."""
+    track: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """Function that gets config, counts, figures and report once at the end, as `module:function`. jobs/TRACKING.md has
+    examples. An error in it is told and fails no run."""
 
     @property
     def cluster(self) -> str | None:

@@ -18,7 +18,7 @@ class Prompts(Section):
     """The prompts that self-play starts from, and those held out to measure it on."""
 
     path: Url = Field(json_schema_extra=BY_CONTENT)
-    """File, folder or URL of prompts, or of pairs whose prompts are read; on the Hub as source.path."""
+    """File, folder or URL of prompts, or of pairs whose prompts are read; the Hub and tables as in source.path."""
     config: str | None = Field(default=None, json_schema_extra=BY_CONTENT)
     """As source.config."""
     split: str | None = Field(default=None, json_schema_extra=BY_CONTENT)

@@ -34,6 +34,7 @@ _CREDENTIALS: Final = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_TABLE: Final = re.compile(r"^(?:delta|lance)://")
 _UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
 NO_CREDENTIALS: Final = "must not carry credentials; use environment variables or an instance role"
 
@@ -82,9 +83,14 @@ class OneOf:
         return core_schema.literal_schema([*self.names])
 
 
+def without_table(url: str) -> str:
+    """The path or URL of a table that is named by it, as in `delta://s3://bucket/prefs@3`; other URLs as they are."""
+    return _TABLE.sub("", url)
+
+
 def carries_credentials(text: str) -> bool:
     """Whether a text contains a URL or address with a password, a token or a signature."""
-    return _CREDENTIALS.search(text) is not None
+    return _CREDENTIALS.search(without_table(text)) is not None
 
 
 def _usable_url(url: str) -> str:

@@ -17,6 +17,8 @@ from pipeline.where import parse_where
 Explicit = Literal["signed", "absolute", "candidates"]
 Labels = Literal["keep", "drop", "swap"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Objective(Section):
@@ -123,7 +125,7 @@ class Metric(Section):
 
 class Select(Section):
     """The rules, in the order in which they are applied: where, disagreement, labels, score bounds, per_prompt, number
-    of rows (shared out by quotas), deduplicate. Give `fraction` or `k`, a score bound, or `stats_from`.
+    of rows (shared out by quotas), deduplicate, split. Give `fraction` or `k`, a score bound, or `stats_from`.
 
     Statistics of the metric are taken over all rows that have a score, after where, disagreement and labels.
     """
@@ -156,8 +158,12 @@ class Select(Section):
     """Column whose values share the selected rows, by `quotas`."""
     quotas: Literal["proportional", "equal"] | dict[str, Weight] = "proportional"
     """How groups share the rows: by size, equally, or by weights for some groups, such as `{code: 2, chat: 1}`."""
+    split: dict[SplitName, Share] | None = None
+    """Shares of the chosen rows that are held out, such as `{test: 0.05}`; the rest is `train`. All pairs of a prompt
+    are on one side, which follows from the prompt and the seed alone: it is the same in every subset of every dataset.
+    So the shares are approximate."""
     seed: int = 0
-    """Seed of the metric `random`."""
+    """Seed of the metric `random` and of `split`."""
     stats_from: Url | None = Field(default=None, json_schema_extra=BY_CONTENT)
     """A subset's `_SUCCESS.json`. Its statistics and thresholds are applied to this dataset, row by row. Other keys of
     the section may be left out; if given, they must equal those of that subset."""
@@ -196,9 +202,22 @@ class Select(Section):
             raise ValueError("quotas names no group; give weights, or proportional or equal")
         return self
 
+    @field_validator("split")
+    @classmethod
+    def _leaves_train(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value is None:
+            return None
+        # Rules for file names take a name with this word for training rows, and `source.split: all` means every row.
+        taken = [name for name in value if "train" in name.lower() or name.lower() == "all"]
+        if taken:
+            raise ValueError(f"{taken[0]} cannot be held out: name it test or validation; the rest is train")
+        if not value or sum(value.values()) >= 1:
+            raise ValueError("takes shares whose sum is below 1, such as {test: 0.05}; the rest is train")
+        return value
+
     def fingerprint(self) -> dict[str, Any]:
         """Without rules that are not set and were not there from the start."""
-        later = {"where", "disagreement"}
+        later = {"where", "disagreement", "split"}
         return {name: value for name, value in super().fingerprint().items() if value or name not in later}
 
 

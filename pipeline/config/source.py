@@ -18,7 +18,8 @@ class Source(Section):
 
     path: Url = Field(json_schema_extra=BY_CONTENT)
     """File, folder or URL of an object store. `hf://datasets/ORG/NAME[@REVISION]`, or `ORG/NAME` where there is no such
-    folder, is a dataset of the Hugging Face Hub."""
+    folder, is a dataset of the Hugging Face Hub. Tables are `iceberg://CATALOG/NAMESPACE.TABLE[@SNAPSHOT]`,
+    `delta://PATH[@VERSION]` and `lance://PATH[@VERSION]`."""
     config: str | None = Field(default=None, json_schema_extra=BY_CONTENT)
     """Which config of a dataset whose README.md names several. Default: its default one."""
     split: str | None = Field(default=None, json_schema_extra=BY_CONTENT)

@@ -2,6 +2,8 @@
 
     place         a folder or object that a URL names; tells a fault from a missing object
     hub           datasets of the Hugging Face Hub as files, for sources (s3: the client of S3)
+    tables        tables of Iceberg, Delta and Lance, for sources: a snapshot as files (snapshots, iceberg, delta,
+                  lance; table_libraries: how their libraries are reached)
     commit        the one way to make something visible: create if absent
     run           claim (run.json), what is done, manifest last: for everything that writes
     manifest      _SUCCESS.json: what a complete run says of itself

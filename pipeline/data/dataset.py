@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import schema as names
-from pipeline.data.files import arrow_tables
+from pipeline.data.files import arrow_tables, rows_by_split, split_of
 from pipeline.data.manifest import EXPORT, SCORED, SUBSET, File, Manifest, find_manifest
 from pipeline.data.parts import footer_bytes, read_footer
 from pipeline.data.place import Place, in_order
@@ -140,11 +140,17 @@ class Dataset:
         cuts = sorted({0, len(files), *np.searchsorted(firsts, targets).tolist()})
         pieces = []
         for start, stop in [*itertools.pairwise(cuts)] or [(0, 0)]:
-            some = tuple(files[start:stop])
-            sums = {name: sum(getattr(file, name) for file in some) for name in ("num_rows", "num_kept")}
-            piece = Dataset(self.place, dataclasses.replace(self.manifest, files=some, **sums))
-            pieces.append((int(firsts[start]), piece))
+            pieces.append((int(firsts[start]), self._of_files(files[start:stop])))
         return pieces
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Rows by split, one split after another; all are of `train` if none is held out."""
+        return rows_by_split(self._files())
+
+    def of_split(self, name: str) -> "Dataset":
+        """The rows of one split."""
+        return self._of_files([file for file in self._files() if split_of(file) == name])
 
     def has_values(self, column: str) -> bool:
         """Whether a row, kept or dropped, has a value in this column; told by the footers of parts."""
@@ -157,6 +163,10 @@ class Dataset:
     def content(self) -> str:
         """What identifies the rows: a digest of the digests of all files."""
         return digest("".join(file.digest or file.footer_digest for file in self._files()).encode())
+
+    def _of_files(self, files: Sequence[File]) -> "Dataset":
+        sums = {name: sum(getattr(file, name) for file in files) for name in ("num_rows", "num_kept")}
+        return Dataset(self.place, dataclasses.replace(self.manifest, files=tuple(files), **sums))
 
     def _files(self) -> Sequence[File]:
         """The files to read the rows from: of formats that hold the same rows, Parquet before Arrow."""

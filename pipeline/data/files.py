@@ -3,7 +3,9 @@
     hf/train/data-00000-of-000NN.arrow        Arrow streams, with dataset_info.json and state.json: `load_from_disk`
     parquet/train-00000-of-000NN.parquet      with page checksums
     data/train-00000-of-000NN.jsonl           JSON Lines
-    report.json, hf/dataset_dict.json, ...    beside them, before the manifest
+    report.json, report.html, hf/dataset_dict.json, ...    beside them, before the manifest
+
+Rows of another split lie in files of its name: hf/test/data-..., parquet/test-..., data/test-...
 
 The bytes depend on the rows and the settings alone, not on how the rows were cut into tables, nor on time or chance.
 So files can be written in any order, by any process, and by two at once; a run that died finds what it wrote when it
@@ -12,6 +14,7 @@ is run again.
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -27,23 +30,52 @@ from pipeline.data.sealed import digest
 from pipeline.data.writers import LocalFiles, hf_descriptions
 from pipeline.errors import IntegrityError, SchemaError
 from pipeline.faults import storage_errors
+from pipeline.schema import TRAIN
 from pipeline.scratch import scratch_folder
 
 BATCH_ROWS: Final = 4096  # rows of one Arrow batch and of one Parquet row group
 REPORT_FILE: Final = "report.json"
+PAGE_FILE: Final = "report.html"
 _NAMES: Final = {
-    "hf": "hf/train/data-{index:05d}-of-{num_files:05d}.arrow",
-    "parquet": "parquet/train-{index:05d}-of-{num_files:05d}.parquet",
-    "jsonl": "data/train-{index:05d}-of-{num_files:05d}.jsonl",
+    "hf": "hf/{split}/data-{index:05d}-of-{num_files:05d}.arrow",
+    "parquet": "parquet/{split}-{index:05d}-of-{num_files:05d}.parquet",
+    "jsonl": "data/{split}-{index:05d}-of-{num_files:05d}.jsonl",
 }
+_SPLIT_OF: Final = re.compile(r"(?:hf/(\w+)/|(?:parquet|data)/(\w+)-)")
 _CHUNK_BYTES: Final = 16 * 2**20
 _CHANGED: Final = "The chosen rows must not change while they are written; run the same command again."
 
 
-def file_shards(num_rows: int, rows_per_file: int) -> tuple[Mapping[str, Any], ...]:
-    """The rows of each file; no rows make one file without any."""
-    starts = range(0, max(1, num_rows), rows_per_file)
-    return tuple({"first_row": start, "num_rows": min(rows_per_file, num_rows - start)} for start in starts)
+def file_shards(num_rows: Mapping[str, int], rows_per_file: int) -> tuple[Mapping[str, Any], ...]:
+    """The rows of each file, split by split in order of name; no rows make one file without any.
+
+    num_rows: by split. A shard names its split and the first row in it; one that names none is of `train`.
+    """
+    return tuple(
+        {
+            **({} if split == TRAIN else {"split": split}),
+            "first_row": start,
+            "num_rows": min(rows_per_file, num_rows[split] - start),
+        }
+        for split in sorted(num_rows)
+        for start in range(0, max(1, num_rows[split]), rows_per_file)
+    )
+
+
+def split_of(shard: Mapping[str, Any] | File) -> str:
+    """The split of a shard of `file_shards`, or of a file as it is named here."""
+    if not isinstance(shard, File):
+        return str(shard.get("split", TRAIN))
+    found = _SPLIT_OF.match(shard.path)
+    return TRAIN if found is None else found[1] or found[2]
+
+
+def rows_by_split(files: Iterable[File]) -> dict[str, int]:
+    """Rows of files of one format, by split, in the order of the files."""
+    found: dict[str, int] = {}
+    for file in files:
+        found[split_of(file)] = found.get(split_of(file), 0) + file.num_rows
+    return found
 
 
 def with_layout(plan: Plan) -> Plan:
@@ -83,7 +115,11 @@ def finish_files(run: Run, files: Iterable[File], beside: Mapping[str, bytes], e
     num_rows = sum(shard["num_rows"] for shard in plan.shards)
     if sum(file.num_rows for file in files) != num_rows * len(plan.formats):
         raise IntegrityError(f"{run.place}: the files do not hold {num_rows} rows in each format. Use another path.")
-    described = hf_descriptions(plan.schema, files, plan.fingerprint) if "hf" in plan.formats else {}
+    arrow: dict[str, list[File]] = {}
+    for file in files:
+        if file.path.startswith("hf/"):
+            arrow.setdefault(split_of(file), []).append(file)
+    described = hf_descriptions(plan.schema, arrow, plan.fingerprint) if arrow else {}
     published = []
     for path, data in {**described, **beside}.items():
         place = run.place / path
@@ -177,6 +213,8 @@ def _write(run: Run, index: int, stream: _Stream) -> list[File]:
 
 def _published(run: Run, index: int, form: str, local: Path) -> File:
     num_rows, size = run.plan.shards[index]["num_rows"], local.stat().st_size
+    split = split_of(run.plan.shards[index])
+    alike = [i for i, shard in enumerate(run.plan.shards) if split_of(shard) == split]
     with local.open("rb") as stream:
         content, footer = hashlib.file_digest(stream, _blake2b).hexdigest(), b""
         if form == "parquet":
@@ -184,7 +222,7 @@ def _published(run: Run, index: int, form: str, local: Path) -> File:
             stream.seek(size - footer_bytes(stream.read()))
             footer = stream.read()
     file = File(
-        path=_NAMES[form].format(index=index, num_files=len(run.plan.shards)),
+        path=_NAMES[form].format(split=split, index=alike.index(index), num_files=len(alike)),
         num_rows=num_rows,
         num_kept=num_rows,
         size=size,

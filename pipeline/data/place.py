@@ -1,9 +1,9 @@
 """Opens the place that a URL names, and reads and checks it. A fault is never mistaken for a missing object.
 
 Supports local paths, file://, s3:// and other stores whose client can create an object only if it is absent; never
-http. Sources may lie on the Hugging Face Hub too. Everything below is read through a `Place`, so that every fault
-leaves as an error of pipeline.errors. Listing caches are off, except for a commit of the hub, which never changes: a
-stale listing would be a wrong answer about what has been committed.
+http. Sources may be tables, or lie on the Hugging Face Hub. Everything below is read through a `Place`, so that every
+fault leaves as an error of pipeline.errors. Listing caches are off, except for a commit of the hub, which never
+changes: a stale listing would be a wrong answer about what has been committed.
 """
 
 import concurrent.futures
@@ -31,6 +31,7 @@ _REMOTE: Final = frozenset({"gs", "gcs", "abfs", "abfss", "az"})
 _ON_HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(@.+)?")
 _FILE = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|pq|arrows?|feather|ipc|txt|gz|zstd?)$", re.IGNORECASE)
 _COMMIT = re.compile(r"datasets/[^@]+@([0-9a-f]{40})(?:/|$)")
+_TABLE = re.compile(r"(?:delta|iceberg|lance)://")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)$", re.DOTALL)
 
 _Item = TypeVar("_Item")
@@ -50,13 +51,19 @@ class Place:
 
     @classmethod
     def of_source(cls, url: str, storage: config.Storage) -> "Place":
-        """The place of data to read, which may be a dataset of the hub, at its commit of now.
+        """The place of data to read: also a dataset of the hub or a table, at its commit or snapshot of now.
 
         Raises:
             ConfigError: as `open`.
             StorageError: no such dataset or folder, no credentials, no permission, or nothing there.
             TemporaryError: storage or the hub does not answer.
         """
+        if _TABLE.match(url):
+            from pipeline.data.tables import open_table
+
+            if carries_credentials(url):
+                raise ConfigError(f"a path or URL {NO_CREDENTIALS}.")
+            return cls(*open_table(url, storage))
         is_name = is_name_on_hub(url)
         if not is_name and not url.startswith("hf://"):
             place = cls.open(url, storage)
@@ -98,7 +105,7 @@ class Place:
         path = rest.strip("/")
         if {"", ".", ".."} & {*path.split("/")}:
             raise ConfigError(f"{where}: wanted bucket and prefix without empty, '.' or '..' segments.")
-        return cls(_open_s3(storage), path) if scheme in ("s3", "s3a") else cls(*_open_other(url, scheme))
+        return cls(open_s3(storage), path) if scheme in ("s3", "s3a") else cls(*_open_other(url, scheme))
 
     def __truediv__(self, name: str) -> "Place":
         return Place(self.fs, f"{self.root}/{name}")
@@ -114,9 +121,9 @@ class Place:
 
     @property
     def commit(self) -> str | None:
-        """The commit of a dataset of the hub; None elsewhere."""
+        """The commit of a dataset of the hub, or the snapshot of a table; None elsewhere."""
         match = _COMMIT.match(self.root) if self.fs.protocol == "hf" else None
-        return None if match is None else match[1]
+        return getattr(self.fs, "snapshot", None) if match is None else match[1]
 
     def read(self) -> bytes | None:
         """The whole object, or None if there is none; a missing bucket or a busy server is an error."""
@@ -195,13 +202,15 @@ def is_name_on_hub(url: str) -> bool:
     return match is not None and not _FILE.search(match[1]) and not Path(url).expanduser().exists()
 
 
-def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:
+def open_s3(storage: config.Storage, **keys: Any) -> fsspec.AbstractFileSystem:
+    """A client of S3. keys: as s3fs names them, if they are not those of AWS; the client must not be pickled then."""
     from pipeline.data.s3 import S3FileSystem
 
     endpoint = storage.endpoint_url
     if endpoint is not None and not re.match(r"^https?://[^@?#\s]+$", endpoint):
         raise ConfigError("storage.endpoint_url must be http(s)://host[:port], without credentials.")
     return S3FileSystem(
+        **keys,
         max_attempts=storage.max_attempts,
         anon=storage.anonymous,
         endpoint_url=endpoint,
@@ -214,6 +223,8 @@ def _open_s3(storage: config.Storage) -> fsspec.AbstractFileSystem:
 
 def _open_other(url: str, scheme: str) -> tuple[fsspec.AbstractFileSystem, str]:
     where = shown_path(url)
+    if _TABLE.match(url):
+        raise ConfigError(f"{where}: only a source can be a table.")
     if scheme == "hf":
         raise ConfigError(f"{where}: only a source can lie on the hub. Use output.hub or alignpot push for a subset.")
     if scheme not in _REMOTE:

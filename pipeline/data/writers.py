@@ -74,9 +74,13 @@ class LocalFiles:
                 continue
 
 
-def hf_descriptions(schema: pa.Schema, files: Sequence[File], run: Mapping[str, Any]) -> dict[str, bytes]:
-    """The JSON files of a `load_from_disk` folder as `datasets` writes them, by path. run: its fingerprint."""
-    arrow = sorted((file for file in files if file.path.startswith("hf/")), key=lambda file: file.path)
+def hf_descriptions(
+    schema: pa.Schema, splits: Mapping[str, Sequence[File]], run: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The JSON files of a `load_from_disk` folder as `datasets` writes them, by path.
+
+    splits: the Arrow files of each split, in order. run: the fingerprint of what made them.
+    """
     info = {
         "citation": "",
         "description": "",
@@ -84,20 +88,23 @@ def hf_descriptions(schema: pa.Schema, files: Sequence[File], run: Mapping[str, 
         "homepage": "",
         "license": "",
     }
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": file.path.rpartition("/")[2]} for file in arrow],
+    described = {"hf/dataset_dict.json": json.dumps({"splits": [*splits]}).encode()}
+    for name, files in splits.items():
+        described[f"hf/{name}/dataset_info.json"] = json.dumps(info, indent=2).encode()
+        described[f"hf/{name}/state.json"] = json.dumps(_state(name, files, run), indent=2).encode()
+    return described
+
+
+def _state(split: str, files: Sequence[File], run: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "_data_files": [{"filename": file.path.rpartition("/")[2]} for file in files],
         # Keys the caches of its users, so it must follow the content.
-        "_fingerprint": fingerprint_digest({"files": [file.digest for file in arrow], "run": run})[:16],
+        "_fingerprint": fingerprint_digest({"files": [file.digest for file in files], "run": run})[:16],
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
         "_output_all_columns": False,
-        "_split": "train",
-    }
-    return {
-        "hf/train/dataset_info.json": json.dumps(info, indent=2).encode(),
-        "hf/train/state.json": json.dumps(state, indent=2).encode(),
-        "hf/dataset_dict.json": b'{"splits": ["train"]}',
+        "_split": split,
     }
 
 

@@ -48,6 +48,7 @@ AXOLOTL = ExportFormat(
     container="jsonl",
     reads="Axolotl, rl: dpo, ipo, simpo or orpo",
     usage="datasets: [{{path: {path}/data, ds_type: json, split: train, type: chat_template.default}}]",
+    held_out="test_datasets: [{{path: {path}, ds_type: json, split: {split}, type: chat_template.default}}]",
     columns=_columns,
     unfit=_unfit,
     misread=frozenset({schema.PROMPT, schema.TOOLS, "images", "margin", "label", "completion", "chat_template_kwargs"}),

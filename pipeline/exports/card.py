@@ -11,6 +11,7 @@ from typing import Any, Final
 import yaml
 
 from pipeline import schema
+from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import Manifest
 from pipeline.metrics.potential import METRICS
 from pipeline.selection.report import render
@@ -23,21 +24,24 @@ _ROLES: Final = ("policy", "reference", "reward")
 _SIZES: Final = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
-def card(repo: str, manifest: Manifest, report: Mapping[str, Any], mark: str) -> str:
+def card(repo: str, dataset: Dataset, report: Mapping[str, Any], mark: str) -> str:
     """The text of README.md. mark: the digest of the subset."""
+    manifest, splits = dataset.manifest, sorted(dataset.splits, key=lambda name: (name != schema.TRAIN, name))
     chosen, made_from = report["selection"], manifest.extra.get("made_from") or {}
     sources = [source for source in (made_from.get("source"), *(made_from.get("sources") or ())) if source]
     metric = chosen["metric"]
+    data_files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     header = {
         "task_categories": ["text-generation"],
         "tags": ["preference", "dpo", "alignpot"],
         "size_categories": [_size(manifest.num_rows)],
         **_source_datasets(sources),
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        "configs": [{"config_name": "default", "data_files": data_files}],
         MARK: mark,
     }
     facts = [
         ("pairs", f"{manifest.num_rows:,} of {chosen['num_rows']:,}"),
+        *(("held out", f"{dataset.splits[name]:,} as {_code(name)}") for name in splits[1:]),
         *(("source", text) for source in sources for text in _source(source)),
         *_models(manifest, made_from),
         ("metric", f"{metric['name']}: {_code(METRICS[metric['name']].formula)}"),

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.files import file_shards, finish_files, write_files
+from pipeline.data.files import file_shards, finish_files, rows_by_split, write_files
 from pipeline.data.manifest import EXPORT, SUBSET, Manifest
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
@@ -71,16 +71,16 @@ def export_subset(
     done = Dataset.find(output, EXPORT)
     if done is not None:
         check_claim(output, EXPORT, fingerprint)
-        manifest = done.manifest
-        _check_fit(manifest.extra, to, drop_unfit=drop_unfit)
-        return _told(manifest, output, form)
+        _check_fit(done.manifest.extra, to, drop_unfit=drop_unfit)
+        return _told(done.manifest, output, form)
     check_writable(output)
     columns = _message_columns(dataset)
-    facts, gaps, about = _survey(dataset, columns, form)
+    facts, gaps, about, num_fit = _survey(dataset, columns, form)
     _check_fit(about, to, drop_unfit=drop_unfit)
-    num_fit = about["num_pairs"] - sum(about["num_unfit"].values())
-    if not num_fit:
-        raise DataError(f"{subset} has no pair to export: {about['num_pairs']:,} pairs, none fits {to}.")
+    empty = [split for split, count in num_fit.items() if not count]
+    if empty:
+        of_split = f" in split {empty[0]}" if len(num_fit) > 1 else ""
+        raise DataError(f"{subset} has no pair to export{of_split}: {about['num_pairs']:,} pairs, none fits {to}.")
     own = form.columns(facts)
     extra, about["columns_left_out"] = ([], []) if slim else _extra_columns(columns, own, gaps, form)
     plan = Plan(
@@ -88,12 +88,16 @@ def export_subset(
         fingerprint=fingerprint,
         config={},
         schema=pa.schema([*(pa.field(column.name, column.type) for column in own), *extra]),
-        shards=file_shards(num_fit * form.rows_per_pair, rows_per_file),
+        shards=file_shards(
+            {split: count * form.rows_per_pair for split, count in num_fit.items()},
+            max(num_fit.values()) * form.rows_per_pair if len(num_fit) > 1 and form.one_file else rows_per_file,
+        ),
         formats=(form.container,),
     )
     run = Run.claim(output, plan)
     files = write_files(run, _tables(dataset, form, own, plan.schema))
-    return _told(finish_files(run, files, form.descriptions(facts), about), output, form)
+    manifest = finish_files(run, files, form.descriptions(facts), about)
+    return _told(manifest, output, form)
 
 
 def unpaired(pairs: Sequence[Row]) -> Iterator[Row]:
@@ -108,18 +112,22 @@ def unpaired(pairs: Sequence[Row]) -> Iterator[Row]:
         yield {**other, ANSWER: other[schema.REJECTED], WANTED: False}
 
 
-def _survey(subset: Dataset, columns: pa.Schema, form: ExportFormat) -> tuple[Facts, set[str], dict[str, Any]]:
+def _survey(
+    subset: Dataset, columns: pa.Schema, form: ExportFormat
+) -> tuple[Facts, set[str], dict[str, Any], dict[str, int]]:
     """Look at every pair.
 
     Returns:
         What is true of the pairs that fit; the columns without a value in some of them; and for the manifest the number
-        of pairs, that of unfit ones by reason, and their first ids (row numbers if the rows have no id).
+        of pairs, that of unfit ones by reason, and their first ids (row numbers if the rows have no id); and how many
+        fit, by split.
     """
     absent: Counter[str] = Counter()
     num_unfit: Counter[str] = Counter()
     unfit_ids: dict[str, list[str]] = {}
+    num_fit = dict.fromkeys(subset.splits, 0)
     num_pairs = num_tools = num_kwargs = 0
-    for table in subset.tables():
+    for split, table in _split_tables(subset):
         for row in map(whole, table.to_pylist()):
             reason = form.unfit(row)
             if reason is not None:
@@ -127,6 +135,7 @@ def _survey(subset: Dataset, columns: pa.Schema, form: ExportFormat) -> tuple[Fa
                 if len(unfit_ids.setdefault(reason, [])) < _IDS_KEPT:
                     unfit_ids[reason].append(str(row.get(schema.ID, f"row {num_pairs}")))
             else:
+                num_fit[split] += 1
                 num_tools += row.get(schema.TOOLS) is not None
                 num_kwargs += row.get(schema.TEMPLATE_KWARGS) is not None
                 absent.update(name for name in columns.names if row[name] is None)
@@ -139,27 +148,34 @@ def _survey(subset: Dataset, columns: pa.Schema, form: ExportFormat) -> tuple[Fa
         has_reference={schema.REFERENCE_LOGP_CHOSEN, schema.REFERENCE_LOGP_REJECTED} <= complete,
         has_rewards={schema.REWARD_CHOSEN, schema.REWARD_REJECTED} <= complete,
         has_margin=schema.MARGIN_EXPLICIT in complete,
+        held_out=tuple(split for split in subset.splits if split != schema.TRAIN),
     )
     about = {
         "num_pairs": num_pairs,
         "num_unfit": dict(sorted(num_unfit.items())),
         "unfit_ids": dict(sorted(unfit_ids.items())),
     }
-    return facts, {*absent}, about
+    return facts, {*absent}, about, num_fit
+
+
+def _split_tables(subset: Dataset) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of one split after another."""
+    return ((split, table) for split in subset.splits for table in subset.of_split(split).tables())
 
 
 def _fit_blocks(subset: Dataset, form: ExportFormat) -> Iterator[list[Row]]:
-    """The pairs that fit, in order, in blocks that do not depend on how the files are cut."""
-    block: list[Row] = []
-    for table in subset.tables():
-        for row in map(whole, table.to_pylist()):
-            if form.unfit(row) is None:
-                block.append(row)
-            if len(block) == _BLOCK_PAIRS:
-                yield block
-                block = []
-    if block:
-        yield block
+    """The pairs that fit, in order, in blocks of one split that do not depend on how the files are cut."""
+    for split in subset.splits:
+        block: list[Row] = []
+        for table in subset.of_split(split).tables():
+            for row in map(whole, table.to_pylist()):
+                if form.unfit(row) is None:
+                    block.append(row)
+                if len(block) == _BLOCK_PAIRS:
+                    yield block
+                    block = []
+        if block:
+            yield block
 
 
 def _tables(subset: Dataset, form: ExportFormat, own: Sequence[Column], columns: pa.Schema) -> Iterator[pa.Table]:
@@ -240,6 +256,9 @@ def _told(manifest: Manifest, output: Place, form: ExportFormat) -> str:
         f"  {output}",
         f"  {form.usage.format(path=output)}",
     ]
+    for split, num_rows in rows_by_split(manifest.files).items():
+        if split != schema.TRAIN:
+            lines.append(f"held out as {split}: {num_rows:,} rows\n  {form.held_out.format(path=output, split=split)}")
     if num_unfit:
         lines.append(f"left out, {num_unfit:,} pairs:\n{_unfit_lines(about)}")
     if about["columns_left_out"]:

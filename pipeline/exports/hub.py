@@ -1,6 +1,6 @@
 """`alignpot push` and `output.hub`: a complete subset as a dataset of the Hugging Face Hub, in one commit.
 
-    Parquet files on local disk -> compare with the head of main -> one commit: data/train-*.parquet and README.md
+    Parquet files on local disk -> compare with the head of main -> one commit: data/SPLIT-*.parquet and README.md
 
 Nothing is pushed if the head holds files of the same digests (SHA-256, or git objects for small ones) and a card of the
 same subset; changes that people made to the card stay then. The commit names the head as its parent: if somebody else
@@ -35,7 +35,7 @@ from pipeline.shown import listed, shown
 _KIND: Final = "dataset"
 _ROWS_PER_FILE: Final = 100_000
 _ROWS_PER_GROUP: Final = 10_000
-_OURS: Final = re.compile(r"data/train-\d{5}-of-\d{5}\.parquet")
+_OURS: Final = re.compile(r"data/\w+-\d{5}-of-\d{5}\.parquet")
 _BESIDE: Final = re.compile(r"\.gitattributes|README\.md|LICEN[SC]E.*", re.IGNORECASE)
 _MARKED: Final = re.compile(rf"^{MARK}: '?(\w+)", re.MULTILINE)
 _TRIES: Final = 5  # commits of others that may come between
@@ -89,7 +89,7 @@ def push_subset(subset: Place, repo: str, *, public: bool = False) -> str:
         api.create_repo(repo, repo_type=_KIND, private=not public, exist_ok=True)
     with scratch_folder("push") as folder:
         files = _write(dataset, folder)
-        text = card(repo, dataset.manifest, report, mark)
+        text = card(repo, dataset, report, mark)
         for _ in range(_TRIES):
             with storage_errors(_url(repo)):
                 done = _committed(api, repo, files, text, mark)
@@ -138,18 +138,21 @@ def _write(dataset: Dataset, folder: Path) -> dict[str, Path]:
 
     The bytes depend on the rows alone, not on how the subset was cut.
     """
-    num_files = max(1, -(-dataset.manifest.num_rows // _ROWS_PER_FILE))
-    paths = {f"data/train-{i:05d}-of-{num_files:05d}.parquet": folder / f"{i:05d}.parquet" for i in range(num_files)}
     columns = [name for name in dataset.schema.names if dataset.has_values(name)] or dataset.schema.names
     empty = dataset.schema.empty_table().select(columns)
-    groups = _groups(dataset.tables(columns), empty)
-    for path in paths.values():
-        with (
-            storage_errors(str(folder)),
-            pq.ParquetWriter(path, empty.schema, compression="zstd", **_CHUNKED) as file,
-        ):
-            for _, group in zip(range(_ROWS_PER_FILE // _ROWS_PER_GROUP), groups, strict=False):
-                file.write_table(group)
+    paths = {}
+    for split, num_rows in dataset.splits.items():
+        groups = _groups(dataset.of_split(split).tables(columns), empty)
+        num_files = max(1, -(-num_rows // _ROWS_PER_FILE))
+        for i in range(num_files):
+            name = f"{split}-{i:05d}-of-{num_files:05d}.parquet"
+            paths[f"data/{name}"] = folder / name
+            with (
+                storage_errors(str(folder)),
+                pq.ParquetWriter(folder / name, empty.schema, compression="zstd", **_CHUNKED) as file,
+            ):
+                for _, group in zip(range(_ROWS_PER_FILE // _ROWS_PER_GROUP), groups, strict=False):
+                    file.write_table(group)
     return paths
 
 

@@ -34,6 +34,8 @@ class Facts:
     has_reference: bool
     has_rewards: bool
     has_margin: bool
+    held_out: tuple[str, ...] = ()
+    """Splits beside `train`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class ExportFormat:
     """Who reads it, in a few words."""
     usage: str
     """How to point the trainer at it; {path} stands for the folder."""
+    held_out: str
+    """The same for a split that is held out; {split} stands for its name."""
     columns: Callable[[Facts], Sequence[Column]]
     """What the trainer reads."""
     unfit: Callable[[Row], str | None] = lambda _: None
@@ -64,6 +68,8 @@ class ExportFormat:
     """Names of columns that the trainer would take for something else; they are left out."""
     unpaired: bool = False
     """Whether each answer is a row of its own, with ANSWER and WANTED."""
+    one_file: bool = False
+    """Whether the trainer can tell splits only if each is one file."""
     descriptions: Callable[[Facts], Mapping[str, bytes]] = lambda _: {}
     """Small files beside the data, by name."""
 

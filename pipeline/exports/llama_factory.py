@@ -28,6 +28,7 @@ from pipeline.exports.layout import (
 _TAGS: Final = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 _TURN: Final = pa.struct([pa.field("from", pa.string()), pa.field("value", pa.string())])
 _NAME: Final = "alignpot"
+_ONE: Final = "-00000-of-00001.jsonl"
 
 
 def _turns(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -67,8 +68,13 @@ def _info(facts: Facts, columns: Iterable[str], **more: Any) -> Mapping[str, byt
     named = {"messages": "conversations", **{name: name for name in columns}}
     if facts.has_tools:
         named[schema.TOOLS] = schema.TOOLS
-    entry = {"file_name": "data", "formatting": "sharegpt", **more, "columns": named}
-    return {"dataset_info.json": (json.dumps({_NAME: entry}, indent=2) + "\n").encode()}
+    # A folder is read as one split, so several splits are named file by file.
+    files = {_NAME: f"data/{schema.TRAIN}{_ONE}" if facts.held_out else "data"}
+    files |= {f"{_NAME}_{split}": f"data/{split}{_ONE}" for split in facts.held_out}
+    entries = {
+        name: {"file_name": file, "formatting": "sharegpt", **more, "columns": named} for name, file in files.items()
+    }
+    return {"dataset_info.json": (json.dumps(entries, indent=2) + "\n").encode()}
 
 
 LLAMA_FACTORY = ExportFormat(
@@ -76,6 +82,8 @@ LLAMA_FACTORY = ExportFormat(
     container="jsonl",
     reads="LLaMA-Factory, stages dpo and rm",
     usage=f"dataset_dir: {{path}}, dataset: {_NAME}",
+    held_out=f"eval_dataset: {_NAME}_{{split}}",
+    one_file=True,
     columns=_ranking,
     unfit=_unfit,
     descriptions=lambda facts: _info(facts, (schema.CHOSEN, schema.REJECTED), ranking=True),
@@ -85,6 +93,8 @@ LLAMA_FACTORY_KTO = ExportFormat(
     container="jsonl",
     reads="LLaMA-Factory, stage kto",
     usage=f"dataset_dir: {{path}}, dataset: {_NAME}",
+    held_out=f"eval_dataset: {_NAME}_{{split}}",
+    one_file=True,
     columns=_kto,
     unfit=_unfit,
     unpaired=True,

@@ -31,7 +31,9 @@ NEMO_RL = ExportFormat(
     name="nemo-rl",
     container="jsonl",
     reads="NeMo-RL's DPO and reward model",
-    usage="data.train: {{dataset_name: PreferenceDataset, data_path: {path}/data/*.jsonl, split: train}}",
+    usage="data.train: {{dataset_name: PreferenceDataset, data_path: {path}/data/train-*.jsonl, split: train}}",
+    held_out="data.validation: {{dataset_name: PreferenceDataset, data_path: {path}/data/{split}-*.jsonl, "
+    "split: train}}",
     columns=_columns,
     unfit=has_tools,
     misread=frozenset({"task_name", "dataset"}),

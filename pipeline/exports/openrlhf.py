@@ -8,6 +8,7 @@ OPENRLHF = ExportFormat(
     container="jsonl",
     reads="OpenRLHF's DPO and reward trainers",
     usage="--data.dataset {path}/data --data.prompt_key prompt --data.apply_chat_template",
+    held_out="--eval.dataset {path} --eval.split {split}",
     columns=lambda facts: [*messages(schema.PROMPT, *SIDES), *margin(facts)],
     unfit=has_tools,
     misread=frozenset({"margin"}),

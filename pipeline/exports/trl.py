@@ -33,6 +33,7 @@ _MISREAD: Final = frozenset(
     | {"completion", "label", "margin", "messages", "text", "ref_chosen_logps", "ref_rejected_logps", "ref_logps"}
     | {"ref_KL_logps", "KL_completion_ids", "input_ids", "attention_mask", "labels"}
 )
+_HELD_OUT: Final = 'eval_dataset=load_from_disk("{path}/hf")["{split}"]'
 
 
 def _paired(facts: Facts) -> list[Column]:
@@ -69,6 +70,7 @@ TRL = ExportFormat(
     container="hf",
     reads="TRL's DPO, CPO (SimPO), ORPO trainers",
     usage='DPOTrainer(train_dataset=load_from_disk("{path}/hf")["train"], ...)',
+    held_out=_HELD_OUT,
     columns=_paired,
     misread=_MISREAD,
 )
@@ -77,6 +79,7 @@ TRL_KTO = ExportFormat(
     container="hf",
     reads="TRL's KTO trainer",
     usage='KTOTrainer(train_dataset=load_from_disk("{path}/hf")["train"], ...)',
+    held_out=_HELD_OUT,
     columns=_kto,
     misread=_MISREAD | {*SIDES},
     unpaired=True,
@@ -86,6 +89,7 @@ TRL_REWARD = ExportFormat(
     container="hf",
     reads="TRL's reward trainer",
     usage='RewardTrainer(train_dataset=load_from_disk("{path}/hf")["train"], ...)',
+    held_out=_HELD_OUT,
     columns=_reward,
     misread=_MISREAD | {schema.PROMPT},
 )

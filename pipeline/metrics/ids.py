@@ -51,7 +51,12 @@ def hash_ids(ids: pa.Array, seed: int) -> HashArray:
 
 def uniform(ids: pa.Array, seed: int) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each id, uniform, independent of the other rows and their order."""
-    return (hash_ids(ids, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _unit(hash_ids(ids, seed))
+
+
+def uniform_of_hashes(hashes: HashArray, seed: int) -> npt.NDArray[np.float64]:
+    """The same for hashes: equal hashes have equal numbers."""
+    return _unit(_mix(hashes ^ _mix(np.array([seed & _MASK], dtype=np.uint64) + _GAMMA)))
 
 
 def id_hashes(ids: pa.Array) -> HashArray:
@@ -83,6 +88,10 @@ def _mixed_in(state: int, words: list[int]) -> int:
         value = (value ^ value >> 27) * mix_2 & _MASK
         state = value ^ value >> 31
     return state
+
+
+def _unit(hashes: HashArray) -> npt.NDArray[np.float64]:
+    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(values: HashArray) -> HashArray:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import yaml
 
 import pipeline
-from pipeline.config import Config, SelfPlayConfig, TorchModel, load_any, load_config, load_self_play
+from pipeline.config import Config, SelfPlayConfig, TorchModel, load_any, load_config, load_self_play, without_table
 from pipeline.errors import ConfigError
 
 CONFIG_FILE: Final = "config.yaml"
@@ -41,7 +41,7 @@ _WRITTEN: Final = {
 }
 """Keys of the places that a command writes datasets to."""
 _PACKAGE: Final = Path(pipeline.__file__).parent
-_SUFFIXES: Final = frozenset({".py", ".txt", ".json", ".jinja", ".yaml"})
+_SUFFIXES: Final = frozenset({".py", ".txt", ".json", ".jinja", ".css", ".js", ".yaml"})
 _LEFT_OUT: Final = frozenset({"demo", "__pycache__"})
 
 
@@ -135,7 +135,8 @@ def _modules() -> Iterator[Path]:
 def _check_paths(config: Config | SelfPlayConfig) -> None:
     """Refuse relative paths: they mean something else on the cluster's head node, and nothing on its workers."""
     places, models = named_places(config)
-    relative = [name for name, path in places.items() if "://" not in path and not Path(path).is_absolute()]
+    paths = {name: without_table(path) for name, path in places.items()}
+    relative = [name for name, path in paths.items() if "://" not in path and not Path(path).is_absolute()]
     for role, model in models.items():
         for key, name in ((f"{role}.model", model.model), (f"{role}.adapter", model.adapter)):
             if name and not Path(name).is_absolute() and (name.startswith((".", "~")) or Path(name).is_dir()):

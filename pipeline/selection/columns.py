@@ -1,7 +1,7 @@
 """The narrow columns of all rows, in memory: what rules look at, and never a text.
 
 A row takes 8 bytes for the hash of its id and 8 for each quantity that a metric or the report reads; 16 more for its
-prompt where select.per_prompt is set, 24 for its vote where select.disagreement is, 4 for its group.
+prompt where select.per_prompt or split is set, 24 for its vote where select.disagreement is, 4 for its group.
 """
 
 from collections import Counter

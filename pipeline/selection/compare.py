@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError
-from pipeline.metrics.columns import FloatArray
+from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.ranks import average_ranks
 from pipeline.selection.fit import drawn
 from pipeline.selection.passes import Passes
@@ -90,6 +90,33 @@ def compare(source: Source, queries: Mapping[str, tuple[str, Query]], passes: Pa
         rank_correlation=_spearman(scores),
         contradiction=_contradictions(scores, places),
         num_sampled=scores[0].size,
+    )
+
+
+def compare_scores(
+    scores: Mapping[str, FloatArray], given: Mapping[str, tuple[str, BoolArray]], share: Fraction
+) -> Comparison:
+    """Compare what metrics rank first, by the scores of the same rows, in an order that ties are cut by.
+
+    given: further selections by name: the metric that they are by, and which rows they keep. share: of the rows, what
+    each metric keeps.
+    """
+    size = next(iter(scores.values())).size
+    kept = {name: rows for name, (_, rows) in given.items()}
+    for name, values in scores.items():
+        kept[name] = np.zeros(size, dtype=np.bool_)
+        kept[name][np.argsort(-values, kind="stable")[: int(share * size)]] = True
+    num_both = np.array([[np.count_nonzero(a & b) for b in kept.values()] for a in kept.values()])
+    sizes, metrics = np.diag(num_both), tuple(scores)
+    places = [*(metrics.index(metric) for metric, _ in given.values()), *range(len(metrics))]
+    return Comparison(
+        labels=tuple(kept),
+        metrics=metrics,
+        num_selected=sizes,
+        overlap=num_both / np.maximum(sizes[:, None] + sizes[None, :] - num_both, 1),
+        rank_correlation=_spearman(list(scores.values())),
+        contradiction=_contradictions(list(scores.values()), [(place, share) for place in places]),
+        num_sampled=size,
     )
 
 

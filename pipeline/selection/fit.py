@@ -78,11 +78,16 @@ def blocks_of(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + _BLOCK) for start in range(0, num_rows, _BLOCK))
 
 
-def drawn(hashes: HashArray, rows: BoolArray) -> BoolArray:
-    """Of the rows, the DRAWN_ROWS with the smallest hashes: the same ones for any order; ties are all in."""
-    if np.count_nonzero(rows) <= DRAWN_ROWS:
+def drawn(hashes: HashArray, rows: BoolArray, num: int | None = None) -> BoolArray:
+    """Of the rows, the `num` (or DRAWN_ROWS) with the smallest hashes: the same for any order; ties are all in."""
+    num = DRAWN_ROWS if num is None else num
+    num_rows = int(np.count_nonzero(rows))
+    if num_rows <= num:
         return rows
-    highest = np.partition(hashes[rows], DRAWN_ROWS - 1)[DRAWN_ROWS - 1]
+    # Hashes are uniform: below this bound there are enough, and few to sort and copy.
+    few = rows & (hashes <= np.uint64(min(2**64 - 1, 2 * num * 2**64 // num_rows)))
+    rows = few if np.count_nonzero(few) >= num else rows
+    highest = np.partition(hashes[rows], num - 1)[num - 1]
     within: BoolArray = rows & (hashes <= highest)
     return within
 

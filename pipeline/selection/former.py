@@ -47,7 +47,7 @@ def former_rule(former: Mapping[str, Any], query: Query) -> Select:
     if differing:
         name = differing[0]
         section, _, key = name.partition(".")
-        there = former["select"][key] if key else theirs[name]
+        there = former["select"].get(key) if key else theirs[name]
         here = given[key] if key else ours[name]
         raise ConfigError(
             f"select.stats_from names a selection whose {name} is {there}; this config has {here}. Thresholds hold for "

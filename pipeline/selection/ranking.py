@@ -67,7 +67,7 @@ def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
     return Wanted(
         quantities=tuple(quantities),
         labels=queries[0].rule.labels,
-        prompts=any(query.rule.per_prompt is not None for query in queries),
+        prompts=any(query.rule.per_prompt is not None or query.rule.split is not None for query in queries),
         votes=any(query.rule.disagreement is not None for query in queries),
         wheres=tuple(dict.fromkeys(query.rule.where for query in queries if query.rule.where is not None)),
         groups=tuple(dict.fromkeys(query.rule.group_by for query in queries if query.rule.group_by is not None)),

@@ -14,7 +14,9 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.ranker import SIGNED_EXPLICIT
+from pipeline.selection.figures import figures
 from pipeline.selection.fit import blocks_of, ranked_moments
+from pipeline.selection.passes import Passes
 from pipeline.selection.selection import Found
 from pipeline.selection.source import Positions, Source, take_all
 from pipeline.selection.text import aligned
@@ -31,14 +33,14 @@ SIGNS: Final[Mapping[str, str]] = {
 }
 
 
-def summarise(found: Found, source: Source, *, num_examples: int = 10) -> dict[str, Any]:
+def summarise(found: Found, source: Source, *, num_examples: int = 10, passes: Passes | None = None) -> dict[str, Any]:
     """Numbers of a selection, JSON-ready.
 
     selection: the rule and its counts. margins: count, mean and standard deviation of both margins, signed implicit,
     over all ranked rows and over the selected ones, where the columns hold values. signs: rows whose reward margin
     (chosen minus rejected, whatever metric.explicit is) or implicit margin is below zero, and rows where one is above
-    zero and the other below. top, bottom: the ranked rows of highest and lowest score, ties by id. Labels are counted
-    after select.labels has treated them.
+    zero and the other below. top, bottom: the ranked rows of highest and lowest score, ties by id. The rest is what
+    `figures` counts. Labels are counted after select.labels has treated them. passes: what reads further columns.
     """
     selection, columns, scores = found.selection, found.columns, found.ranking.scores
     selected = np.zeros(columns.num_rows, dtype=np.bool_)
@@ -68,6 +70,7 @@ def summarise(found: Found, source: Source, *, num_examples: int = 10) -> dict[s
         "signs": {group: _signs(reward, implicit, rows) for group, rows in masks.items()},
         "top": examples(1),
         "bottom": examples(-1),
+        **figures(found, source, passes),
     }
 
 
@@ -131,6 +134,7 @@ def render(report: Mapping[str, Any]) -> str:
     ]
     for name, cut in (chosen["groups"] or {}).items():
         rows.append((f"  {chosen['select']['group_by']} {name}", f"{cut['num_candidates']:,}", f"{cut['k']:,}"))
+    rows += [(f"  split {name}", "", f"{num_rows:,}") for name, num_rows in chosen.get("splits", {}).items()]
     for name in (schema.MARGIN_EXPLICIT, schema.MARGIN_IMPLICIT):
         stats = [report["margins"][group][name] for group in GROUPS]
         rows += [(f"{name} {number}", *(_number(of[number]) for of in stats)) for number in ("mean", "std")]
@@ -142,12 +146,12 @@ def render(report: Mapping[str, Any]) -> str:
     if chosen.get("num_tied") != chosen.get("num_tied_kept"):
         rows.append(("rows at the threshold", f"{chosen['num_tied']:,}", f"{chosen['num_tied_kept']:,}"))
     known = [row for row in rows if {*row[1:]} - {"", NOTHING}]
-    parts = [_rule(chosen), aligned([("", *GROUPS), *known])]
+    parts = [rule_in_words(chosen), aligned([("", *GROUPS), *known])]
     parts += [_examples(f"{end} of all ranked rows", report[end]) for end in ("top", "bottom") if report[end]]
     return "\n\n".join(parts)
 
 
-def _rule(chosen: Mapping[str, Any]) -> str:
+def rule_in_words(chosen: Mapping[str, Any]) -> str:
     """The metric, the objective and how much is kept, in one line."""
     metric, objective, select = (chosen[name] for name in ("metric", "objective", "select"))
     name = metric["name"]

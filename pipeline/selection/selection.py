@@ -25,6 +25,7 @@ from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.ranking import Query, Ranking, rank, wanted_by
 from pipeline.selection.rules import Choice, choose
 from pipeline.selection.source import Positions, Source
+from pipeline.selection.split import split_rows
 from pipeline.selection.threshold import Cut
 
 
@@ -38,7 +39,7 @@ class Selection:
     num_rows: rows read, repeats included. num_ranked: those with a score. num_contradicted: pairs whose label the
     reward contradicts, where select.labels is not keep. num_disagreed: rows, repeats included, whose two answers
     another row prefers the other way round; None unless select.disagreement is set.
-    excluded: rows that could not be kept, by reason.
+    excluded: rows that could not be kept, by reason. splits: see `split_rows`, places among the kept rows.
     fitted: what the metric took from the whole set. id_digest: names the set of kept ids, whatever their order.
     """
 
@@ -56,19 +57,26 @@ class Selection:
     num_disagreed: int | None
     excluded: Mapping[str, int]
     id_digest: str
+    splits: Mapping[str, Positions]
 
     @property
     def k(self) -> int:
         """Rows kept."""
         return int(self.positions.size)
 
+    @property
+    def num_by_split(self) -> dict[str, int]:
+        """Rows kept, by split; all are of `train` unless select.split is set."""
+        return {name: int(rows.size) for name, rows in self.splits.items()} or {schema.TRAIN: self.k}
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the rows, JSON-ready, for the manifest."""
         groups = {name: cut.to_dict() for name, cut in self.cuts.items() if name is not None}
+        unset = {"engine"} if self.splits else {"engine", "split"}
         return {
             "objective": self.query.objective.model_dump(mode="json"),
             "metric": self.query.metric.model_dump(mode="json"),
-            "select": self.query.rule.model_dump(mode="json", exclude={"engine"}),
+            "select": self.query.rule.model_dump(mode="json", exclude=unset),
             "fitted": self.fitted.to_dict(),
             **(self.cuts[None].to_dict() if None in self.cuts else {"k": self.k}),
             "groups": groups or None,
@@ -77,24 +85,29 @@ class Selection:
             "excluded": dict(self.excluded),
             "num_contradicted": self.num_contradicted,
             **({} if self.num_disagreed is None else {"num_disagreed": self.num_disagreed}),
+            **({"splits": self.num_by_split} if self.splits else {}),
             "id_digest": self.id_digest,
         }
 
-    def rows(self, source: Source, columns: Sequence[str], part: slice = slice(None)) -> Iterator[pa.Table]:
+    def rows(
+        self, source: Source, columns: Sequence[str], part: slice = slice(None), split: str | None = None
+    ) -> Iterator[pa.Table]:
         """The kept rows in the order of the source: `columns`, then margin_explicit, margin_implicit and potential.
 
-        part: of the kept rows. Sides are exchanged where select.labels swaps them.
+        part: of the kept rows, or of those of one split. Sides are exchanged where select.labels swaps them.
         """
         taken = [field.name for field in schema.SUBSET_FIELDS if field.name in source.schema.names]
         if taken:
             raise SchemaError(f"{taken} are in the table already: it is a subset. Select from the scored dataset.")
-        start = range(self.k)[part].start
-        for table in source.take(self.positions[part], columns):
+        places = part if split is None or not self.splits else self.splits[split][part]
+        swapped = self.swapped[places]
+        numbers = [values[places] for values in (self.explicit, self.implicit, self.scores)]
+        start = 0
+        for table in source.take(self.positions[places], columns):
             rows = slice(start, start + table.num_rows)
-            kept = swap_sides(table, self.swapped[rows])
-            numbers = (self.explicit[rows], self.implicit[rows], self.scores[rows])
+            kept = swap_sides(table, swapped[rows])
             for field, values in zip(schema.SUBSET_FIELDS, numbers, strict=True):
-                kept = kept.append_column(field, pa.array(values, mask=np.isnan(values)))
+                kept = kept.append_column(field, pa.array(values[rows], mask=np.isnan(values[rows])))
             yield kept
             start = rows.stop
 
@@ -157,7 +170,7 @@ class Reader:
 
 
 def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
-    """The selection that a choice makes."""
+    """The selection that a choice makes. Raises a DataError if a split would have no row."""
     query, rows = ranking.query, choice.positions
     missing = np.full(rows.size, np.nan)
     explicit, implicit = (
@@ -180,5 +193,6 @@ def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
         num_disagreed=ranking.num_disagreed,
         excluded=ranking.excluded | choice.excluded,
         id_digest=f"{int(columns.hashes[rows].sum(dtype=np.uint64)):016x}",
+        splits=split_rows(columns.prompts[rows], query.rule),
     )
     return Found(selection=selection, columns=columns, ranking=ranking)

@@ -69,9 +69,11 @@ class SelfPlay:
         return Dataset.open(Place.open(url, self.config.storage), kind)
 
     def prompts_of(self, subset: str) -> pa.Table:
-        """The prompts of a subset's pairs, each once, by id, as a table of PROMPT_SCHEMA."""
+        """The prompts of a subset's training pairs, each once, by id, as a table of PROMPT_SCHEMA."""
         provenance = [field.name for field in schema.PROVENANCE_FIELDS]
-        return selected_prompts(self.dataset(subset).table([schema.PROMPT_ID, schema.PROMPT, *provenance]))
+        return selected_prompts(
+            self.dataset(subset).of_split(schema.TRAIN).table([schema.PROMPT_ID, schema.PROMPT, *provenance])
+        )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -119,9 +119,9 @@ def measure(run: SelfPlay, held_out: Dataset, url: str) -> tuple[pa.Table, Count
 
 
 def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> dict[str, float]:
-    """Mean margins of a subset's pairs: explicit, and implicit under the policy that scored them and under another.
+    """Mean margins of a subset's training pairs: explicit, and implicit under two policies.
 
-    The other policy's scores go to `url`. Implicit margins are signed.
+    One is the policy that scored them. The other one's scores go to `url`. Implicit margins are signed.
     """
     sections = {
         "source": None,
@@ -132,7 +132,7 @@ def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> di
         "select": None,
     }
     after = Config.model_validate(base.model_dump(exclude_unset=True) | sections)
-    pairs = Dataset.open(Place.open(subset, base.storage), SUBSET)
+    pairs = Dataset.open(Place.open(subset, base.storage), SUBSET).of_split(schema.TRAIN)
     score(*prepare_score(after, pairs))
     columns = [*objective_columns(base.objective), *EXPLICIT_COLUMNS["signed"]]
     scored, before = Dataset.open(Place.open(url, base.storage)).table(columns), pairs.table(columns)

@@ -37,6 +37,8 @@ from pipeline.errors import DataError
 from pipeline.faults import storage_errors
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.models.loading import check_models
+from pipeline.observers.facts import Data, Facts
+from pipeline.observers.observed import observed
 from pipeline.selfplay.evaluation import compare_policies
 from pipeline.selfplay.expansion import (
     PROMPTS,
@@ -77,12 +79,16 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
         AlignpotError: what stopped it; what was done stays, and the same call goes on.
     """
     with ExitStack() as stack:
+        settings = config.model_dump(mode="json")
+        told = stack.enter_context(observed("self-play", config.path, settings, config.run.track))
         if config.run.engine == "ray":
             from pipeline.on_ray.session import ray_session
 
             models: list[Replicas] = [config.generate, config.reward, config.policy, config.reference or config.policy]
             stack.enter_context(ray_session(config.run, models))
         run, prompts, held_out = prepare(config)
+        told.add(_tell, run, prompts)
+        told.begin()
         yield f"{prompts.num_kept:,} prompts, {held_out.num_kept:,} held out\n"
         subsets: list[str] = []
         place = f"{run.config.path}/measured-0"
@@ -95,6 +101,7 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
             if found.trained is not None:
                 run = run.with_policy(found.trained.policy)
             reports.append(_close(run, found, held_out, first))
+            told.add(_tell_round, run, found, reports[-1])
             yield f"{render_rounds(reports)}\n"
         yield f"policy: {run.policy.model}"
 
@@ -208,6 +215,20 @@ def _close(run: SelfPlay, found: Round, held_out: Dataset, first: pa.Table) -> d
             "margins": margins_after(config, policy, found.subsets[0], f"{place}/after"),
         }
     return _report(run, found.number, body, place)
+
+
+def _tell(facts: Facts, run: SelfPlay, prompts: Dataset) -> None:
+    """The prompts that it starts from; what it makes is told round by round."""
+    facts.inputs = [Data(url=run.config.prompts.path, num_rows=prompts.manifest.num_rows)]
+    facts.fingerprint = {**run.fingerprints, "rounds": run.config.rounds}
+
+
+def _tell_round(facts: Facts, run: SelfPlay, found: Round, report: Mapping[str, Any]) -> None:
+    """The subsets of a round, and its report."""
+    facts.outputs += [Data.of(run.dataset(subset), subset) for subset in found.subsets]
+    facts.reports[f"{run.config.path}/round-{found.number}"] = report
+    for name, counts in found.expansions.items():
+        facts.counts |= {f"round-{found.number}/{name}/{key}": value for key, value in asdict(counts).items()}
 
 
 def _report(run: SelfPlay, number: int, body: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -190,6 +190,8 @@ def _batches(file: Any, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Rec
         return _arrow_file_batches(file, columns, shard.mark[1])
     if shard.kind is FileKind.ARROW_STREAM:
         return _arrow_stream_batches(file, columns, shard.mark[1])
+    if shard.kind is FileKind.LANCE:
+        return map(sound, file.batches(columns, shard.mark[1], _BATCH_ROWS))
     return _line_batches(file, shard.kind, shard.mark)
 
 

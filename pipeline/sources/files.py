@@ -1,14 +1,15 @@
 """Pre-flight over a source: which data files it has, in a fixed order, and every bad one at once.
 
 A source is one file, a folder (searched to the bottom), or a folder made by `datasets`' save_to_disk. If it has splits,
-`splits` picks one. Names that start with a dot or an underscore are ignored. So are files of no known extension; they
-are reported, unless they describe the data. Files are ordered by their path relative to the root, so that the same
-source gives the same plan.
+`splits` picks one. Names that start with a dot or an underscore are ignored, but not folders such as `_day=3`. So are
+files of no known extension; they are reported, unless they describe the data. Files are ordered by their path relative
+to the root, so that the same source gives the same plan.
 """
 
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -31,13 +32,21 @@ _TEXTS: Final = {".jsonl": JSONL, ".ndjson": JSONL, ".json": JSONL, ".csv": CSV,
 _EXTENSIONS: Final = {
     **dict.fromkeys((".parquet", ".pq"), FileKind.PARQUET),
     **dict.fromkeys((".arrow", ".feather", ".ipc", ".arrows"), FileKind.ARROW_FILE),
+    ".lance": FileKind.LANCE,
     **{
         f"{base}{packed}": FileKind.of_text(form, codec)
         for base, form in _TEXTS.items()
         for packed, codec in _PACKED.items()
     },
 }
-_WANTED: Final = f"{', '.join(name for name in _EXTENSIONS if name.count('.') == 1)} (text also .gz or .zst)"
+_SHOWN: Final = (name for name, kind in _EXTENSIONS.items() if name.count(".") == 1 and kind is not FileKind.LANCE)
+_WANTED: Final = f"{', '.join(_SHOWN)} (text also .gz or .zst)"
+_TABLES: Final = {
+    "delta://PATH": re.compile(r"(?:^|/)_delta_log/"),
+    "iceberg://CATALOG/NAMESPACE.TABLE": re.compile(r"(?:^|/)metadata/[^/]+\.metadata\.json$"),
+    "lance://PATH": re.compile(r"(?:^|/)_versions/[^/]+\.manifest$"),
+}
+"""Files by which a folder is known to be of a table, with the URL that such a table is read by."""
 # Files that tools write beside the data; none of them holds rows.
 _NOT_DATA: Final = frozenset({INFO_FILE, "dataset_infos.json", DICT_FILE, STATE_FILE, "run.json", "report.json"})
 _DESCRIPTIONS: Final = (".md", ".md5", ".sha256", ".crc")
@@ -118,10 +127,11 @@ def _data_files(fs: Any, base: str, shown: str, wanted: Wanted) -> tuple[str, di
         part = part_of_file(name, wanted, f"source {shown}")
         return posixpath.dirname(base), {name: int(info["size"])}, (), part
     every = {posixpath.relpath(path, base): found for path, found in _found(fs, base).items()}
+    _refuse_table(every, shown)
     found = {
         path: int(details.get("size") or 0)
         for path, details in every.items()
-        if not any(part.startswith((".", "_")) for part in path.split("/"))
+        if not any(part.startswith((".", "_")) and "=" not in part for part in path.split("/"))
     }
     data = sorted(path for path in found if _kind_of(path) is not None)
     inner = only_saved({*found}, data)
@@ -136,6 +146,16 @@ def _data_files(fs: Any, base: str, shown: str, wanted: Wanted) -> tuple[str, di
         raise SourceError(f"source {shown} holds no data file; wanted one of {_WANTED}.{others}")
     ignored = tuple(sorted(path for path in found if path not in files and _may_hold_data(path)))
     return base, {path: found.get(path, _MISSING) for path in files}, ignored, part
+
+
+def _refuse_table(names: Iterable[str], shown: str) -> None:
+    """Raise a SourceError if the folder is of a table, whose files may hold rows that the table does not."""
+    url = next((url for url, mark in _TABLES.items() if any(map(mark.search, names))), None)
+    if url is not None:
+        raise SourceError(
+            f"source {shown} holds a table, and its files may have rows that are no longer in it. Give source.path as "
+            f"{url}."
+        )
 
 
 def _found(fs: Any, folder: str, above: frozenset[str] = frozenset()) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pipeline.sources.columns import plain_type
 from pipeline.sources.records import records
 
 _MARK_EVERY_ROWS: Final = 64
+_MARK_EVERY_LANCE_ROWS: Final = 1024
 _ARROW_FILE_MAGIC: Final = b"ARROW1"
 _FIELDS: Final = {
     # Results of tools have id and name; `name` alone stands in every tool.
@@ -47,6 +48,7 @@ class FileKind(StrEnum):
     PARQUET = "parquet"
     ARROW_FILE = "arrow_file"
     ARROW_STREAM = "arrow_stream"
+    LANCE = "lance"
     JSONL = "jsonl"
     JSONL_GZIP = "jsonl_gzip"
     JSONL_ZSTD = "jsonl_zstd"
@@ -71,7 +73,7 @@ class FileKind(StrEnum):
     @property
     def is_json(self) -> bool:
         """Whether rows are read as JSON objects, without a schema."""
-        return self not in {FileKind.PARQUET, FileKind.ARROW_FILE, FileKind.ARROW_STREAM}
+        return self not in {FileKind.PARQUET, FileKind.ARROW_FILE, FileKind.ARROW_STREAM, FileKind.LANCE}
 
     @property
     def codec(self) -> str | None:
@@ -88,7 +90,7 @@ class FileKind(StrEnum):
 class Probe:
     """What a look at a file found. `marks` are (row, position): places where reading can start, rows ascending.
 
-    A position is a row group of Parquet, a record batch of an Arrow file, else a byte offset.
+    A position is a row group of Parquet, a record batch of an Arrow file, a row of Lance, else a byte offset.
     """
 
     kind: FileKind
@@ -110,6 +112,8 @@ def probe_file(fs: Any, path: str, extension_kind: FileKind) -> Probe:
         # Parquet is read in few places, so read-ahead would only fetch bytes twice.
         kwargs = {"cache_type": "none"} if extension_kind is FileKind.PARQUET else {}
         with fs.open(path, "rb", **kwargs) as file:
+            if extension_kind is FileKind.LANCE:
+                return _probe_fragment(file)
             file.seek(0, io.SEEK_END)
             size = file.tell()
             file.seek(0)
@@ -148,6 +152,14 @@ def _probe(file: Any, kind: FileKind) -> Probe:
             schema = reader.schema
     marks = tuple((first, index) for index, first in enumerate(itertools.accumulate(rows, initial=0)))[:-1]
     return Probe(kind=kind, num_rows=sum(rows), schema=_checked(schema), marks=marks)
+
+
+def _probe_fragment(fragment: Any) -> Probe:
+    """Of Lance, which its file system opens as rows instead of bytes, and which can be read from any row on."""
+    if not hasattr(fragment, "batches"):
+        raise BadFile("is a part of a Lance dataset; give source.path as lance://PATH of the whole")
+    marks = tuple((row, row) for row in range(0, fragment.num_rows, _MARK_EVERY_LANCE_ROWS))
+    return Probe(kind=FileKind.LANCE, num_rows=fragment.num_rows, schema=_checked(fragment.schema), marks=marks)
 
 
 def _probe_arrow_stream(file: Any) -> Probe:

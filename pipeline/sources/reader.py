@@ -69,6 +69,8 @@ class PairReader:
     split: str | None = None
     config: str | None = None
     """The split and config that the shards are of, if the source has any."""
+    stored: pa.Schema | None = None
+    """Every column of the files; None for JSON."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -298,6 +300,7 @@ def open_source(
         where=where,
         split=scan.part.split,
         config=scan.part.config,
+        stored=scan.schema,
     )
     return reader, [replace(file, is_one_shard=FORMATS[name].whole_files) for file in scan.files]
 

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, IntegrityError
 from pipeline.sources.probe import FileKind
 from pipeline.sources.splits import NO_SPLITS, Part
 
-_NULL_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
+NULL_PARTITION: Final = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +113,8 @@ class SourceScan:
 def partitions(path: str) -> dict[str, str | None]:
     """The columns that the folders of a file are named after, as in `lang=de/part-0.parquet`, with their text."""
     parts = (folder.partition("=") for folder in path.split("/")[:-1] if "=" in folder)
-    values = {name: urllib.parse.unquote(value) for name, _, value in parts if name}
-    return {name: None if value == _NULL_PARTITION else value for name, value in values.items()}
+    values = {urllib.parse.unquote(name): urllib.parse.unquote(value) for name, _, value in parts if name}
+    return {name: None if value == NULL_PARTITION else value for name, value in values.items()}
 
 
 def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:

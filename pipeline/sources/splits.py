@@ -6,8 +6,9 @@ What splits there are is told, in this order, by
     README.md                        the key `configs` of its YAML header, as on the Hugging Face Hub
     file and folder names            as `datasets` reads them: data/test-00000-of-00002.parquet, train/, dev.jsonl
 
-A split for training is the default if there is just one. Others must be asked for, so that rows of a test split never
-get into a training set unasked.
+A split for training is the default if there is just one, or just one that is named after preferences, such as
+`train_prefs` beside `train_sft`. Others must be asked for, so that rows of a test split never get into a training set
+unasked.
 """
 
 import posixpath
@@ -26,6 +27,7 @@ CARD_FILE: Final = "README.md"
 ALL: Final = "all"
 
 _TRAIN: Final = "train"
+_PREFERENCES: Final = "pref"
 _WORDS: Final = {
     "test": ("test", "testing", "eval", "evaluation"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -165,6 +167,7 @@ def _chosen_split(splits: Mapping[str, Sequence[str]], wanted: str | None, where
         return None
     roles = {name: _role_of(name) for name, files in splits.items() if files}
     training = [name for name, role in roles.items() if role == _TRAIN]
+    training = [name for name in training if _PREFERENCES in name.lower()] or training
     if len(training) == 1 or [*roles.values()] == [None]:
         return next(iter(training or roles))
     first = shown(next(iter(training or splits)))

@@ -19,12 +19,13 @@ from pipeline import schema
 from pipeline.config import Config, Output, Storage, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.files import REPORT_FILE, file_shards, finish_files, with_layout, write_files
+from pipeline.data.files import PAGE_FILE, REPORT_FILE, file_shards, finish_files, split_of, with_layout, write_files
 from pipeline.data.manifest import SUBSET, File
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
 from pipeline.data.sealed import differences, digest, fingerprint_digest, read_sealed, sealed
 from pipeline.errors import ConfigError, FingerprintError, SourceError
+from pipeline.report import about, report_page
 from pipeline.selection.columns import check_group_type
 from pipeline.selection.former import apply_former, former_rule
 from pipeline.selection.passes import Passes, Threads
@@ -53,12 +54,18 @@ class SelectRun:
 
     def where(self) -> str:
         """Where the subset lies and how to load it."""
-        path = shown_path(self.output.path.rstrip("/"))
+        path, held_out = shown_path(self.output.path.rstrip("/")), self.query.rule.split
         lines = [f"subset: {path}"]
+        files = f'"{path}/parquet/*.parquet"'
+        if held_out is not None:
+            names = [schema.TRAIN, *held_out]
+            files = "{" + ", ".join(f'"{name}": "{path}/parquet/{name}-*.parquet"' for name in names) + "}"
+        which = "" if held_out is not None else '["train"]'
         if "hf" in self.output.formats:
-            lines.append(f'  datasets.load_from_disk("{path}/hf")["train"]')
+            lines.append(f'  datasets.load_from_disk("{path}/hf"){which}')
         if "parquet" in self.output.formats:
-            lines.append(f'  datasets.load_dataset("parquet", data_files="{path}/parquet/*.parquet")["train"]')
+            lines.append(f'  datasets.load_dataset("parquet", data_files={files}){which}')
+        lines.append(f"  open in a browser: {path}/{PAGE_FILE}")
         return "\n".join(lines)
 
 
@@ -212,11 +219,14 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
     plan = replace(
         plan,
         schema=pa.schema(fields if output.slim else [*fields, *schema.SUBSET_FIELDS]),
-        shards=file_shards(found.selection.k, output.rows_per_file),
+        shards=file_shards(found.selection.num_by_split, output.rows_per_file),
         formats=output.formats,
     )
     run = Run.claim(place, with_layout(plan))
-    report = summarise(found, source)
+    report = summarise(found, source, passes=passes)
+    if isinstance(source, Dataset):
+        read = {"read": source.manifest.num_rows, "dropped": dict(sorted(source.manifest.drops_by_reason.items()))}
+        report["flow"] = {**read, **report["flow"]}
     task = partial(_write_file, run, source, found.selection, columns)
     files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
     made_from = source.manifest.config if isinstance(source, Dataset) else {}
@@ -225,14 +235,15 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
         "scored_by": _scored_by(_scored(source, found)),
         "made_from": {name: made_from.get(name) for name in ("source", "sources", *_SCORING)},
     }
-    finish_files(run, files, {REPORT_FILE: sealed(report)}, extra)
+    page = report_page(report, about(run.plan, extra))
+    finish_files(run, files, {REPORT_FILE: sealed(report), PAGE_FILE: page.encode()}, extra)
 
 
 def _write_file(run: Run, source: Source, selection: Selection, columns: Sequence[str], index: int) -> list[File]:
     """Write one file of a subset."""
     shard, schema_ = run.plan.shards[index], run.plan.schema
     rows = slice(shard["first_row"], shard["first_row"] + shard["num_rows"])
-    tables = selection.rows(source, columns, rows)
+    tables = selection.rows(source, columns, rows, split_of(shard))
     return write_files(run, (table.select(schema_.names).cast(schema_) for table in tables), only=index)
 
 

@@ -56,7 +56,7 @@ def vllm(**keys):
         (vllm(), vllm(token_budget=1, **LAYOUT)),
         (vllm(), vllm(num_gpus=4, engine_args=LAYOUT_ARGUMENTS)),
         (Generate(), Generate(shard_prompts=1, num_gpus=4, engine_args=LAYOUT_ARGUMENTS, **LAYOUT)),
-        (Run(), Run(engine="plain", shard_rows=1, max_dropped=1)),
+        (Run(), Run(engine="plain", shard_rows=1, max_dropped=1, track="module:function")),
         (Storage(), Storage(region="r", max_attempts=1)),
         (Tokens(), Tokens(max_prompt_length=1)),
         (Tokens(preset="paper"), Tokens(preset="paper", truncation="keep_end")),

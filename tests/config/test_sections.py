@@ -80,6 +80,7 @@ def test_rule_across_sections_stands_alone():
     [
         {"scored": "s3://user:canary-secret@bucket/x"},
         {"source": "s3://user:canary-secret@bucket/x"},
+        {"source": {"path": "delta://s3://user:canary-secret@bucket/x@3"}},
         {"storage": {"endpoint_url": "canary-secret@host"}},
         {"policy": {"backend": "https://user:canary@hub/x", "model": "m"}},
         {"policy": {"backend": "vllm", "model": "m", "engine_args": {"a": [{"b": "http://user:canary@host"}]}}},
@@ -126,6 +127,8 @@ def test_training_gets_no_credentials():
         "s3://bucket/run:1@2/x?versionId=3",
         "/data/a:b@c",
         "org/model@main",
+        "delta://s3://bucket/prefs@3",
+        "lance://prefs.lance@v1",
         "http://127.0.0.1:8265/jobs@2",
         "[::1]:6379",
         "head:6379",

@@ -45,6 +45,11 @@ from tests.config.sections import ALONE, assert_refused, changed
         ),
         (changed(select={"stats_from": "s.json", "fraction": 0.4, "k": 10}), ["exactly one of fraction and k"]),
         (changed(select={"fraction": 0.4, "engine": "spark"}), ["select.engine", "got 'spark'"]),
+        (changed(select={"fraction": 0.4, "split": {}}), ["select.split", "{test: 0.05}"]),
+        (changed(select={"fraction": 0.4, "split": {"test": 0.5, "dev": 0.5}}), ["select.split", "below 1"]),
+        (changed(select={"fraction": 0.4, "split": {"test": 0}}), ["select.split", "got 0"]),
+        (changed(select={"fraction": 0.4, "split": {"train": 0.1}}), ["select.split", "train cannot be held out"]),
+        (changed(select={"fraction": 0.4, "split": {"te/st": 0.1}}), ["select.split", "te/st"]),
     ],
 )
 def test_bad_select_section_names_key_and_remedy(config: dict, parts: list[str]):

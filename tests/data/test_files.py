@@ -33,7 +33,7 @@ TABLE = scored_table([f"r{i}" for i in range(25)]).drop_columns([names.STATUS, n
 
 def begun(place: Place, *, num_rows: int = 25, rows_per_file: int = 10, **changes: Any) -> Run:
     values = {"kind": SUBSET, "fingerprint": FINGERPRINT, "config": {}, "schema": TABLE.schema,
-              "shards": file_shards(num_rows, rows_per_file), "formats": ("hf", "parquet")}  # fmt: skip
+              "shards": file_shards({"train": num_rows}, rows_per_file), "formats": ("hf", "parquet")}  # fmt: skip
     return Run.claim(place, with_layout(Plan(**{**values, **changes})))
 
 

@@ -38,7 +38,7 @@ def test_layout_is_written_once_and_changed_settings_survive(tmp_path: Path, smo
     assert yaml.safe_load(path.read_text())["rounds"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.smollm2
 @pytest.mark.timeout(1800)

@@ -93,7 +93,8 @@ def test_constraints_hold_what_is_installed_and_meet_the_project():
     pinned = constraints()
     project = project_table()
     extras = project["optional-dependencies"]
-    wanted = [Requirement(r) for r in project["dependencies"] + extras["demo"] + extras["trainers"] + extras["dev"]]
+    given = (project["dependencies"], *(extras[name] for name in ("demo", "tables", "trainers", "dev")))
+    wanted = [Requirement(r) for requirements in given for r in requirements]
     for requirement in wanted:
         name = canonicalize_name(requirement.name)
         if name != project["name"]:
@@ -102,7 +103,8 @@ def test_constraints_hold_what_is_installed_and_meet_the_project():
 
 def test_constraints_cover_what_the_pinned_packages_need():
     pinned = constraints()
-    for name in ("ray", "torch", "transformers", "datasets", "s3fs", "trl", "typer"):
+    tables = ("deltalake", "pyiceberg", "pylance")
+    for name in ("ray", "torch", "transformers", "datasets", "s3fs", "trl", "typer", *tables):
         try:
             needs = [Requirement(r) for r in distribution(name).requires or []]
         except PackageNotFoundError:

@@ -64,7 +64,7 @@ def write_subset(
 ) -> str:
     table = pa.Table.from_pylist(rows, schema=schema)
     values = {"kind": SUBSET, "schema": schema, "formats": ("hf", "parquet"), "config": {},
-              "shards": file_shards(len(rows), rows_per_file),
+              "shards": file_shards({"train": len(rows)}, rows_per_file),
               "fingerprint": {"scored": "abc", "select": {"seed": 0}}}  # fmt: skip
     run = Run.claim(Place.open(url, storage or config.Storage()), with_layout(Plan(**{**values, **changes})))
     finish_files(run, write_files(run, [table]), {}, {})

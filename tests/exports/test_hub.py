@@ -89,14 +89,34 @@ def test_card_says_what_was_selected_and_how_to_load_it(hub: Hub, subset: Path):
     assert "/tmp" not in text
 
 
+def test_rows_held_out_are_a_split_on_the_hub(hub: Hub, tmp_path: Path):
+    chosen = select(score(rows(80), **COLUMNS), fraction=0.9, split={"held": 0.3})
+    chosen.write(tmp_path / "subset", hub=NAME)
+    files = hub.repos[NAME].files
+    splits = chosen.to_datasets()
+    assert [*splits] == ["held", "train"]
+    assert {path for path in files if "data/" in path} == {f"data/{name}-00000-of-00001.parquet" for name in splits}
+    header = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    paths = [{"split": name, "path": f"data/{name}-*"} for name in ("train", "held")]
+    assert header["configs"][0]["data_files"] == paths
+    assert f"| held out | {len(splits['held'])} as `held` |" in files["README.md"].decode()
+    for split in splits:
+        assert read_pairs(NAME, id_column="id", split=split).to_arrow()["id"].to_pylist() == splits[split]["id"][:]
+    assert read_pairs(NAME).to_arrow().num_rows == len(splits["train"])
+    frame = chosen.to_pandas()
+    assert frame.groupby("split")["id"].apply(list).to_dict() == {name: splits[name]["id"][:] for name in splits}
+
+
 def test_card_names_models_and_of_private_paths_the_last_part_alone(subset: Path):
     place = Place.open(str(subset), Storage())
-    manifest = Dataset.open(place, SUBSET).manifest
+    dataset = Dataset.open(place, SUBSET)
+    manifest = dataset.manifest
     scored_by = {"policy": {"name": "org/policy", "revision": "c" * 40}, "reward": {"weights": "d" * 64}}
     source = {"path": "s3://private-bucket/team/prefs/", "split": "train"}
     made_from = {"source": source, "reward": {"model": "/home/me/models/rm|x"}}
     extra = {**manifest.extra, "scored_by": scored_by, "made_from": made_from}
-    text = card(NAME, replace(manifest, extra=extra), read_sealed(place / REPORT_FILE), "mark")
+    told = replace(dataset, manifest=replace(manifest, extra=extra))
+    text = card(NAME, told, read_sealed(place / REPORT_FILE), "mark")
     for said in ("| `org/policy` (`cccccccccccc`) |", "| `rm\\|x` (`dddddddddddd`) |", "| `prefs`, split `train` |"):
         assert said in text
     assert "private-bucket" not in text
@@ -171,7 +191,7 @@ def test_output_hub_pushes_each_subset_of_a_sweep_and_asks_for_the_token_first(h
     config = parse_config({"scored": str(tmp_path / "scored"), "select": {"k": 1}, "output": output, "sweep": sweep})
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(StorageError, match="no token"):
-        select_only(config)
+        list(select_only(config))
     assert not (tmp_path / "out" / "best-3" / "_SUCCESS.json").exists()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     told = "\n".join(select_only(config))

@@ -23,7 +23,7 @@ def test_every_selection_is_written_down(kept: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.smollm2
-@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.soak])])
 def test_scores_are_the_same(engine: str, smollm2_dir: Path, tmp_path: Path) -> None:
     found, written = scores.found(tmp_path / "scores", smollm2_dir, engine), scores.written()
     same_bits = scores.machine() == written["machine"]

@@ -86,7 +86,7 @@ def hh(smollm2_dir, shared_data):
     return rows, pairs, score_pairs(LogprobEngine(model), pairs)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.smollm2
 def test_float32_sums_equal_trl_on_hh_pairs(smollm2_dir, hh, tmp_path):
     rows, _, (chosen, rejected) = hh
@@ -104,7 +104,7 @@ def plain_sum(model, pair: TokenizedPair, side: str) -> float:
     return logp[torch.arange(start - 1, ids.shape[1] - 1), ids[0, start:]].sum().item()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.smollm2
 def test_float32_sums_equal_a_plain_forward_of_each_sequence_on_hh_pairs(smollm2_dir, hh):
     _, pairs, (chosen, rejected) = hh
@@ -114,7 +114,7 @@ def test_float32_sums_equal_a_plain_forward_of_each_sequence_on_hh_pairs(smollm2
             assert ours[index] == pytest.approx(plain_sum(model, pair, side), rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.smollm2
 def test_bfloat16_stays_within_its_noise_of_float32_on_hh_pairs(smollm2_dir, hh):
     """Mean log-probs: 0.02 RMS; 0.05 at most, but for responses of a few tokens no worse than transformers' own."""

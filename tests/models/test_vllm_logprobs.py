@@ -108,6 +108,7 @@ def test_an_engine_argument_that_does_not_exist_says_what_to_do(policy):
         VllmLogprobEngine(section(policy, engine_args={"no_such_argument": 1}), MAX_LENGTH)
 
 
+@pytest.mark.soak
 @needs_vllm
 @pytest.mark.slow
 def test_a_model_split_between_two_processes_gives_the_same_sums(policy, ours, groups):

@@ -1,5 +1,6 @@
 """The rule of a former selection on other rows: each is judged by itself, by the statistics and thresholds of then."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -75,9 +76,11 @@ def test_rows_are_judged_one_by_one_in_any_order_and_partition(seed, random, sha
     again = applied(former, shuffled, Metric(), source=CountedSource(shuffled, cuts=(share,)), passes=ElsewherePasses())
     assert summarise(again, source_of(shuffled)) == summarise(whole, source_of(table))
     size = 1 + int(68 * share)
-    halves = [part for part in (table.slice(0, size), table.slice(size)) if np.isfinite(part["reward_chosen"]).any()]
-    kept = [kept_ids(applied(former, part, Metric()).selection, part) for part in halves]
-    assert set().union(*kept) == kept_ids(whole.selection, table)
+    kept: set[str] = set()
+    for part in (table.slice(0, size), table.slice(size)):
+        with contextlib.suppress(DataError):  # a part may hold no row that can be judged
+            kept |= kept_ids(applied(former, part, Metric()).selection, part)
+    assert kept == kept_ids(whole.selection, table)
 
 
 def test_later_rows_are_scored_by_the_statistics_of_then():

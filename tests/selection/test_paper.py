@@ -81,7 +81,7 @@ def test_the_preset_keeps_the_authors_pairs(metric, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_the_preset_keeps_the_authors_pairs_of_a_hundred_thousand(seed):
     table = scored_table(100_000, seed=seed)
     ids = np.array(table.column("id").to_pylist())

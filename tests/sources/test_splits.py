@@ -65,6 +65,7 @@ SHARDS = {
         (["prefs_train_0.jsonl", "prefs_train_1.jsonl"], ["prefs.test.jsonl"], "train"),
         (["train.jsonl"], ["train/test.jsonl", "test/train-00000-of-00001.jsonl"], "train"),
         (SHARDS["train_prefs"], SHARDS["test_prefs"], "train_prefs"),
+        (SHARDS["train_prefs"], [*SHARDS["test_prefs"], "data/train_sft-00000-of-00001.parquet"], "train_prefs"),
         (["data/en-00000-of-00001.parquet"], [], "en"),
         (["contest.jsonl", "pretrained.jsonl", "latest-00000-of-00001.jsonl"], [], None),
     ],
@@ -82,7 +83,7 @@ def test_names_of_files_and_folders_tell_the_split(tmp_path, training, others, s
         (["test.jsonl"], r"It has test \(1 file\)\. Choose one: `source: \{split: test\}`"),
         (["data/eval-0.jsonl", "data/valid.jsonl"], r"validation \(1 file\), test \(1 file\)"),
         (["data/en-00000-of-00001.jsonl", "data/de-00000-of-00001.jsonl"], r"de \(1 file\), en \(1 file\)"),
-        ([*SHARDS["train_prefs"], *SHARDS["test_prefs"], "data/train_sft-00000-of-00001.parquet"], r"\{split: train_p"),
+        ([f"data/train_{name}-00000-of-00001.parquet" for name in ("gen", "sft")], r"\{split: train_gen\}"),
     ],
 )
 def test_what_is_not_plainly_for_training_is_asked_for(tmp_path, names, told):

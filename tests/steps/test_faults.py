@@ -55,6 +55,7 @@ def num_parts(config: Config) -> int:
     return len(list((Path(config.scored) / "parts").glob("*.parquet"))) if Path(config.scored).exists() else 0
 
 
+@pytest.mark.soak
 def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list[dict], models: dict):
     rows = [{**pair, "id": f"{pair['id']}-{copy}"} for copy in range(4) for pair in pairs]
     source = write_jsonl(tmp_path / "pairs.jsonl", rows)
@@ -113,8 +114,11 @@ class Deadly:
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
     ("rows", "num_deaths", "most_deaths", "hang"),
-    [({4, 5}, 1, 1, False), ({6, 7, 13}, 10**6, 7, False), ({6}, 10**6, 3, True)],
-    ids=["dies once", "dies on rows of two shards", "hangs"],
+    [
+        pytest.param({4, 5}, 1, 1, False, id="dies once"),
+        pytest.param({6, 7, 13}, 10**6, 7, False, id="dies on rows of two shards"),
+        pytest.param({6}, 10**6, 3, True, id="hangs", marks=pytest.mark.soak),
+    ],
 )
 def test_worker_that_dies_is_replaced_and_the_row_that_kills_it_dropped(
     rows: set[int],
@@ -150,6 +154,7 @@ class DiesAtOnce:
         return table
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("num_deaths", [1, 10**6], ids=["once", "always"])
 def test_worker_that_dies_while_it_is_built_is_tried_again_but_not_for_ever(
@@ -207,7 +212,7 @@ def test_source_replaced_in_mid_run_is_noticed(tmp_path: Path, pairs: list[dict]
     assert not (tmp_path / "scored" / "_SUCCESS.json").exists()
 
 
-@pytest.mark.parametrize("engine", ["plain", "ray"])
+@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=pytest.mark.soak)])
 def test_sigterm_ends_with_75_and_the_run_goes_on(engine: str, tmp_path: Path, pairs: list[dict], models: dict):
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     config = make_config(tmp_path, source, **models, run={"engine": engine, "shard_rows": 1, "placement": "colocated"})

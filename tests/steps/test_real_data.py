@@ -129,6 +129,7 @@ def assert_trl_trains_on(config: Config, model_dir: Path, tmp_path: Path) -> Non
     assert trainer.train().global_step == 2
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_hh_transcripts_with_a_trained_adapter_and_dpo(
     tmp_path: Path, pairs: list[dict], s3: S3Server, smollm2_dir: Path
@@ -164,6 +165,7 @@ def test_hh_transcripts_with_a_trained_adapter_and_dpo(
     assert_trl_trains_on(config, smollm2_dir, tmp_path)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_candidates_with_reward_columns_and_simpo(tmp_path: Path, pairs: list[dict], s3: S3Server, smollm2_dir: Path):
     source = candidates_file(tmp_path, pairs)

@@ -41,7 +41,7 @@ OTHERS = {
     "simpo": {"objective": {"name": "simpo", "beta": 2.0}},
 }
 VARIANTS = COMMON | OTHERS
-BOTH = [pytest.param(COMMON, id="common"), pytest.param(OTHERS, id="others", marks=pytest.mark.slow)]
+BOTH = [pytest.param(COMMON, id="common"), pytest.param(OTHERS, id="others", marks=pytest.mark.soak)]
 
 
 def sweep_of(variants: dict[str, dict]) -> list[dict]:

@@ -158,10 +158,19 @@ def test_where_a_model_runs_is_no_other_setting(tiny):
     assert play(tiny(rounds=1, train=None, generate={"replicas": 2, "num_threads": 2})) == once
 
 
-def test_without_training_one_round_makes_a_subset(tiny, tmp_path: Path):
+def test_without_training_one_round_makes_a_subset_and_tells_of_it(tiny, tmp_path: Path, monkeypatch):
+    for name, value in (("TYPE", "file"), ("LOG_FILE_PATH", str(tmp_path / "events")), ("APPEND", "true")):
+        monkeypatch.setenv(f"OPENLINEAGE__TRANSPORT__{name}", value)
     shown = play(tiny(rounds=1, train=None))
-    assert ids_of(tmp_path / "run/round-1/base/subset")
+    ids = ids_of(tmp_path / "run/round-1/base/subset")
+    assert ids
     assert "pairs selected" in shown
+    start, complete = (json.loads(line) for line in (tmp_path / "events").read_text().splitlines())
+    assert (start["eventType"], complete["eventType"]) == ("START", "COMPLETE")
+    assert start["run"]["runId"] == complete["run"]["runId"]
+    [subset] = complete["outputs"]
+    assert subset["name"] == str(tmp_path / "run/round-1/base/subset")
+    assert subset["outputFacets"]["outputStatistics"]["rowCount"] == len(ids)
 
 
 def test_more_rounds_without_training_are_refused(tiny):
@@ -219,7 +228,7 @@ def test_dpo_trains_on_the_reference_log_probs_that_were_scored(tiny, tmp_path: 
     assert report(tmp_path / "run", 1)["training"]["summary"]["steps"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.s3
 def test_rounds_on_s3_with_policies_in_a_folder(tiny, tmp_path: Path, s3: S3Server):
     storage = s3.storage.model_dump()
@@ -229,7 +238,7 @@ def test_rounds_on_s3_with_policies_in_a_folder(tiny, tmp_path: Path, s3: S3Serv
     assert play(config) == shown
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 def test_ray_and_the_plain_loop_generate_pair_and_select_the_same(tiny, tmp_path: Path, local_ray: None):
     outcomes = []

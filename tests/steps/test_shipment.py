@@ -12,6 +12,7 @@ import yaml
 
 import pipeline
 from pipeline.config import load_config
+from pipeline.errors import ConfigError
 from pipeline.on_ray import shipment
 from pipeline.on_ray.shipment import is_of, prepare_job
 from tests.steps import scored_data
@@ -77,6 +78,19 @@ def test_templates_travel_in_the_config(config: Path, tmp_path: Path):
     job.write(tmp_path / "job")
     template.unlink()
     assert load_config(tmp_path / "job" / "config.yaml") == job.config
+
+
+def test_relative_paths_are_refused_also_those_of_tables(tmp_path: Path):
+    def prepare(path: str):
+        sections = {"source": {"path": path}, "reward": {"backend": "columns"}, "metric": {"name": "explicit"}}
+        (tmp_path / "score.yaml").write_text(yaml.safe_dump({**sections, "scored": "s3://bucket/scored"}))
+        return prepare_job("score", tmp_path / "score.yaml", ())
+
+    for path in ("prefs", "delta://prefs@3", "lance://./prefs.lance"):
+        with pytest.raises(ConfigError, match=r"source\.path: a relative path cannot be submitted"):
+            prepare(path)
+    for path in ("delta:///data/prefs@3", "lance://s3://bucket/prefs", "iceberg://catalog/prefs.pairs"):
+        assert prepare(path)
 
 
 def test_dry_run_lists_what_would_be_sent(config: Path, untidy: None, command):

@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pipeline import score, select
 from pipeline.config import Objective, Tokens, TorchModel
 from pipeline.errors import AlignpotError, ConfigError, DataError, SchemaError, SourceError
 from pipeline.models import loading
 from pipeline.models.fingerprints import model_fingerprint
-from pipeline.training.pairs import load_pairs
+from pipeline.training.pairs import load_pairs, read_pairs
 from pipeline.training.run import run
 from tests.models.trl_reference import trl_tokens
-from tests.training.conftest import rows, save, scored
+from tests.training.conftest import message, rows, save, scored
 
 DPO = {"method": "dpo", "objective": Objective(name="dpo", beta=0.1)}
 
@@ -167,6 +168,18 @@ def test_a_policy_with_an_adapter_is_trained_on_top_of_it(make_job, tmp_path, ti
 def test_pairs_of_several_datasets_are_taken_once_each(make_job, tmp_path):
     first, second = save(rows(4), tmp_path / "first"), save([*rows(4), *rows(3, start=10)], tmp_path / "second")
     assert run(make_job(datasets=(first, second), max_steps=1))["rows"] == 7
+
+
+def test_rows_that_a_subset_holds_out_are_not_trained_on(make_job, tmp_path):
+    pairs = [
+        {**row, "reward_chosen": float(i), "reward_rejected": 0.0, "prompt": message("user", f"question {i}")}
+        for i, row in enumerate(rows(24))
+    ]
+    subset = select(score(pairs, reward="columns"), metric="explicit", fraction=1.0, split={"test": 0.3})
+    subset.write(tmp_path / "subset")
+    found = read_pairs(make_job(datasets=(f"{tmp_path}/subset/hf",)), tmp_path / "scratch")
+    assert [*found["prompt"]] == [*subset.to_datasets()["train"]["prompt"]]
+    assert 0 < len(found) < 24
 
 
 def test_pairs_that_cannot_be_trained_on_are_left_out_and_counted(make_job, tmp_path):
