@@ -39,9 +39,9 @@ from tests.steps.scored_data import objects
 
 NUM_ROWS, SHARD_ROWS = 240, 6
 SHARES = (0.0, 0.0, 0.05, 0.2)
-PAUSE_S = (1.0, 6.0)
+PAUSE_S = (3.0, 20.0)
 OUTAGE_S = (1.0, 8.0)
-_SERVICES = ("DashboardAgent", "RuntimeEnvAgent")
+_WORK = ("MapWorker", "ReadRows", "MapBatches")  # in the names of Ray's processes; others serve Ray itself
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class Faults:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 name = process.name()
-                if name.startswith("ray::") and not name.endswith(_SERVICES):
+                if name.startswith("ray::") and any(word in name for word in _WORK):
                     workers.append((process.pid, name))
         if workers:
             pid, name = self.chance.choice(sorted(workers))

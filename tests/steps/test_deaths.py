@@ -85,6 +85,7 @@ def test_death_before_any_change_of_storage_is_made_good_by_running_again(
     scratch, work = tmp_path / "tmp", tmp_path / "work"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setattr("os.fsync", lambda _: None)  # a process dies here, not the machine
     rows = [{**row, "reward_chosen": float(i % 3), "reward_rejected": 0.5} for i, row in enumerate(pairs[:12])]
     config = make_config(
         work,
