@@ -158,7 +158,7 @@ def read_pairs(data: Any, *, storage: Mapping[str, Any] | None = None, **source:
     data: a path or URL, a datasets.Dataset, a data frame, an Arrow table or a list of dicts. source: keys of the source
     section, such as format, id_column, passthrough.
     """
-    from pipeline.sources.reader import read_all
+    from pipeline.sources.open import read_all
 
     with tempfile.TemporaryDirectory(prefix="alignpot-") as folder:
         section = parse(Source, {"path": _path_of(data, Path(folder)), **source}, "the call")

@@ -78,7 +78,18 @@ def scores_of(table: pa.Table) -> dict[str, Any]:
 
 
 def test_the_public_names_are_these() -> None:
-    names = {"AlignpotError", "compare", "export", "potential", "push", "read_pairs", "score", "select", "self_play"}
+    names = {
+        "AlignpotError",
+        "audit",
+        "compare",
+        "export",
+        "potential",
+        "push",
+        "read_pairs",
+        "score",
+        "select",
+        "self_play",
+    }
     assert {*pipeline.__all__} == names
     assert names <= {*dir(pipeline)}
     assert all(callable(getattr(pipeline, name)) for name in names)

@@ -22,7 +22,8 @@ from pipeline.metrics.ids import id_hashes
 from pipeline.selection.duplicates import find_repeats
 from pipeline.sources.left_out import Sample
 from pipeline.sources.mix import MixReader, mixed_files, mixed_sizes
-from pipeline.sources.reader import PairReader, open_source
+from pipeline.sources.open import open_source
+from pipeline.sources.reader import PairReader
 from pipeline.sources.rows import content_digest
 from pipeline.sources.shards import SourceFile
 from pipeline.steps.shards import OwnRows, SourceRows

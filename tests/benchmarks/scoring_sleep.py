@@ -16,7 +16,7 @@ from pipeline.data.place import Place
 from pipeline.drops import StageName
 from pipeline.on_ray.engine import run_on_ray
 from pipeline.on_ray.session import ray_session
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from pipeline.steps.work import Apply, Stage
 

@@ -13,7 +13,7 @@ from pipeline.config import Source, load_config, parse_config
 from pipeline.demo import run
 from pipeline.demo.run import PAIRS_FILE, demo_config, write_demo
 from pipeline.errors import ConfigError
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 
 

@@ -11,7 +11,7 @@ from datasets import load_from_disk
 from pipeline import schema as names
 from pipeline.config import Source
 from pipeline.errors import DataError
-from pipeline.sources.reader import read_all
+from pipeline.sources.open import read_all
 from tests.exports.conftest import export, good_rows, turn, write_subset
 
 CALL = {"role": "assistant", "content": None, "tool_calls": '[{"function":{"name":"f","arguments":{"x":1}}}]'}

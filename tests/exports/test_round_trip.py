@@ -12,7 +12,7 @@ from pipeline.config import Source
 from pipeline.data.files import file_shards
 from pipeline.exports.formats import FORMATS
 from pipeline.sources.inspect import inspect_source
-from pipeline.sources.reader import read_all
+from pipeline.sources.open import read_all
 from tests.exports.conftest import export, good_rows, json_rows, turn, write_subset
 
 SIDES = ("prompt", "chosen", "rejected")

@@ -11,7 +11,7 @@ from pipeline.config import Source
 from pipeline.errors import SourceError
 from pipeline.sources import reader as readers
 from pipeline.sources.column_pairs import NotPlain
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 

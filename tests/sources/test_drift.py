@@ -9,7 +9,7 @@ from pipeline.config import Source
 from pipeline.errors import SchemaError, SourceError
 from pipeline.sources.files import scan_files
 from pipeline.sources.inspect import inspect_source
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 

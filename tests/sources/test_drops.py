@@ -16,7 +16,7 @@ from pipeline.errors import TemporaryError
 from pipeline.selfplay.seeds import read_prompts
 from pipeline.sources.formats import FORMATS
 from pipeline.sources.inspect import inspect_source
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 

@@ -10,7 +10,7 @@ from pipeline import read_pairs
 from pipeline.config import Source, Storage, parse_config
 from pipeline.data.place import Place
 from pipeline.errors import ConfigError, FingerprintError, StorageError, TemporaryError
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from pipeline.steps.score import prepare_score, score
 from tests.hub_server import TOKEN, Hub

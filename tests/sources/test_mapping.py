@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Source
 from pipeline.errors import ConfigError, SchemaError
-from pipeline.sources.reader import open_source, read_all
+from pipeline.sources.open import open_source, read_all
 from tests.sources import layouts as to
 
 FS = fsspec.filesystem("file")

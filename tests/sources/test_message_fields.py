@@ -12,7 +12,7 @@ from pipeline.config import Source
 from pipeline.schema import messages_type, scored_schema
 from pipeline.sources.inspect import inspect_source
 from pipeline.sources.inspected import render
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import Source
 from pipeline.sources.columns import kinds_of_rows
 from pipeline.sources.formats import FORMATS, resolve_format
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from tests.sources.layouts import pair, turn, write_jsonl, write_parquet
 

@@ -18,7 +18,7 @@ from pipeline.config import Source
 from pipeline.errors import ConfigError, IntegrityError, SchemaError, SourceError
 from pipeline.schema import scored_schema
 from pipeline.sources import arrow_checks, blocks
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.rows import content_digest
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to

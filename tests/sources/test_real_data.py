@@ -14,7 +14,7 @@ from pipeline.config import Source
 from pipeline.sources.formats import FORMATS
 from pipeline.sources.inspect import inspect_source
 from pipeline.sources.inspected import render
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.rows import content_digest
 from pipeline.sources.shards import plan_shards
 

@@ -12,7 +12,7 @@ from pipeline.config import Source
 from pipeline.errors import SourceError
 from pipeline.sources.blocks import decoded, read_rows
 from pipeline.sources.files import scan_files
-from pipeline.sources.reader import read_all
+from pipeline.sources.open import read_all
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 

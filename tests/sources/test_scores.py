@@ -7,7 +7,7 @@ from pipeline.config import Source
 from pipeline.errors import SchemaError
 from pipeline.sources.columns import kinds_of_rows
 from pipeline.sources.formats import FORMATS
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.scores import OTHER_REWARDS, OWN_REWARDS, plan_scores
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to

@@ -13,8 +13,8 @@ from pipeline.drops import DropRow, Reason
 from pipeline.errors import ConfigError
 from pipeline.sources.formats import FORMATS
 from pipeline.sources.inspect import inspect_source
+from pipeline.sources.open import open_source
 from pipeline.sources.ranked import sweet_spot
-from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
 from tests.sources import layouts as to
 

@@ -18,7 +18,7 @@ from pipeline.data.place import Place
 from pipeline.data.table_libraries import load_catalog
 from pipeline.errors import ConfigError, FingerprintError, IntegrityError, SourceError, StorageError, TemporaryError
 from pipeline.selfplay.seeds import read_prompts
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from pipeline.steps.score import prepare_score, score
 from tests.sources import layouts as to

@@ -7,8 +7,8 @@ from pipeline import read_pairs
 from pipeline.config import Prompts, Source
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.sources.inspect import inspect_source
+from pipeline.sources.open import open_source
 from pipeline.sources.prompts import open_prompts
-from pipeline.sources.reader import open_source
 from pipeline.sources.shards import plan_shards
 from tests.sources.layouts import pair, turn, write_jsonl, write_parquet
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import Source, Tokens
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
-from pipeline.sources.reader import open_source
+from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
 from pipeline.steps.score_stages import (
     CHOSEN_IDS,
