@@ -58,14 +58,17 @@ def test_secrets_of_the_environment_and_text_of_rows_are_told_nowhere(
     monkeypatch.setattr(logging.root, "handlers", [])
     for name in SECRETS:
         monkeypatch.setenv(name, f"canary-{name}-0c1d")
-    work = tmp_path / "work"
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT__TYPE", "file")
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT__LOG_FILE_PATH", str(tmp_path / "events" / "lineage"))
+    work, page = tmp_path / "work", tmp_path / "events" / "page.html"
+    page.parent.mkdir()
     path = written(tmp_path / "config.yaml", make_config(work, source, **EXPLICIT))
     wrong = written(tmp_path / "wrong.yaml", make_config(work / "wrong", source, **EXPLICIT, run={"max_dropped": 0.0}))
     calls = [
         (0, ["inspect", source]),
         (0, ["run", path, "--dry-run"]),
         (0, ["run", path]),
-        (0, ["report", path]),
+        (0, ["report", path, "--html", page]),
         (0, ["verify", work / "subset"]),
         (3, ["run", wrong]),
         (2, ["run", path, "--set", "select.fraction=0.2"]),
@@ -82,6 +85,8 @@ def test_secrets_of_the_environment_and_text_of_rows_are_told_nowhere(
     assert not [word for word in canaries() if word in f"{job.metadata} {job.entrypoint} {sent}"]
     assert leaks(tmp_path / "job", canaries()) == []
     assert leaks(tmp_path, canaries()[1:]) == []
+    assert len([*page.parent.iterdir()]) > 1, "no event of lineage"
+    assert leaks(page.parent, canaries()) == []
     assert {Path(name).suffix for name, _ in leaks(work, [TEXT])} <= {".parquet", ".arrow"}
 
 
