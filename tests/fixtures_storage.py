@@ -101,6 +101,20 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
             _stop(process)
 
 
+class KilledServer:
+    """A server that was killed with `kill -9`, and can be started again with the same words in the same folder."""
+
+    def __init__(self, pid: int) -> None:
+        self._words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+        self._folder = Path(f"/proc/{pid}/cwd").resolve()
+        os.kill(pid, signal.SIGKILL)
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """The new server, which takes some seconds to answer; whoever calls ends it."""
+        out = subprocess.DEVNULL
+        return subprocess.Popen(self._words, cwd=self._folder, stdout=out, stderr=out, start_new_session=True)
+
+
 def _start(weed: str, folder: Path, attempts: int = 3) -> tuple["subprocess.Popen[bytes]", str, str]:
     """Start the server; a port that someone took in the meantime costs an attempt, not the session."""
     for attempt in range(attempts):

@@ -12,6 +12,7 @@ from typing import Any, Final
 import ray
 import ray.data
 import ray.exceptions
+from ray._private import ray_constants
 
 from pipeline.config import Replicas, Run
 from pipeline.errors import AlignpotError, ConfigError, TemporaryError
@@ -85,7 +86,8 @@ def _start(run: Run, models: Sequence[Replicas]) -> None:
     needed = sum(m.replicas * m.num_cpus for m in models) + _LOCAL_IO_CPUS
     num_cpus = max(os.cpu_count() or 1, int(needed + 0.999))
     try:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
+        with _on_loopback():
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **common)
     except Exception as error:
         # Ray has no class of its own for processes that are not up after 30 seconds.
         if type(error) is not Exception:
@@ -94,6 +96,20 @@ def _start(run: Run, models: Sequence[Replicas]) -> None:
             f"a local Ray did not start: {str(error).strip().splitlines()[0]} Run the same command again, with less "
             "beside it on this machine."
         ) from None
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have a Ray that starts in this block listen on loopback alone, as it does on systems where it joins no cluster.
+
+    Ray has no option for it: the address that it is given, if it is loopback, is replaced by one of the network.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _set_up_context() -> None:

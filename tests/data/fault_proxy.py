@@ -14,6 +14,7 @@ Fault = str | None
 BUSY, RESET, LOSE_ANSWER, CONFLICT = "busy", "reset", "lose answer", "conflict"
 BROKEN, EXPIRED, TRUNCATED = "broken", "expired", "truncated"
 CARELESS, SLOW_CLOCK = "careless", "slow clock"  # never says that an object exists; is an hour behind
+LATE, LATE_S = "late", 0.5
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>The proxy refuses.</Message></Error>"
 _REFUSALS = {
     BUSY: (503, {}, _ERROR.format("SlowDown").encode()),
@@ -49,6 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         what = self.fault(self.command, self.path)
+        if what == LATE:
+            time.sleep(LATE_S)
         if what == RESET:
             self.close_connection = True
             return

@@ -29,8 +29,10 @@ from tests.fixtures_storage import S3Server
 from tests.steps.conftest import make_config, run_all, write_jsonl
 from tests.steps.proxy import losing_answers
 from tests.steps.test_score import scores_of, selected_ids
+from tests.steps.test_secrets import canaries, leaks
 
 ROOT = Path(__file__).parents[2]
+LOGS = "logs-of-the-head"
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.s3]
 
@@ -110,6 +112,7 @@ def head(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Itera
     log = tmp_path / "head.log"
     # Ray's sockets lie deep in the folder, and a socket's path may have 107 bytes: that of pytest is too long.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, log.open("wb") as out:
+        (tmp_path / LOGS).symlink_to(folder)
         command.append(f"--temp-dir={folder}")
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
         try:
@@ -203,6 +206,15 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     assert "(none now)" in script.stdout + script.stderr
     assert os.environ["RAY_AUTH_TOKEN"] not in output
     assert s3.secret_key not in output
+
+    asked = urllib.request.Request(
+        f"{head}/api/jobs/", headers={"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+    )
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        jobs = answer.read().decode()
+    assert "alignpot_places" in jobs
+    assert not [word for word in canaries() if word in jobs]
+    assert leaks(tmp_path / LOGS, canaries()) == []
 
     code, output = on_head(head, "submit", "run", path, RAY_AUTH_TOKEN="canary-wrong-token")
     assert code == 2, output

@@ -143,24 +143,32 @@ def test_worker_that_dies_is_replaced_and_the_row_that_kills_it_dropped(
 
 
 class DiesAtOnce:
-    """A stage whose process never comes up, as one whose model does not fit into memory."""
+    """A stage whose process dies when it is built, as one whose model does not fit into memory: so often, or always."""
 
-    def __init__(self, marks: Path) -> None:
-        (marks / f"{time.time_ns()}").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+    def __init__(self, marks: Path, num_deaths: int) -> None:
+        if len(list(marks.iterdir())) < num_deaths:
+            (marks / f"{time.time_ns()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return table
 
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
-def test_worker_that_never_comes_up_is_no_temporary_failure(
-    tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_deaths", [1, 10**6], ids=["once", "always"])
+def test_worker_that_dies_while_it_is_built_is_tried_again_but_not_for_ever(
+    num_deaths: int, tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
 ):
     marks = tmp_path / "deaths"
     marks.mkdir()
-    deadly = Stage(name="policy", build=partial(DiesAtOnce, marks))
+    deadly = Stage(name="policy", build=partial(DiesAtOnce, marks, num_deaths))
     monkeypatch.setattr("pipeline.steps.score.score_stages", lambda config: [deadly])
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:8])
     config = make_config(tmp_path, source, metric={"name": "random"}, run={"engine": "ray", "shard_rows": 4})
+    if num_deaths == 1:
+        assert score(*prepare_score(config))[1].num_kept == 8
+        return
     with pytest.raises(AlignpotError, match="died each time") as error:
         score(*prepare_score(config))
     assert error.value.exit_code == 1

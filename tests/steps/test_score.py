@@ -23,7 +23,7 @@ from pipeline.errors import FingerprintError, TooManyDroppedError
 from pipeline.steps.dry_run import dry_run, estimate
 from pipeline.steps.score import check_dropped, prepare_score, score
 from pipeline.steps.work import Stage
-from tests.data.fault_proxy import BROKEN, BUSY, LOSE_ANSWER, RESET, TRUNCATED, faulty
+from tests.data.fault_proxy import BROKEN, BUSY, LATE, LOSE_ANSWER, RESET, TRUNCATED, faulty
 from tests.fixtures_storage import S3Server
 from tests.steps.conftest import Ended, make_config, run_all, shuffled, write_jsonl
 from tests.steps.scored_data import objects
@@ -273,9 +273,9 @@ def test_faults_of_an_object_store_move_no_row(tmp_path: Path, pairs: list[dict]
     run_all(make_config(tmp_path, source, **explicit))
     expected = {name: digest for name, digest in objects(tmp_path / "subset").items() if name.startswith("parquet/")}
 
-    # Every third request fails, in each way in turn.
+    # Every third request fails, in each way in turn, and some answers are late.
     writes, others = (
-        itertools.cycle([worst, None, None, BUSY, None, None, BROKEN, None, None, RESET, None, None])
+        itertools.cycle([worst, None, None, BUSY, None, None, BROKEN, None, LATE, RESET, None, None])
         for worst in (LOSE_ANSWER, TRUNCATED)
     )
     met: set[str | None] = set()
@@ -292,7 +292,7 @@ def test_faults_of_an_object_store_move_no_row(tmp_path: Path, pairs: list[dict]
         config = make_config(tmp_path, f"s3://{place.root}", **explicit, **places, storage=storage)
         run_all(config)
         assert "(none now)" in run_all(config)
-    assert met == {None, BUSY, BROKEN, RESET, LOSE_ANSWER, TRUNCATED}
+    assert met == {None, BUSY, BROKEN, RESET, LOSE_ANSWER, TRUNCATED, LATE}
     assert expected.items() <= objects(config.output.path, s3.storage).items()
 
 
