@@ -15,10 +15,10 @@ PACKAGE = Path(pipeline.__file__).parent
 HEAVY = {"ray", "torch", "transformers", "vllm", "datasets", "peft", "openlineage", "deltalake", "lance", "pyiceberg"}
 LAYERS = [  # imports go down only: a module may import its own layer and those below it
     {"cli"},
-    {"cli_cluster", "cli_reference"},
+    {"cli_cluster", "cli_data", "cli_reference"},
     {"cli_options"},
     {"demo"},
-    {"api", "commands", "doctor"},
+    {"api", "commands", "doctor", "results"},
     {"selfplay"},
     {"on_ray", "steps"},
     {"exports", "observers", "report", "training"},
@@ -46,6 +46,7 @@ LIGHT = [
     ".termination",
     ".cli",
     ".cli_cluster",
+    ".cli_data",
     ".cli_reference",
     ".doctor",
     ".exports",
