@@ -7,6 +7,7 @@ Ray cluster run them, with the same results and bytes. The same config, run agai
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -227,16 +228,17 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
     if isinstance(source, Dataset):
         read = {"read": source.manifest.num_rows, "dropped": dict(sorted(source.manifest.drops_by_reason.items()))}
         report["flow"] = {**read, **report["flow"]}
-    task = partial(_write_file, run, source, found.selection, columns)
-    files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
     made_from = source.manifest.config if isinstance(source, Dataset) else {}
     extra = {
         "selection": report["selection"],
         "scored_by": _scored_by(_scored(source, found)),
         "made_from": {name: made_from.get(name) for name in ("source", "sources", *_SCORING)},
     }
-    page = report_page(report, about(run.plan, extra))
-    finish_files(run, files, {REPORT_FILE: sealed(report), PAGE_FILE: page.encode()}, extra)
+    task = partial(_write_file, run, source, found.selection, columns)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        page = beside.submit(report_page, report, about(run.plan, extra))
+        files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
+    finish_files(run, files, {REPORT_FILE: sealed(report), PAGE_FILE: page.result().encode()}, extra)
 
 
 def _write_file(run: Run, source: Source, selection: Selection, columns: Sequence[str], index: int) -> list[File]:

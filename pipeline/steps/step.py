@@ -114,8 +114,8 @@ def complete_step(step: Step, run: Run, pending: Sequence[AnyShard], settings: c
             commit = partial(commit_to, run.place, run.plan.part_specs(shard.index for shard in wave))
             # No name for the generator: an error in the loop must end it at once, with what it holds.
             for work in engine(step.rows.reader, wave, stages, commit):
-                count(num_rows[work.shard])
                 totals.add(work)
+                count(num_rows[work.shard], totals.figures())
                 raise_if_terminated()
             totals.end_wave()
     check = None if step.check is None else partial(step.check, run)
