@@ -19,7 +19,14 @@ Each default is the vetted setting. Rules across sections are checked before any
 
 from pipeline.config.load import yaml_value
 from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
-from pipeline.config.rewards import ClassifierReward, ColumnsReward, FunctionReward
+from pipeline.config.rewards import (
+    ClassifierReward,
+    ColumnsReward,
+    EndpointReward,
+    FunctionReward,
+    ServiceReward,
+    VllmReward,
+)
 from pipeline.config.root import Config, load_config, parse_config, resolved
 from pipeline.config.round import (
     SEED_STRATEGY,
@@ -47,6 +54,7 @@ __all__ = [
     "ColumnsModel",
     "ColumnsReward",
     "Config",
+    "EndpointReward",
     "Evaluate",
     "Evolve",
     "Explicit",
@@ -64,6 +72,7 @@ __all__ = [
     "Select",
     "SelfPlayConfig",
     "SelfPlayEstimate",
+    "ServiceReward",
     "Source",
     "Storage",
     "Strategy",
@@ -72,6 +81,7 @@ __all__ = [
     "TorchModel",
     "Train",
     "VllmModel",
+    "VllmReward",
     "carries_credentials",
     "load_any",
     "load_config",

@@ -1,8 +1,10 @@
 """JSON objects that end with a digest of the rest, so that a damaged one is refused."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pipeline.data.place import Place
@@ -11,6 +13,7 @@ from pipeline.errors import FingerprintError, IntegrityError
 FORMAT: Final = 3  # layout of run.json, _SUCCESS.json and the parts; another number is another layout
 ABSENT: Final = "nothing"
 _SEAL: Final = "seal"
+_MEASURED: Final = "measured"
 
 
 def sealed(value: Mapping[str, Any]) -> bytes:
@@ -66,9 +69,24 @@ def as_json(value: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
+def measured(values: Sequence[float], within: float) -> dict[str, Any]:
+    """An entry of a fingerprint that was measured. Two of them are the same if no value moves by more than `within`,
+    or by this share of it where it is above 1.
+    """
+    return {_MEASURED: [*values], "within": within}
+
+
+def agree(values: Sequence[float], others: Sequence[float], within: float) -> bool:
+    """Whether two measurements are the same, as `measured` says."""
+    pairs = list(itertools.zip_longest(values, others, fillvalue=math.nan))
+    return all(abs(one - other) <= within * max(1.0, abs(one), abs(other)) for one, other in pairs)
+
+
 def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every field that differs, as (dotted name, stored value, wanted value); "nothing" stands for a missing one."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
+        if _MEASURED in stored and agree(stored[_MEASURED], wanted.get(_MEASURED, ()), stored["within"]):
+            return
         for key in sorted({*stored, *wanted}):
             below = f"{path}.{key}" if path else key
             yield from differences(stored.get(key, ABSENT), wanted.get(key, ABSENT), below)

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.commit import create
+from pipeline.config import Run, Storage
+from pipeline.data.commit import check_writable, create
 from pipeline.data.place import Place, in_order
 from pipeline.data.sealed import digest
 
@@ -28,6 +29,18 @@ _FLUSH_S: Final = 10.0
 _NUM_READERS: Final = 16
 
 _log = logging.getLogger(__name__)
+
+
+def cache_place(run: Run, storage: Storage) -> Place | None:
+    """The folder of paid answers, if the config names one. Raises a ConfigError if it cannot be one."""
+    return None if run.cache is None else Place.open(run.cache, storage)
+
+
+def check_cache(run: Run, storage: Storage) -> None:
+    """Check that answers can be kept where the config says. Raises as `check_writable`."""
+    place = cache_place(run, storage)
+    if place is not None:
+        check_writable(place)
 
 
 class Cache:

@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import SelfPlayConfig, Tokens
+from pipeline.data.place import Place
 from pipeline.drops import Reason
 from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
+from pipeline.rewards.cache import cache_place
 from pipeline.rewards.registry import reward_backend
 from pipeline.schema import ANNOTATED_SCHEMA, ID, PROMPT, RESPONSE_REWARDS, RESPONSES
 from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
@@ -30,7 +32,8 @@ RESPONSE_REASONS: Final = f"{TRANSIENT_PREFIX}response_reasons"
 def annotate_stages(config: SelfPlayConfig) -> list[Stage]:
     """Candidates to annotated candidates, by the reward."""
     reward = reward_backend(config.reward)
-    annotate = Stage(name="annotate", build=partial(_build_annotate, reward), model=config.reward)
+    build = partial(_build_annotate, reward, cache_place(config.run, config.storage))
+    annotate = Stage(name="annotate", build=build, model=config.reward, env=reward.env())
     if not reward.reads_ids:
         return [annotate]
     return [Stage(name="tokenise", build=partial(_build_tokenise, reward, config.tokens)), annotate]
@@ -128,5 +131,5 @@ def _build_tokenise(reward: Backend[Any], tokens: Tokens) -> Apply:
     return TokeniseResponses(reward.tokenizer(tokens))
 
 
-def _build_annotate(reward: Backend[Any]) -> Apply:
-    return AnnotateResponses(reward.scorer(), reads_ids=reward.reads_ids)
+def _build_annotate(reward: Backend[Any], cache: Place | None) -> Apply:
+    return AnnotateResponses(reward.scorer(cache), reads_ids=reward.reads_ids)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import schema
+from pipeline.data.place import Place
 from pipeline.drops import Reason
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
 from pipeline.steps.rows import TRANSIENT_PREFIX, add_scores, kept_rows, token_ids
@@ -22,13 +23,13 @@ _OWN: Final = {
 }
 
 
-def reward_stage(reward: Backend[Any]) -> Stage:
-    """The stage of a reward that alignpot computes."""
-    return Stage(name="reward", build=partial(_build, reward), model=reward.section)
+def reward_stage(reward: Backend[Any], cache: Place | None = None) -> Stage:
+    """The stage of a reward that alignpot computes. cache: where answers that cost money are kept."""
+    return Stage(name="reward", build=partial(_build, reward, cache), model=reward.section, env=reward.env())
 
 
-def _build(reward: Backend[Any]) -> Apply:
-    return RewardPairs(reward.scorer(), reads_ids=reward.reads_ids)
+def _build(reward: Backend[Any], cache: Place | None) -> Apply:
+    return RewardPairs(reward.scorer(cache), reads_ids=reward.reads_ids)
 
 
 class RewardPairs:

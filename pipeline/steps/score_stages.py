@@ -18,6 +18,7 @@ from pipeline.config import Config, TorchModel, VllmModel
 from pipeline.drops import Reason
 from pipeline.models.packing import Completion, Group
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
+from pipeline.rewards.cache import cache_place
 from pipeline.rewards.registry import reward_backend
 from pipeline.steps.reward_stage import REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, reward_stage
 from pipeline.steps.rows import (
@@ -69,7 +70,7 @@ def score_stages(config: Config) -> list[Stage]:
     if causal or (reward is not None and reward.reads_ids):
         stages.append(Stage(name="tokenise", build=partial(_build_tokenise, config)))
     if reward is not None:
-        stages.append(reward_stage(reward))
+        stages.append(reward_stage(reward, cache_place(config.run, config.storage)))
     for role, model in causal:
         env = {}
         if isinstance(model, VllmModel):
