@@ -42,7 +42,9 @@ def service_of(section: ServiceReward) -> Service:
 class Probe:
     """These texts, as one request to each server of a section.
 
-    tokenizer: of the model that is served. Raises a ModelError if the server takes texts and the tokenizer does not fit that.
+    tokenizer: of the model that is served.
+
+    Raises a ModelError if the server takes texts and the tokenizer does not fit that.
     """
 
     def __init__(self, section: EndpointReward, tokenizer: Any) -> None:
