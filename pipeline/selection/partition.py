@@ -13,9 +13,9 @@ from pipeline.selection.columns import coded
 from pipeline.selection.selection import Selection
 from pipeline.selection.source import Positions, Source, take_all
 from pipeline.shown import shown
+from pipeline.sources.shards import NULL_PARTITION
 
 KEY: Final = "output.partition_by"
-NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 _LONGEST: Final = 250  # bytes of the name of a folder
 
 Partition = Mapping[tuple[str, str], Positions]
@@ -33,7 +33,7 @@ def partition(selection: Selection, source: Source, column: str) -> Partition:
     splits = selection.splits or {TRAIN: np.arange(selection.k)}
     found = {}
     for code, name in enumerate([*names, None]):
-        folder = f"{quote(column, safe='')}={NULL if name is None else quote(name, safe='')}"
+        folder = f"{quote(column, safe='')}={NULL_PARTITION if name is None else quote(name, safe='')}"
         if len(folder) > _LONGEST:
             raise DataError(
                 f"{KEY} {shown(column)} has values of more than {_LONGEST} bytes. Take one of short values."
