@@ -1,4 +1,4 @@
-"""Whether 64 requests in flight keep a served reward model busy: its rate beside that of the same engine without a server.
+"""Whether 64 requests in flight keep a served reward model busy: its rate beside the same engine without a server.
 
 The demo's reward model, in float32 with one thread, scores the same dialogues in turn by vLLM in this process and by
 a vLLM server on loopback. Prints one JSON object; `ratio` is the median of served over offline rates of neighbours.

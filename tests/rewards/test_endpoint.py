@@ -276,7 +276,8 @@ def test_a_server_of_another_kind_or_model_is_refused(
 def test_the_configs_of_the_page_parse() -> None:
     page = (Path(__file__).parents[2] / "jobs" / "REWARDS.md").read_text()
     sections = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
-    found = [parse_config({"scored": "s", "metric": {"name": "explicit"}, **each}).reward.backend for each in sections if "reward" in each]
+    base = {"scored": "s", "metric": {"name": "explicit"}}
+    found = [parse_config(base | each).reward.backend for each in sections if "reward" in each]
     assert {"vllm", "endpoint", "function"} <= {*found}
 
 
