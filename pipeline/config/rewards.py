@@ -82,8 +82,9 @@ class ServiceReward(Replicas):
     The key is sent as `Authorization: Bearer KEY`, and written nowhere."""
     concurrency: int = Field(default=64, ge=1, json_schema_extra=LAYOUT)
     """Most requests that one replica has in flight."""
-    timeout_s: float = Field(default=120.0, gt=0, le=1e6, json_schema_extra=LAYOUT)
-    """Seconds that one request may take before it is sent again."""
+    timeout_s: float = Field(default=600.0, gt=0, le=1e6, json_schema_extra=LAYOUT)
+    """Seconds that one request may take before it is sent again. It waits at the server for all that are in flight
+    with it: lower `concurrency` for a slow one."""
     deadline_s: float = Field(default=1800.0, gt=0, le=1e6, json_schema_extra=LAYOUT)
     """Seconds that the requests of one shard may take, with all pauses and tries. Then the run ends with exit code 75,
     and the same command goes on. Keep it below `run.stage_timeout_s`."""
