@@ -19,7 +19,7 @@ from pipeline.steps.score_stages import ScorePairs
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
 
-ROWS = 12
+ROWS = 6
 
 
 def count_plain_forwards(engine, monkeypatch) -> list[int]:

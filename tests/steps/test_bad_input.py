@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,20 +195,24 @@ def resolved_storage(storage: Storage) -> dict:
     [("metric", {"nam": "x"}, 2, "did you mean name?"), ("run", {"max_dropped": 0.0}, 3, "run.max_dropped")],
 )
 def test_command_line_ends_with_the_code_and_one_message(
-    section: str, value: dict, code: int, text: str, tmp_path: Path, pairs: list[dict]
+    section: str,
+    value: dict,
+    code: int,
+    text: str,
+    command: Callable[..., Ended],
+    tmp_path: Path,
+    pairs: list[dict],
 ):
     rows = [*pairs, {**pairs[0], "id": "x", "rejected": pairs[0]["chosen"]}]
     config = resolved(make_config(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", rows), metric={"name": "random"}))
     config[section] = {**config[section], **value}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "run", str(path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code
-    assert text in done.stderr
-    assert "Traceback" not in done.stderr
-    assert rows[0]["chosen"][0]["content"][:20] not in done.stderr
+    ended = command("run", path)
+    assert ended.code == code
+    assert text in ended.err
+    assert "Traceback" not in ended.err
+    assert rows[0]["chosen"][0]["content"][:20] not in ended.err
 
 
 HOSTILE = "\x1b]0;title\x07\nINFO pipeline.forged: \x9b31m\u202e"

@@ -82,8 +82,13 @@ def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list
 
 
 def test_two_drivers_on_one_output_write_each_row_once(tmp_path: Path, pairs: list[dict], models: dict):
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    config = make_config(tmp_path, source, **models, run={"engine": "plain", "shard_rows": 2})
+    pairs = pairs[:24]
+    config = make_config(
+        tmp_path,
+        write_jsonl(tmp_path / "pairs.jsonl", pairs),
+        **models,
+        run={"engine": "plain", "shard_rows": 2},
+    )
     drivers = [start("run", written(config, tmp_path / f"driver{i}.yaml")) for i in range(2)]
     assert [driver.wait(timeout=600) for driver in drivers] == [0, 0]
     manifest = json.loads((Path(config.scored) / "_SUCCESS.json").read_text())
