@@ -194,8 +194,11 @@ class Refuses:
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("at_once", [True, False], ids=["build", "apply"])
-@pytest.mark.parametrize("error", [ModelError("two logits"), TemporaryError("slow down")], ids=["model", "temporary"])
+@pytest.mark.parametrize(
+    ("error", "at_once"),
+    [(ModelError("two logits"), True), (TemporaryError("slow down"), False)],
+    ids=["model-build", "temporary-apply"],
+)
 def test_error_of_a_worker_keeps_its_class_and_words(
     error: AlignpotError, at_once: bool, tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
 ):
