@@ -76,8 +76,14 @@ def test_rewards_that_break_after_the_start_stop_the_run(monkeypatch):
         RewardPairs(ClassifierScorer(engine), reads_ids=True)(tokenized_pairs(demo_pairs(ROWS)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, torch.float32) for family in ("llama", "gemma2", "mixtral")),
+        ("llama", torch.bfloat16),
+        *(pytest.param(family, torch.bfloat16, marks=pytest.mark.slow) for family in ("gemma2", "mixtral")),
+    ],
+)
 def test_a_sound_engine_is_compared_once_on_few_rows_and_its_numbers_stay(family, dtype, monkeypatch):
     table = tokenized_pairs(demo_pairs(ROWS))
     expected = ScorePairs(LogprobEngine(tiny_model(family).to(dtype)), "policy")(table)

@@ -83,6 +83,7 @@ def assert_same(output: str | Path, storage: Storage, expected: dict[str, dict[s
     assert not differing
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.usefixtures("local_ray")
