@@ -1,6 +1,7 @@
 """Real models for tests: SmolLM2-135M-Instruct, and tiny random ones of many families with a tokenizer of our own."""
 
 import fcntl
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
@@ -65,6 +66,12 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("MambaConfig", {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}),
     "bert": ("BertConfig", {k: v for k, v in _SHAPE.items() if k != "num_key_value_heads"}),
 }
+
+
+def needs_vllm(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that starts vLLM, or loads it, which takes ten seconds and more: CI runs it."""
+    missing = importlib.util.find_spec("vllm") is None
+    return pytest.mark.slow(pytest.mark.skipif(missing, reason="no vLLM")(test))
 
 
 @pytest.fixture(scope="session")
