@@ -170,7 +170,7 @@ def write_inputs(folder: Path) -> dict[str, Any]:
 def rows_in(url: str | Path, config: Config) -> dict[str, bytes]:
     """Digests of the files of a subset that hold rows."""
     found = objects(url, config.storage)
-    return {name: digest for name, digest in found.items() if not name.endswith(".json")}
+    return {name: digest for name, digest in found.items() if not name.endswith((".json", ".html"))}
 
 
 def until_it_ends(config: Config, journal: Journal) -> None:
