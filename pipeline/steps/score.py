@@ -94,7 +94,7 @@ def _check_fp8(config: Config, step: Step, run: Run, pending: NDArray[np.int64])
     from pipeline.steps.fp8_ranks import NUM_RANKED, check_ranks
 
     rows = pa.concat_tables(first_rows(step, run, pending, NUM_RANKED)).slice(0, NUM_RANKED)
-    if config.run.engine == "plain":
+    if not config.run.on_ray(runs_models=True):
         check_ranks(config, rows)
         return
     from pipeline.on_ray.placement import reserved_by_one_call

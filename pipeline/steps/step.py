@@ -118,7 +118,7 @@ def complete_step(step: Step, run: Run, pending: NDArray[np.int64], settings: co
     num_all = int(num_rows.sum())
     with progress(step.kind, num_all, done=num_all - int(num_rows[pending].sum())) as count:
         engine: Callable[..., Iterator[ShardWork]] = run_plain
-        if settings.engine != "plain" and len(pending):
+        if len(pending) and settings.on_ray(runs_models=any(stage.model is not None for stage in stages)):
             from pipeline.on_ray.engine import run_on_ray
 
             engine = partial(run_on_ray, run=settings, dataset=run.place)
@@ -128,8 +128,8 @@ def complete_step(step: Step, run: Run, pending: NDArray[np.int64], settings: co
             commit = partial(commit_to, run.place, run.plan.part_specs(indices))
             # No name for the generator: an error in the loop must end it at once, with what it holds.
             for work in engine(step.rows.reader, wave, stages, commit):
-                count(int(num_rows[work.shard]))
                 totals.add(work)
+                count(int(num_rows[work.shard]), totals.figures())
                 raise_if_terminated()
             totals.end_wave()
     check = None if step.check is None else partial(step.check, run)
