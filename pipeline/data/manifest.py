@@ -8,6 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline.data.place import Place
+from pipeline.data.records import Records
 from pipeline.data.sealed import read_sealed
 from pipeline.drops import share_of_faults
 from pipeline.errors import FingerprintError, IntegrityError
@@ -54,7 +55,7 @@ class Manifest:
     """Sums over kept rows, by column."""
     id_digest: str = ""
     """Identifies the set of kept ids, see PartSummary."""
-    files: tuple[File, ...] = ()
+    files: Records[File] = dataclasses.field(default_factory=lambda: Records.of((), File))
     beside: tuple[File, ...] = ()
     """The report, and descriptions of the data files for their readers."""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -73,13 +74,13 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """What `find_manifest` reads back."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        files = {name: [dataclasses.asdict(file) for file in own[name]] for name in ("files", "beside")}
-        return {**own, **files, "schema": schema_json(self.schema)}
+        beside = [dataclasses.asdict(file) for file in self.beside]
+        return {**own, "beside": beside, "schema": schema_json(self.schema)}
 
 
 def kind_of(place: Place) -> str:
     """The kind of a complete run there; a subset if there is none."""
-    manifest = read_sealed(place / MANIFEST_FILE) or {}
+    manifest = read_sealed(place / MANIFEST_FILE, records="files") or {}
     return SCORED if manifest.get("kind") == SCORED else SUBSET
 
 
@@ -91,14 +92,14 @@ def find_manifest(place: Place, kind: str) -> Manifest | None:
         IntegrityError: it is damaged.
     """
     path = place / MANIFEST_FILE
-    value = read_sealed(path)
+    value = read_sealed(path, records="files")
     if value is None:
         return None
     try:
         check_kind(value, kind, path)
-        files, beside = (tuple(File(**each) for each in value.pop(name)) for name in ("files", "beside"))
+        files, beside = value.pop("files").of_kind(File), tuple(File(**each) for each in value.pop("beside"))
         return Manifest(**{**value, "files": files, "beside": beside, "schema": schema_of(value["schema"])})
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path} is damaged ({type(error).__name__}). Restore it, or use another path.") from None
 
 

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.config import ColumnsModel, ColumnsReward, Config, TorchModel, resolved
 from pipeline.data.commit import check_writable
@@ -27,10 +29,8 @@ from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
 from pipeline.steps.rows_to_score import rows_of_dataset, rows_of_sources
 from pipeline.steps.score_stages import score_stages
-from pipeline.steps.shards import AnyShard
-from pipeline.steps.step import Step, begin_step, complete_step, pending_shards
+from pipeline.steps.step import Step, begin_step, complete_step, first_rows, pending_shards
 from pipeline.steps.summary import ScoreSummary
-from pipeline.steps.work import read_shard
 
 
 def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config, Step, Run]:
@@ -45,7 +45,7 @@ def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config,
     """
     config, step = scoring_step(config, pairs)
     run = begin_step(step, config.storage)
-    step.rows.shards(run.plan.shards, run.place / RUN_FILE)
+    step.rows.check(run.plan.shards, run.place / RUN_FILE)
     return config, step, run
 
 
@@ -75,8 +75,8 @@ def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]
     """
     started = time.monotonic()
     pending = pending_shards(step, run)
-    if pending and any(model.fp8 for model in config.torch_models().values()):
-        _check_fp8(config, step, pending)
+    if len(pending) and any(model.fp8 for model in config.torch_models().values()):
+        _check_fp8(config, step, run, pending)
     manifest, totals = complete_step(step, run, pending, config.run)
     summary = ScoreSummary(
         num_shards_done_now=len(pending),
@@ -89,16 +89,11 @@ def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]
     return summary, manifest
 
 
-def _check_fp8(config: Config, step: Step, pending: Sequence[AnyShard]) -> None:
+def _check_fp8(config: Config, step: Step, run: Run, pending: NDArray[np.int64]) -> None:
     """See check_ranks. With Ray it runs on a node that has a GPU."""
     from pipeline.steps.fp8_ranks import NUM_RANKED, check_ranks
 
-    tables: list[pa.Table] = []
-    for shard in pending:
-        tables.append(read_shard(step.rows.reader, shard).table)
-        if sum(table.num_rows for table in tables) >= NUM_RANKED:
-            break
-    rows = pa.concat_tables(tables).slice(0, NUM_RANKED)
+    rows = pa.concat_tables(first_rows(step, run, pending, NUM_RANKED)).slice(0, NUM_RANKED)
     if not config.run.on_ray(runs_models=True):
         check_ranks(config, rows)
         return
