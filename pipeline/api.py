@@ -43,9 +43,8 @@ from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.observers.facts import tell_copy
 from pipeline.observers.observed import observed
 from pipeline.results import Pairs, Scored, Subset
-from pipeline.selection.columns import read_columns
-from pipeline.selection.passes import Threads
-from pipeline.selection.ranking import Query, rank, wanted_by
+from pipeline.selection.ranking import Query, rank
+from pipeline.selection.selection import Reader
 from pipeline.selection.source import Source as ScoredRows
 from pipeline.selection.source import TableSource, no_positions
 
@@ -145,9 +144,9 @@ def potential(scored: Any, *, objective: Any = None, metric: Any = None, **keys:
     By default the alignment potential; arguments as for `select`. No files are written.
     """
     source, config, is_kept = _scored_rows(scored, keys.pop("storage", None))
-    query = _query(config, objective, metric, {"fraction": _EVERY_ROW, **keys})
-    columns = read_columns(source, wanted_by([query], source), Threads())
-    scores = rank(columns, query, no_positions()).scores
+    query = _query(config, objective, metric, {"fraction": _EVERY_ROW, **keys}).on(source.schema)
+    columns, none = Reader(source, [query], duplicates=no_positions()).for_query(query)
+    scores = rank(columns, query, none).scores
     if is_kept is None:
         return scores
     of_every_row = np.full(is_kept.size, np.nan)

@@ -42,8 +42,8 @@ EXPLICIT_COLUMNS: Final[Mapping[Explicit, tuple[str, ...]]] = {
 }
 
 
-def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed") -> FloatArray:
-    """Reward margin of every pair, float64 [num_rows].
+def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed", reward: str = "") -> FloatArray:
+    """Reward margin of every pair, float64 [num_rows]. reward: the name of one of several.
 
     signed: r*(chosen) - r*(rejected); absolute: its magnitude; candidates: largest minus smallest reward of all K
     responses the pair was drawn from, whichever of them are chosen and rejected (the recipe of the paper's code).
@@ -55,7 +55,8 @@ def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed")
     if kind == "candidates":
         return _spread_of_candidates(single_array(table, schema.REWARDS_ALL))
     with np.errstate(invalid="ignore", over="ignore"):
-        margin = float_column(table, schema.REWARD_CHOSEN) - float_column(table, schema.REWARD_REJECTED)
+        chosen, rejected = (float_column(table, name) for name in schema.reward_columns(reward))
+        margin = chosen - rejected
     return np.abs(margin) if kind == "absolute" else margin
 
 

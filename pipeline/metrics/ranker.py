@@ -43,13 +43,22 @@ _BLOCK: Final = 2**16
 class Quantity:
     """One number of every row, computed from scored columns.
 
-    explicit: signed reward margin. candidates: spread of the rewards of all candidates. implicit: signed implicit
-    margin under `objective`. uniform: hash of the id by `seed`, in [0, 1).
+    explicit: signed margin of one reward. combined: that of several, which is made out of theirs for all rows (see
+    `combine`). candidates: spread of the rewards of all candidates. implicit: signed implicit margin under `objective`.
+    uniform: hash of the id by `seed`, in [0, 1).
     """
 
-    kind: Literal["explicit", "candidates", "implicit", "uniform"]
+    kind: Literal["explicit", "combined", "candidates", "implicit", "uniform"]
     objective: Objective | None = None
     seed: int = 0
+    rewards: tuple[str, ...] = ("",)
+
+    @property
+    def read(self) -> tuple[Quantity, ...]:
+        """The quantities to read from columns: itself, or what it is combined of."""
+        if self.kind != "combined":
+            return (self,)
+        return tuple(Quantity(kind="explicit", rewards=(name,)) for name in self.rewards)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -58,10 +67,14 @@ class Quantity:
             return (schema.ID,)
         if self.objective is not None:
             return objective_columns(self.objective)
-        return EXPLICIT_COLUMNS["candidates" if self.kind == "candidates" else "signed"]
+        if self.kind == "candidates":
+            return EXPLICIT_COLUMNS["candidates"]
+        return tuple(column for name in self.rewards for column in schema.reward_columns(name))
 
     def of(self, table: pa.Table | pa.RecordBatch) -> FloatArray:
         """Its values, float64 [num_rows]; NaN or infinite where a row does not have it. May be read-only.
+
+        Not for a combined one, which is made of those of `read`.
 
         Raises:
             SchemaError: a column is missing or of another type.
@@ -70,7 +83,7 @@ class Quantity:
             return ids.uniform(single_array(table, schema.ID), self.seed)
         if self.objective is not None:
             return implicit_margin(table, self.objective)
-        return explicit_margin(table, "candidates" if self.kind == "candidates" else "signed")
+        return explicit_margin(table, "candidates" if self.kind == "candidates" else "signed", self.rewards[0])
 
 
 SIGNED_EXPLICIT: Final = Quantity(kind="explicit")
@@ -113,7 +126,13 @@ class Ranker:
         if term in (IMPLICIT, ABS_IMPLICIT):
             return Quantity(kind="implicit", objective=self.objective)
         by_candidates = term == EXPLICIT and self.metric.explicit == "candidates"
-        return Quantity(kind="candidates") if by_candidates else SIGNED_EXPLICIT
+        return Quantity(kind="candidates") if by_candidates else self.signed
+
+    @property
+    def signed(self) -> Quantity:
+        """The signed explicit margin."""
+        combine = self.metric.combine
+        return SIGNED_EXPLICIT if combine is None else Quantity(kind="combined", rewards=combine.members)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray
-from pipeline.metrics.ranker import SIGNED_EXPLICIT
 from pipeline.selection.figures import figures
 from pipeline.selection.fit import blocks_of, ranked_moments
 from pipeline.selection.passes import Passes
@@ -49,7 +48,7 @@ def summarise(found: Found, source: Source, *, num_examples: int = 10, passes: P
     query = selection.query
     missing = np.broadcast_to(np.nan, columns.num_rows)
     explicit, implicit, reward = (
-        columns.quantities.get(quantity, missing) for quantity in (query.explicit, query.implicit, SIGNED_EXPLICIT)
+        columns.quantities.get(quantity, missing) for quantity in (query.explicit, query.implicit, query.signed)
     )
     margins = {schema.MARGIN_EXPLICIT: explicit, schema.MARGIN_IMPLICIT: implicit}
     absolute = {schema.MARGIN_EXPLICIT} if query.metric.explicit == "absolute" else set()

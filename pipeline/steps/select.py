@@ -27,7 +27,7 @@ from pipeline.data.sealed import differences, digest, fingerprint_digest, read_s
 from pipeline.errors import ConfigError, FingerprintError, SourceError
 from pipeline.report import about, report_page
 from pipeline.selection.columns import check_group_type
-from pipeline.selection.former import apply_former, former_rule
+from pipeline.selection.former import apply_former, former_fitted, former_rule
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.ranking import Query, rank
 from pipeline.selection.report import summarise
@@ -76,18 +76,23 @@ def prepare_select(config: Config, plan: Plan | None = None) -> list[SelectRun]:
 
     Raises an AlignpotError if anything is wrong, before a row is read.
     """
-    scored = plan.fingerprint if plan is not None else open_scored(config).manifest.fingerprint
-    return [_prepare(variant, scored, plan) for variant in config.variants()]
+    if plan is not None:
+        scored, columns = plan.fingerprint, plan.schema
+    else:
+        dataset = open_scored(config)
+        scored, columns = dataset.manifest.fingerprint, dataset.schema
+    return [_prepare(variant, scored, columns, plan) for variant in config.variants()]
 
 
-def _prepare(config: Config, scored: Mapping[str, Any], plan: Plan | None) -> SelectRun:
+def _prepare(config: Config, scored: Mapping[str, Any], columns: pa.Schema, plan: Plan | None) -> SelectRun:
     if config.select is None or config.output is None:
         raise ConfigError("select needs a select section (fraction or k) and an output section (path); add them.")
     place = Place.open(config.output.path, config.storage)
     if Dataset.find(place, SUBSET) is None:
         check_writable(place)
     query = Query(objective=config.objective, metric=config.metric, rule=config.select)
-    query, former = _with_former(query, config.storage, scored)
+    query, former = _with_former(query.on(columns), config.storage, scored)
+    query = query.on(columns)
     rule = query.rule
     fingerprint = _fingerprint(scored, query, config.output, former)
     if plan is not None and rule.group_by is not None:
@@ -136,7 +141,7 @@ def select_rows(source: Source, query: Query, storage: Storage) -> tuple[Found, 
 
     Raises a ConfigError if select.stats_from is asked for rows whose models are not known.
     """
-    former = None
+    former, query = None, query.on(source.schema)
     if query.rule.stats_from is not None:
         if not isinstance(source, Dataset):
             raise ConfigError(
@@ -144,6 +149,7 @@ def select_rows(source: Source, query: Query, storage: Storage) -> tuple[Found, 
                 "what `score` gave, or the path of a scored dataset."
             )
         query, former = _with_former(query, storage, source.manifest.fingerprint)
+        query = query.on(source.schema)
     # A cluster is joined only if the call asks for it.
     engine = "ray" if query.rule.engine == "ray" else "plain"
     with _passes(engine, settings.Run()) as passes:
@@ -151,7 +157,7 @@ def select_rows(source: Source, query: Query, storage: Storage) -> tuple[Found, 
 
 
 def _found(source: Source, query: Query, former: Mapping[str, Any] | None, reader: Reader) -> Found:
-    columns, duplicates = reader.for_query(query)
+    columns, duplicates = reader.for_query(query, None if former is None else former_fitted(former))
     if former is not None:
         return apply_former(source, columns, duplicates, former, query)
     ranking = rank(columns, query, duplicates)
@@ -230,10 +236,11 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
     task = partial(_write_file, run, source, found.selection, columns)
     files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
     made_from = source.manifest.config if isinstance(source, Dataset) else {}
+    several = {"rewards": made_from["rewards"]} if made_from.get("rewards") else {}
     extra = {
         "selection": report["selection"],
         "scored_by": _scored_by(_scored(source, found)),
-        "made_from": {name: made_from.get(name) for name in ("source", "sources", *_SCORING)},
+        "made_from": {name: made_from.get(name) for name in ("source", "sources", *_SCORING)} | several,
     }
     page = report_page(report, about(run.plan, extra))
     finish_files(run, files, {REPORT_FILE: sealed(report), PAGE_FILE: page.encode()}, extra)
@@ -249,7 +256,8 @@ def _write_file(run: Run, source: Source, selection: Selection, columns: Sequenc
 
 def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a fingerprint that decides the scores of a row, whatever the data."""
-    return {name: fingerprint.get(name) for name in _SCORING}
+    several = {name: fingerprint[name] for name in ("rewards",) if name in fingerprint}
+    return {name: fingerprint.get(name) for name in _SCORING} | several
 
 
 def _with_former(query: Query, storage: Storage, scored: Mapping[str, Any]) -> tuple[Query, Mapping[str, Any] | None]:
