@@ -87,14 +87,16 @@ def score(
     found by the model's name). reward: the same for a classifier; "columns" takes the rewards that the rows hold. path:
     keeps the scored dataset there; a call with the same arguments goes on with it. engine: plain, in this process, or
     ray. sections: further sections of the config as dicts (source, tokens, run, storage), and objective as a name or
-    dict.
+    dict; or `rewards` in place of reward, several by name, each given like one.
     """
     from pipeline.steps.score import check_dropped, prepare_score
     from pipeline.steps.score import score as run_score
     from pipeline.steps.told import tell_scored, tell_scoring
 
     given = {"policy": policy, "reference": reference, "reward": reward}
-    metric = "potential" if policy is not None and reward is not None else "explicit" if policy is None else "implicit"
+    rewards: Mapping[str, Any] = sections.pop("rewards", {})
+    judged = reward is not None or rewards
+    metric = "potential" if policy is not None and judged else "explicit" if policy is None else "implicit"
     with ExitStack() as files:
         work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="alignpot-")))
         named = [
@@ -104,6 +106,8 @@ def score(
         read: dict[str, Any] = {"sources": named} if named else {}
         if data is not None or not named:
             read["source"] = {"path": _path_of(data, work / "rows"), **sections.pop("source", {})}
+        several = {name: _model_section(each, "reward", work / f"reward-{name}") for name, each in rewards.items()}
+        read |= {"rewards": several} if several else {}
         config = parse_config({
             **read,
             **{role: _model_section(model, role, work / role) for role, model in given.items() if model is not None},

@@ -19,6 +19,7 @@ from pipeline.models.engine import Engine
 from pipeline.models.loading import load_classifier
 from pipeline.models.memory import Numbers, from_device
 from pipeline.models.packing import ROW_MULTIPLE, Completion, Float64Array, Group, last_token_step
+from pipeline.models.scores import wrong_number
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +77,3 @@ class ClassifierEngine(Engine):
         wanted = self._shape[0] if self._shape else 1
         if num_logits != wanted:
             raise ModelError(wrong_number(type(self._backbone.model).__name__, num_logits, wanted))
-
-
-def wrong_number(name: str, num_logits: int, wanted: int) -> str:
-    """What to say of a model that gives another number of logits than is wanted."""
-    if wanted > 1:
-        return f"{name} gives {num_logits} logits a dialogue, and `heads` names {wanted}. Name each, in its order."
-    return (
-        f"{name} gives {num_logits} logits a dialogue; a reward model gives one. Name a model trained as a reward "
-        "model (num_labels 1), or one whose output has a `score`; or name each logit: heads: [helpfulness, ...]."
-    )

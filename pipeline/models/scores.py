@@ -18,3 +18,13 @@ class Scores:
 
     values: Float64Array
     left_out: Mapping[int, Reason]
+
+
+def wrong_number(name: str, num_logits: int, wanted: int) -> str:
+    """What to say of a model that gives another number of logits than is wanted."""
+    if wanted > 1:
+        return f"{name} gives {num_logits} logits a dialogue, and `heads` names {wanted}. Name each, in its order."
+    return (
+        f"{name} gives {num_logits} logits a dialogue; a reward model gives one. Name a model trained as a reward "
+        "model (num_labels 1), or one whose output has a `score`; or name each logit: heads: [helpfulness, ...]."
+    )

@@ -58,7 +58,8 @@ def open_source(
         _log.info("source %s: reads split %s", shown_path(root), scan.part.text())
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
-    sample = sample_rows(fs, scan, source)
+    named = [name for name, is_held in several.items() if is_held]
+    sample = sample_rows(fs, scan, source, rewards=[column for name in named for column in s.reward_columns(name)])
     if sample.rows and not sample.decoded:
         reasons = ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))
         raise SourceError(
@@ -73,7 +74,7 @@ def open_source(
             f"source {shown_path(root)}: a limit or weight takes rows one by one, and would part the answers of a "
             f"prompt, which format {name} reads together. Leave it out, or write pairs first."
         )
-    _check_pairs(source.pairs, name, others=policy_logps or reference_logps or any(several.values()))
+    _check_pairs(source.pairs, name, others=policy_logps or reference_logps or bool(named))
     if source.id_column is not None:
         check_id_column(source.id_column, sample.columns, sample.schema)
     values = [{name: sample.map.value(row, name) for name in source.passthrough} for row in sample.read]
@@ -89,7 +90,7 @@ def open_source(
         rewards=rewards is True,
         policy_logps=policy_logps,
         reference_logps=reference_logps,
-        named=[each for each, is_held in several.items() if is_held],
+        named=named,
     )
     check_files_agree(
         fs,
@@ -108,8 +109,8 @@ def open_source(
     problem = json_problem(sampled)
     if problem is not None:
         _log.warning("source %s: %s", shown_path(root), problem)
-    named = frozenset[str]().union(*(file.message_fields for file in scan.files))
-    pair = source_schema(sample.schema, columns, sampled, named)
+    fields = frozenset[str]().union(*(file.message_fields for file in scan.files))
+    pair = source_schema(sample.schema, columns, sampled, fields)
     s.scored_schema(passthrough, pair, tuple(several) or ("",))  # refuses names that alignpot's own columns have
     reader = PairReader(
         fs=fs,
