@@ -14,7 +14,7 @@ from pipeline.config.table import Table
 from pipeline.errors import ConfigError
 from pipeline.metrics.combine import RULES
 from pipeline.metrics.objectives import OBJECTIVES
-from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, METRICS
+from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.where import parse_where
 
@@ -163,6 +163,8 @@ class Metric(Section):
     def _ratio_of_margins(self) -> "Metric":
         if self.name == "potential" and self.weight == "auto" and self.normalise == "rank":
             raise ValueError("weight: auto is a ratio of margins, which ranks have lost: choose another normalise")
+        if self.name == "divergence" and self.combine is not None and self.combine.rule != "mean":
+            raise ValueError("divergence weighs all rewards alike: leave combine.rule out")
         return self
 
     @model_serializer(mode="wrap")
@@ -172,7 +174,7 @@ class Metric(Section):
     @property
     def reads_explicit(self) -> bool:
         """Whether the metric reads rewards."""
-        return not {EXPLICIT, EXPLICIT_SIGNED}.isdisjoint(METRICS[self.name].terms(self))
+        return not {EXPLICIT, EXPLICIT_SIGNED, MEAN}.isdisjoint(METRICS[self.name].terms(self))
 
     @property
     def reads_implicit(self) -> bool:
@@ -182,7 +184,8 @@ class Metric(Section):
     @property
     def reads_candidates(self) -> bool:
         """Whether the metric reads the rewards of all candidates."""
-        return EXPLICIT in METRICS[self.name].terms(self) and self.explicit == "candidates"
+        terms = METRICS[self.name].terms(self)
+        return MEAN in terms or (EXPLICIT in terms and self.explicit == "candidates")
 
 
 class Agreement(Section):

@@ -12,7 +12,7 @@ from pipeline.config import Combine, Metric, Objective, Select
 from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.normalise import Fitted
-from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, UNIFORM, Term
+from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, UNIFORM, VARIANCE, Term
 from pipeline.metrics.ranker import Quantity, Ranker
 from pipeline.selection.columns import Columns, Wanted
 from pipeline.selection.disagreement import find_disagreement
@@ -68,6 +68,8 @@ class Query:
         if combine is None and stored and schema.REWARD_CHOSEN not in scored.names:
             combine = Combine()
         combine = None if combine is None else combine.over(stored)
+        if combine is None and self.metric.name == "divergence":
+            raise ConfigError("metric divergence is that of several rewards: score with `rewards`.")
         wanted = 0 if self.rule.agreement is None else self.rule.agreement.at_least
         num_members = 0 if combine is None else len(combine.members)
         if wanted > num_members:
@@ -217,6 +219,8 @@ def _all_null(ranker: Ranker, term: Term, empty: Sequence[str], num_rows: int) -
         kind = ranker.metric.explicit if term == EXPLICIT else "signed"
         reader = f"metric {ranker.metric.name} with the {kind} explicit margin"
         remedy = _NO_CANDIDATES if kind == "candidates" else _NO_REWARD
+    elif term in (MEAN, VARIANCE):
+        reader, remedy = f"metric {ranker.metric.name}", "The source carries no rewards of all candidates."
     elif term == UNIFORM:
         reader, remedy = "metric random", "Every scored row has an id; read the output of `alignpot score`."
     else:

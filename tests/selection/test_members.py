@@ -102,6 +102,14 @@ def test_the_potential_takes_the_combined_margin_and_the_subset_shows_it() -> No
     assert rows["reward_b_chosen"].equals(EVERY["reward_b_chosen"])
 
 
+def test_divergence_is_the_mean_of_the_margins_of_several_rewards() -> None:
+    np.testing.assert_allclose(chosen(EVERY, None, "divergence").scores, scaled(EVERY).mean(axis=0), rtol=1e-12)
+    with pytest.raises(ConfigError, match="that of several rewards"):
+        run(scored_table(9), Metric(name="divergence"), k=3)
+    with pytest.raises(ValueError, match="leave combine"):
+        Metric(name="divergence", combine="min")
+
+
 def test_scales_are_those_of_the_rows_that_where_leaves_and_repeats_count_once() -> None:
     german = EVERY.filter(pa.compute.equal(EVERY["lang"], "de"))
     found = chosen(pa.concat_tables([EVERY, EVERY.slice(0, 20)]), "min", where='lang == "de"', fraction=1.0)

@@ -1,5 +1,6 @@
 """Several rewards in one run: each is stored raw, and selection alone makes one margin of any of them."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+import yaml
 
 import pipeline
-from pipeline.config import ClassifierReward, Config
+from pipeline.config import ClassifierReward, Config, parse_config
 from pipeline.data.dataset import Dataset
 from pipeline.errors import FingerprintError, ModelError, SchemaError
 from pipeline.models.loading import load_classifier
@@ -22,6 +24,7 @@ from tests.steps.conftest import make_config, run_all, write_jsonl
 
 FUNCTION = "tests.rewards.functions"
 NUM_PAIRS = 24
+PAGE = (Path(__file__).parents[2] / "jobs" / "REWARDS.md").read_text()
 
 
 @pytest.fixture
@@ -145,6 +148,12 @@ def test_what_does_not_fit_is_refused_before_a_model_is_loaded(config: Callable[
     passed = {**more, "passthrough": ["reward_old_chosen", "reward_old_rejected"]}
     with pytest.raises(SchemaError, match=r"passthrough names .*reward_old_chosen"):
         prepare_score(config(source=passed))
+
+
+def test_the_example_of_the_page_parses() -> None:
+    [text] = re.findall(r"^```yaml\n(.*?)^```", PAGE.split("# Several rewards")[1], re.MULTILINE | re.DOTALL)
+    names = parse_config(yaml.safe_load(text)).reward_names
+    assert names == ("human", "maths", "skywork", "steer_helpfulness", "steer_correctness", "steer_verbosity")
 
 
 def test_calls_take_several_rewards(pairs: list[dict]) -> None:
