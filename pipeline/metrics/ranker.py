@@ -65,7 +65,7 @@ class Quantity:
     rewards: tuple[str, ...] = ("",)
 
     @property
-    def read(self) -> tuple[Quantity, ...]:
+    def parts(self) -> tuple[Quantity, ...]:
         """The quantities to read from columns: itself, or what it is combined of."""
         if self.kind != "combined":
             return (self,)
@@ -85,7 +85,7 @@ class Quantity:
     def of(self, table: pa.Table | pa.RecordBatch) -> FloatArray:
         """Its values, float64 [num_rows]; NaN or infinite where a row does not have it. May be read-only.
 
-        Not for a combined one, which is made of those of `read`.
+        Not for a combined one, which is made of its `parts`.
 
         Raises:
             SchemaError: a column is missing or of another type.

@@ -17,7 +17,7 @@ def rewards_side_by_side(view: View) -> dict[str, Any]:
     query, columns = view.found.selection.query, view.found.columns
     if query.metric.combine is None:
         return {}
-    margins = {quantity.rewards[0]: columns.quantities[quantity] for quantity in query.signed.read}
+    margins = {quantity.rewards[0]: columns.quantities[quantity] for quantity in query.signed.parts}
     sample = np.stack([values[view.sample] for values in margins.values()])
     sample = sample[:, np.isfinite(sample).all(axis=0)]
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -92,7 +92,7 @@ def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
         needed = [ranker.quantity(term) for term in (*ranker.terms, *ranker.sampled_terms)]
         check_columns(source.schema, [name for quantity in needed for name in quantity.columns])
         made = [*needed, query.explicit, query.implicit, query.signed]
-        quantities |= dict.fromkeys(quantity for each in made for quantity in each.read)
+        quantities |= dict.fromkeys(quantity for each in made for quantity in each.parts)
     return Wanted(
         quantities=tuple(quantities),
         labels=queries[0].rule.labels,

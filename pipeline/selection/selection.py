@@ -212,7 +212,7 @@ def _read_with(query: Query) -> Labels:
 
 def _margins(columns: Columns, query: Query) -> dict[str, FloatArray]:
     """The margin of each reward that a query combines, by name."""
-    return {quantity.rewards[0]: columns.quantities[quantity] for quantity in query.signed.read}
+    return {quantity.rewards[0]: columns.quantities[quantity] for quantity in query.signed.parts}
 
 
 def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
