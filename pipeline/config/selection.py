@@ -192,8 +192,8 @@ class Agreement(Section):
     """Keeps pairs on which several rewards agree with the label."""
 
     at_least: int = Field(ge=1)
-    """A pair stays if this many rewards of `metric.combine` give chosen more than rejected; a tie does not count. The
-    sides are those that `select.labels` leaves."""
+    """A pair stays if this many rewards of `metric.combine` give chosen more than rejected, whatever their weights; a tie
+    does not count. The sides are those that `select.labels` leaves."""
 
 
 class Select(Section):

@@ -182,6 +182,7 @@ def test_calls_combine_by_keyword_and_rank_rows_without_files() -> None:
     assert kept["id"].to_pylist() == [EVERY["id"][i].as_py() for i in sorted(best_first(EVERY, scores)[:7])]
     agreement = pipeline.compare(EVERY, metrics=["explicit", {"name": "explicit", "combine": "min"}]).overlap
     assert 0 < agreement[0, 2] < 1
+    assert {"potential", "explicit"} <= {*pipeline.compare(EVERY).metrics}
     assert pipeline.audit(EVERY, above=0.0).to_arrow().num_rows > 0
 
 
