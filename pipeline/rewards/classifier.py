@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.config import ClassifierReward, Tokens
+from pipeline.config import ClassifierReward, Tokens, names_of
 from pipeline.errors import ModelError
 from pipeline.models.adapters import Adapter
 from pipeline.models.fingerprints import model_fingerprint, pinned
@@ -33,7 +33,7 @@ class ClassifierBackend(Backend[ClassifierReward]):
         own_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
         adapter = None if self.section.adapter is None else Adapter(self.section)
         num_logits = (None if adapter is None else adapter.num_labels) or config.num_labels
-        wanted = len(self.section.heads or (self.section.model,))
+        wanted = len(names_of("", self.section))
         if num_logits != wanted and not own_code:  # what code of its own gives is seen when it runs
             raise ModelError(wrong_number(self.section.model, num_logits, wanted))
 
