@@ -5,6 +5,7 @@
     models       policy, reference, run             } documented at its field
     rewards      reward                             }
     selection    objective, metric, select, output  }
+    combine      metric.combine, select.agreement   }
     table        output.table
     round        prompts, generate, pair, evolve, evaluate, train
     root         Config, the whole file, with sweeps and the rules across sections
@@ -17,6 +18,7 @@
 Each default is the vetted setting. Rules across sections are checked before any data or model is read.
 """
 
+from pipeline.config.combine import Combine
 from pipeline.config.load import yaml_value
 from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
 from pipeline.config.rewards import ClassifierReward, ColumnsReward, FunctionReward, names_of, reward_key
@@ -33,7 +35,7 @@ from pipeline.config.round import (
     Train,
 )
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
-from pipeline.config.selection import Combine, Explicit, Labels, Metric, Objective, Output, Select
+from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
 from pipeline.config.table import Table, parse_target

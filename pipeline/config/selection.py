@@ -3,16 +3,14 @@
 Names, formulas and defaults of objectives and metrics stand in `pipeline.metrics`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from pipeline.config.rewards import RewardName
+from pipeline.config.combine import Agreement, Combine
 from pipeline.config.section import BY_CONTENT, LAYOUT, OneOf, Section, Url
 from pipeline.config.table import Table
-from pipeline.errors import ConfigError
-from pipeline.metrics.combine import RULES
 from pipeline.metrics.objectives import OBJECTIVES
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
@@ -23,7 +21,6 @@ Labels = Literal["keep", "drop", "swap"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Objective(Section):
@@ -83,56 +80,6 @@ class Objective(Section):
         return OBJECTIVES[self.name].reads_reference
 
 
-class Combine(Section):
-    """How the margins of several rewards become the explicit margin. The name of a rule alone stands for a section of
-    it: `combine: min`.
-
-    Before, each is divided by its root mean square over the rows that `select.where` leaves (`zscore`), or replaced by
-    the rank of its magnitude with its sign (`rank`), so that 0 stays a tie. The formulas stand in
-    `pipeline/metrics/combine.py`.
-    """
-
-    rule: Annotated[str, OneOf(RULES)] = "mean"
-    """`mean`, `min`, `median`, `weighted` (sum of weight x margin), `mean-minus-std` (mean - penalty x standard
-    deviation over the rewards), or `majority` (mean of the signs). Default: `weighted` with weights, else `mean`."""
-    members: tuple[RewardName, ...] = ()
-    """Names of the rewards. Default: all that are stored, or those that have weights."""
-    weights: dict[RewardName, Finite] | None = None
-    """Weight of each reward, such as `{helpfulness: 2, verbosity: -0.5}`."""
-    penalty: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """lambda of `mean-minus-std`."""
-    normalise: Literal["zscore", "rank", "none"] = "zscore"
-    """How the margin of each reward is normalised over the set."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_a_name(cls, data: Any) -> Any:
-        given = {"rule": data} if isinstance(data, str) else data
-        if isinstance(given, Mapping) and given.get("weights"):
-            return {"rule": "weighted", "members": tuple(given["weights"]), **given}
-        return given
-
-    @model_validator(mode="after")
-    def _weights_of_members(self) -> "Combine":
-        if (self.rule == "weighted") != bool(self.weights):
-            raise ValueError("weights are for rule: weighted, which needs them")
-        if len({*self.members}) < len(self.members):
-            raise ValueError(f"members names a reward twice: {[*self.members]}")
-        if self.weights and {*self.weights} != {*self.members}:
-            raise ValueError("weights and members name different rewards: leave members out")
-        return self
-
-    def over(self, stored: Sequence[str]) -> "Combine":
-        """The same with its members named, of the rewards that there are. Raises a ConfigError if it names others."""
-        members = self.members or tuple(stored)
-        if not members or not {*members} <= {*stored}:
-            raise ConfigError(
-                f"metric.combine reads the rewards {[*members]}; the scored dataset holds {[*stored]}. Name some of "
-                "these, or score with `rewards`."
-            )
-        return self.model_copy(update={"members": members})
-
-
 class Metric(Section):
     """What pairs are ranked by. A setting that the metric does not read is ignored.
 
@@ -186,14 +133,6 @@ class Metric(Section):
         """Whether the metric reads the rewards of all candidates."""
         terms = METRICS[self.name].terms(self)
         return MEAN in terms or (EXPLICIT in terms and self.explicit == "candidates")
-
-
-class Agreement(Section):
-    """Keeps pairs on which several rewards agree with the label."""
-
-    at_least: int = Field(ge=1)
-    """A pair stays if this many rewards of `metric.combine` give chosen more than rejected, whatever their weights. A
-    tie does not count. The sides are those that `select.labels` leaves."""
 
 
 class Select(Section):

@@ -73,7 +73,7 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the rows, JSON-ready, for the manifest."""
         groups = {name: cut.to_dict() for name, cut in self.cuts.items() if name is not None}
-        unset = {"engine"} | ({name for name in ("split", "agreement") if getattr(self.query.rule, name) is None})
+        unset = {"engine"} | {name for name in ("split", "agreement") if getattr(self.query.rule, name) is None}
         return {
             "objective": self.query.objective.model_dump(mode="json"),
             "metric": self.query.metric.model_dump(mode="json"),
