@@ -5,6 +5,7 @@
     models       policy, reference, run             } documented at its field
     rewards      reward                             }
     selection    objective, metric, select, output  }
+    combine      metric.combine, select.agreement   }
     table        output.table
     round        prompts, generate, pair, evolve, evaluate, train
     root         Config, the whole file, with sweeps and the rules across sections
@@ -17,9 +18,10 @@
 Each default is the vetted setting. Rules across sections are checked before any data or model is read.
 """
 
+from pipeline.config.combine import Combine
 from pipeline.config.load import yaml_value
 from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
-from pipeline.config.rewards import ClassifierReward, ColumnsReward, FunctionReward
+from pipeline.config.rewards import ClassifierReward, ColumnsReward, FunctionReward, names_of, reward_key
 from pipeline.config.root import Config, load_config, parse_config, resolved
 from pipeline.config.round import (
     SEED_STRATEGY,
@@ -46,6 +48,7 @@ __all__ = [
     "ClassifierReward",
     "ColumnsModel",
     "ColumnsReward",
+    "Combine",
     "Config",
     "Evaluate",
     "Evolve",
@@ -76,10 +79,12 @@ __all__ = [
     "load_any",
     "load_config",
     "load_self_play",
+    "names_of",
     "parse_config",
     "parse_self_play",
     "parse_target",
     "resolved",
+    "reward_key",
     "without_table",
     "yaml_value",
 ]

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -213,6 +215,14 @@ def test_command_line_ends_with_the_code_and_one_message(
     assert text in ended.err
     assert "Traceback" not in ended.err
     assert rows[0]["chosen"][0]["content"][:20] not in ended.err
+
+
+def test_a_log_of_json_ends_with_the_error(tmp_path: Path):
+    command = [sys.executable, "-m", "pipeline.cli", "--log-json", "score", str(tmp_path / "none.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    ending = json.loads(done.stderr.splitlines()[-1])
+    assert (done.returncode, ending["level"]) == (2, "ERROR")
+    assert "none.yaml" in ending["message"]
 
 
 HOSTILE = "\x1b]0;title\x07\nINFO pipeline.forged: \x9b31m\u202e"
