@@ -6,7 +6,7 @@
     endpoint     a reward model behind a server; kinds: what each server takes and gives; probe: whether it is the same
     answers      rows to requests, from the cache or the service
     cache        paid answers on storage
-    http         a client of HTTP services: many requests at once, retries, deadlines
+    http         a client of HTTP services: many requests at once, retries, deadlines; replies: what a reply means
     function     a function of the user's; callers: in this process or in one of its own; worker: that process
 
 A back end is cheap to make. It loads models and functions only where it builds its scorer, in the process that scores.

@@ -1,7 +1,6 @@
 """A client of HTTP services that answer JSON with JSON: patient while a service fails for now, quick where it refuses.
 
-`Client.ask` sends many requests at once and gives each answer as soon as it is there, so that it can be kept. What
-happens to a request:
+`Client.ask` sends many requests at once and gives each answer as soon as it is there. What happens to a request:
 
 - 429, 5xx, a lost connection, a time-out, an answer that is cut off or not what was wanted: it is sent again, after a
   random pause that doubles from try to try, or after what `Retry-After` asks for. A URL that fails on request after
@@ -15,16 +14,12 @@ Messages name the URL, the status and the names that a service gives to its erro
 """
 
 import asyncio
-import email.utils
-import json
 import logging
 import os
 import queue
 import random
-import re
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -32,6 +27,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from pipeline.errors import ConfigError, TemporaryError
+from pipeline.rewards.replies import Refused, Trouble, read_reply
 from pipeline.shown import shown
 
 if TYPE_CHECKING:
@@ -39,15 +35,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_OF_THE_REQUEST: Final = frozenset({400, 413, 422})
-_TRY_AGAIN: Final = frozenset({408, 424, 429})  # 424 is what TEI says when its own model has failed
-_AWAY: Final = frozenset({429, 502, 503, 504})  # says that the service is busy or away, and nothing about the request
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 _CONNECT_S: Final = 10.0
 _FAILURES_TO_REST: Final = 3
-_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,60}")
-_DONE: Final = object()
 
 _log = logging.getLogger(__name__)
 
@@ -86,21 +77,6 @@ class BadAnswer(Exception):  # noqa: N818 - control flow, never seen by a user
     """An answer is not what was wanted. Its message holds no text of the answer."""
 
 
-class _Trouble(Exception):  # noqa: N818 - control flow
-    """A try that failed for now.
-
-    is_away: nothing speaks for the request as the cause. is_form: the answer is whole, but of another form than wanted.
-    """
-
-    def __init__(self, words: str, *, is_away: bool = False, is_form: bool = False, pause_s: float = 0.0) -> None:
-        super().__init__(words)
-        self.is_away, self.is_form, self.pause_s = is_away, is_form, pause_s
-
-
-class _RefusedError(Exception):
-    """The service refuses what is in a request."""
-
-
 @dataclass(slots=True)
 class _Host:
     """One base URL. failures: one after another; rests_until: on the loop's clock."""
@@ -137,8 +113,7 @@ class Client:
         self._good: tuple[str, Any] | None = None  # the last path and body that were answered
         self._told: set[str] = set()
         self._last_trouble = "no answer"
-        self.num_sent = 0
-        """Requests sent so far, each try counted."""
+        self._num_sent = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="alignpot-http", daemon=True)
         self._thread.start()
@@ -156,9 +131,9 @@ class Client:
         """
         found: queue.SimpleQueue[Any] = queue.SimpleQueue()
         work = asyncio.run_coroutine_threadsafe(self._ask_all(path, bodies, read, found.put), self._loop)
-        work.add_done_callback(lambda _: found.put(_DONE))
+        work.add_done_callback(lambda _: found.put(None))
         try:
-            while (each := found.get()) is not _DONE:
+            while (each := found.get()) is not None:
                 yield each
             work.result()
         finally:
@@ -168,7 +143,7 @@ class Client:
         """Close connections and end the thread."""
         if self._loop.is_closed():
             return
-        _log.info("%s: %d requests were sent", self._service.section, self.num_sent)
+        _log.info("%s: %d requests were sent", self._service.section, self._num_sent)
 
         async def end() -> None:
             if self._session is not None:
@@ -217,23 +192,22 @@ class Client:
                 try:
                     found = read(answer)
                 except BadAnswer as error:
-                    raise _Trouble(str(error), is_form=True) from None
+                    raise Trouble(str(error), is_form=True) from None
                 except (LookupError, TypeError, ValueError, AttributeError):
-                    raise _Trouble("an answer of another form than wanted", is_form=True) from None
-            except _RefusedError as error:
+                    raise Trouble("an answer of another form than wanted", is_form=True) from None
+            except Refused as error:
                 host.failures = 0
                 return Failed(f"{host.url}{path} refused it with {error}")
-            except _Trouble as trouble:
+            except Trouble as trouble:
                 self._tell(f"{trouble} from {host.url}{path}")
                 host.failed(self._loop.time(), trouble.pause_s)
                 num_blamed += not trouble.is_away
-                if num_blamed < self._service.tries or trouble.is_away:
-                    pass
-                elif self._good is None and trouble.is_form:
+                is_blamed = num_blamed >= self._service.tries and not trouble.is_away
+                if is_blamed and self._good is None and trouble.is_form:
                     raise ConfigError(
                         f"{host.url}{path} gives {trouble}, each time. Check the kind of the server, and {host.url}."
                     ) from None
-                elif await self._still_works():
+                if is_blamed and await self._still_works():
                     return Failed(f"{host.url}{path} gave {trouble}, and at {num_blamed - 1} tries before failed too")
             else:
                 host.failures = 0
@@ -257,15 +231,15 @@ class Client:
             return False
         try:
             await self._exchange(await self._free_host(), *self._good)
-        except (_Trouble, _RefusedError):
+        except (Trouble, Refused):
             return False
         return True
 
     async def _exchange(self, host: _Host, path: str, body: Any) -> Any:
-        """The answer as parsed JSON. Raises _Trouble, _RefusedError or a ConfigError."""
+        """The answer as parsed JSON. Raises Trouble, Refused or a ConfigError."""
         method = "GET" if body is None else "POST"
         host.in_flight += 1
-        self.num_sent += 1
+        self._num_sent += 1
         try:
             async with self._open_session().request(
                 method, host.url + path, json=body, proxy=host.proxy, allow_redirects=False
@@ -273,20 +247,10 @@ class Client:
                 status, headers, content = response.status, response.headers, await response.read()
         except (self._aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
             is_away = isinstance(error, (self._aiohttp.ClientConnectorError, self._aiohttp.ConnectionTimeoutError))
-            raise _Trouble(type(error).__name__, is_away=is_away) from None
+            raise Trouble(type(error).__name__, is_away=is_away) from None
         finally:
             host.in_flight -= 1
-        if status == 200:
-            try:
-                return json.loads(content)
-            except (ValueError, RecursionError):
-                raise _Trouble("an answer that is cut off or no JSON") from None
-        words = f"HTTP {status}{_error_names(content)}"
-        if status in _TRY_AGAIN or status >= 500:
-            raise _Trouble(words, is_away=status in _AWAY, pause_s=_retry_after(headers))
-        if status in _OF_THE_REQUEST:
-            raise _RefusedError(words)
-        raise ConfigError(f"{host.url}{path} answers {words}. {self._remedy(status)}")
+        return read_reply(status, headers, content, f"{host.url}{path}", partial(self._remedy, status))
 
     def _open_session(self) -> "aiohttp.ClientSession":
         if self._session is None:
@@ -301,8 +265,7 @@ class Client:
     def _remedy(self, status: int) -> str:
         section, variable = self._service.section, self._service.key_variable
         if status in (401, 403):
-            key = "is not one that it takes" if variable else f"is missing: set {section}.key_variable"
-            return f"The key {'in ' + variable + ' ' if variable else ''}{key}."
+            return f"It does not take the key in {variable}." if variable else f"Set {section}.key_variable."
         if status in (404, 405):
             return f"Check {section}.urls, the name of the model, and whether the server has this path."
         return f"Check {section}.urls."
@@ -337,26 +300,3 @@ def _proxy_of(url: str) -> str | None:
 def _pause(num_before: int) -> float:
     """A random pause ("full jitter") before the next try."""
     return random.uniform(0, min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(num_before, 16)))  # noqa: S311
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a service asks to wait: a number of them or a date; 0 if it does not."""
-    given = headers.get("Retry-After", "").strip()
-    if given.isdecimal():
-        return float(given)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(given).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
-
-
-def _error_names(content: bytes) -> str:
-    """Type, parameter and code of an error in its usual form. The text of its message may quote a row."""
-    try:
-        given = json.loads(content)
-        error = given["error"] if isinstance(given.get("error"), dict) else given
-        names = [str(error[name]) for name in ("type", "error_type", "param", "code") if error.get(name)]
-    except (ValueError, AttributeError, RecursionError):
-        return ""
-    found = [name for name in names if _NAME.fullmatch(name)]
-    return f" ({', '.join(found)})" if found else ""

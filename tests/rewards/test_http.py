@@ -167,7 +167,9 @@ def test_a_service_that_stays_away_ends_the_run_for_now_and_keeps_what_was_answe
     assert found == {n: EXPECTED[n] for n in found}
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "The key in REWARD_KEY"), (404, "name of the model"), (302, "")])
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "It does not take the key in REWARD_KEY"), (404, "name of the model"), (302, "")]
+)
 def test_what_cannot_work_ends_the_run_and_never_shows_the_key(
     status: int, words: str, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
