@@ -17,7 +17,15 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.metrics import ids
 from pipeline.metrics.columns import FloatArray, single_array
-from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin, objective_columns
+from pipeline.metrics.length import LengthFit
+from pipeline.metrics.margins import (
+    EXPLICIT_COLUMNS,
+    explicit_margin,
+    implicit_margin,
+    length_gap,
+    length_ratio,
+    objective_columns,
+)
 from pipeline.metrics.normalise import Fitted
 from pipeline.metrics.potential import (
     ABS_IMPLICIT,
@@ -44,18 +52,29 @@ class Quantity:
     """One number of every row, computed from scored columns.
 
     explicit: signed reward margin. candidates: spread of the rewards of all candidates. implicit: signed implicit
-    margin under `objective`. uniform: hash of the id by `seed`, in [0, 1).
+    margin under `objective`. uniform: hash of the id by `seed`, in [0, 1). length_gap: tokens of chosen minus those of
+    rejected. length_ratio: tokens of the longer response over those of the shorter one. residual: the explicit margin
+    without what the length gap explains of it by a fit over the set, so it is made of `parts`.
     """
 
-    kind: Literal["explicit", "candidates", "implicit", "uniform"]
+    kind: Literal["explicit", "candidates", "implicit", "uniform", "length_gap", "length_ratio", "residual"]
     objective: Objective | None = None
     seed: int = 0
 
     @property
+    def parts(self) -> tuple[Quantity, ...]:
+        """The quantities that are read for it: itself, but for the residual."""
+        return (SIGNED_EXPLICIT, LENGTH_GAP) if self.kind == "residual" else (self,)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The scored columns it is computed from."""
+        if self.kind == "residual":
+            return tuple(name for part in self.parts for name in part.columns)
         if self.kind == "uniform":
             return (schema.ID,)
+        if self.kind in ("length_gap", "length_ratio"):
+            return (schema.NUM_TOKENS_CHOSEN, schema.NUM_TOKENS_REJECTED)
         if self.objective is not None:
             return objective_columns(self.objective)
         return EXPLICIT_COLUMNS["candidates" if self.kind == "candidates" else "signed"]
@@ -70,10 +89,17 @@ class Quantity:
             return ids.uniform(single_array(table, schema.ID), self.seed)
         if self.objective is not None:
             return implicit_margin(table, self.objective)
+        if self.kind == "length_gap":
+            return length_gap(table)
+        if self.kind == "length_ratio":
+            return length_ratio(table)
         return explicit_margin(table, "candidates" if self.kind == "candidates" else "signed")
 
 
 SIGNED_EXPLICIT: Final = Quantity(kind="explicit")
+LENGTH_GAP: Final = Quantity(kind="length_gap")
+LENGTH_RATIO: Final = Quantity(kind="length_ratio")
+RESIDUAL: Final = Quantity(kind="residual")
 
 Quantities: TypeAlias = Mapping[Quantity, FloatArray]
 """Quantities of some rows, each float64 [num_rows]."""
@@ -112,6 +138,8 @@ class Ranker:
             return Quantity(kind="uniform", seed=self.seed)
         if term in (IMPLICIT, ABS_IMPLICIT):
             return Quantity(kind="implicit", objective=self.objective)
+        if self.metric.takes_out_length:
+            return RESIDUAL
         by_candidates = term == EXPLICIT and self.metric.explicit == "candidates"
         return Quantity(kind="candidates") if by_candidates else SIGNED_EXPLICIT
 
@@ -122,7 +150,13 @@ class Ranker:
 
     def read(self, table: pa.Table | pa.RecordBatch) -> Quantities:
         """The quantities that the score is computed from. Raises a SchemaError as `Quantity.of`."""
-        return {quantity: quantity.of(table) for quantity in map(self.quantity, self.terms)}
+        return {quantity: quantity.of(table) for term in self.terms for quantity in self.quantity(term).parts}
+
+    def without_length(self, quantities: Quantities, length: LengthFit | None) -> Quantities:
+        """The quantities with the residual margin, where the metric takes it and it is not there."""
+        if length is None or RESIDUAL in quantities:
+            return quantities
+        return {**quantities, RESIDUAL: quantities[SIGNED_EXPLICIT] - length.of(quantities[LENGTH_GAP])}
 
     def term(self, quantities: Quantities, term: Term) -> FloatArray:
         """A term of every row, float64 [num_rows]."""
@@ -139,7 +173,8 @@ class Ranker:
         scores = np.empty(num_rows)
         for start in range(0, num_rows, _BLOCK):
             rows = slice(start, start + _BLOCK)
-            block = {quantity: values[rows] for quantity, values in quantities.items()}
+            block: Quantities = {quantity: values[rows] for quantity, values in quantities.items()}
+            block = self.without_length(block, fitted.length)
             terms: Terms = {term: self.term(block, term) for term in self.terms}
             with np.errstate(invalid="ignore", over="ignore"):
                 scores[rows] = METRICS[self.metric.name].score(terms, self.metric, fitted) + 0.0

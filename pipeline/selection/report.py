@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.ranker import SIGNED_EXPLICIT
+from pipeline.selection.breakdown import MARGIN_RESIDUAL
 from pipeline.selection.figures import figures
 from pipeline.selection.fit import blocks_of, ranked_moments
 from pipeline.selection.passes import Passes
@@ -25,7 +26,22 @@ from pipeline.shown import shown
 
 GROUPS: Final = ("all", "selected")
 NOTHING: Final = "-"
+_BOUNDS: Final = (
+    "fraction",
+    "k",
+    "min_score",
+    "max_score",
+    "max_length_ratio",
+    "max_length_gap",
+    "per_prompt",
+    "group_by",
+)
 _DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none", "disagreement": None}
+_CORRELATIONS: Final = {
+    schema.MARGIN_EXPLICIT: "correlation of reward margin and length gap",
+    MARGIN_RESIDUAL: "  without what length explains",
+    schema.MARGIN_IMPLICIT: "correlation of implicit margin and length gap",
+}
 SIGNS: Final[Mapping[str, str]] = {
     "contradicted_by_reward": "reward prefers rejected",
     "contradicted_by_policy": "policy prefers rejected",
@@ -140,6 +156,11 @@ def render(report: Mapping[str, Any]) -> str:
         rows += [(f"{name} {number}", *(_number(of[number]) for of in stats)) for number in ("mean", "std")]
     signs = [report["signs"][group] for group in GROUPS]
     rows += [(label, *(_percent(of[sign]["share"]) for of in signs)) for sign, label in SIGNS.items()]
+    if report.get("lengths"):
+        lengths = [report["lengths"][group] for group in GROUPS]
+        rows.append(("chosen is longer", *(_percent(of["chosen_longer"]["share"]) for of in lengths)))
+        for name, label in _CORRELATIONS.items():
+            rows.append((label, *(_number(of["correlation"].get(name)) for of in lengths)))
     if chosen["select"]["labels"] == "swap":
         rows.append(("labels swapped", f"{chosen['num_contradicted']:,}", ""))
     rows.append(("threshold", "", _number(chosen.get("threshold"))))
@@ -164,14 +185,15 @@ def rule_in_words(chosen: Mapping[str, Any]) -> str:
     }
     kept = [
         f"{key} {value:,}" if isinstance(value, int) else f"{key} {shown(value)}"
-        for key in ("fraction", "k", "min_score", "max_score", "per_prompt", "group_by")
-        if (value := select[key]) is not None
+        for key in _BOUNDS
+        if (value := select.get(key)) is not None
     ]
     kept += [f"{key} {select[key]}" for key, default in _DEFAULT_RULES.items() if select.get(key, default) != default]
     parameters = "".join(f" {key} {value}" for key, value in objective.items() if key != "name")
     under = f"objective {objective['name']}{parameters}"
     of_metric = f"metric {name}" + (f" ({settings[name]})" if name in settings else "")
-    return ", ".join([of_metric, under, *kept])
+    length = [f"length {metric['length']}"] if "length" in chosen["fitted"] else []
+    return ", ".join([of_metric, under, *length, *kept])
 
 
 def _weight(chosen: Mapping[str, Any]) -> str:

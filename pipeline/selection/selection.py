@@ -7,7 +7,7 @@ their order, nor the parts they come in.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -172,6 +172,7 @@ class Reader:
 def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
     """The selection that a choice makes. Raises a DataError if a split would have no row."""
     query, rows = ranking.query, choice.positions
+    columns = replace(columns, quantities=dict(ranking.quantities))
     missing = np.full(rows.size, np.nan)
     explicit, implicit = (
         columns.quantities[quantity][rows] if quantity in columns.quantities else missing
