@@ -7,7 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from pipeline.api import audit, compare, export, potential, publish, push, read_pairs, score, select, self_play
+    from pipeline.api import (
+        audit,
+        compare,
+        export,
+        potential,
+        publish,
+        push,
+        read_pairs,
+        reward,
+        score,
+        select,
+        self_play,
+    )
     from pipeline.errors import AlignpotError
 
 __version__ = "0.1.0"
@@ -21,6 +33,7 @@ __all__ = [
     "publish",
     "push",
     "read_pairs",
+    "reward",
     "score",
     "select",
     "self_play",

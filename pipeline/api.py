@@ -30,6 +30,7 @@ from pipeline.config import (
     Source,
     Storage,
     parse_config,
+    parse_reward,
     parse_target,
     resolved,
 )
@@ -42,7 +43,7 @@ from pipeline.frames import Rows, to_table
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.observers.facts import tell_copy
 from pipeline.observers.observed import observed
-from pipeline.results import Pairs, Scored, Subset
+from pipeline.results import Pairs, Rewarded, Scored, Subset
 from pipeline.selection.columns import read_columns
 from pipeline.selection.passes import Threads
 from pipeline.selection.ranking import Query, rank, wanted_by
@@ -122,6 +123,40 @@ def score(
             told.add(tell_scored, summary, manifest)
             check_dropped(config, manifest)
         return Scored(config, files.pop_all())
+
+
+def reward(
+    data: Any, *, reward: Any, path: str | Path | None = None, engine: str = "plain", **sections: Any
+) -> Rewarded:
+    """Give every response to a prompt its reward: rows of a prompt with one response or several.
+
+    data: as for `read_pairs`. reward: a model or function as for `score`. path: keeps the rewarded dataset there; a
+    call with the same arguments goes on with it. engine: plain, in this process, or ray. sections: further sections of
+    the config as dicts (source, tokens, run, storage).
+    """
+    from pipeline.steps.reward import prepare_reward
+    from pipeline.steps.reward import reward as run_reward
+    from pipeline.steps.score import check_dropped
+    from pipeline.steps.told import tell_rewarding, tell_scored
+
+    with ExitStack() as files:
+        work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="alignpot-")))
+        config = parse_reward({
+            "source": {"path": _path_of(data, work / "rows"), **sections.pop("source", {})},
+            "reward": _model_section(reward, "reward", work / "reward"),
+            "rewarded": str(path or work / "rewarded"),
+            "run": {"engine": engine, **sections.pop("run", {})},
+            **sections,
+        })  # fmt: skip
+        settings = config.model_dump(mode="json")
+        with observed("reward", config.rewarded, settings, config.run.track, lineage=path is not None) as told:
+            rewarding = prepare_reward(config)
+            told.add(tell_rewarding, *rewarding)
+            told.begin()
+            summary, manifest = run_reward(*rewarding)
+            told.add(tell_scored, summary, manifest)
+            check_dropped(config, manifest)
+        return Rewarded(config, files.pop_all())
 
 
 def select(scored: Any, *, objective: Any = None, metric: Any = None, **keys: Any) -> Subset:

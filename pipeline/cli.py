@@ -57,6 +57,15 @@ def score(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = 
 
 
 @app.command()
+def reward(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Give every response to a prompt its reward, one or several to a prompt. Goes on where an earlier run stopped."""
+    from pipeline.commands import reward_only
+    from pipeline.config import load_reward
+
+    echo(reward_only(load_reward(config, overrides or ())))
+
+
+@app.command()
 def select(
     config: ConfigPath,
     overrides: Overrides = None,

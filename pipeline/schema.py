@@ -141,6 +141,11 @@ CANDIDATE_SCHEMA: Final = pa.schema([*_PROMPT_FIELDS, *_CANDIDATE_FIELDS, *STATU
 ANNOTATED_SCHEMA: Final = pa.schema(
     [*_PROMPT_FIELDS, *_CANDIDATE_FIELDS, pa.field(RESPONSE_REWARDS, pa.list_(pa.float64())), *STATUS_FIELDS]
 )
+REWARDED_FIELDS: Final = (
+    pa.field(RESPONSES, pa.list_(pa.string())),
+    pa.field(RESPONSE_REWARDS, pa.list_(pa.float64())),
+)
+"""Of a prompt whose responses get rewards."""
 GENERATED_PAIR_SCHEMA: Final = pa.schema(
     [
         *PAIR_SCHEMA,

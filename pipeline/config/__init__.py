@@ -8,7 +8,7 @@
     table        output.table
     round        prompts, generate, pair, evolve, evaluate, train
     root         Config, the whole file, with sweeps and the rules across sections
-    self_play    SelfPlayConfig, the whole file of self-play
+    self_play    SelfPlayConfig, the whole file of self-play; rewarding: RewardConfig, that of `alignpot reward`
     presets      settings of the paper's authors, by name
     load         YAML and --set in, a checked config out
     problems     what is wrong with a config, and what a key takes, in words
@@ -19,7 +19,8 @@ Each default is the vetted setting. Rules across sections are checked before any
 
 from pipeline.config.load import yaml_value
 from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
-from pipeline.config.rewards import ClassifierReward, ColumnsReward, FunctionReward
+from pipeline.config.rewarding import RewardConfig, load_reward, parse_reward
+from pipeline.config.rewards import ClassifierReward, ColumnsReward, ComputedReward, FunctionReward
 from pipeline.config.root import Config, load_config, parse_config, resolved
 from pipeline.config.round import (
     SEED_STRATEGY,
@@ -46,6 +47,7 @@ __all__ = [
     "ClassifierReward",
     "ColumnsModel",
     "ColumnsReward",
+    "ComputedReward",
     "Config",
     "Evaluate",
     "Evolve",
@@ -60,6 +62,7 @@ __all__ = [
     "Pairing",
     "Prompts",
     "Replicas",
+    "RewardConfig",
     "Run",
     "Select",
     "SelfPlayConfig",
@@ -75,8 +78,10 @@ __all__ = [
     "carries_credentials",
     "load_any",
     "load_config",
+    "load_reward",
     "load_self_play",
     "parse_config",
+    "parse_reward",
     "parse_self_play",
     "parse_target",
     "resolved",

@@ -14,6 +14,7 @@ from pipeline.errors import FingerprintError, IntegrityError
 
 MANIFEST_FILE: Final = "_SUCCESS.json"
 SCORED: Final = "scored"
+REWARDED: Final = "rewarded"
 SUBSET: Final = "subset"
 EXPORT: Final = "export"
 

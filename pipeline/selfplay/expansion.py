@@ -26,12 +26,12 @@ from pipeline.data.place import Place
 from pipeline.data.sealed import digest
 from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint
-from pipeline.selfplay.annotate import annotate_stages
 from pipeline.selfplay.candidates import generate_stage
 from pipeline.selfplay.evolve import evolve_stage, plan_evolution, selected_prompts, template_fingerprint
 from pipeline.selfplay.filters import filter_prompts
 from pipeline.selfplay.pairing import make_pairs
 from pipeline.sources.contamination import Contamination
+from pipeline.steps.annotate import annotate_stages
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
 from pipeline.steps.shards import OwnRows
@@ -140,7 +140,7 @@ def generate_answers(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) 
         config.run,
         kind=ANNOTATED,
         url=f"{url}/{ANNOTATED}",
-        stages=annotate_stages(config),
+        stages=annotate_stages(config.reward, config.tokens, schema.ANNOTATED_SCHEMA),
         schema=schema.ANNOTATED_SCHEMA,
         fingerprint={"reward": run.fingerprints["reward"], "date": tokens["date"]},
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import ColumnsModel, ColumnsReward, Config, TorchModel, resolved
+from pipeline.config import ColumnsModel, ColumnsReward, Config, RewardConfig, Tokens, TorchModel, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SCORED, Manifest, find_manifest
@@ -22,6 +22,7 @@ from pipeline.data.run import RUN_FILE, Run
 from pipeline.errors import TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint, pinned
 from pipeline.models.loading import check_models
+from pipeline.rewards.backend import Backend
 from pipeline.rewards.registry import reward_backend
 from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
@@ -111,10 +112,10 @@ def _check_fp8(config: Config, step: Step, pending: Sequence[AnyShard]) -> None:
         call_on_cluster(partial(check_ranks, config), rows, **reserved_by_one_call(models))
 
 
-def check_dropped(config: Config, manifest: Manifest) -> None:
+def check_dropped(config: Config | RewardConfig, manifest: Manifest) -> None:
     """Raise a TooManyDroppedError if the share of dropped rows is over the limit."""
     if manifest.fraction_dropped > config.run.max_dropped:
-        words = template_words(config, manifest)
+        words = template_words(config, manifest) if isinstance(config, Config) else ""
         counts = manifest.drops_by_reason.items()
         reasons = ", ".join(f"{with_words(reason, words)}: {count}" for reason, count in counts)
         raise TooManyDroppedError(
@@ -141,12 +142,16 @@ def _model_fingerprints(config: Config, columns: Sequence[str]) -> dict[str, Any
         reward.check(config.tokens, columns)
         found["reward"] = reward.fingerprint()
     found |= {role: model_fingerprint(model) for role, model in models.items()}
-    tokens = config.tokens.fingerprint()
     if models:
-        found["tokens"] = tokens
-    elif reward is not None and reward.reads_ids:  # it has its own template and length
-        found["tokens"] = {name: value for name, value in tokens.items() if name in ("date", "template")}
-    return found
+        return found | {"tokens": config.tokens.fingerprint()}
+    return found if reward is None else found | reward_tokens(reward, config.tokens)
+
+
+def reward_tokens(reward: Backend[Any], tokens: Tokens) -> dict[str, Any]:
+    """What a fingerprint holds of the section tokens for a reward alone: it has its own template and length."""
+    if not reward.reads_ids:
+        return {}
+    return {"tokens": {name: value for name, value in tokens.fingerprint().items() if name in ("date", "template")}}
 
 
 def _causal_models(config: Config) -> dict[str, TorchModel]:

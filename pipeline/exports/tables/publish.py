@@ -14,7 +14,7 @@ from typing import Final
 from pipeline import config
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import MANIFEST_FILE, SCORED, SUBSET
+from pipeline.data.manifest import MANIFEST_FILE, REWARDED, SCORED, SUBSET
 from pipeline.data.place import Place
 from pipeline.data.run import RUN_FILE
 from pipeline.data.sealed import read_sealed
@@ -42,7 +42,7 @@ def check_target(target: config.Table, storage: config.Storage) -> None:
 
 
 def publish(source: Place, target: config.Table, storage: config.Storage, split: str = TRAIN) -> str:
-    """Publish the kept rows of a subset or a scored dataset, unless they are there; returns the text to print.
+    """Publish the kept rows of a subset or of another dataset, unless they are there; returns the text to print.
 
     split: of a subset, the rows that are published.
 
@@ -111,5 +111,5 @@ def open_table(target: config.Table, storage: config.Storage) -> Table:
 
 def _kind(source: Place) -> str:
     """The kind of the dataset; a subset if there is none."""
-    manifest = read_sealed(source / MANIFEST_FILE) or {}
-    return SCORED if manifest.get("kind") == SCORED else SUBSET
+    kind = (read_sealed(source / MANIFEST_FILE) or {}).get("kind")
+    return kind if kind in (SCORED, REWARDED) else SUBSET

@@ -5,35 +5,46 @@ if the reward is not a finite number. A row without any reward is dropped, with 
 not empty.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import SelfPlayConfig, Tokens
+from pipeline.config import ComputedReward, Tokens
 from pipeline.drops import Reason
 from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
 from pipeline.rewards.registry import reward_backend
-from pipeline.schema import ANNOTATED_SCHEMA, ID, PROMPT, RESPONSE_REWARDS, RESPONSES
+from pipeline.schema import (
+    ANNOTATED_SCHEMA,
+    CONTENT_DIGEST,
+    ID,
+    OUTCOME_FIELDS,
+    PROMPT,
+    RESPONSE_REWARDS,
+    RESPONSES,
+    TEMPLATE_KWARGS,
+    TOOLS,
+)
 from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
 from pipeline.steps.work import Apply, Stage
 
+_READS: Final = (ID, PROMPT, RESPONSES, TOOLS, TEMPLATE_KWARGS)
 RESPONSE_IDS: Final = f"{TRANSIENT_PREFIX}response_ids"
 """Token ids of the whole dialogue of each response, null for one that gets no reward."""
 RESPONSE_REASONS: Final = f"{TRANSIENT_PREFIX}response_reasons"
 """Why a response has no token ids, null for one that has."""
 
 
-def annotate_stages(config: SelfPlayConfig) -> list[Stage]:
-    """Candidates to annotated candidates, by the reward."""
-    reward = reward_backend(config.reward)
-    annotate = Stage(name="annotate", build=partial(_build_annotate, reward), model=config.reward)
+def annotate_stages(section: ComputedReward, tokens: Tokens, schema: pa.Schema) -> list[Stage]:
+    """Candidates to annotated candidates, by the reward. schema: of what comes out."""
+    reward = reward_backend(section)
+    annotate = Stage(name="annotate", build=partial(_build_annotate, reward, schema), model=section)
     if not reward.reads_ids:
         return [annotate]
-    return [Stage(name="tokenise", build=partial(_build_tokenise, reward, config.tokens)), annotate]
+    return [Stage(name="tokenise", build=partial(_build_tokenise, reward, tokens)), annotate]
 
 
 class TokeniseResponses:
@@ -47,7 +58,7 @@ class TokeniseResponses:
         rows = kept_rows(table)
         ids: list[list[Any]] = []
         reasons: list[list[Reason | None]] = []
-        for row in table.select([ID, PROMPT, RESPONSES]).take(pa.array(rows)).to_pylist():
+        for row in _selected(table, _READS).take(pa.array(rows)).to_pylist():
             found = [self._dialogue(row, text) if text else Reason.EMPTY_RESPONSES for text in row[RESPONSES]]
             ids.append([None if isinstance(one, Reason) else one.ids for one in found])
             reasons.append([one if isinstance(one, Reason) else None for one in found])
@@ -60,24 +71,28 @@ class TokeniseResponses:
         return table
 
     def _dialogue(self, row: Mapping[str, Any], text: str) -> TokenizedDialogue | Reason:
-        return self._tokenizer.tokenize_one(row[PROMPT], _answer(text), row=row[ID])
+        beside = row.get(TOOLS), row.get(TEMPLATE_KWARGS)
+        return self._tokenizer.tokenize_one(row[PROMPT], _answer(text), *beside, row=row[ID])
 
 
 class AnnotateResponses:
     """Adds the rewards of the responses, float64, K to a row.
 
-    reads_ids: whether the scorer reads token ids, as TokeniseResponses makes them.
+    reads_ids: whether the scorer reads token ids, as TokeniseResponses makes them. schema: of what comes out. A scorer
+    of turns gets those of its columns that are not alignpot's own.
     """
 
-    def __init__(self, scorer: Scorer, *, reads_ids: bool) -> None:
-        self._scorer = scorer
-        self._dialogues = _dialogues_as_ids if reads_ids else _dialogues_as_turns
-        self._columns = [ID, RESPONSE_IDS, RESPONSE_REASONS] if reads_ids else [ID, PROMPT, RESPONSES]
+    def __init__(self, scorer: Scorer, *, reads_ids: bool, schema: pa.Schema = ANNOTATED_SCHEMA) -> None:
+        self._scorer, self._schema = scorer, schema
+        own = {*ANNOTATED_SCHEMA.names, *_READS, CONTENT_DIGEST, *(field.name for field in OUTCOME_FIELDS)}
+        extra = [name for name in schema.names if name not in own]
+        self._dialogues = _dialogues_as_ids if reads_ids else partial(_dialogues_as_turns, extra=extra)
+        self._columns = [ID, RESPONSE_IDS, RESPONSE_REASONS] if reads_ids else [*_READS, *extra]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score the kept rows; drop those of which no response has a reward. Raises as the scorer."""
         rows = kept_rows(table)
-        found = [self._dialogues(row) for row in table.select(self._columns).take(pa.array(rows)).to_pylist()]
+        found = [self._dialogues(row) for row in _selected(table, self._columns).take(pa.array(rows)).to_pylist()]
         rewards: list[list[float | None]] = [[None] * len(row) for row in found]
         reasons = [[one if isinstance(one, Reason) else None for one in row] for row in found]
         places = [(i, k) for i, row in enumerate(found) for k, one in enumerate(row) if not isinstance(one, Reason)]
@@ -97,7 +112,8 @@ class AnnotateResponses:
         }
         of_type = ANNOTATED_SCHEMA.field(RESPONSE_REWARDS).type
         column = spread(rewards, rows.tolist(), num_rows=table.num_rows, of_type=of_type)
-        table = set_column(table, RESPONSE_REWARDS, column).select(ANNOTATED_SCHEMA.names).cast(ANNOTATED_SCHEMA)
+        wanted = self._schema.with_metadata(table.schema.metadata)
+        table = set_column(table, RESPONSE_REWARDS, column).select(wanted.names).cast(wanted)
         return drop_rows(table, dropped, stage="annotate")
 
     def close(self) -> None:
@@ -113,11 +129,21 @@ def _dialogues_as_ids(row: Mapping[str, Any]) -> list[Dialogue | Reason]:
     ]
 
 
-def _dialogues_as_turns(row: Mapping[str, Any]) -> list[Dialogue | Reason]:
-    return [
-        Dialogue(id=row[ID], prompt=row[PROMPT], answer=_answer(text)) if text else Reason.EMPTY_RESPONSES
-        for text in row[RESPONSES]
-    ]
+def _dialogues_as_turns(row: Mapping[str, Any], extra: Sequence[str]) -> list[Dialogue | Reason]:
+    """The same as turns, with these further columns."""
+    whole = {
+        "id": row[ID],
+        "prompt": row[PROMPT],
+        "tools": row.get(TOOLS),
+        "template_kwargs": row.get(TEMPLATE_KWARGS),
+        "columns": {name: row[name] for name in extra},
+    }
+    return [Dialogue(answer=_answer(text), **whole) if text else Reason.EMPTY_RESPONSES for text in row[RESPONSES]]
+
+
+def _selected(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """These columns, as far as they are there."""
+    return table.select([name for name in names if name in table.column_names])
 
 
 def _answer(text: str) -> list[dict[str, str]]:
@@ -128,5 +154,5 @@ def _build_tokenise(reward: Backend[Any], tokens: Tokens) -> Apply:
     return TokeniseResponses(reward.tokenizer(tokens))
 
 
-def _build_annotate(reward: Backend[Any]) -> Apply:
-    return AnnotateResponses(reward.scorer(), reads_ids=reward.reads_ids)
+def _build_annotate(reward: Backend[Any], schema: pa.Schema) -> Apply:
+    return AnnotateResponses(reward.scorer(), reads_ids=reward.reads_ids, schema=schema)
