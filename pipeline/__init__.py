@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from pipeline.api import (
         audit,
+        calibrate,
         compare,
         export,
         potential,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AlignpotError",
     "audit",
+    "calibrate",
     "compare",
     "export",
     "potential",

@@ -209,6 +209,20 @@ def compare(
     return compare_rows(source, objective_of(objective, config), metrics, fractions)
 
 
+def calibrate(
+    config: Mapping[str, Any], against: Mapping[str, Any], *, rows: int = 256, keep: str | Path | None = None
+) -> dict[str, Any]:
+    """Score some rows by two back ends or models: differences of margins, agreement of ranks and selections, speed.
+
+    config, against: whole configs as dicts; the rows are a seeded sample of the first one's source. keep: as for
+    `alignpot calibrate`. Returns numbers that can be written as JSON.
+    """
+    from pipeline.steps.calibrate import calibrate as compare_sides
+
+    first, second = parse_config(config), parse_config(against, where="the config to compare with")
+    return compare_sides(first, second, num_rows=rows, keep=None if keep is None else str(keep))
+
+
 def audit(
     scored: Any,
     *,

@@ -78,7 +78,18 @@ def scores_of(table: pa.Table) -> dict[str, Any]:
 
 
 def test_the_public_names_are_these() -> None:
-    names = {"AlignpotError", "audit", "compare", "export", "potential", "publish", "push", "read_pairs", "score"}
+    names = {
+        "AlignpotError",
+        "audit",
+        "calibrate",
+        "compare",
+        "export",
+        "potential",
+        "publish",
+        "push",
+        "read_pairs",
+        "score",
+    }
     names |= {"reward", "select", "self_play"}
     assert {*pipeline.__all__} == names
     assert names <= {*dir(pipeline)}
