@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.config import Config, Select, resolved
+from pipeline.config import ColumnsModel, ColumnsReward, Config, Select, resolved
 from pipeline.data.dataset import Dataset
 from pipeline.data.sealed import differences
-from pipeline.errors import ConfigError, DataError, IntegrityError
+from pipeline.errors import ConfigError, DataError
 from pipeline.metrics import explicit_margin, implicit_margin, moments_of
 from pipeline.metrics.columns import FloatArray
+from pipeline.metrics.ids import hash_ids
 from pipeline.metrics.ranks import spearman
 from pipeline.selection.columns import read_columns
 from pipeline.selection.compare import compare_scores
@@ -30,14 +31,21 @@ from pipeline.selection.ranking import Query, rank, wanted_by
 from pipeline.selection.source import TableSource, no_positions
 from pipeline.selection.text import aligned
 from pipeline.shown import shown
+from pipeline.sources.shards import plan_shards
+from pipeline.steps.rows_to_score import rows_of_sources
 from pipeline.steps.score import prepare_score, score
+from pipeline.steps.shards import OwnRows
+from pipeline.steps.step import Step, run_step
+from pipeline.steps.work import read_shard
 
 SIDES: Final = ("first", "second")
+_KIND: Final = "sample"
 _FRACTION: Final = 0.4  # where select has none
+_STRETCH: Final = 16  # rows beside each other
+_SHARD_ROWS: Final = 4096
 _COMPARED: Final = ("policy", "reference", "reward", "tokens", "objective")
 _MODELS: Final = ("policy", "reference", "reward")
-_OUTCOME: Final = (schema.STATUS, schema.DROP_STAGE, schema.DROP_REASON)
-_COLUMNS: Final = (*(field.name for field in (*schema.SCORE_FIELDS, *schema.OUTCOME_FIELDS)), schema.ID)
+_COLUMNS: Final = (schema.ID, *(field.name for field in (*schema.SCORE_FIELDS, *schema.STATUS_FIELDS)))
 _NUMBERS: Final = {
     "max": "largest difference",
     "mean": "mean difference",
@@ -53,45 +61,72 @@ _NUMBERS: Final = {
 def calibrate(first: Config, second: Config, *, num_rows: int, keep: str | None = None) -> dict[str, Any]:
     """Score `num_rows` rows by both configs and compare; JSON-ready.
 
-    keep: folder or URL that keeps both scored datasets, so that a call that was stopped goes on. Left out, they go to a
-    temporary folder of this machine.
+    keep: folder or URL that keeps the rows and both scored datasets, so that a call that was stopped goes on. Left out,
+    they go to a temporary folder of this machine.
 
     Raises an AlignpotError if a side cannot be scored, or no two rows have scores of both.
     """
-    if first.source is None:
-        raise ConfigError("calibrate takes its rows from one source: give a section source instead of sources.")
-    limit = min(num_rows, first.source.limit or num_rows)
-    rows = {"source": first.source.model_copy(update={"limit": limit}), "sources": ()}
     with _folder(first, keep) as folder:
+        rows = _sample(first, second, num_rows, f"{folder}/rows")
         scored = [
-            _scored(config.model_copy(update={**rows, "scored": f"{folder}/{side}"}))
+            _scored(config.model_copy(update={"scored": f"{folder}/{side}"}), rows)
             for side, config in zip(SIDES, (first, second), strict=True)
         ]
     tables = [table for table, _ in scored]
-    if len({table.num_rows for table in tables}) > 1 or not tables[0][schema.ID].equals(tables[1][schema.ID]):
-        raise IntegrityError("the two scored datasets hold other rows: the source changed. Run it again.")
     kept = [pc.equal(table[schema.STATUS], schema.KEPT) for table in tables]
-    both = pc.and_(*kept)
-    pairs = [table.filter(both) for table in tables]
+    pairs = [table.filter(pc.and_(*kept)) for table in tables]
     if pairs[0].num_rows < 2:
-        raise DataError(f"{pairs[0].num_rows} of {limit} rows have scores of both; wanted two or more. Raise --rows.")
+        raise DataError(
+            f"{pairs[0].num_rows} of {rows.num_kept} rows have scores of both configs; wanted two or more. Take more "
+            "rows, or look at the drop reasons of `alignpot score`."
+        )
     lacking = [pc.and_not(theirs, ours) for ours, theirs in (kept, kept[::-1])]
-    ours, theirs = (_compared(config) for config in (first, second))
     return {
-        "differs": [list(each) for each in differences(ours, theirs)],
+        "differs": [list(each) for each in differences(_compared(first), _compared(second))],
         "rows": {
-            "taken": tables[0].num_rows,
+            "taken": rows.num_kept,
             "compared": pairs[0].num_rows,
-            "dropped_by_both": tables[0].num_rows - pc.sum(pc.or_(*kept), min_count=0).as_py(),
             **{
-                f"dropped_by_{side}_only": _reasons(table.filter(rows_of_other))
-                for side, table, rows_of_other in zip(SIDES, tables, lacking, strict=True)
+                f"dropped_by_{side}_only": _reasons(table.filter(only_there))
+                for side, table, only_there in zip(SIDES, tables, lacking, strict=True)
             },
         },
         "rows_per_second": {side: rates for side, (_, rates) in zip(SIDES, scored, strict=True)},
         "margins": _margins(pairs, first),
         "selection": _selection(pairs, first),
     }
+
+
+def _sample(first: Config, second: Config, num_rows: int, url: str) -> Dataset:
+    """Pairs of the first config's source as a dataset: those of a few stretches of rows, picked by a seeded hash."""
+    of_columns = {
+        name: section
+        for config in (second, first)
+        for name in _MODELS
+        if isinstance(section := getattr(config, name), (ColumnsModel, ColumnsReward))
+    }
+    found = rows_of_sources(first.model_copy(update=of_columns))
+    shards = plan_shards(found["rows"].files, _STRETCH)
+    seed = next(iter(first.all_sources().values())).seed
+    order = np.argsort(hash_ids(pa.array([str(shard.index) for shard in shards]), seed), kind="stable")
+    tables, num_found = [found["schema"].empty_table()], 0
+    for place in order.tolist():
+        table = read_shard(found["rows"].reader, shards[place]).table.replace_schema_metadata(None)
+        tables.append(table.filter(pc.equal(table[schema.STATUS], schema.KEPT)))
+        num_found += tables[-1].num_rows
+        if num_found >= num_rows:
+            break
+    rows = pa.concat_tables(tables).slice(0, num_rows).combine_chunks()
+    step = Step(
+        kind=_KIND,
+        url=url,
+        rows=OwnRows(rows=rows, shard_rows=_SHARD_ROWS),
+        stages=(),
+        schema=found["schema"],
+        fingerprint={"num_rows": num_rows, "source": found["fingerprint"]},
+        config=found["given"],
+    )
+    return run_step(step, first.run.model_copy(update={"engine": "plain"}), first.storage)
 
 
 def _compared(config: Config) -> dict[str, Any]:
@@ -112,19 +147,18 @@ def _folder(config: Config, keep: str | None) -> Iterator[str]:
         yield folder
 
 
-def _scored(config: Config) -> tuple[pa.Table, dict[str, float]]:
-    """Every row in the order of the source, and rows a second by model, of the time that its workers were busy."""
-    scoring = prepare_score(config)
+def _scored(config: Config, rows: Dataset) -> tuple[pa.Table, dict[str, float]]:
+    """Every row in its order, and rows a second by model, of the time that its workers were busy."""
+    scoring = prepare_score(config, rows)
     summary, manifest = score(*scoring)
     table = Dataset(scoring[-1].place, manifest).table(list(_COLUMNS), kept_only=False)
     busy = {name: summary.busy_s[name] for name in _MODELS if summary.busy_s.get(name)}
-    num_rows = manifest.num_kept
-    return table, {name: float(f"{num_rows / seconds:.4g}") for name, seconds in busy.items()}
+    return table, {name: float(f"{manifest.num_kept / seconds:.4g}") for name, seconds in busy.items()}
 
 
 def _reasons(dropped: pa.Table) -> dict[str, int]:
-    outcomes = zip(*(dropped[name].to_pylist() for name in _OUTCOME), strict=True)
-    return dict(sorted(Counter(f"{stage}: {reason}" for _, stage, reason in outcomes).items()))
+    outcomes = zip(*(dropped[name].to_pylist() for name in (schema.DROP_STAGE, schema.DROP_REASON)), strict=True)
+    return dict(sorted(Counter(f"{stage}: {reason}" for stage, reason in outcomes).items()))
 
 
 def _margins(pairs: Sequence[pa.Table], config: Config) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_differences_ranks_and_overlap_are_those_of_numpy(config: dict[str, Any]
     found = json.loads(done.output[done.output.index("{") :])
     sides = [rows_at(tmp_path / "kept" / side) for side in ("first", "second")]
     kept = sides[0]["status"] == "kept"
-    assert kept.sum() == found["rows"]["compared"] == 40
+    assert kept.sum() == found["rows"]["taken"] == found["rows"]["compared"] == 40
     first, second = ((side["reward_chosen"] - side["reward_rejected"])[kept].astype(float) for side in sides)
     numbers = found["margins"]["margin_explicit"]
     z = [(margin - margin.mean()) / margin.std() for margin in (first, second)]
@@ -94,6 +94,27 @@ def test_another_unit_moves_margins_and_nothing_else(config: dict[str, Any], tmp
         assert words in done.output
 
 
+def test_rewards_of_the_data_are_compared_too_and_rows_may_come_from_several_sources(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    for name in ("a", "b"):
+        rows = [
+            {"prompt": f"{name} {i}?", "chosen": "x" * int(n), "rejected": "y", "score_chosen": float(n) + 3,
+             "score_rejected": 1.0}
+            for i, n in enumerate(rng.integers(2, 50, NUM_ROWS))
+        ]  # fmt: skip
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    sources = [{"name": name, "path": str(tmp_path / f"{name}.jsonl")} for name in ("a", "b")]
+    both = {**{key: value for key, value in config.items() if key != "source"}, "sources": sources}
+    found = pipeline.calibrate(both, {**both, "reward": {"backend": "columns"}}, rows=100)
+    assert found["rows"]["compared"] == 100
+    assert found["margins"]["margin_explicit"]["mean"] == pytest.approx(3.0)
+    assert found["margins"]["margin_explicit"]["max"] == pytest.approx(3.0)
+    again = pipeline.calibrate(both, {**both, "reward": reward(arguments={"per": 2.0})}, rows=100)
+    assert again["selection"]["overlap"] == 1.0
+
+
 def test_rows_that_one_side_drops_are_counted_and_left_out(config: dict[str, Any]) -> None:
     found = pipeline.calibrate(config, {**config, "reward": reward("picky")}, rows=NUM_ROWS)
     assert found["rows"]["dropped_by_first_only"] == {}
@@ -108,9 +129,6 @@ def test_what_cannot_be_compared_is_refused(config: dict[str, Any], tmp_path: Pa
     assert "--against" in str(done.exception)
     with pytest.raises(DataError, match="wanted two or more"):
         pipeline.calibrate(config, {**config, "reward": reward("nothing")}, rows=20)
-    sources = {key: value for key, value in config.items() if key != "source"}
-    with pytest.raises(ConfigError, match="one source"):
-        pipeline.calibrate({**sources, "sources": [{"name": "a", **config["source"]}]}, config)
     cluster = {**config, "run": {"engine": "ray", "address": "10.0.0.1:6379"}}
     with pytest.raises(ConfigError, match="--keep"):
         pipeline.calibrate(cluster, config)
