@@ -144,7 +144,7 @@ def test_two_policies_are_compared_by_the_implicit_margin(
 
     same = pipeline.calibrate(scoring(1), scoring(1, token_budget=64), rows=24)
     assert same["margins"]["margin_implicit"]["max"] < 1e-4
-    assert same["differs"] == [["policy.token_budget", scoring(1)["policy"].get("token_budget", 16384), 64]]
+    assert [name for name, *_ in same["differs"]] == ["policy.token_budget"]
     assert same["selection"]["overlap"] == 1.0
     other = pipeline.calibrate(scoring(1), scoring(2), rows=24)
     assert other["margins"]["margin_implicit"]["rms_z"] > 0.01
