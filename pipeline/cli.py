@@ -17,7 +17,7 @@ from pipeline.cli_options import ConfigPath, Overrides, echo, say
 from pipeline.cli_reference import reference
 from pipeline.errors import AlignpotError, ConfigError
 from pipeline.progress import no_bars
-from pipeline.shown import LogFormatter
+from pipeline.shown import JsonFormatter, LogFormatter
 from pipeline.termination import heed_sigterm
 
 if TYPE_CHECKING:
@@ -199,9 +199,17 @@ def _version(*, value: bool) -> None:
 def _root(
     *,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")] = False,
+    log_json: Annotated[
+        bool,
+        typer.Option("--log-json", envvar="ALIGNPOT_LOG_JSON", help="Write the log as lines of JSON, progress too."),
+    ] = False,
 ) -> None:
     """Choose the preference pairs a language model can still learn most from."""
     del version
+    if log_json:
+        no_bars()
+        for handler in logging.root.handlers:
+            handler.setFormatter(JsonFormatter())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -215,8 +223,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         app(args=argv, prog_name="alignpot")
     except AlignpotError as error:
-        # Lines after the first are set in, so that none can pass for a line of the log.
-        typer.echo(re.sub(r"\n(?! )", "\n  ", f"{type(error).__name__}: {error}"), err=True)
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(logging.root.handlers[0].formatter, JsonFormatter):
+            logging.getLogger(__name__).error("%s", text)
+        else:  # lines after the first are set in, so that none can pass for a line of the log
+            typer.echo(re.sub(r"\n(?! )", "\n  ", text), err=True)
         sys.exit(error.exit_code)
 
 

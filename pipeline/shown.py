@@ -1,7 +1,9 @@
 """How text of users and their data is shown on a terminal or in a log: nothing in it acts there, none of it is long."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 _LONGEST: Final = 80
@@ -56,6 +58,23 @@ class LogFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The whole record, with its traceback if there is one."""
         return printable(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record as one line of JSON: time (UTC), level, logger, message, and the fields that it carries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The whole record, with its traceback if there is one."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
 
 
 def _cut(text: str, longest: int) -> str:

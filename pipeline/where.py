@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from pipeline.errors import ConfigError
 from pipeline.schema import require_columns
@@ -76,6 +75,8 @@ class Where:
 
     def holds(self, table: pa.Table, where: str) -> npt.NDArray[np.bool_]:
         """Whether the condition holds, bool [num_rows]; false where it is null. Raises as `check`."""
+        import pyarrow.dataset as ds  # this loads pandas
+
         try:
             rows = ds.dataset(table.select(self.columns))
             holds = rows.to_table(columns={"holds": self.expression})["holds"]

@@ -1,19 +1,19 @@
 """What a user sees of a task that takes a while."""
 
-import io
+import json
 import logging
+import os
+import pty
 import re
+import subprocess
+import sys
 import time
 
 import pytest
 
 from pipeline import progress as module
-from pipeline.progress import progress
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+from pipeline.progress import Figures, progress
+from pipeline.shown import JsonFormatter
 
 
 @pytest.fixture(autouse=True)
@@ -56,30 +56,100 @@ def test_the_rate_leaves_out_the_time_before_the_first_rows(monkeypatch):
     now = 200.0
     task.count(72)
     assert str(task) == "scored: 100 of 100 rows, 0:01:40 so far, 1 rows a second, 0:00:00 left"
-    assert task.bar() == "█" * 20
+    assert task.view() == [f"{'█' * 20} {task}"]
 
 
-def test_a_task_that_ends_at_once_says_nothing(caplog):
+def test_a_step_says_tokens_busy_workers_and_what_was_dropped(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    task = module._Task("scored", 100, 0, "rows")
+    now = 110.0
+    task.count(20, Figures(num_shards=1, num_tokens=1000, busy_s={"read": 1.0, "policy": 8.0}, dropped={}))
+    now = 120.0
+    dropped = {"too_long": 2, "tied_rewards": 3}
+    task.count(20, Figures(num_shards=2, num_tokens=5000, busy_s={"read": 2.0, "policy": 17.0}, dropped=dropped))
+    counts = "scored: 40 of 100 rows, 2 shards, 0:00:20 so far, 2 rows a second, 400 tokens a second, 0:00:30 left"
+    busy, lost = "workers busy: read 0.10, policy 0.85", "dropped: 5 (tied_rewards 3, too_long 2)"
+    assert str(task) == "; ".join([counts, busy, lost])
+    assert task.view() == [f"{'█' * 8}{'░' * 12} {counts}", f"{' ' * 20} {busy}", f"{' ' * 20} {lost}"]
+    assert task.fields() == {
+        "task": "scored",
+        "done": 40,
+        "total": 100,
+        "unit": "rows",
+        "seconds": 20.0,
+        "per_second": 2.0,
+        "seconds_left": 30.0,
+        "shards": 2,
+        "tokens_per_second": 400.0,
+        "workers_busy": {"read": 0.1, "policy": 0.85},
+        "dropped": dropped,
+    }
+
+
+def test_a_task_that_ends_at_once_says_nothing(caplog, monkeypatch):
+    monkeypatch.setattr(module, "_SHORT_S", 2.0)
     caplog.set_level(logging.INFO)
     with progress("prompts", 10) as count:
         count(10)
     assert caplog.messages == []
 
 
-def test_a_terminal_has_one_bar_that_is_redrawn_and_log_lines_above_it(monkeypatch):
-    screen = Terminal()
-    monkeypatch.setattr("sys.stderr", screen)
-    handler = logging.StreamHandler(screen)
+ON_A_TERMINAL = """
+import logging, time
+from pipeline import progress as module
+from pipeline.progress import Figures, progress
+module._REDRAW_S = module._SHORT_S = 0.05
+logging.basicConfig(format="%(message)s")
+with progress("scored", 4) as count:
+    count(2, Figures(num_shards=1, num_tokens=9, busy_s={"policy": 1e-9}, dropped={"too_long": 1}))
+    time.sleep(0.3)
+    logging.warning("look")
+    time.sleep(0.2)
+    print("a result")
+"""
+
+
+def test_a_terminal_has_one_view_that_is_redrawn_with_lines_of_the_log_above_it():
+    shown, stdout = on_a_terminal(sys.executable, "-c", ON_A_TERMINAL)
+    assert stdout == "a result\n"
+    lines = [line for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).replace("\r", "\n").split("\n") if line]
+    assert lines.count("look") == 1
+    assert lines.index("look") < max(i for i, line in enumerate(lines) if line.startswith("█"))
+    assert lines[-3].startswith(f"{'█' * 10}{'░' * 10} scored: 2 of 4 rows, 1 shards, 0:00:0")
+    assert [line.strip() for line in lines[-2:]] == ["workers busy: policy 0.00", "dropped: 1 (too_long 1)"]
+
+
+def on_a_terminal(*command):
+    """What a command writes to a terminal of 120 columns as its stderr, and to a pipe as its stdout."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "COLUMNS": "120", "TERM": "xterm"} | {"TQDM_DISABLE": ""}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # the terminal ends with its last writer
+            pass
+        stdout = process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return shown.decode(), stdout
+
+
+def test_a_log_of_json_holds_the_figures(capfd, monkeypatch):
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
     monkeypatch.setattr(logging.root, "handlers", [handler])
+    monkeypatch.setattr(logging.root, "level", logging.INFO)
     with progress("scored", 4) as count:
-        count(2)
+        count(2, Figures(num_shards=1, num_tokens=9, busy_s={}, dropped={"too_long": 1}))
         time.sleep(0.2)
-        logging.getLogger("pipeline.x").warning("look")
-    shown = screen.getvalue()
-    assert "█" * 10 + "░" * 10 + " scored: 2 of 4 rows" in shown
-    assert shown.count("\n") == 2
-    assert "\rlook\n" in shown.replace(" ", "")
-    assert logging.root.handlers == [handler]
+    line = json.loads(capfd.readouterr().err.splitlines()[-1])
+    assert (line["level"], line["logger"], line["task"]) == ("INFO", "pipeline.progress", "scored")
+    assert (line["done"], line["total"], line["dropped"]) == (2, 4, {"too_long": 1})
+    assert line["message"].startswith("scored: 2 of 4 rows, 1 shards, ")
 
 
 def test_where_a_task_failed_is_said_and_the_error_goes_on(caplog):

@@ -78,6 +78,12 @@ class Manifest:
         return {**own, **files, "schema": schema_json(self.schema)}
 
 
+def kind_of(place: Place) -> str:
+    """The kind of a complete run there; a subset if there is none."""
+    kind = str((read_sealed(place / MANIFEST_FILE) or {}).get("kind"))
+    return kind if kind in (SCORED, REWARDED) else SUBSET
+
+
 def find_manifest(place: Place, kind: str) -> Manifest | None:
     """The manifest of the run of that kind at `place`; None if there is none, or if it is not complete.
 

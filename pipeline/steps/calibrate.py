@@ -138,7 +138,7 @@ def _folder(config: Config, keep: str | None) -> Iterator[str]:
     if keep is not None:
         yield keep.rstrip("/")
         return
-    if config.run.engine == "ray" and config.run.cluster is not None:
+    if config.run.on_ray(runs_models=True) and config.run.cluster is not None:
         raise ConfigError(
             "a cluster cannot write to a temporary folder of this machine: give --keep with a folder or URL that every "
             "node reaches, or set run.engine: plain."

@@ -105,7 +105,7 @@ def complete_step(step: Step, run: Run, pending: Sequence[AnyShard], settings: c
     num_left = sum(num_rows[shard.index] for shard in pending)
     with progress(step.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
         engine: Callable[..., Iterator[ShardWork]] = run_plain
-        if settings.engine != "plain" and pending:
+        if pending and settings.on_ray(runs_models=any(stage.model is not None for stage in stages)):
             from pipeline.on_ray.engine import run_on_ray
 
             engine = partial(run_on_ray, run=settings, dataset=run.place)
@@ -114,8 +114,8 @@ def complete_step(step: Step, run: Run, pending: Sequence[AnyShard], settings: c
             commit = partial(commit_to, run.place, run.plan.part_specs(shard.index for shard in wave))
             # No name for the generator: an error in the loop must end it at once, with what it holds.
             for work in engine(step.rows.reader, wave, stages, commit):
-                count(num_rows[work.shard])
                 totals.add(work)
+                count(num_rows[work.shard], totals.figures())
                 raise_if_terminated()
             totals.end_wave()
     check = None if step.check is None else partial(step.check, run)

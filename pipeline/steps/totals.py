@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Final
 
+from pipeline.progress import Figures
 from pipeline.steps.work import ShardWork
 
 _EXPLICIT: Final = "reward"
@@ -14,10 +15,13 @@ _IMPLICIT: Final = frozenset({"policy", "reference"})
 class Totals:
     """Sums over the shards that this process saw committed."""
 
+    num_shards: int = 0
     num_tokens: int = 0
     """Prompt and response tokens of the pairs, the prompt counted once."""
     busy_s: dict[str, float] = field(default_factory=dict)
     """Seconds that the workers of each stage spent on shards."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows dropped, by reason."""
     overlap_s: float = 0.0
     """Seconds in which a reward worker and a policy or reference worker were on shards at the same time."""
     _changes: list[tuple[float, int, int]] = field(default_factory=list)
@@ -25,12 +29,21 @@ class Totals:
 
     def add(self, work: ShardWork) -> None:
         """Count a shard; its table is the PartSummary as JSON (see `step.commit_to`)."""
-        self.num_tokens += sum(json.loads(work.table.column("summary")[0].as_py())["num_tokens"].values())
+        summary = json.loads(work.table.column("summary")[0].as_py())
+        self.num_shards += 1
+        self.num_tokens += sum(summary["num_tokens"].values())
+        for reason, number in (item for reasons in summary["drops"].values() for item in reasons.items()):
+            self.dropped[reason] = self.dropped.get(reason, 0) + number
         for timing in work.timings:
             self.busy_s[timing.stage] = self.busy_s.get(timing.stage, 0.0) + timing.ended_s - timing.started_s
             explicit, implicit = int(timing.stage == _EXPLICIT), int(timing.stage in _IMPLICIT)
             if explicit or implicit:
                 self._changes += [(timing.started_s, explicit, implicit), (timing.ended_s, -explicit, -implicit)]
+
+    def figures(self) -> Figures:
+        """The sums up to now, for people who look on."""
+        busy_s, dropped = dict(self.busy_s), dict(self.dropped)
+        return Figures(num_shards=self.num_shards, num_tokens=self.num_tokens, busy_s=busy_s, dropped=dropped)
 
     def end_wave(self) -> None:
         """Add up the overlap of the shards since the last wave, all of which have ended."""

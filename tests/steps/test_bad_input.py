@@ -205,10 +205,15 @@ def test_command_line_ends_with_the_code_and_one_message(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "run", str(path)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pipeline.cli", "--log-json", "run", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == code
-    assert text in done.stderr
+    ending = json.loads(done.stderr.splitlines()[-1])
+    assert ending["level"] == "ERROR"
+    assert text in ending["message"]
     assert "Traceback" not in done.stderr
     assert rows[0]["chosen"][0]["content"][:20] not in done.stderr
 
