@@ -131,7 +131,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         key = (family, classifier, seed, *sorted(changes.items()))
         if key not in made:
             directory = tmp_path_factory.mktemp(f"tiny-{family}")
-            labels = {"num_labels": 1} if classifier else {}
+            labels = {"num_labels": 1} if classifier and "num_labels" not in changes else {}
             tiny_model(family, classifier=classifier, seed=seed, **labels, **changes).save_pretrained(directory)
             tiny_tokenizer().save_pretrained(directory)
             made[key] = directory

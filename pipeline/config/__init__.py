@@ -20,7 +20,7 @@ Each default is the vetted setting. Rules across sections are checked before any
 from pipeline.config.load import yaml_value
 from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
 from pipeline.config.rewarding import RewardConfig, load_reward, parse_reward
-from pipeline.config.rewards import ClassifierReward, ColumnsReward, ComputedReward, FunctionReward
+from pipeline.config.rewards import ClassifierReward, ColumnsReward, FunctionReward, names_of, reward_key
 from pipeline.config.root import Config, load_config, parse_config, resolved
 from pipeline.config.round import (
     SEED_STRATEGY,
@@ -34,7 +34,7 @@ from pipeline.config.round import (
     Train,
 )
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
-from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
+from pipeline.config.selection import Combine, Explicit, Labels, Metric, Objective, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
 from pipeline.config.table import Table, parse_target
@@ -47,7 +47,7 @@ __all__ = [
     "ClassifierReward",
     "ColumnsModel",
     "ColumnsReward",
-    "ComputedReward",
+    "Combine",
     "Config",
     "Evaluate",
     "Evolve",
@@ -80,11 +80,13 @@ __all__ = [
     "load_config",
     "load_reward",
     "load_self_play",
+    "names_of",
     "parse_config",
     "parse_reward",
     "parse_self_play",
     "parse_target",
     "resolved",
+    "reward_key",
     "without_table",
     "yaml_value",
 ]

@@ -1,23 +1,34 @@
 """The sections of rewards: where the reward of a prompt with an answer comes from."""
 
-from typing import Annotated, Any, Literal
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, Tag, field_validator
+from pydantic import AfterValidator, Field, Tag, field_validator, model_validator
 
 from pipeline.config.jinja import JinjaFile
 from pipeline.config.models import Replicas, TorchModel, by_backend
 from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section
 
+V = TypeVar("V")
+
+RewardName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+"""Names a reward in the names of its columns."""
+
 
 class ColumnsReward(Section):
-    """Rewards that the source already holds, under any of the common names."""
+    """Rewards that the source already holds: `reward` under any of the common names, a member NAME of `rewards` as
+    `reward_NAME_chosen` and `reward_NAME_rejected`. `source.columns` gives columns these names.
+    """
 
     backend: Literal["columns"] = "columns"
     """Where rewards come from: `columns` of the source, a `classifier`, or a `function` of yours."""
 
 
 class ClassifierReward(TorchModel):
-    """A reward model: a sequence classifier with one logit, or a model that returns `.score`."""
+    """A reward model: a sequence classifier with one logit, or a model that returns `.score`; with `heads` also one of
+    several logits.
+    """
 
     backend: Literal["classifier"]  # type: ignore[assignment]
     """As for columns."""
@@ -25,11 +36,15 @@ class ClassifierReward(TorchModel):
     """Most tokens of prompt and response together. The tokenizer's `truncation_side` says which end is cut."""
     chat_template: JinjaFile | None = None
     """Jinja file to use instead of the template of the reward model's tokenizer, as `tokens.chat_template`."""
+    heads: tuple[RewardName, ...] | None = Field(default=None, min_length=1)
+    """Names of what a model with several logits gives, in its order, such as `[helpfulness, correctness]`. Each is a
+    reward of its own, from one forward: `helpfulness` of `reward`, `NAME_helpfulness` of a member NAME of `rewards`.
+    Of a model that returns `.rewards`, these are taken."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Without a template that is not given."""
-        found = super().fingerprint()
-        return found if self.chat_template is not None else {k: v for k, v in found.items() if k != "chat_template"}
+        """Without a template or heads that are not given."""
+        later = {"chat_template", "heads"}
+        return {name: value for name, value in super().fingerprint().items() if value is not None or name not in later}
 
 
 class FunctionReward(Replicas):
@@ -90,3 +105,56 @@ ComputedReward = Annotated[
     by_backend("classifier"),
 ]
 """A reward that can judge new answers."""
+
+
+def _by_name(value: dict[str, V]) -> dict[str, V]:
+    return dict(sorted(value.items()))
+
+
+Rewards = Annotated[dict[RewardName, Reward], Field(min_length=1), AfterValidator(_by_name)]
+ComputedRewards = Annotated[dict[RewardName, ComputedReward], Field(min_length=1), AfterValidator(_by_name)]
+"""Several rewards by name, in the order of the names: that of their columns."""
+
+
+def reward_key(name: str) -> str:
+    """The key of the section of a member."""
+    return f"rewards.{name}" if name else "reward"
+
+
+def names_of(name: str, section: Section) -> tuple[str, ...]:
+    """Names of the rewards that a member gives: its own, or one for each of its heads."""
+    heads = getattr(section, "heads", None)
+    return (name,) if heads is None else tuple("_".join(filter(None, (name, head))) for head in heads)
+
+
+class HasRewards(Section):
+    """A config with the key `reward` or `rewards`. One reward is the list of one member without a name."""
+
+    if TYPE_CHECKING:
+        reward: Any
+        rewards: Any
+
+    @property
+    def members(self) -> Mapping[str, Any]:
+        """The sections of all rewards, by name."""
+        return self.rewards or ({} if self.reward is None else {"": self.reward})
+
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        """Names of all rewards, in the order of their columns; without any, that of the one whose columns are null."""
+        names = [name for member, section in self.members.items() for name in names_of(member, section)]
+        return tuple(names) or ("",)
+
+    def with_members(self, sections: Mapping[str, Section]) -> Self:
+        """The same with other sections for these members."""
+        members = {**self.members, **sections}
+        return self.model_copy(update={"rewards": members} if self.rewards else {"reward": members.get("")})
+
+    @model_validator(mode="after")
+    def _rewards_have_one_name_each(self) -> Self:
+        if self.reward is not None and self.rewards:
+            raise ValueError("takes reward or rewards, not both")
+        twice = [name for name, count in Counter(self.reward_names).items() if count > 1]
+        if twice:
+            raise ValueError(f"rewards gives {twice[0]} twice, as a name or a name with its head: rename one of them")
+        return self

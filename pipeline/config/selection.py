@@ -3,15 +3,18 @@
 Names, formulas and defaults of objectives and metrics stand in `pipeline.metrics`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from pipeline.config.rewards import RewardName
 from pipeline.config.section import BY_CONTENT, LAYOUT, OneOf, Section, Url
 from pipeline.config.table import Table
+from pipeline.errors import ConfigError
+from pipeline.metrics.combine import RULES
 from pipeline.metrics.objectives import OBJECTIVES
-from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, METRICS
+from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.where import parse_where
 
@@ -21,6 +24,7 @@ Length = Literal["keep", "residual", "residual_monotone"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Objective(Section):
@@ -80,6 +84,56 @@ class Objective(Section):
         return OBJECTIVES[self.name].reads_reference
 
 
+class Combine(Section):
+    """How the margins of several rewards become the explicit margin. The name of a rule alone stands for a section of
+    it: `combine: min`.
+
+    Before, each is divided by its root mean square over the rows that `select.where` leaves (`zscore`), or replaced by
+    the rank of its magnitude with its sign (`rank`), so that 0 stays a tie. The formulas stand in
+    `pipeline/metrics/combine.py`.
+    """
+
+    rule: Annotated[str, OneOf(RULES)] = "mean"
+    """`mean`, `min`, `median`, `weighted` (sum of weight x margin), `mean-minus-std` (mean - penalty x standard
+    deviation over the rewards), or `majority` (mean of the signs). Default: `weighted` with weights, else `mean`."""
+    members: tuple[RewardName, ...] = ()
+    """Names of the rewards. Default: all that are stored, or those that have weights."""
+    weights: dict[RewardName, Finite] | None = None
+    """Weight of each reward, such as `{helpfulness: 2, verbosity: -0.5}`."""
+    penalty: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """lambda of `mean-minus-std`."""
+    normalise: Literal["zscore", "rank", "none"] = "zscore"
+    """How the margin of each reward is normalised over the set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_name(cls, data: Any) -> Any:
+        given = {"rule": data} if isinstance(data, str) else data
+        if isinstance(given, Mapping) and given.get("weights"):
+            return {"rule": "weighted", "members": tuple(given["weights"]), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _weights_of_members(self) -> "Combine":
+        if (self.rule == "weighted") != bool(self.weights):
+            raise ValueError("weights are for rule: weighted, which needs them")
+        if len({*self.members}) < len(self.members):
+            raise ValueError(f"members names a reward twice: {[*self.members]}")
+        if self.weights and {*self.weights} != {*self.members}:
+            raise ValueError("weights and members name different rewards: leave members out")
+        return self
+
+    def over(self, stored: Sequence[str]) -> "Combine":
+        """The same with its members named, of the rewards that there are. Raises a ConfigError if it names others."""
+        members = self.members or tuple(stored)
+        if not members or not {*members} <= {*stored}:
+            raise ConfigError(
+                f"metric.combine reads the rewards {[*members]}; the scored dataset holds {[*stored]}. Name some of "
+                "these, or score with `rewards`."
+            )
+        return self.model_copy(update={"members": members})
+
+
 class Metric(Section):
     """What pairs are ranked by. A setting that the metric does not read is ignored.
 
@@ -107,6 +161,9 @@ class Metric(Section):
     """Implicit margin: its magnitude, or implicit reward of chosen minus that of rejected."""
     order: Literal["smallest", "largest"] = "smallest"
     """Which implicit margins the metric `implicit` ranks first."""
+    combine: Combine | None = None
+    """How several rewards become one explicit margin: the name of a rule, or a section. Default: the mean of all, if
+    the scored dataset holds several."""
 
     @model_validator(mode="after")
     def _ratio_of_margins(self) -> "Metric":
@@ -116,12 +173,15 @@ class Metric(Section):
             raise ValueError(
                 f"length: {self.length} needs the lengths of all candidates, which are not known: set explicit: signed"
             )
+        if self.name == "divergence" and self.combine is not None and self.combine.rule != "mean":
+            raise ValueError("divergence weighs all rewards alike: leave combine.rule out")
         return self
 
     @model_serializer(mode="wrap")
-    def _without_later_keys(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it was before there was `length`, where it is not set."""
-        return {key: value for key, value in serialise(self).items() if (key, value) != ("length", "keep")}
+    def _without_unused(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it was before there were `combine` and `length`, where they are not set."""
+        found = serialise(self)
+        return {k: value for k, value in found.items() if value is not None and (k, value) != ("length", "keep")}
 
     @property
     def takes_out_length(self) -> bool:
@@ -131,7 +191,7 @@ class Metric(Section):
     @property
     def reads_explicit(self) -> bool:
         """Whether the metric reads rewards."""
-        return not {EXPLICIT, EXPLICIT_SIGNED}.isdisjoint(METRICS[self.name].terms(self))
+        return not {EXPLICIT, EXPLICIT_SIGNED, MEAN}.isdisjoint(METRICS[self.name].terms(self))
 
     @property
     def reads_implicit(self) -> bool:
@@ -141,15 +201,24 @@ class Metric(Section):
     @property
     def reads_candidates(self) -> bool:
         """Whether the metric reads the rewards of all candidates."""
-        return EXPLICIT in METRICS[self.name].terms(self) and self.explicit == "candidates"
+        terms = METRICS[self.name].terms(self)
+        return MEAN in terms or (EXPLICIT in terms and self.explicit == "candidates")
+
+
+class Agreement(Section):
+    """Keeps pairs on which several rewards agree with the label."""
+
+    at_least: int = Field(ge=1)
+    """A pair stays if this many rewards of `metric.combine` give chosen more than rejected, whatever their weights. A
+    tie does not count. The sides are those that `select.labels` leaves."""
 
 
 class Select(Section):
-    """The rules, in the order in which they are applied: where, disagreement, labels, score bounds, lengths,
+    """The rules, in the order in which they are applied: where, disagreement, labels, agreement, score bounds, lengths,
     per_prompt, number of rows (shared out by quotas), deduplicate, split. Give `fraction` or `k`, a score bound, or
     `stats_from`.
 
-    Statistics of the metric are taken over all rows that have a score, after where, disagreement and labels.
+    Statistics of the metric are taken over all rows that have a score, after where, disagreement, labels and agreement.
     """
 
     fraction: float | None = Field(default=None, gt=0, le=1)
@@ -173,6 +242,8 @@ class Select(Section):
     they are not looked for, because that takes a reading of every text."""
     labels: Labels = "keep"
     """What becomes of pairs whose rejected response has the higher reward: keep them, drop them, or swap the sides."""
+    agreement: Agreement | None = None
+    """Rows on which too few of several rewards prefer chosen are left out: `{at_least: 2}`."""
     per_prompt: int | None = Field(default=None, ge=1)
     """Most pairs of one prompt; the best are kept."""
     deduplicate: Literal["none", "exact", "near"] = "none"
@@ -248,7 +319,7 @@ class Select(Section):
 
     def fingerprint(self) -> dict[str, Any]:
         """Without rules that are not set and were not there from the start."""
-        later = {"where", "disagreement", "split", "max_length_ratio", "max_length_gap"}
+        later = {"where", "disagreement", "split", "agreement", "max_length_ratio", "max_length_gap"}
         return {name: value for name, value in super().fingerprint().items() if value is not None or name not in later}
 
 

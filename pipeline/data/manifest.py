@@ -2,7 +2,7 @@
 
 import base64
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ SCORED: Final = "scored"
 REWARDED: Final = "rewarded"
 SUBSET: Final = "subset"
 EXPORT: Final = "export"
+_ROLES: Final = ("policy", "reference", "reward")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,3 +122,13 @@ def schema_json(schema: pa.Schema) -> dict[str, Any]:
 def schema_of(value: Mapping[str, Any]) -> pa.Schema:
     """The schema that `schema_json` wrote."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["arrow"])))
+
+
+def models_of(
+    scored_by: Mapping[str, Any], made_from: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """What a subset's manifest says of each model: its role, its fingerprint and its section of the config."""
+    for role in _ROLES:
+        yield role, scored_by.get(role), made_from.get(role) or {}
+    for name, fingerprint in (scored_by.get("rewards") or {}).items():
+        yield f"reward {name}", fingerprint, (made_from.get("rewards") or {}).get(name) or {}

@@ -20,6 +20,9 @@ from pipeline.metrics.columns import FloatArray, single_array
 from pipeline.metrics.length import LengthFit
 from pipeline.metrics.margins import (
     EXPLICIT_COLUMNS,
+    candidates_mean,
+    candidates_range,
+    candidates_variance,
     explicit_margin,
     implicit_margin,
     length_gap,
@@ -32,8 +35,10 @@ from pipeline.metrics.potential import (
     EXPLICIT,
     EXPLICIT_SIGNED,
     IMPLICIT,
+    MEAN,
     METRICS,
     UNIFORM,
+    VARIANCE,
     Need,
     Term,
     Terms,
@@ -45,26 +50,45 @@ if TYPE_CHECKING:
     from pipeline.config import Metric, Objective
 
 _BLOCK: Final = 2**16
+QuantityKind = Literal[
+    "explicit",
+    "combined",
+    "residual",
+    "candidates",
+    "mean",
+    "variance",
+    "implicit",
+    "uniform",
+    "length_gap",
+    "length_ratio",
+]
+_LENGTHS: Final = {"length_gap": length_gap, "length_ratio": length_ratio}
+_OF_CANDIDATES: Final = {"candidates": candidates_range, "mean": candidates_mean, "variance": candidates_variance}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantity:
     """One number of every row, computed from scored columns.
 
-    explicit: signed reward margin. candidates: spread of the rewards of all candidates. implicit: signed implicit
+    explicit: signed margin of one reward. combined: that of several, which is made out of theirs for all rows (see
+    `combine`). residual: the margin of one or several without what the length gap explains of it (see `length`).
+    candidates, mean, variance: range, mean and variance of the rewards of all candidates. implicit: signed implicit
     margin under `objective`. uniform: hash of the id by `seed`, in [0, 1). length_gap: tokens of chosen minus those of
-    rejected. length_ratio: tokens of the longer response over those of the shorter one. residual: the explicit margin
-    without what the length gap explains of it by a fit over the set, so it is made of `parts`.
+    rejected. length_ratio: tokens of the longer response over those of the shorter one.
     """
 
-    kind: Literal["explicit", "candidates", "implicit", "uniform", "length_gap", "length_ratio", "residual"]
+    kind: QuantityKind
     objective: Objective | None = None
     seed: int = 0
+    rewards: tuple[str, ...] = ("",)
 
     @property
     def parts(self) -> tuple[Quantity, ...]:
-        """The quantities that are read for it: itself, but for the residual."""
-        return (SIGNED_EXPLICIT, LENGTH_GAP) if self.kind == "residual" else (self,)
+        """The quantities to read from columns: itself, or what it is made of."""
+        if self.kind not in ("combined", "residual"):
+            return (self,)
+        margins = tuple(Quantity(kind="explicit", rewards=(name,)) for name in self.rewards)
+        return (*margins, LENGTH_GAP) if self.kind == "residual" else margins
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -73,14 +97,18 @@ class Quantity:
             return tuple(name for part in self.parts for name in part.columns)
         if self.kind == "uniform":
             return (schema.ID,)
-        if self.kind in ("length_gap", "length_ratio"):
+        if self.kind in _LENGTHS:
             return (schema.NUM_TOKENS_CHOSEN, schema.NUM_TOKENS_REJECTED)
         if self.objective is not None:
             return objective_columns(self.objective)
-        return EXPLICIT_COLUMNS["candidates" if self.kind == "candidates" else "signed"]
+        if self.kind in _OF_CANDIDATES:
+            return EXPLICIT_COLUMNS["candidates"]
+        return tuple(column for name in self.rewards for column in schema.reward_columns(name))
 
     def of(self, table: pa.Table | pa.RecordBatch) -> FloatArray:
         """Its values, float64 [num_rows]; NaN or infinite where a row does not have it. May be read-only.
+
+        Not for a combined one, which is made of its `parts`.
 
         Raises:
             SchemaError: a column is missing or of another type.
@@ -89,17 +117,15 @@ class Quantity:
             return ids.uniform(single_array(table, schema.ID), self.seed)
         if self.objective is not None:
             return implicit_margin(table, self.objective)
-        if self.kind == "length_gap":
-            return length_gap(table)
-        if self.kind == "length_ratio":
-            return length_ratio(table)
-        return explicit_margin(table, "candidates" if self.kind == "candidates" else "signed")
+        if self.kind in _LENGTHS:
+            return _LENGTHS[self.kind](table)
+        of_candidates = _OF_CANDIDATES.get(self.kind)
+        return explicit_margin(table, "signed", self.rewards[0]) if of_candidates is None else of_candidates(table)
 
 
 SIGNED_EXPLICIT: Final = Quantity(kind="explicit")
 LENGTH_GAP: Final = Quantity(kind="length_gap")
 LENGTH_RATIO: Final = Quantity(kind="length_ratio")
-RESIDUAL: Final = Quantity(kind="residual")
 
 Quantities: TypeAlias = Mapping[Quantity, FloatArray]
 """Quantities of some rows, each float64 [num_rows]."""
@@ -136,12 +162,30 @@ class Ranker:
         """The quantity that a term is made of."""
         if term == UNIFORM:
             return Quantity(kind="uniform", seed=self.seed)
+        if term in (MEAN, VARIANCE):
+            return Quantity(kind="mean" if term == MEAN else "variance")
         if term in (IMPLICIT, ABS_IMPLICIT):
             return Quantity(kind="implicit", objective=self.objective)
         if self.metric.takes_out_length:
-            return RESIDUAL
+            return self.residual
         by_candidates = term == EXPLICIT and self.metric.explicit == "candidates"
-        return Quantity(kind="candidates") if by_candidates else SIGNED_EXPLICIT
+        return Quantity(kind="candidates") if by_candidates else self.signed
+
+    @property
+    def signed(self) -> Quantity:
+        """The signed explicit margin."""
+        combine = self.metric.combine
+        return SIGNED_EXPLICIT if combine is None else Quantity(kind="combined", rewards=combine.members)
+
+    @property
+    def residual(self) -> Quantity:
+        """The same without what the length gap explains."""
+        return Quantity(kind="residual", rewards=self.signed.rewards)
+
+    def ingredients(self, term: Term) -> tuple[Quantity, ...]:
+        """What must be known of a row for a term of it."""
+        quantity = self.quantity(term)
+        return (self.signed, LENGTH_GAP) if quantity.kind == "residual" else (quantity,)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -154,9 +198,9 @@ class Ranker:
 
     def without_length(self, quantities: Quantities, length: LengthFit | None) -> Quantities:
         """The quantities with the residual margin, where the metric takes it and it is not there."""
-        if length is None or RESIDUAL in quantities:
+        if length is None or self.residual in quantities:
             return quantities
-        return {**quantities, RESIDUAL: quantities[SIGNED_EXPLICIT] - length.of(quantities[LENGTH_GAP])}
+        return {**quantities, self.residual: quantities[self.signed] - length.of(quantities[LENGTH_GAP])}
 
     def term(self, quantities: Quantities, term: Term) -> FloatArray:
         """A term of every row, float64 [num_rows]."""

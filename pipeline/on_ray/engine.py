@@ -89,7 +89,7 @@ def run_on_ray(
         )
         workers = [min(num_replicas(group), len(shards)) for group in groups]
         metrics = RunMetrics(
-            {stage.name: number for group, number in zip(groups, workers, strict=True) for stage in group},
+            {stage.label: number for group, number in zip(groups, workers, strict=True) for stage in group},
             num_gpus=sum(num * number for num, number in zip(gpus, workers, strict=True)),
         )
         for group, num_gpus in zip(groups, gpus, strict=True):

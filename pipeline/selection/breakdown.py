@@ -15,7 +15,6 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray, float_column, single_array
 from pipeline.metrics.moments import Moments, moments_of
-from pipeline.metrics.ranker import RESIDUAL
 from pipeline.selection.passes import Passes
 from pipeline.selection.source import Source
 from pipeline.selection.view import View, rounded, share
@@ -190,8 +189,9 @@ def _lengths(view: View, groups: Mapping[str, _Lengths], gap: FloatArray) -> dic
     chosen = {"all": np.ones(gap.size, dtype=np.bool_), "selected": view.selected[view.sample]}
 
     margins = {schema.MARGIN_EXPLICIT: view.reward, schema.MARGIN_IMPLICIT: view.implicit}
-    if RESIDUAL in view.found.columns.quantities:
-        margins[MARGIN_RESIDUAL] = view.found.columns.quantities[RESIDUAL]
+    residual = view.found.selection.query.ranker.residual
+    if residual in view.found.columns.quantities:
+        margins[MARGIN_RESIDUAL] = view.found.columns.quantities[residual]
 
     def of(group: str, sums: _Lengths) -> dict[str, Any]:
         return {

@@ -22,7 +22,7 @@ from pipeline.metrics.potential import (
     Terms,
     implicit_term,
 )
-from pipeline.metrics.ranker import LENGTH_GAP, SIGNED_EXPLICIT, Quantities, Ranker
+from pipeline.metrics.ranker import LENGTH_GAP, Quantities, Ranker
 from pipeline.metrics.ratio import RatioSample, automatic_ratio
 
 DRAWN_ROWS: Final = 2**18
@@ -76,7 +76,7 @@ def fit_length(ranker: Ranker, quantities: Quantities, ranked: BoolArray) -> Len
     """
     if not ranker.metric.takes_out_length:
         return None
-    margins, gaps = quantities[SIGNED_EXPLICIT], quantities[LENGTH_GAP]
+    margins, gaps = quantities[ranker.signed], quantities[LENGTH_GAP]
     blocks = ((margins[block][ranked[block]], gaps[block][ranked[block]]) for block in blocks_of(margins.size))
     sums = sum((gap_sums(*block) for block in blocks), GapSums())
     return sums.line() if ranker.metric.length == "residual" else sums.curve()

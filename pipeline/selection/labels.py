@@ -32,7 +32,14 @@ def _sides(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
 
 
 SIDES: Final = _sides(schema.scored_schema().names)
-"""Columns that are exchanged, chosen first."""
+"""Columns that are exchanged, chosen first, beside those of rewards that have names."""
+
+
+def sides_of(columns: Iterable[str]) -> list[tuple[str, str]]:
+    """The pairs of columns that are exchanged, chosen first, of which a table has at least one."""
+    names = {*columns}
+    known = [pair for pair in SIDES if names & {*pair}]
+    return [*known, *(schema.reward_columns(name) for name in schema.named_rewards(sorted(names)))]
 
 
 def contradicted(block: pa.Table | pa.RecordBatch) -> BoolArray:
@@ -48,13 +55,13 @@ def contradicted(block: pa.Table | pa.RecordBatch) -> BoolArray:
 def swap_sides(table: Rows, rows: BoolArray) -> Rows:
     """The table with chosen and rejected exchanged in `rows`, bool [num_rows]; without a copy where there is none.
 
-    Every pair of columns in SIDES that the table has is exchanged. All other columns stay, `id` and `content_digest`
-    among them. Swapping twice gives the table back.
+    Every pair of columns in `sides_of` is exchanged. All other columns stay, `id` and `content_digest` among them.
+    Swapping twice gives the table back.
 
     Raises:
         SchemaError: the table has a column of one side only, or the two sides have different types.
     """
-    pairs = [pair for pair in SIDES if set(pair) & set(table.schema.names)]
+    pairs = sides_of(table.schema.names)
     for pair in pairs:
         _check_pair(table.schema, pair)
     if not rows.any():

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray
-from pipeline.metrics.ranker import SIGNED_EXPLICIT
 from pipeline.selection.breakdown import MARGIN_RESIDUAL
 from pipeline.selection.figures import figures
 from pipeline.selection.fit import blocks_of, ranked_moments
@@ -65,7 +64,7 @@ def summarise(found: Found, source: Source, *, num_examples: int = 10, passes: P
     query = selection.query
     missing = np.broadcast_to(np.nan, columns.num_rows)
     explicit, implicit, reward = (
-        columns.quantities.get(quantity, missing) for quantity in (query.explicit, query.implicit, SIGNED_EXPLICIT)
+        columns.quantities.get(quantity, missing) for quantity in (query.explicit, query.implicit, query.signed)
     )
     margins = {schema.MARGIN_EXPLICIT: explicit, schema.MARGIN_IMPLICIT: implicit}
     absolute = {schema.MARGIN_EXPLICIT} if query.metric.explicit == "absolute" else set()
@@ -161,6 +160,8 @@ def render(report: Mapping[str, Any]) -> str:
         rows.append(("chosen is longer", *(_percent(of["chosen_longer"]["share"]) for of in lengths)))
         for name, label in _CORRELATIONS.items():
             rows.append((label, *(_number(of["correlation"].get(name)) for of in lengths)))
+    with_label = report.get("rewards", {}).get("with_label", {})
+    rows += [(f"reward {name} prefers chosen", _percent(of["share"]), "") for name, of in with_label.items()]
     if chosen["select"]["labels"] == "swap":
         rows.append(("labels swapped", f"{chosen['num_contradicted']:,}", ""))
     rows.append(("threshold", "", _number(chosen.get("threshold"))))
@@ -188,10 +189,19 @@ def rule_in_words(chosen: Mapping[str, Any]) -> str:
         for key in _BOUNDS
         if (value := select.get(key)) is not None
     ]
+    kept += [f"at least {select['agreement']['at_least']} rewards agree"] if select.get("agreement") else []
     kept += [f"{key} {select[key]}" for key, default in _DEFAULT_RULES.items() if select.get(key, default) != default]
     parameters = "".join(f" {key} {value}" for key, value in objective.items() if key != "name")
     under = f"objective {objective['name']}{parameters}"
     of_metric = f"metric {name}" + (f" ({settings[name]})" if name in settings else "")
+    combine = metric.get("combine")
+    if combine is not None:
+        each = (
+            combine["members"]
+            if combine["weights"] is None
+            else [f"{w:g} x {m}" for m, w in combine["weights"].items()]
+        )
+        of_metric += f", {combine['rule']} of rewards {', '.join(each)} (normalise {combine['normalise']})"
     length = [f"length {metric['length']}"] if "length" in chosen["fitted"] else []
     return ", ".join([of_metric, under, *length, *kept])
 

@@ -1,6 +1,7 @@
 """Check a whole source and make its reader: everything that can fail for all of it fails here, before anything runs."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -33,9 +34,17 @@ _READ_ROWS: Final = 4096
 
 
 def open_source(
-    fs: Any, root: str, source: Source, *, rewards: bool, policy_logps: bool, reference_logps: bool
+    fs: Any,
+    root: str,
+    source: Source,
+    *,
+    rewards: bool | Mapping[str, bool],
+    policy_logps: bool,
+    reference_logps: bool,
 ) -> tuple[PairReader, list[SourceFile]]:
     """Check the whole source and make its reader; the flags say which scores it must hold itself.
+
+    rewards: for several rewards the flag of each, by name.
 
     Raises:
         ConfigError: `source.format` is unknown, `source.pairs` does not fit the format or the wanted scores, or
@@ -45,25 +54,35 @@ def open_source(
         OSError: the storage failed.
     """
     check_format_name(source.format)
-    sample = _sampled(fs, root, source)
+    several = {} if isinstance(rewards, bool) else rewards
+    named = [name for name, is_held in several.items() if is_held]
+    sample = _sampled(fs, root, source, rewards=[column for name in named for column in s.reward_columns(name)])
     known = FORMATS[resolve_format(source.format, sample.columns, sample.decoded, sample.paths)]
     if source.limit is not None and known.whole_files:
         raise ConfigError(
             f"source {shown_path(root)}: a limit or weight takes rows one by one, and would part the answers of a "
             f"prompt, which format {known.name} reads together. Leave it out, or write pairs first."
         )
-    _check_pairs(source.pairs, known.name, logps=policy_logps or reference_logps)
+    _check_pairs(source.pairs, known.name, others=policy_logps or reference_logps or bool(named))
     scores = plan_scores(
-        sample.columns, known, rewards=rewards, policy_logps=policy_logps, reference_logps=reference_logps
+        sample.columns,
+        known,
+        rewards=rewards is True,
+        policy_logps=policy_logps,
+        reference_logps=reference_logps,
+        named=named,
     )
     found = _checked(fs, root, source, sample, known, scores)
-    s.scored_schema(found["passthrough"], found["pair_schema"])  # refuses names that alignpot's own columns have
-    reader = PairReader(**found, scores=scores, pairs=source.pairs)
+    names = tuple(several) or ("",)
+    s.scored_schema(found["passthrough"], found["pair_schema"], names)  # refuses names that our own columns have
+    reader = PairReader(**found, scores=scores, rewards=names, pairs=source.pairs)
     return reader, [replace(file, is_one_shard=known.whole_files) for file in sample.scan.files]
 
 
-def open_responses(fs: Any, root: str, source: Source) -> tuple[ResponseReader, list[SourceFile]]:
-    """The same for a source of prompts with their responses, each of which is to get a reward. Raises as above."""
+def open_responses(
+    fs: Any, root: str, source: Source, *, rewards: Sequence[str] = ("",)
+) -> tuple[ResponseReader, list[SourceFile]]:
+    """The same for a source of prompts with their responses, each of which is to get rewards of these names."""
     sample = _sampled(fs, root, source)
     missing = RESPONSES.lacks(sample.columns)
     if missing:
@@ -76,7 +95,7 @@ def open_responses(fs: Any, root: str, source: Source) -> tuple[ResponseReader, 
         raise SchemaError(
             f"source {shown_path(root)} lacks {', '.join(missing)}; it has {described(sample.columns)}. {remedy}"
         )
-    reader = ResponseReader(**_checked(fs, root, source, sample, RESPONSES, NO_SCORES))
+    reader = ResponseReader(**_checked(fs, root, source, sample, RESPONSES, NO_SCORES), rewards=tuple(rewards))
     taken = sorted({field.name for field in reader.passthrough} & {*reader.schema.names[: -len(reader.passthrough)]})
     if reader.passthrough and taken:
         raise SchemaError(
@@ -86,14 +105,14 @@ def open_responses(fs: Any, root: str, source: Source) -> tuple[ResponseReader, 
     return reader, list(sample.scan.files)
 
 
-def _sampled(fs: Any, root: str, source: Source) -> SourceSample:
-    """The files and the first rows of a source, of which some can be decoded."""
+def _sampled(fs: Any, root: str, source: Source, rewards: Sequence[str] = ()) -> SourceSample:
+    """The files and the first rows of a source, of which some can be decoded. rewards: further columns of rewards."""
     scan = scan_files(fs, root, Wanted(split=source.split, config=source.config))
     if scan.part.split is not None:
         _log.info("source %s: reads split %s", shown_path(root), scan.part.text())
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
-    sample = sample_rows(fs, scan, source)
+    sample = sample_rows(fs, scan, source, rewards=rewards)
     if sample.rows and not sample.decoded:
         reasons = ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))
         raise SourceError(
@@ -162,7 +181,7 @@ def read_all(fs: Any, root: str, source: Source, benchmarks: Contamination | Non
     return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
 
 
-def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
+def _check_pairs(pairs: Pairs, name: str, *, others: bool) -> None:
     if pairs == BEST_WORST:
         return
     if FORMATS[name].build_sweet_spot is None:
@@ -171,8 +190,8 @@ def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
             f"source.pairs {pairs} picks from candidates with rewards, which a source of format {name} does not hold. "
             f"Give one of format {known}, or leave out source.pairs."
         )
-    if logps:
+    if others:
         raise ConfigError(
-            f"source.pairs {pairs} picks pairs anew, so log-probabilities that the source holds are not theirs. "
-            "Set a model as policy and reference instead of backend columns, or leave out source.pairs."
+            f"source.pairs {pairs} picks pairs anew, so log-probabilities and rewards of names that the source holds "
+            "are not theirs. Set models instead of backend columns, or leave out source.pairs."
         )

@@ -126,7 +126,7 @@ class ResponseReader(PairReader):
         """Schema of every table that `read` returns; the rewards in it are null."""
         prompt = [field for field in self.pair_schema if field.name not in (s.CHOSEN, s.REJECTED)]
         passthrough = [field.remove_metadata() for field in self.passthrough]
-        return pa.schema([*prompt, *s.REWARDED_FIELDS, *s.OUTCOME_FIELDS, *passthrough])
+        return pa.schema([*prompt, *s.rewarded_fields(self.rewards), *s.OUTCOME_FIELDS, *passthrough])
 
     def _pairs_of_columns(
         self, table: pa.Table, unwanted: Sequence[int]

@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import ComputedReward, Tokens
+from pipeline.config import Tokens, names_of, reward_key
 from pipeline.drops import Reason
 from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
-from pipeline.rewards.registry import reward_backend
+from pipeline.rewards.registry import reward_backends
 from pipeline.schema import (
     ANNOTATED_SCHEMA,
     CONTENT_DIGEST,
@@ -27,6 +27,7 @@ from pipeline.schema import (
     RESPONSES,
     TEMPLATE_KWARGS,
     TOOLS,
+    response_rewards,
 )
 from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
 from pipeline.steps.work import Apply, Stage
@@ -38,13 +39,20 @@ RESPONSE_REASONS: Final = f"{TRANSIENT_PREFIX}response_reasons"
 """Why a response has no token ids, null for one that has."""
 
 
-def annotate_stages(section: ComputedReward, tokens: Tokens, schema: pa.Schema) -> list[Stage]:
-    """Candidates to annotated candidates, by the reward. schema: of what comes out."""
-    reward = reward_backend(section)
-    annotate = Stage(name="annotate", build=partial(_build_annotate, reward, schema), model=section)
-    if not reward.reads_ids:
-        return [annotate]
-    return [Stage(name="tokenise", build=partial(_build_tokenise, reward, tokens)), annotate]
+def annotate_stages(members: Mapping[str, Any], tokens: Tokens, schema: pa.Schema) -> list[Stage]:
+    """Candidates to annotated candidates, by one reward after another.
+
+    members: sections of the rewards, by name. schema: of what comes out.
+    """
+    stages = []
+    for member, reward in reward_backends(members).items():
+        key = reward_key(member) if member else ""
+        if reward.reads_ids:
+            tokenise = partial(_build_tokenise, reward, tokens)
+            stages.append(Stage(name="tokenise", build=tokenise, key=key and f"tokenise.{member}"))
+        build = partial(_build_annotate, reward, names_of(member, reward.section), schema)
+        stages.append(Stage(name="annotate", build=build, model=reward.section, key=key))
+    return stages
 
 
 class TokeniseResponses:
@@ -76,16 +84,24 @@ class TokeniseResponses:
 
 
 class AnnotateResponses:
-    """Adds the rewards of the responses, float64, K to a row.
+    """Adds the rewards of the responses by one scorer, float64, K to a row.
 
-    reads_ids: whether the scorer reads token ids, as TokeniseResponses makes them. schema: of what comes out. A scorer
-    of turns gets those of its columns that are not alignpot's own.
+    reads_ids: whether the scorer reads token ids, as TokeniseResponses makes them just before. names: of its rewards,
+    one for each head. schema: of what comes out of all scorers. A scorer of turns gets those of its columns that are
+    not alignpot's own.
     """
 
-    def __init__(self, scorer: Scorer, *, reads_ids: bool, schema: pa.Schema = ANNOTATED_SCHEMA) -> None:
-        self._scorer, self._schema = scorer, schema
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        reads_ids: bool,
+        names: Sequence[str] = ("",),
+        schema: pa.Schema = ANNOTATED_SCHEMA,
+    ) -> None:
+        self._scorer, self._names, self._schema = scorer, names, schema
         own = {*ANNOTATED_SCHEMA.names, *_READS, CONTENT_DIGEST, *(field.name for field in OUTCOME_FIELDS)}
-        extra = [name for name in schema.names if name not in own]
+        extra = [name for name in schema.names if name not in own and not name.startswith(RESPONSE_REWARDS)]
         self._dialogues = _dialogues_as_ids if reads_ids else partial(_dialogues_as_turns, extra=extra)
         self._columns = [ID, RESPONSE_IDS, RESPONSE_REASONS] if reads_ids else [*_READS, *extra]
 
@@ -93,28 +109,30 @@ class AnnotateResponses:
         """Score the kept rows; drop those of which no response has a reward. Raises as the scorer."""
         rows = kept_rows(table)
         found = [self._dialogues(row) for row in _selected(table, self._columns).take(pa.array(rows)).to_pylist()]
-        rewards: list[list[float | None]] = [[None] * len(row) for row in found]
+        rewards: list[list[Sequence[float | None]]] = [[[None] * len(self._names)] * len(row) for row in found]
         reasons = [[one if isinstance(one, Reason) else None for one in row] for row in found]
         places = [(i, k) for i, row in enumerate(found) for k, one in enumerate(row) if not isinstance(one, Reason)]
         # The dialogues of a row share their prompt, so they go together.
         groups = [[one for one in row if not isinstance(one, Reason)] for row in found]
         scores = self._scorer.score([group for group in groups if group])
-        for index, ((i, k), reward) in enumerate(zip(places, scores.values.tolist(), strict=True)):
-            if np.isfinite(reward):
+        values = scores.values.reshape(len(places), len(self._names)).tolist()
+        for index, ((i, k), reward) in enumerate(zip(places, values, strict=True)):
+            if np.isfinite(reward).all():
                 rewards[i][k] = reward
             else:
                 reasons[i][k] = scores.left_out.get(index, Reason.NON_FINITE_REWARD)
         empty = Reason.EMPTY_RESPONSES
         dropped = {
             int(row): next((reason for reason in why if reason is not None and reason != empty), empty)
-            for row, values, why in zip(rows, rewards, reasons, strict=True)
-            if all(value is None for value in values)
+            for row, responses, why in zip(rows, rewards, reasons, strict=True)
+            if all(None in response for response in responses)
         }
-        of_type = ANNOTATED_SCHEMA.field(RESPONSE_REWARDS).type
-        column = spread(rewards, rows.tolist(), num_rows=table.num_rows, of_type=of_type)
-        wanted = self._schema.with_metadata(table.schema.metadata)
-        table = set_column(table, RESPONSE_REWARDS, column).select(wanted.names).cast(wanted)
-        return drop_rows(table, dropped, stage="annotate")
+        for head, name in enumerate(map(response_rewards, self._names)):
+            of_head = [[response[head] for response in responses] for responses in rewards]
+            of_type = self._schema.field(name).type
+            table = set_column(table, name, spread(of_head, rows.tolist(), num_rows=table.num_rows, of_type=of_type))
+        made = pa.schema([field for field in self._schema if field.name in table.column_names], table.schema.metadata)
+        return drop_rows(table.select(made.names).cast(made), dropped, stage="annotate")
 
     def close(self) -> None:
         """Free what the scorer holds."""
@@ -154,5 +172,5 @@ def _build_tokenise(reward: Backend[Any], tokens: Tokens) -> Apply:
     return TokeniseResponses(reward.tokenizer(tokens))
 
 
-def _build_annotate(reward: Backend[Any], schema: pa.Schema) -> Apply:
-    return AnnotateResponses(reward.scorer(), reads_ids=reward.reads_ids, schema=schema)
+def _build_annotate(reward: Backend[Any], names: Sequence[str], schema: pa.Schema) -> Apply:
+    return AnnotateResponses(reward.scorer(), reads_ids=reward.reads_ids, names=names, schema=schema)

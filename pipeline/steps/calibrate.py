@@ -6,8 +6,9 @@ seeded sample of the first config's source. Each side is scored by `score`; noth
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
@@ -20,14 +21,13 @@ from pipeline.config import ColumnsModel, ColumnsReward, Config, Select, resolve
 from pipeline.data.dataset import Dataset
 from pipeline.data.sealed import differences
 from pipeline.errors import ConfigError, DataError
-from pipeline.metrics import explicit_margin, implicit_margin, moments_of
+from pipeline.metrics import moments_of
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.ids import hash_ids
 from pipeline.metrics.ranks import spearman
-from pipeline.selection.columns import read_columns
 from pipeline.selection.compare import compare_scores
-from pipeline.selection.passes import Threads
-from pipeline.selection.ranking import Query, rank, wanted_by
+from pipeline.selection.ranking import Query, rank
+from pipeline.selection.selection import Reader
 from pipeline.selection.source import TableSource, no_positions
 from pipeline.selection.text import aligned
 from pipeline.shown import shown
@@ -43,9 +43,9 @@ _KIND: Final = "sample"
 _FRACTION: Final = 0.4  # where select has none
 _STRETCH: Final = 16  # rows beside each other
 _SHARD_ROWS: Final = 4096
-_COMPARED: Final = ("policy", "reference", "reward", "tokens", "objective")
-_MODELS: Final = ("policy", "reference", "reward")
-_COLUMNS: Final = (schema.ID, *(field.name for field in (*schema.SCORE_FIELDS, *schema.STATUS_FIELDS)))
+_COMPARED: Final = ("policy", "reference", "reward", "rewards", "tokens", "objective")
+_MODELS: Final = ("policy", "reference", "reward", "rewards")
+_TEXTS: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS, schema.TEMPLATE_KWARGS)
 _NUMBERS: Final = {
     "max": "largest difference",
     "mean": "mean difference",
@@ -80,6 +80,9 @@ def calibrate(first: Config, second: Config, *, num_rows: int, keep: str | None 
             f"{pairs[0].num_rows} of {rows.num_kept} rows have scores of both configs; wanted two or more. Take more "
             "rows, or look at the drop reasons of `alignpot score`."
         )
+    fraction = _FRACTION if first.select is None or first.select.fraction is None else first.select.fraction
+    query = Query(objective=first.objective, metric=first.metric, rule=Select(fraction=fraction))
+    sides = [_Side.of(table, query) for table in pairs]
     lacking = [pc.and_not(theirs, ours) for ours, theirs in (kept, kept[::-1])]
     return {
         "differs": [list(each) for each in differences(_compared(first), _compared(second))],
@@ -92,19 +95,26 @@ def calibrate(first: Config, second: Config, *, num_rows: int, keep: str | None 
             },
         },
         "rows_per_second": {side: rates for side, (_, rates) in zip(SIDES, scored, strict=True)},
-        "margins": _margins(pairs, first),
-        "selection": _selection(pairs, first),
+        "margins": _margins(*sides),
+        "selection": _selection(query, *sides),
     }
 
 
 def _sample(first: Config, second: Config, num_rows: int, url: str) -> Dataset:
     """Pairs of the first config's source as a dataset: those of a few stretches of rows, picked by a seeded hash."""
-    of_columns = {
+    of_columns: dict[str, Any] = {
         name: section
         for config in (second, first)
-        for name in _MODELS
-        if isinstance(section := getattr(config, name), (ColumnsModel, ColumnsReward))
+        for name in ("policy", "reference")
+        if isinstance(section := getattr(config, name), ColumnsModel)
     }
+    held = {
+        name: section
+        for config in (second, first)
+        for name, section in config.members.items()
+        if isinstance(section, ColumnsReward)
+    }
+    of_columns |= {"reward": held.pop("", None), "rewards": held or None}
     found = rows_of_sources(first.model_copy(update=of_columns))
     shards = plan_shards(found["rows"].files, _STRETCH)
     seed = next(iter(first.all_sources().values())).seed
@@ -151,8 +161,9 @@ def _scored(config: Config, rows: Dataset) -> tuple[pa.Table, dict[str, float]]:
     """Every row in its order, and rows a second by model, of the time that its workers were busy."""
     scoring = prepare_score(config, rows)
     summary, manifest = score(*scoring)
-    table = Dataset(scoring[-1].place, manifest).table(list(_COLUMNS), kept_only=False)
-    busy = {name: summary.busy_s[name] for name in _MODELS if summary.busy_s.get(name)}
+    dataset = Dataset(scoring[-1].place, manifest)
+    table = dataset.table([name for name in dataset.schema.names if name not in _TEXTS], kept_only=False)
+    busy = {name: seconds for name, seconds in summary.busy_s.items() if seconds and name.split(".")[0] in _MODELS}
     return table, {name: float(f"{manifest.num_kept / seconds:.4g}") for name, seconds in busy.items()}
 
 
@@ -161,17 +172,35 @@ def _reasons(dropped: pa.Table) -> dict[str, int]:
     return dict(sorted(Counter(f"{stage}: {reason}" for stage, reason in outcomes).items()))
 
 
-def _margins(pairs: Sequence[pa.Table], config: Config) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Side:
+    """The rows as one config scores them: margins, NaN without columns, and scores; float64 [num_rows]."""
+
+    explicit: FloatArray
+    implicit: FloatArray
+    scores: FloatArray
+
+    @classmethod
+    def of(cls, table: pa.Table, query: Query) -> "_Side":
+        """By a query. Raises as `rank`."""
+        source, query = TableSource(table=table), query.on(table.schema)
+        columns, none = Reader(source, [query], duplicates=no_positions()).for_query(query)
+        missing = np.full(table.num_rows, np.nan)
+        explicit, implicit = (columns.quantities.get(quantity, missing) for quantity in (query.signed, query.implicit))
+        return cls(explicit=explicit, implicit=implicit, scores=rank(columns, query, none).scores)
+
+
+def _margins(first: _Side, second: _Side) -> dict[str, Any]:
     """The numbers of _NUMBERS for each margin that both sides have."""
     of_both = {
-        schema.MARGIN_EXPLICIT: [explicit_margin(table) for table in pairs],
-        schema.MARGIN_IMPLICIT: [implicit_margin(table, config.objective) for table in pairs],
+        schema.MARGIN_EXPLICIT: (first.explicit, second.explicit),
+        schema.MARGIN_IMPLICIT: (first.implicit, second.implicit),
     }
     found = {}
-    for name, (first, second) in of_both.items():
-        known = np.isfinite(first) & np.isfinite(second)
+    for name, (ours, theirs) in of_both.items():
+        known = np.isfinite(ours) & np.isfinite(theirs)
         if np.count_nonzero(known) >= 2:
-            found[name] = _numbers(first[known], second[known])
+            found[name] = _numbers(ours[known], theirs[known])
     return found
 
 
@@ -203,23 +232,18 @@ def _z_scores(values: FloatArray) -> FloatArray | None:
     return (values - moments.mean()) / moments.std() if moments.std() > 0 else None
 
 
-def _selection(pairs: Sequence[pa.Table], config: Config) -> dict[str, Any]:
+def _selection(query: Query, first: _Side, second: _Side) -> dict[str, Any]:
     """What the metric of the first config would select of the rows, by the scores of each side."""
-    fraction = _FRACTION if config.select is None or config.select.fraction is None else config.select.fraction
-    query = Query(objective=config.objective, metric=config.metric, rule=Select(fraction=fraction))
-    scores = {}
-    for side, table in zip(SIDES, pairs, strict=True):
-        source = TableSource(table=table)
-        scores[side] = rank(read_columns(source, wanted_by([query], source), Threads()), query, no_positions()).scores
-    ranked = np.logical_and.reduce([np.isfinite(values) for values in scores.values()])
-    found = compare_scores({side: values[ranked] for side, values in scores.items()}, {}, Fraction(str(fraction)))
-    first, second = SIDES
+    ranked = np.isfinite(first.scores) & np.isfinite(second.scores)
+    scores = dict(zip(SIDES, (first.scores[ranked], second.scores[ranked]), strict=True))
+    found = compare_scores(scores, {}, Fraction(str(query.rule.fraction))).to_dict()
+    ours, theirs = SIDES
     return {
-        "metric": config.metric.name,
-        "fraction": fraction,
+        "metric": query.metric.name,
+        "fraction": query.rule.fraction,
         "rows": int(np.count_nonzero(ranked)),
-        "overlap": found.to_dict()["overlap"][first][second],
-        "rank_correlation": found.to_dict()["rank_correlation"][first][second],
+        "overlap": found["overlap"][ours][theirs],
+        "rank_correlation": found["rank_correlation"][ours][theirs],
     }
 
 
@@ -244,7 +268,7 @@ def render_calibration(found: Mapping[str, Any]) -> str:
         ])
     )  # fmt: skip
     rates = found["rows_per_second"]
-    names = [name for name in _MODELS if any(name in of_side for of_side in rates.values())]
+    names = dict.fromkeys(name for of_side in rates.values() for name in of_side)
     speed = [(name, *(_text(rates[side].get(name)) for side in SIDES)) for name in names]
     parts.append(aligned([("rows a second", *SIDES), *speed]))
     return "\n\n".join(parts)

@@ -61,7 +61,8 @@ def _metrics(given: Sequence[str | Mapping[str, Any]], objective: Objective, sou
     if objective.name == "dpo":
         readable["difficulty"] = Metric(name="difficulty")
     rule = Select(fraction=1.0)
-    columns = {n: Query(objective=objective, metric=m, rule=rule).ranker.columns for n, m in readable.items()}
+    queries = {n: Query(objective=objective, metric=m, rule=rule).on(source.schema) for n, m in readable.items()}
+    columns = {name: query.ranker.columns for name, query in queries.items()}
     there = {name for of_one in columns.values() for name in of_one if name in source.schema.names}
     filled = {name for name in there if source.has_values(name)}
     return {name: metric for name, metric in readable.items() if filled >= {*columns[name]}}

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.config import Config
+from pipeline.config import Config, reward_key
 from pipeline.data.commit import no_new_folders
 from pipeline.data.manifest import SCORED
 from pipeline.data.place import Place
@@ -167,10 +167,12 @@ def _drops(table: pa.Table) -> dict[str, int]:
 
 def _model_costs(config: Config, table: pa.Table, num_left: int) -> Iterator[ModelCost]:
     rows, given = kept_rows(table), config.estimate
+    members = {reward_key(name): name for name in config.members}
     for role, model in config.torch_models().items():
         from pipeline.models.fingerprints import num_parameters
 
-        groups = completions(dialogues_as_ids(table, rows)) if role == "reward" else pair_groups(table, rows)
+        member = members.get(role)
+        groups = pair_groups(table, rows) if member is None else completions(dialogues_as_ids(table, rows, member))
         tokens = sum(map(num_packed_tokens, groups)) * num_left / max(1, table.num_rows)
         parameters, hours = num_parameters(model), None
         if parameters is not None:

@@ -6,6 +6,7 @@ The stages are those by which self-play judges its candidates. As with `score`, 
 """
 
 import time
+from functools import partial
 from typing import Final
 
 from pipeline.config import RewardConfig
@@ -13,7 +14,7 @@ from pipeline.data.commit import check_writable
 from pipeline.data.manifest import REWARDED, Manifest, find_manifest
 from pipeline.data.place import Place
 from pipeline.data.run import RUN_FILE, Run
-from pipeline.rewards.registry import reward_backend
+from pipeline.rewards.registry import reward_backends
 from pipeline.sources.open import open_responses
 from pipeline.steps.annotate import annotate_stages
 from pipeline.steps.rows_to_score import check_ids, open_checked
@@ -30,28 +31,29 @@ def prepare_reward(config: RewardConfig) -> tuple[RewardConfig, Step, Run]:
 
     Raises an AlignpotError if anything is wrong, before any weights are read.
     """
-    source = open_checked(config.source, config.storage, open_responses)
-    reward = reward_backend(config.reward)
-    reward.check(config.tokens, [field.name for field in source.reader.passthrough])
-    fingerprint = reward.fingerprint()
+    source = open_checked(config.source, config.storage, partial(open_responses, rewards=config.reward_names))
+    backends = reward_backends(config.members)
+    for backend in backends.values():
+        backend.check(config.tokens, [field.name for field in source.reader.passthrough])
+    fingerprints = {name: backend.fingerprint() for name, backend in backends.items()}
     place = Place.open(config.rewarded, config.storage)
     if find_manifest(place, REWARDED) is None:
         check_writable(place)
     given = config.model_dump(mode="json")
     given["source"] |= source.found
-    config = config.model_copy(update={"reward": reward.pinned(fingerprint)})
+    config = config.with_members({name: backends[name].pinned(found) for name, found in fingerprints.items()})
     schema = source.reader.schema
     files = {file.path: file.digest for file in source.files}
     step = Step(
         kind=REWARDED,
         url=config.rewarded,
         rows=SourceRows(reader=source.reader, files=source.files, shard_rows=config.run.shard_rows or _SHARD_ROWS),
-        stages=annotate_stages(config.reward, config.tokens, schema),
+        stages=annotate_stages(config.members, config.tokens, schema),
         schema=schema,
         fingerprint={
             "source": {**source.fingerprint, "files": files},
-            "reward": fingerprint,
-            **reward_tokens(reward, config.tokens),
+            **({"rewards": fingerprints} if config.rewards else {"reward": fingerprints[""]}),
+            **reward_tokens(backends.values(), config.tokens),
         },
         config=given,
         source_format=source.reader.format,

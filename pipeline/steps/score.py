@@ -7,13 +7,13 @@ If it had finished, it does nothing.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import ColumnsModel, ColumnsReward, Config, RewardConfig, Tokens, TorchModel, resolved
+from pipeline.config import ColumnsModel, Config, RewardConfig, Tokens, TorchModel, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SCORED, Manifest, find_manifest
@@ -23,7 +23,7 @@ from pipeline.errors import TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint, pinned
 from pipeline.models.loading import check_models
 from pipeline.rewards.backend import Backend
-from pipeline.rewards.registry import reward_backend
+from pipeline.rewards.registry import reward_backends
 from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
 from pipeline.steps.rows_to_score import rows_of_dataset, rows_of_sources
@@ -61,10 +61,9 @@ def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, 
     if pairs is None:
         given |= source.pop("given")
     pins: dict[str, Any] = {role: pinned(model, models[role]) for role, model in _causal_models(config).items()}
-    reward = reward_backend(config.reward)
-    if reward is not None:
-        pins["reward"] = reward.pinned(models["reward"])
-    config = config.model_copy(update=pins)
+    of_members = models.get("rewards", {"": models.get("reward")})
+    sections = {name: reward.pinned(of_members[name]) for name, reward in reward_backends(config.members).items()}
+    config = config.model_copy(update=pins).with_members(sections)
     source["fingerprint"] = {"source": source["fingerprint"], **models}
     return config, Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
 
@@ -130,29 +129,31 @@ def _model_fingerprints(config: Config, columns: Sequence[str]) -> dict[str, Any
 
     columns: names of the further columns of the rows.
     """
-    models, reward = _causal_models(config), reward_backend(config.reward)
+    models, rewards = _causal_models(config), reward_backends(config.members)
     found: dict[str, Any] = {
         role: section.fingerprint()
-        for role, section in (("policy", config.policy), ("reference", config.reference), ("reward", config.reward))
-        if isinstance(section, (ColumnsModel, ColumnsReward))
+        for role, section in (("policy", config.policy), ("reference", config.reference))
+        if isinstance(section, ColumnsModel)
     }
     if models:
         check_models(models, config.tokens)
-    if reward is not None:
+    for reward in rewards.values():
         reward.check(config.tokens, columns)
-        found["reward"] = reward.fingerprint()
+    of_members = {name: rewards.get(name, section).fingerprint() for name, section in config.members.items()}
+    if of_members:
+        found |= {"rewards": of_members} if config.rewards else {"reward": of_members[""]}
     found |= {role: model_fingerprint(model) for role, model in models.items()}
     if models:
         return found | {"tokens": config.tokens.fingerprint()}
-    return found if reward is None else found | reward_tokens(reward, config.tokens)
+    return found | reward_tokens(rewards.values(), config.tokens)
 
 
-def reward_tokens(reward: Backend[Any], tokens: Tokens) -> dict[str, Any]:
-    """What a fingerprint holds of the section tokens for a reward alone: it has its own template and length."""
-    if not reward.reads_ids:
+def reward_tokens(rewards: Iterable[Backend[Any]], tokens: Tokens) -> dict[str, Any]:
+    """What a fingerprint holds of the section tokens for rewards alone: they have their own templates and lengths."""
+    if not any(reward.reads_ids for reward in rewards):
         return {}
     return {"tokens": {name: value for name, value in tokens.fingerprint().items() if name in ("date", "template")}}
 
 
 def _causal_models(config: Config) -> dict[str, TorchModel]:
-    return {role: model for role, model in config.torch_models().items() if role != "reward"}
+    return {role: model for role, model in config.torch_models().items() if role in ("policy", "reference")}

@@ -172,7 +172,7 @@ def test_a_column_with_the_name_of_the_answer_is_refused(tmp_path: Path) -> None
 
 def test_responses_of_self_play_get_their_rewards() -> None:
     reward = FunctionReward(**section("by_word", timeout_s=5))
-    [stage] = annotate_stages(reward, Tokens(), ANNOTATED_SCHEMA)
+    [stage] = annotate_stages({"": reward}, Tokens(), ANNOTATED_SCHEMA)
     apply = stage.build()
     found = apply(candidate_table([["a b", "", "none at all"], ["", ""], ["nan", "none"]]))
     apply.close()

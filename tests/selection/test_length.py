@@ -161,3 +161,17 @@ def test_the_report_shows_length_before_and_after(metric):
     plain = summarise(found_in(table, Metric(name="explicit")), CountedSource(table))
     assert [*plain["lengths"]["all"]["correlation"]] == ["margin_explicit", "margin_implicit"]
     assert "length" not in plain["selection"]["metric"] | plain["selection"]["fitted"]
+
+
+@KINDS
+def test_length_is_taken_out_of_what_several_rewards_are_combined_to(metric):
+    table, quality, _ = biased_table(2000)
+    both = table.rename_columns([name.replace("reward_", "reward_a_") for name in table.column_names])
+    both = both.append_column("reward_b_chosen", pa.array(2 * np.array(table["reward_chosen"])))
+    both = both.append_column("reward_b_rejected", pa.array(2 * np.array(table["reward_rejected"])))
+    found = found_in(both, metric)
+    assert np.corrcoef(found.ranking.scores, quality)[0, 1] > 0.98
+    one = found_in(table, metric).ranking.scores
+    assert found.ranking.scores * np.std(one) == pytest.approx(one * np.std(found.ranking.scores), abs=1e-6)
+    correlation = summarise(found, source_of(both))["lengths"]["all"]["correlation"]
+    assert abs(correlation["margin_explicit_residual"]) < 0.05 < 0.9 < correlation["margin_explicit"]

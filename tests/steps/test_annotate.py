@@ -160,7 +160,7 @@ def test_an_engine_that_is_wrong_on_real_rows_ends_the_run(engine, monkeypatch):
 def test_the_stages_of_a_reward_are_the_stages(reward, engine):
     table = candidate_table()
     expected = AnnotateResponses(ClassifierScorer(engine), reads_ids=True)(tokenised(table))
-    stages = annotate_stages(reward, Tokens(), ANNOTATED_SCHEMA)
+    stages = annotate_stages({"": reward}, Tokens(), ANNOTATED_SCHEMA)
     assert [(stage.name, stage.model) for stage in stages] == [("tokenise", None), ("annotate", reward)]
     for stage in stages:
         table = stage.build()(table)

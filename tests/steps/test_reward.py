@@ -58,6 +58,16 @@ def test_a_reward_model_gives_the_rewards_that_it_gives_to_pairs(tiny_model_dir:
     assert {row["prompt"][0]["content"]: row["all_rm_scores"] for row in found} == wanted
 
 
+def test_several_rewards_give_lists_of_their_own() -> None:
+    rows = [{"prompt": "Hi", "responses": ["one", "", "three"]}]
+    rewards = {"long": section(), "half": section(arguments={"per": 2.0})}
+    [found] = pipeline.reward(rows, rewards=rewards).to_arrow().to_pylist()
+    assert found["all_rm_scores_long"] == [3.0, None, 5.0]
+    assert found["all_rm_scores_half"] == [1.5, None, 2.5]
+    with pytest.raises(ConfigError, match="needs a reward section, or rewards"):
+        pipeline.reward(rows)
+
+
 def test_what_comes_out_is_a_source_of_pairs(tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {i}?", "responses": ["a", "the longest", "more"]} for i in range(3)]
     pipeline.reward(rows, reward=length, path=tmp_path / "rewarded")
