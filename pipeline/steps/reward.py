@@ -60,7 +60,7 @@ def prepare_reward(config: RewardConfig) -> tuple[RewardConfig, Step, Run]:
         check=check_ids if source.reader.id_column is not None else None,
     )
     run = begin_step(step, config.storage)
-    step.rows.shards(run.plan.shards, run.place / RUN_FILE)
+    step.rows.check(run.plan.shards, run.place / RUN_FILE)
     return config, step, run
 
 
