@@ -4,6 +4,7 @@
     source       source, storage, tokens            } the sections, each key
     models       policy, reference, run             } documented at its field
     rewards      reward                             }
+    services     rewards of an HTTP service         }
     selection    objective, metric, select, output  }
     combine      metric.combine, select.agreement   }
     table        output.table
@@ -22,7 +23,14 @@ from pipeline.config.combine import Combine
 from pipeline.config.load import yaml_value
 from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
 from pipeline.config.rewarding import RewardConfig, load_reward, parse_reward
-from pipeline.config.rewards import ClassifierReward, ColumnsReward, FunctionReward, names_of, reward_key
+from pipeline.config.rewards import (
+    ClassifierReward,
+    ColumnsReward,
+    FunctionReward,
+    VllmReward,
+    names_of,
+    reward_key,
+)
 from pipeline.config.root import Config, load_config, parse_config, resolved
 from pipeline.config.round import (
     SEED_STRATEGY,
@@ -38,6 +46,7 @@ from pipeline.config.round import (
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
+from pipeline.config.services import EndpointReward, ServiceReward
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
 from pipeline.config.table import Table, parse_target
 
@@ -51,6 +60,7 @@ __all__ = [
     "ColumnsReward",
     "Combine",
     "Config",
+    "EndpointReward",
     "Evaluate",
     "Evolve",
     "Explicit",
@@ -69,6 +79,7 @@ __all__ = [
     "Select",
     "SelfPlayConfig",
     "SelfPlayEstimate",
+    "ServiceReward",
     "Source",
     "Storage",
     "Strategy",
@@ -77,6 +88,7 @@ __all__ = [
     "TorchModel",
     "Train",
     "VllmModel",
+    "VllmReward",
     "carries_credentials",
     "load_any",
     "load_config",

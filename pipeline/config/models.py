@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.section import BY_CONTENT, LAYOUT, NO_CREDENTIALS, Arguments, Section, carries_credentials
+from pipeline.config.section import BY_CONTENT, LAYOUT, NO_CREDENTIALS, Arguments, Section, Url, carries_credentials
 from pipeline.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -244,6 +244,9 @@ class Run(Section):
     max_dropped: float = Field(default=0.1, ge=0, le=1)
     """Largest share of rows that may be dropped. Above it, the run ends with exit code 3. Rows that the config
     leaves out, by `source.where` and the like, do not count."""
+    cache: Url | None = None
+    """Folder or URL where the answers of reward services are kept. A rerun, or a run on other rows, asks and pays only
+    for what is missing. One folder may serve any number of runs and models. Default: nothing is kept."""
     track: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """Function that gets config, counts, figures and report once at the end, as `module:function`. jobs/TRACKING.md has
     examples. An error in it is told and fails no run."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, Tag, field_validator, model_validator
 
 from pipeline.config.jinja import JinjaFile
-from pipeline.config.models import Replicas, TorchModel, by_backend
-from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section
+from pipeline.config.models import Replicas, TorchModel, VllmModel, by_backend
+from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section, given_only
+from pipeline.config.services import EndpointReward
 
 V = TypeVar("V")
 
@@ -22,7 +23,8 @@ class ColumnsReward(Section):
     """
 
     backend: Literal["columns"] = "columns"
-    """Where rewards come from: `columns` of the source, a `classifier`, or a `function` of yours."""
+    """Where rewards come from: `columns` of the source, a `classifier`, the same run by `vllm`, an `endpoint` that
+    serves one, or a `function` of yours."""
 
 
 class ClassifierReward(TorchModel):
@@ -43,8 +45,22 @@ class ClassifierReward(TorchModel):
 
     def fingerprint(self) -> dict[str, Any]:
         """Without a template or heads that are not given."""
-        later = {"chat_template", "heads"}
-        return {name: value for name, value in super().fingerprint().items() if value is not None or name not in later}
+        return given_only(super().fingerprint(), chat_template=self.chat_template, heads=self.heads)
+
+
+class VllmReward(VllmModel):
+    """A reward model with one logit, run by vLLM, which can split it among several GPUs."""
+
+    backend: Literal["vllm"]
+    """As for columns."""
+    max_length: int = Field(default=4096, ge=2)
+    """As for a classifier."""
+    chat_template: JinjaFile | None = None
+    """As for a classifier."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Without a template that is not given."""
+        return given_only(super().fingerprint(), chat_template=self.chat_template)
 
 
 class FunctionReward(Replicas):
@@ -90,18 +106,22 @@ class FunctionReward(Replicas):
 
     def fingerprint(self) -> dict[str, Any]:
         """Without a version that is not given."""
-        found = super().fingerprint()
-        return found if self.version is not None else {k: v for k, v in found.items() if k != "version"}
+        return given_only(super().fingerprint(), version=self.version)
 
 
 Reward = Annotated[
     Annotated[ColumnsReward, Tag("columns")]
     | Annotated[ClassifierReward, Tag("classifier")]
+    | Annotated[VllmReward, Tag("vllm")]
+    | Annotated[EndpointReward, Tag("endpoint")]
     | Annotated[FunctionReward, Tag("function")],
     by_backend("columns"),
 ]
 ComputedReward = Annotated[
-    Annotated[ClassifierReward, Tag("classifier")] | Annotated[FunctionReward, Tag("function")],
+    Annotated[ClassifierReward, Tag("classifier")]
+    | Annotated[VllmReward, Tag("vllm")]
+    | Annotated[EndpointReward, Tag("endpoint")]
+    | Annotated[FunctionReward, Tag("function")],
     by_backend("classifier"),
 ]
 """A reward that can judge new answers."""

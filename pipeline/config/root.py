@@ -151,6 +151,8 @@ class Config(HasRewards):
     def _places_lie_apart(self) -> "Config":
         """An output inside the source would be read as data by the next run."""
         places = {"scored": self.scored, **{f"{key}.path": source.path for key, source in self.all_sources().items()}}
+        if self.run.cache is not None:
+            places["run.cache"] = self.run.cache
         if self.output is not None:
             places["output.path"] = self.output.path
             if self.output.table is not None and self.output.table.kind != "iceberg":

@@ -5,9 +5,11 @@ A value may be `Records`. They are written and read some at a time: there may be
 
 import hashlib
 import io
+import itertools
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pipeline.data.place import Place
@@ -17,6 +19,7 @@ from pipeline.errors import FingerprintError, IntegrityError
 FORMAT: Final = 3  # layout of run.json, _SUCCESS.json and the parts; another number is another layout
 ABSENT: Final = "nothing"
 _SEAL: Final = "seal"
+_MEASURED: Final = "measured"
 _CHUNK_BYTES: Final = 2**20
 _RECORD_END: Final = b"\n  },"
 _LIST_END: Final = re.compile(rb"\n \],?\n")
@@ -130,9 +133,24 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
+def measured(values: Sequence[float], within: float) -> dict[str, Any]:
+    """An entry of a fingerprint that was measured. Two of them are the same if no value moves by more than `within`,
+    or by this share of it where it is above 1.
+    """
+    return {_MEASURED: [*values], "within": within}
+
+
+def agree(values: Sequence[float], others: Sequence[float], within: float) -> bool:
+    """Whether two measurements are the same, as `measured` says."""
+    pairs = list(itertools.zip_longest(values, others, fillvalue=math.nan))
+    return all(abs(one - other) <= within * max(1.0, abs(one), abs(other)) for one, other in pairs)
+
+
 def differences(stored: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every field that differs, as (dotted name, stored value, wanted value); "nothing" stands for a missing one."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
+        if _MEASURED in stored and agree(stored[_MEASURED], wanted.get(_MEASURED, ()), stored["within"]):
+            return
         for key in sorted({*stored, *wanted}):
             below = f"{path}.{key}" if path else key
             yield from differences(stored.get(key, ABSENT), wanted.get(key, ABSENT), below)

@@ -107,7 +107,7 @@ def _config_checks(config: AnyConfig | None) -> Iterator[Check]:
         return
     storage = config.storage.model_copy(update={"max_attempts": _FEW_ATTEMPTS})
     places, models = named_places(config)
-    written = {"scored", "output.path", "output.table.path", "path", "train.policies"}
+    written = {"scored", "output.path", "output.table.path", "path", "train.policies", "run.cache"}
     if isinstance(config, SelfPlayConfig):
         yield Check(name="prompts", look=partial(data.prompts, config.prompts, storage))
     elif config.all_sources():

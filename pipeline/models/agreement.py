@@ -14,7 +14,7 @@ from pipeline.shown import listed, quoted
 
 if TYPE_CHECKING:
     from pipeline.models.engine import Engine
-    from pipeline.models.vllm_logprobs import VllmLogprobEngine
+    from pipeline.models.vllm_scoring import VllmScoringEngine
 
 # Largest allowed difference of rewards, or of mean log-probabilities per token. It grows for numbers above the full
 # scale: half precision is coarser there. In half precision it falls with the root of the number of tokens: over
@@ -42,7 +42,7 @@ class Disagreement:
     """Which model and kernel, what the difference is and what was wanted."""
 
 
-def check_engine(engine: "Engine | VllmLogprobEngine", groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
+def check_engine(engine: "Engine | VllmScoringEngine", groups: Sequence[Group], ids: Sequence[str], stage: str) -> None:
     """Compare an engine with its model's own forward on some of the groups. `ids` are the ids of their rows.
 
     Raises a ModelError if they differ.

@@ -59,6 +59,18 @@ def model_fingerprint(model: TorchModel) -> dict[str, Any]:
     return found
 
 
+def tokenizer_fingerprint(name: str, revision: str) -> dict[str, Any]:
+    """JSON-ready facts that change whenever the tokenizer of a model can: as for a model, but no weights are needed.
+
+    Raises a ModelError if there is no such model.
+    """
+    if not is_local(name):
+        return {"name": name, "revision": _hub_commit(name, revision, weights=False)}
+    if not Path(name).is_dir():
+        raise ModelError(f"Model directory {name} does not exist. Give a directory or a hub id such as org/name.")
+    return _digests_of(Path(name), {"tokenizer": _MODEL_PARTS["tokenizer"]})
+
+
 def pinned(model: M, fingerprint: Mapping[str, Any]) -> M:
     """The model as workers read it: a hub id at the commit that was fingerprinted, a local directory as a full path.
 
@@ -114,9 +126,13 @@ def _identity(name: str, revision: str, needed: tuple[str, str], parts: _Parts) 
     if not is_local(name):
         return {"name": name, "revision": _hub_commit(name, revision)}
     _check_directory(Path(name), *needed)
+    return _digests_of(Path(name), parts)
+
+
+def _digests_of(directory: Path, parts: _Parts) -> dict[str, Any]:
     found = {}
     for part, patterns in parts.items():
-        files = {path for pattern in patterns for path in Path(name).glob(pattern) if path.is_file()}
+        files = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
         total = hashlib.sha256()
         for path in sorted(files):
             total.update(f"{path.name}\0{_digest_of(path)}\n".encode())
@@ -192,7 +208,7 @@ def _state_of(found: stat_result) -> _State:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _hub_commit(name: str, revision: str) -> str:
+def _hub_commit(name: str, revision: str, *, weights: bool = True) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -216,7 +232,7 @@ def _hub_commit(name: str, revision: str) -> str:
             f"Model {name} is not in the local cache and the hub cannot be reached ({type(error).__name__}). "
             "Download it where there is a network, or give a local directory."
         ) from None
-    if not any(sibling.rfilename.endswith(".safetensors") for sibling in info.siblings or ()):
+    if weights and not any(sibling.rfilename.endswith(".safetensors") for sibling in info.siblings or ()):
         raise ModelError(f"Model {name} has no safetensors on the hub. {_TO_SAFETENSORS}")
     return str(info.sha)
 
@@ -225,7 +241,7 @@ def _cached_snapshot(name: str, revision: str) -> Path | None:
     """Folder of a hub model in the cache. Its name is the commit."""
     from huggingface_hub import try_to_load_from_cache
 
-    for file in ("config.json", "adapter_config.json"):
+    for file in ("config.json", "adapter_config.json", "tokenizer_config.json"):
         path = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(path, str):
             return Path(path).parent

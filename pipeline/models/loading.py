@@ -8,7 +8,7 @@ adapters. A weight that neither checkpoint nor adapter has is an error, not a ra
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pipeline.config import Tokens, TorchModel
 from pipeline.errors import ModelError, is_foreign
@@ -18,6 +18,17 @@ from pipeline.models.templates import check_template
 
 _FIT_ADAPTER: Final = "Check that the adapter was trained on this model, and that its folder was saved whole."
 _PROBE: Final = "Naïve café, 12345 + 6.7e-8\n\tif (x != y) { return '日本'; }  🙂"
+
+
+class Named(Protocol):
+    """The section of a model, as far as its files are found by it."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def revision(self) -> str: ...  # noqa: D102
+    @property
+    def trust_remote_code(self) -> bool: ...  # noqa: D102
 
 
 def load_tokenizer(model: TorchModel) -> Any:
@@ -38,6 +49,16 @@ def load_tokenizer(model: TorchModel) -> Any:
     if adapter is not None and adapter.template is not None:
         tokenizer.chat_template = adapter.template
     return tokenizer
+
+
+def load_tokenizer_alone(model: Named) -> Any:
+    """The tokenizer of a model whose weights may be elsewhere. Raises a ModelError if it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    with load_errors("Cannot load the tokenizer of", model):
+        return AutoTokenizer.from_pretrained(
+            model.model, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
 
 
 def load_configuration(model: TorchModel) -> Any:
@@ -180,7 +201,7 @@ def _load(auto_class: Any, model: TorchModel) -> Any:
 
 
 @contextmanager
-def load_errors(failure: str, model: TorchModel, remedy: str | None = None) -> Iterator[None]:
+def load_errors(failure: str, model: Named, remedy: str | None = None) -> Iterator[None]:
     """Turn any error of a hub client, a parser, a weight loader or an engine into a ModelError.
 
     Its message: `failure`, the model's name, the error's first line and `remedy`. None chooses a remedy by the error.

@@ -159,8 +159,9 @@ def _check_paths(config: Config | SelfPlayConfig) -> None:
 
 def named_places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[str, TorchModel]]:
     """Paths and models that a config names, by key."""
+    cache = {} if config.run.cache is None else {"run.cache": config.run.cache}
     if isinstance(config, Config):
-        places = {"scored": config.scored}
+        places = {"scored": config.scored, **cache}
         for key, source in config.all_sources().items():
             places[f"{key}.path"] = source.path
             places |= {f"{key}.decontaminate[{i}]": path for i, path in enumerate(source.decontaminate)}
@@ -169,7 +170,7 @@ def named_places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[
             if config.output.table is not None and config.output.table.kind != "iceberg":
                 places["output.table.path"] = config.output.table.path
         return places, config.torch_models()
-    places = {"path": config.path, "prompts.path": config.prompts.path}
+    places = {"path": config.path, "prompts.path": config.prompts.path, **cache}
     places |= {f"prompts.decontaminate[{i}]": path for i, path in enumerate(config.prompts.decontaminate)}
     if config.train is not None and config.train.policies is not None:
         places["train.policies"] = config.train.policies

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pipeline.config import Replicas, Tokens
+from pipeline.data.place import Place
 from pipeline.models.packing import Int32Array
 from pipeline.models.prompts import DialogueTokenizer
 from pipeline.models.scores import Scores
@@ -83,8 +84,12 @@ class Backend(ABC, Generic[S]):
         """The section as workers read it: what was fingerprinted and nothing else."""
 
     @abstractmethod
-    def scorer(self) -> Scorer:
-        """Load it. Called once in every process that scores."""
+    def scorer(self, cache: Place | None = None) -> Scorer:
+        """Load it. Called once in every process that scores. cache: where answers that cost money are kept."""
+
+    def env(self) -> dict[str, str]:
+        """Environment variables that a process which scores must have from its start."""
+        return {}
 
     def tokenizer(self, tokens: Tokens) -> DialogueTokenizer:
         """Makes the token ids of dialogues, if it reads them."""

@@ -1,9 +1,10 @@
 """Rewards of a sequence classifier, run by alignpot's own engine in the process that scores."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pipeline.config import ClassifierReward, Tokens, names_of
+from pipeline.config import ClassifierReward, Tokens, VllmReward, names_of
+from pipeline.data.place import Place
 from pipeline.errors import ModelError
 from pipeline.models.adapters import Adapter
 from pipeline.models.fingerprints import model_fingerprint, pinned
@@ -16,9 +17,12 @@ from pipeline.rewards.backend import Backend, Dialogue, Scorer
 
 if TYPE_CHECKING:  # this loads torch
     from pipeline.models.rewards import ClassifierEngine
+    from pipeline.models.vllm_rewards import VllmRewardEngine
+
+R = TypeVar("R", ClassifierReward, VllmReward)
 
 
-class ClassifierBackend(Backend[ClassifierReward]):
+class ClassifierBackend(Backend[R]):
     """A reward model with one logit or named heads, or one that returns `.score`."""
 
     reads_ids: ClassVar[bool] = True
@@ -41,11 +45,11 @@ class ClassifierBackend(Backend[ClassifierReward]):
         """Digests or commits of its files, with the decisive keys."""
         return model_fingerprint(self.section)
 
-    def pinned(self, fingerprint: Mapping[str, Any]) -> ClassifierReward:
+    def pinned(self, fingerprint: Mapping[str, Any]) -> R:
         """The section at the commits that were fingerprinted."""
         return pinned(self.section, fingerprint)
 
-    def scorer(self) -> "ClassifierScorer":
+    def scorer(self, cache: Place | None = None) -> "ClassifierScorer":  # noqa: ARG002 - nothing costs money
         """The model with its weights."""
         from pipeline.models.rewards import ClassifierEngine
 
@@ -65,7 +69,7 @@ class ClassifierBackend(Backend[ClassifierReward]):
 class ClassifierScorer(Scorer):
     """Rewards of an engine, which is compared with the model's own forward on the first rows."""
 
-    def __init__(self, engine: "ClassifierEngine") -> None:
+    def __init__(self, engine: "ClassifierEngine | VllmRewardEngine") -> None:
         self._engine = engine
         self._checked = False
 
@@ -78,6 +82,12 @@ class ClassifierScorer(Scorer):
             check_engine(self._engine, wanted, [group[0].id for group in groups], "reward")
             self._checked = True
         return self._engine.score(wanted)
+
+    def close(self) -> None:
+        """Free what the engine holds beside torch modules, such as processes of its own."""
+        close = getattr(self._engine, "close", None)
+        if close is not None:
+            close()
 
 
 def completions(groups: Sequence[Sequence[Dialogue]]) -> list[Group]:

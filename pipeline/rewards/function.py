@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.config import FunctionReward, Tokens
+from pipeline.data.place import Place
 from pipeline.drops import Reason
 from pipeline.errors import AlignpotError, ConfigError
 from pipeline.models.scores import Scores
@@ -49,7 +50,7 @@ class FunctionBackend(Backend[FunctionReward]):
         """The section with the digest of the module's file, which every worker compares."""
         return self.section.model_copy(update={"digest": fingerprint["digest"]})
 
-    def scorer(self) -> "FunctionScorer":
+    def scorer(self, cache: Place | None = None) -> "FunctionScorer":  # noqa: ARG002 - nothing costs money
         """The function, in its process."""
         return FunctionScorer(self.section, self._caller())
 

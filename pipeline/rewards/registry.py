@@ -3,26 +3,30 @@
 from collections.abc import Mapping
 from typing import Any, Final, overload
 
-from pipeline.config import ClassifierReward, ColumnsReward, FunctionReward, Replicas
+from pipeline.config import ClassifierReward, ColumnsReward, EndpointReward, FunctionReward, Replicas, VllmReward
 from pipeline.rewards.backend import Backend
 from pipeline.rewards.classifier import ClassifierBackend
+from pipeline.rewards.endpoint import EndpointBackend
 from pipeline.rewards.function import FunctionBackend
+from pipeline.rewards.vllm import VllmBackend
 
 _BACKENDS: Final[Mapping[type[Replicas], type[Backend[Any]]]] = {
     ClassifierReward: ClassifierBackend,
+    VllmReward: VllmBackend,
+    EndpointReward: EndpointBackend,
     FunctionReward: FunctionBackend,
 }
 
 
 @overload
-def reward_backend(section: ClassifierReward | FunctionReward) -> Backend[Any]: ...
+def reward_backend(section: Replicas) -> Backend[Any]: ...
 
 
 @overload
-def reward_backend(section: ClassifierReward | FunctionReward | ColumnsReward | None) -> Backend[Any] | None: ...
+def reward_backend(section: Replicas | ColumnsReward | None) -> Backend[Any] | None: ...
 
 
-def reward_backend(section: ClassifierReward | FunctionReward | ColumnsReward | None) -> Backend[Any] | None:
+def reward_backend(section: Replicas | ColumnsReward | None) -> Backend[Any] | None:
     """The back end of a reward section; None if the source holds the rewards, or there are none."""
     return None if section is None or isinstance(section, ColumnsReward) else _BACKENDS[type(section)](section)
 

@@ -26,6 +26,7 @@ from pipeline.data.place import Place
 from pipeline.data.sealed import digest
 from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint
+from pipeline.rewards.cache import cache_place
 from pipeline.selfplay.candidates import generate_stage
 from pipeline.selfplay.combined import fit_rewards, one_reward
 from pipeline.selfplay.evolve import evolve_stage, plan_evolution, selected_prompts, template_fingerprint
@@ -143,7 +144,7 @@ def generate_answers(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) 
         config.run,
         kind=ANNOTATED,
         url=f"{url}/{ANNOTATED}",
-        stages=annotate_stages(config.members, config.tokens, wanted),
+        stages=annotate_stages(config.members, config.tokens, wanted, cache_place(config.run, config.storage)),
         schema=wanted,
         fingerprint={"date": tokens["date"], **{key: run.fingerprints[key] for key in _REWARDS & {*run.fingerprints}}},
     )

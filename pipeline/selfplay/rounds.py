@@ -39,6 +39,7 @@ from pipeline.models.fingerprints import model_fingerprint, pinned
 from pipeline.models.loading import check_models
 from pipeline.observers.facts import Data, Facts
 from pipeline.observers.observed import observed
+from pipeline.rewards.cache import check_cache
 from pipeline.rewards.registry import reward_backends
 from pipeline.selfplay.combined import compared_with
 from pipeline.selfplay.evaluation import compare_policies
@@ -121,6 +122,7 @@ def prepare(config: SelfPlayConfig) -> tuple[SelfPlay, Dataset, Dataset]:
     place = Place.open(config.path, config.storage)
     if find_plan(place, KIND) is None:  # a run that ended may lie where nothing can be written any more
         check_writable(place)
+        check_cache(config.run, config.storage)
     source = Place.of_source(config.prompts.path, config.storage)
     benchmarks = read_benchmarks(config.prompts, config.storage)
     with storage_errors(config.prompts.path):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import Tokens, names_of, reward_key
+from pipeline.data.place import Place
 from pipeline.drops import Reason
 from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
@@ -39,10 +40,12 @@ RESPONSE_REASONS: Final = f"{TRANSIENT_PREFIX}response_reasons"
 """Why a response has no token ids, null for one that has."""
 
 
-def annotate_stages(members: Mapping[str, Any], tokens: Tokens, schema: pa.Schema) -> list[Stage]:
+def annotate_stages(
+    members: Mapping[str, Any], tokens: Tokens, schema: pa.Schema, cache: Place | None = None
+) -> list[Stage]:
     """Candidates to annotated candidates, by one reward after another.
 
-    members: sections of the rewards, by name. schema: of what comes out.
+    members: sections of the rewards, by name. schema: of what comes out. cache: of what services answer.
     """
     stages = []
     for member, reward in reward_backends(members).items():
@@ -50,8 +53,8 @@ def annotate_stages(members: Mapping[str, Any], tokens: Tokens, schema: pa.Schem
         if reward.reads_ids:
             tokenise = partial(_build_tokenise, reward, tokens)
             stages.append(Stage(name="tokenise", build=tokenise, key=key and f"tokenise.{member}"))
-        build = partial(_build_annotate, reward, names_of(member, reward.section), schema)
-        stages.append(Stage(name="annotate", build=build, model=reward.section, key=key))
+        build = partial(_build_annotate, reward, cache, names_of(member, reward.section), schema)
+        stages.append(Stage(name="annotate", build=build, model=reward.section, key=key, env=reward.env()))
     return stages
 
 
@@ -172,5 +175,5 @@ def _build_tokenise(reward: Backend[Any], tokens: Tokens) -> Apply:
     return TokeniseResponses(reward.tokenizer(tokens))
 
 
-def _build_annotate(reward: Backend[Any], names: Sequence[str], schema: pa.Schema) -> Apply:
-    return AnnotateResponses(reward.scorer(), reads_ids=reward.reads_ids, names=names, schema=schema)
+def _build_annotate(reward: Backend[Any], cache: Place | None, names: Sequence[str], schema: pa.Schema) -> Apply:
+    return AnnotateResponses(reward.scorer(cache), reads_ids=reward.reads_ids, names=names, schema=schema)

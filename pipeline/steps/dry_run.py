@@ -97,9 +97,9 @@ def _estimate(config: Config, *, select: bool) -> RunCost:
     config, step = scoring_step(config)
     plan, place = plan_of(step), Place.open(config.scored, config.storage)
     check_claim(place, SCORED, plan.fingerprint)
-    if select:
-        prepare_select(config, plan)
     run = Run(place, find_plan(place, SCORED) or plan)
+    if select:
+        prepare_select(config, run.plan)
     pending = pending_shards(step, run)
     table = _first_rows(step, run, pending)
     num_left = int(rows_in(run.plan.shards)[pending].sum())

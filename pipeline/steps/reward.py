@@ -14,6 +14,7 @@ from pipeline.data.commit import check_writable
 from pipeline.data.manifest import REWARDED, Manifest, find_manifest
 from pipeline.data.place import Place
 from pipeline.data.run import RUN_FILE, Run
+from pipeline.rewards.cache import cache_place, check_cache
 from pipeline.rewards.registry import reward_backends
 from pipeline.sources.open import open_responses
 from pipeline.steps.annotate import annotate_stages
@@ -39,6 +40,7 @@ def prepare_reward(config: RewardConfig) -> tuple[RewardConfig, Step, Run]:
     place = Place.open(config.rewarded, config.storage)
     if find_manifest(place, REWARDED) is None:
         check_writable(place)
+        check_cache(config.run, config.storage)
     given = config.model_dump(mode="json")
     given["source"] |= source.found
     config = config.with_members({name: backends[name].pinned(found) for name, found in fingerprints.items()})
@@ -48,7 +50,7 @@ def prepare_reward(config: RewardConfig) -> tuple[RewardConfig, Step, Run]:
         kind=REWARDED,
         url=config.rewarded,
         rows=SourceRows(reader=source.reader, files=source.files, shard_rows=config.run.shard_rows or _SHARD_ROWS),
-        stages=annotate_stages(config.members, config.tokens, schema),
+        stages=annotate_stages(config.members, config.tokens, schema, cache_place(config.run, config.storage)),
         schema=schema,
         fingerprint={
             "source": {**source.fingerprint, "files": files},

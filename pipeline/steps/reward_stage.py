@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.config import names_of, reward_key
+from pipeline.data.place import Place
 from pipeline.drops import Reason
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
 from pipeline.steps.rows import TRANSIENT_PREFIX, add_scores, kept_rows, token_ids
@@ -21,9 +22,10 @@ _OWN: Final = {
 }
 
 
-def reward_stage(member: str, reward: Backend[Any]) -> Stage:
-    """The stage of a member that alignpot computes."""
-    return Stage(name="reward", build=partial(_build, member, reward), model=reward.section, key=reward_key(member))
+def reward_stage(member: str, reward: Backend[Any], cache: Place | None = None) -> Stage:
+    """The stage of a member that alignpot computes. cache: where answers that cost money are kept."""
+    build = partial(_build, member, reward, cache)
+    return Stage(name="reward", build=build, model=reward.section, key=reward_key(member), env=reward.env())
 
 
 def id_columns(member: str = "") -> tuple[str, str]:
@@ -32,9 +34,9 @@ def id_columns(member: str = "") -> tuple[str, str]:
     return f"{TRANSIENT_PREFIX}{chosen}_ids", f"{TRANSIENT_PREFIX}{rejected}_ids"
 
 
-def _build(member: str, reward: Backend[Any]) -> Apply:
+def _build(member: str, reward: Backend[Any], cache: Place | None) -> Apply:
     return RewardPairs(
-        reward.scorer(), reads_ids=reward.reads_ids, member=member, names=names_of(member, reward.section)
+        reward.scorer(cache), reads_ids=reward.reads_ids, member=member, names=names_of(member, reward.section)
     )
 
 

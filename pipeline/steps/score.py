@@ -25,6 +25,7 @@ from pipeline.errors import TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint, pinned
 from pipeline.models.loading import check_models
 from pipeline.rewards.backend import Backend
+from pipeline.rewards.cache import check_cache
 from pipeline.rewards.registry import reward_backends
 from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
@@ -57,6 +58,7 @@ def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, 
     place = Place.open(config.scored, config.storage)
     if find_manifest(place, SCORED) is None:
         check_writable(place)
+        check_cache(config.run, config.storage)
     given = resolved(config)
     if pairs is None:
         given |= source.pop("given")

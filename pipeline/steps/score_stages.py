@@ -18,6 +18,7 @@ from pipeline.config import Config, TorchModel, VllmModel
 from pipeline.drops import Reason
 from pipeline.models.packing import Completion, Group
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
+from pipeline.rewards.cache import cache_place
 from pipeline.rewards.registry import reward_backends
 from pipeline.steps.reward_stage import id_columns, reward_stage
 from pipeline.steps.rows import (
@@ -67,7 +68,8 @@ def score_stages(config: Config) -> list[Stage]:
     stages = []
     if causal or any(reward.reads_ids for reward in rewards.values()):
         stages.append(Stage(name="tokenise", build=partial(_build_tokenise, config)))
-    stages += [reward_stage(member, reward) for member, reward in rewards.items()]
+    cache = cache_place(config.run, config.storage)
+    stages += [reward_stage(member, reward, cache) for member, reward in rewards.items()]
     for role, model in causal:
         env = {}
         if isinstance(model, VllmModel):
