@@ -33,8 +33,8 @@ from pipeline.steps.score import prepare_score, score
 from tests.fixtures_models import tiny_tokenizer
 from tests.rewards.reward_servers import Ids, RewardServer
 from tests.rewards.service import Asked, Reply, serving
-from tests.selfplay.test_annotate import candidate_table
 from tests.steps.conftest import make_config, write_jsonl
+from tests.steps.test_annotate import candidate_table
 
 PAIRS = [
     {"id": f"r{i}", "prompt": f"What is {i}? 日本" + " why" * (i % 5), "chosen": f"It is {i}.", "rejected": "No" * i}
