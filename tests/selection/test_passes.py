@@ -19,7 +19,7 @@ from tests.selection.sources import SIMPO, CountedSource, ElsewherePasses, margi
 
 RATIOS = list(RATIO_METHODS)
 SETTINGS = [
-    *(Metric(name=name) for name in METRICS if name != "potential"),
+    *(Metric(name=name) for name in METRICS if name not in ("potential", "divergence")),  # of one reward
     Metric(name="implicit", order="largest"),
     Metric(name="explicit", explicit="candidates"),
     *(Metric(normalise=n, weight=1.5) for n in ("zscore", "robust", "rank", "none")),
@@ -28,6 +28,7 @@ SETTINGS = [
     *(Metric(normalise=n, weight="auto", ratio=r) for n in ("robust", "none") for r in ("std", "whitening")),
     Metric(explicit="candidates", implicit="signed"),
     Metric(explicit="absolute", weight="auto", ratio="whitening"),
+    *(Metric(length=length) for length in ("residual", "residual_monotone")),
 ]
 RULES = [
     Select(fraction=0.3),

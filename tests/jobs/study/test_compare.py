@@ -5,11 +5,29 @@ import pytest
 
 from jobs.study import table
 from jobs.study.compare import compare
-from jobs.study.trials import ALL, GRID, IMPLICIT, QUICK, RANDOM, RAW, TRUTH, Trial, grid_name, run_trials
+from jobs.study.trials import (
+    ALL,
+    CURVE,
+    GRID,
+    IMPLICIT,
+    LINE,
+    LINE_AND_IMPLICIT,
+    QUICK,
+    RANDOM,
+    RAW,
+    TRUTH,
+    Trial,
+    grid_name,
+    run_trials,
+)
 from pipeline.errors import DataError
 from pipeline.metrics.ratio import RATIO_METHODS
 
-RULES = [*(grid_name(weight) for weight in GRID), *RATIO_METHODS, RAW, IMPLICIT, RANDOM, TRUTH, ALL]
+RULES = [
+    *(grid_name(weight) for weight in GRID),
+    *RATIO_METHODS,
+    *(LINE, CURVE, LINE_AND_IMPLICIT, RAW, IMPLICIT, RANDOM, TRUTH, ALL),
+]
 
 
 @pytest.fixture(scope="module")
