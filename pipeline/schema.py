@@ -52,6 +52,8 @@ MESSAGES: Final = messages_type()
 REWARD_CHOSEN: Final = "reward_chosen"
 REWARD_REJECTED: Final = "reward_rejected"
 REWARDS_ALL: Final = "rewards_all"  # rewards of all K candidates the pair was chosen from
+LEAD_CHOSEN: Final = "lead_chosen"  # of a pairwise judge: how far chosen leads where it stands first, from -1 to 1
+LEAD_REJECTED: Final = "lead_rejected"  # the same of rejected; only such a judge adds the two columns
 POLICY_LOGP_CHOSEN: Final = "policy_logp_chosen"
 POLICY_LOGP_REJECTED: Final = "policy_logp_rejected"
 REFERENCE_LOGP_CHOSEN: Final = "reference_logp_chosen"
@@ -102,6 +104,9 @@ REWARD_FIELDS: Final = (
     pa.field(REWARD_REJECTED, pa.float64()),
     pa.field(REWARDS_ALL, pa.list_(pa.float64())),
 )
+
+LEADS: Final = (LEAD_CHOSEN, LEAD_REJECTED)
+LEAD_FIELDS: Final = tuple(pa.field(name, pa.float64()) for name in LEADS)
 
 SCORE_FIELDS: Final = (
     *REWARD_FIELDS,
@@ -191,13 +196,18 @@ def scored_schema(passthrough: Iterable[pa.Field] = (), pair: pa.Schema = PAIR_S
     """
     own = pa.schema([*pair, *SCORE_FIELDS, *OUTCOME_FIELDS])
     extra = list(passthrough)
-    taken = sorted({f.name for f in extra} & ({*own.names} | {f.name for f in SUBSET_FIELDS}))
+    taken = sorted({f.name for f in extra} & {*own.names, *LEADS, *(f.name for f in SUBSET_FIELDS)})
     if taken:
         raise SchemaError(
             f"source.passthrough names {taken}, which alignpot writes itself. "
             "Leave them out, or rename the columns in the source."
         )
     return pa.schema([*own, *extra])
+
+
+def with_leads(scored: pa.Schema) -> pa.Schema:
+    """The schema of a scored part whose pairs a judge has compared."""
+    return pa.schema([*scored, *(field for field in LEAD_FIELDS if field.name not in scored.names)])
 
 
 def require_columns(schema: pa.Schema, columns: Iterable[str], *, where: str, remedy: str) -> None:

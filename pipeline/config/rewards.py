@@ -1,9 +1,9 @@
 """The sections of rewards: where the reward of a prompt with an answer comes from."""
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AfterValidator, Field, Tag, field_validator
+from pydantic import AfterValidator, Field, Tag, field_validator, model_validator
 
 from pipeline.config.jinja import JinjaFile
 from pipeline.config.models import Replicas, TorchModel, VllmModel, by_backend
@@ -11,6 +11,10 @@ from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section
 
 _URL: Final = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?")
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
+_OWN_PARAMETERS: Final = frozenset({"model", "messages", "n", "stream", "seed", "logprobs"})
+
+PairwisePrompt = Literal["default", "mt-bench", "rm-r1", "prometheus", "nemotron-genrm"]
+PointwisePrompt = Literal["default", "prometheus", "rewardbench"]
 
 
 def _service_url(url: str) -> str:
@@ -38,7 +42,7 @@ class ColumnsReward(Section):
 
     backend: Literal["columns"] = "columns"
     """Where rewards come from: `columns` of the source, a `classifier`, the same run by `vllm`, an `endpoint` that
-    serves one, or a `function` of yours."""
+    serves one, a `judge`, or a `function` of yours."""
 
 
 class ClassifierReward(TorchModel):
@@ -136,6 +140,53 @@ class EndpointReward(ServiceReward):
         return _given(super().fingerprint(), chat_template=self.chat_template, bounded=self.bounded or None)
 
 
+class JudgeReward(ServiceReward):
+    """A chat model as judge, behind a server with OpenAI's chat completions: see [REWARDS.md](REWARDS.md)."""
+
+    backend: Literal["judge"]
+    """As for columns."""
+    model: str
+    """Name that requests give the model."""
+    style: Literal["pairwise", "pointwise"] = "pairwise"
+    """`pairwise` compares the answers of a pair, in both orders. It gives a margin from -1 to 1, and no rewards of each
+    side. `pointwise` rates each answer by itself."""
+    prompt: PairwisePrompt | PointwisePrompt = "default"
+    """Whose format request and verdict have: alignpot's own (`default`), `mt-bench`, `rm-r1`, `prometheus` or
+    `nemotron-genrm` if pairwise; `default`, `prometheus` or `rewardbench` if pointwise."""
+    template: JinjaFile | None = None
+    """Jinja file of your own in place of the text of the prompt. The verdict must keep its format."""
+    rubric: str | None = None
+    """What makes an answer good, in your words. Default: a general rubric."""
+    verdict: Literal["logprobs", "votes"] = "logprobs"
+    """`logprobs` reads how likely each verdict is, so that margins are continuous; the server must give
+    log-probabilities. `votes` counts verdicts."""
+    votes: int = Field(default=1, ge=1, le=64)
+    """Verdicts for each request; above 1 only with `verdict: votes`. They need a temperature."""
+    parameters: Arguments = Field(default_factory=dict)
+    """Further keys of each request, such as `{temperature: 0.6, max_tokens: 4096}`. They replace those of the prompt;
+    null leaves one out."""
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> "JudgeReward":
+        known = get_args(PairwisePrompt if self.style == "pairwise" else PointwisePrompt)
+        if self.prompt not in known:
+            raise ValueError(f"prompt {self.prompt} is not for style {self.style}; wanted one of {', '.join(known)}")
+        if self.verdict == "logprobs" and self.prompt == "rewardbench":
+            raise ValueError("verdict: logprobs is not for prompt rewardbench, whose 10 is two tokens: use votes")
+        if self.verdict == "logprobs" and self.votes > 1:
+            raise ValueError("votes are counted only with verdict: votes")
+        if self.rubric is not None and self.prompt == "nemotron-genrm" and self.template is None:
+            raise ValueError("rubric is not for prompt nemotron-genrm, which has no place for it: leave it out")
+        taken = sorted({*self.parameters} & _OWN_PARAMETERS)
+        if taken:
+            raise ValueError(f"parameters must not name {', '.join(taken)}, which alignpot sets itself")
+        return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Without what is not given."""
+        return _given(super().fingerprint(), template=self.template, rubric=self.rubric)
+
+
 class FunctionReward(Replicas):
     """A function of yours, such as a check of the answer: see [REWARDS.md](REWARDS.md). It must be importable on every
     node, and the reward of a row must not depend on the rows beside it.
@@ -187,6 +238,7 @@ Reward = Annotated[
     | Annotated[ClassifierReward, Tag("classifier")]
     | Annotated[VllmReward, Tag("vllm")]
     | Annotated[EndpointReward, Tag("endpoint")]
+    | Annotated[JudgeReward, Tag("judge")]
     | Annotated[FunctionReward, Tag("function")],
     by_backend("columns"),
 ]
@@ -194,6 +246,7 @@ ComputedReward = Annotated[
     Annotated[ClassifierReward, Tag("classifier")]
     | Annotated[VllmReward, Tag("vllm")]
     | Annotated[EndpointReward, Tag("endpoint")]
+    | Annotated[JudgeReward, Tag("judge")]
     | Annotated[FunctionReward, Tag("function")],
     by_backend("classifier"),
 ]

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pipeline.config.load import load, parse, read_sections
 from pipeline.config.models import Estimate, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
-from pipeline.config.rewards import ColumnsReward, ComputedReward
+from pipeline.config.rewards import ColumnsReward, ComputedReward, JudgeReward
 from pipeline.config.root import Config
 from pipeline.config.round import Evaluate, Evolve, Generate, Pairing, Prompts, Train
 from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Section, Url
@@ -58,7 +58,7 @@ class SelfPlayConfig(Section):
     reference: TorchModel | None = Field(default=None, json_schema_extra=BY_CONTENT)
     """Default: the policy of round 0, if the objective or the training needs a reference."""
     reward: ComputedReward = Field(json_schema_extra=BY_CONTENT)
-    """What judges responses: a reward model, without fp8, or a function."""
+    """What judges responses: a reward model, without fp8, a pointwise judge, or a function."""
     tokens: Tokens = Tokens()
     objective: Objective = Objective()
     metric: Metric = Metric(weight=_WEIGHT)
@@ -117,7 +117,12 @@ class SelfPlayConfig(Section):
 
     @field_validator("reward")
     @classmethod
-    def _rewards_are_not_rounded(cls, value: ComputedReward) -> ComputedReward:
+    def _rewards_suit_candidates(cls, value: ComputedReward) -> ComputedReward:
+        if isinstance(value, JudgeReward) and value.style == "pairwise":
+            raise ValueError(
+                "a pairwise judge compares two answers, and self-play needs a reward of each of many: set style: "
+                "pointwise"
+            )
         if isinstance(value, TorchModel) and value.fp8:
             raise ValueError("fp8 is not for self-play: rewards choose the pairs, and their roundings are not checked")
         return value

@@ -237,7 +237,7 @@ def _check_kept(kept: pa.Table, where: str) -> None:
     for name in {names.ID, names.CONTENT_DIGEST} & set(kept.column_names):
         if kept[name].null_count:
             raise IntegrityError(f"{where}: {kept[name].null_count} kept rows have no {name}.")
-    for field in names.SCORE_FIELDS:
+    for field in (*names.SCORE_FIELDS, *names.LEAD_FIELDS):
         if not pa.types.is_floating(field.type) or field.name not in kept.column_names:
             continue
         wrong = pc.invert(pc.is_finite(kept[field.name]).fill_null(fill_value=True))

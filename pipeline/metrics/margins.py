@@ -45,8 +45,10 @@ EXPLICIT_COLUMNS: Final[Mapping[Explicit, tuple[str, ...]]] = {
 def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed") -> FloatArray:
     """Reward margin of every pair, float64 [num_rows].
 
-    signed: r*(chosen) - r*(rejected); absolute: its magnitude; candidates: largest minus smallest reward of all K
-    responses the pair was drawn from, whichever of them are chosen and rejected (the recipe of the paper's code).
+    signed: r*(chosen) - r*(rejected). Of a pairwise judge (lead(chosen) - lead(rejected)) / 2, and 0 where both leads
+    have one sign, because the two orders disagree then. absolute: its magnitude. candidates: largest minus smallest
+    reward of all K responses the pair was drawn from, whichever of them are chosen and rejected (the recipe of the
+    paper's code).
     NaN where a reward is null or NaN, or a row has no candidates.
 
     Raises:
@@ -56,6 +58,10 @@ def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed")
         return _spread_of_candidates(single_array(table, schema.REWARDS_ALL))
     with np.errstate(invalid="ignore", over="ignore"):
         margin = float_column(table, schema.REWARD_CHOSEN) - float_column(table, schema.REWARD_REJECTED)
+        if {*schema.LEADS} <= {*table.schema.names}:
+            ours, theirs = (float_column(table, name) for name in schema.LEADS)
+            judged = np.where(np.sign(ours) * np.sign(theirs) > 0, 0.0, (ours - theirs) / 2)
+            margin = np.where(np.isnan(judged), margin, judged)
     return np.abs(margin) if kind == "absolute" else margin
 
 

@@ -9,7 +9,7 @@
     selection   `select` and `select_many`, which put these together
     former      the rule of another selection, applied to these rows
     report      what was kept, in numbers; compare: several metrics side by side
-    figures     what the pictures of a page are drawn from: plane, breakdown, alternatives, wrong_labels
+    figures     what the pictures of a page are drawn from: plane, breakdown, judged, alternatives, wrong_labels
 
 Knows no files, no models and no Ray.
 """

@@ -48,6 +48,7 @@ class Wanted:
         there = [q for q in self.quantities if set(q.columns) <= set(available)]
         names = [name for quantity in there for name in quantity.columns]
         names += [] if self.labels == "keep" else SIGNED_EXPLICIT.columns
+        names += [name for name in schema.LEADS if name in available and schema.REWARD_CHOSEN in names]
         names += [schema.PROMPT] if self.prompts else []
         names += [name for where in self.wheres for name in parse_where(where).columns]
         names += [*VOTE_COLUMNS, *({schema.TOOLS} & {*available})] if self.votes else []
@@ -77,6 +78,11 @@ class Columns:
     def num_rows(self) -> int:
         """How many rows there are."""
         return int(self.hashes.size)
+
+    def without_values(self, quantity: Quantity) -> list[str]:
+        """The columns that a quantity reads and that are null in every row. Leads take the place of rewards."""
+        judged = quantity.kind == "explicit" and all(self.num_values.get(name) for name in schema.LEADS)
+        return [] if judged else [name for name in quantity.columns if self.num_values[name] == 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

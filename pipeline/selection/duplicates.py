@@ -18,7 +18,7 @@ from pipeline.metrics.ids import HashArray, hash_ids
 from pipeline.selection.source import Positions, Source
 from pipeline.shown import listed, quoted
 
-_SCORES: Final = tuple(field.name for field in names.SCORE_FIELDS if field.name != names.TRUNCATED)
+_SCORES: Final = tuple(f.name for f in (*names.SCORE_FIELDS, *names.LEAD_FIELDS) if f.name != names.TRUNCATED)
 _COLUMNS: Final = (names.ID, names.CONTENT_DIGEST, *_SCORES)
 _ROW: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("content", "<u8"), ("scores", "<u8"), ("position", "<i8")])
 _SEEDS: Final = {"high": 0x6869676820686173, "low": 0x6C6F772068617368}

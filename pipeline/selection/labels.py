@@ -31,7 +31,7 @@ def _sides(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in pairs if pair[1] in known)
 
 
-SIDES: Final = _sides(schema.scored_schema().names)
+SIDES: Final = _sides(schema.with_leads(schema.scored_schema()).names)
 """Columns that are exchanged, chosen first."""
 
 

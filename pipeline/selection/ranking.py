@@ -166,10 +166,10 @@ def _check_rankable(columns: Columns, query: Query, num_rows: int, rows: BoolArr
         )
     ranker, labels = query.ranker, query.rule.labels
     for term in (*ranker.terms, *ranker.sampled_terms):
-        empty = [name for name in ranker.quantity(term).columns if columns.num_values[name] == 0]
+        empty = columns.without_values(ranker.quantity(term))
         if empty:
             raise SchemaError(_all_null(ranker, term, empty, num_rows))
-    empty = [name for name in SIGNED_EXPLICIT.columns if labels != "keep" and columns.num_values[name] == 0]
+    empty = columns.without_values(SIGNED_EXPLICIT) if labels != "keep" else []
     if empty:
         raise SchemaError(
             f"select.labels {labels} reads {', '.join(empty)}, null in all {num_rows} scored rows. {_NO_REWARD}"

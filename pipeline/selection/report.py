@@ -26,6 +26,11 @@ from pipeline.shown import shown
 GROUPS: Final = ("all", "selected")
 NOTHING: Final = "-"
 _DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none", "disagreement": None}
+JUDGE: Final[Mapping[str, str]] = {
+    "flips": "judge's two orders disagree",
+    "flips_for_first": "  for the first answer",
+    "longer_wins": "judge prefers the longer",
+}
 SIGNS: Final[Mapping[str, str]] = {
     "contradicted_by_reward": "reward prefers rejected",
     "contradicted_by_policy": "policy prefers rejected",
@@ -140,6 +145,8 @@ def render(report: Mapping[str, Any]) -> str:
         rows += [(f"{name} {number}", *(_number(of[number]) for of in stats)) for number in ("mean", "std")]
     signs = [report["signs"][group] for group in GROUPS]
     rows += [(label, *(_percent(of[sign]["share"]) for of in signs)) for sign, label in SIGNS.items()]
+    judged = [(report.get("judge") or {}).get(group, {}) for group in GROUPS]
+    rows += [(label, *(_percent(of.get(name, {}).get("share")) for of in judged)) for name, label in JUDGE.items()]
     if chosen["select"]["labels"] == "swap":
         rows.append(("labels swapped", f"{chosen['num_contradicted']:,}", ""))
     rows.append(("threshold", "", _number(chosen.get("threshold"))))

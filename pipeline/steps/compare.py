@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from pipeline import schema
 from pipeline.config import Config, Metric, Objective, Select, parse_config, yaml_value
 from pipeline.errors import ConfigError
 from pipeline.selection.compare import Comparison, compare
@@ -64,6 +65,8 @@ def _metrics(given: Sequence[str | Mapping[str, Any]], objective: Objective, sou
     columns = {n: Query(objective=objective, metric=m, rule=rule).ranker.columns for n, m in readable.items()}
     there = {name for of_one in columns.values() for name in of_one if name in source.schema.names}
     filled = {name for name in there if source.has_values(name)}
+    if {*schema.LEADS} <= {*source.schema.names} and all(map(source.has_values, schema.LEADS)):
+        filled |= {schema.REWARD_CHOSEN, schema.REWARD_REJECTED}
     return {name: metric for name, metric in readable.items() if filled >= {*columns[name]}}
 
 

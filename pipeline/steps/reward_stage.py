@@ -1,4 +1,4 @@
-"""The stage of scoring that gives each answer of a pair its reward, whatever the back end."""
+"""The stage of scoring that gives each answer of a pair its reward, or its lead, whatever the back end."""
 
 from functools import partial
 from typing import Any, Final
@@ -17,6 +17,7 @@ from pipeline.steps.work import Apply, Stage
 REWARD_CHOSEN_IDS: Final = f"{TRANSIENT_PREFIX}reward_chosen_ids"
 REWARD_REJECTED_IDS: Final = f"{TRANSIENT_PREFIX}reward_rejected_ids"
 
+_REWARDS: Final = (schema.REWARD_CHOSEN, schema.REWARD_REJECTED)
 _OWN: Final = {
     *schema.scored_schema(pair=schema.pair_schema(template_kwargs=True)).names,
     *(field.name for field in schema.SUBSET_FIELDS),
@@ -29,21 +30,21 @@ def reward_stage(reward: Backend[Any], cache: Place | None = None) -> Stage:
 
 
 def _build(reward: Backend[Any], cache: Place | None) -> Apply:
-    return RewardPairs(reward.scorer(cache), reads_ids=reward.reads_ids)
+    columns = schema.LEADS if reward.compares else _REWARDS
+    return RewardPairs(reward.scorer(cache), reads_ids=reward.reads_ids, columns=columns)
 
 
 class RewardPairs:
-    """Adds the rewards of both answers, float64."""
+    """Adds the rewards of both answers, or their leads, float64."""
 
-    def __init__(self, scorer: Scorer, *, reads_ids: bool) -> None:
-        self._scorer = scorer
+    def __init__(self, scorer: Scorer, *, reads_ids: bool, columns: tuple[str, str] = _REWARDS) -> None:
+        self._scorer, self._columns = scorer, columns
         self._dialogues = dialogues_as_ids if reads_ids else dialogues_as_turns
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score the kept rows. Rows without two rewards are dropped. Raises as the scorer."""
         scores = self._scorer.score(self._dialogues(table, kept_rows(table)))
-        names = (schema.REWARD_CHOSEN, schema.REWARD_REJECTED)
-        return add_scores(table, scores, names, "reward", Reason.NON_FINITE_REWARD)
+        return add_scores(table, scores, self._columns, "reward", Reason.NON_FINITE_REWARD)
 
     def close(self) -> None:
         """Free what the scorer holds."""

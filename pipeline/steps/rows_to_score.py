@@ -131,15 +131,17 @@ def rows_of_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
     pair = schema.pair_schema(fields, template_kwargs=schema.TEMPLATE_KWARGS in pairs.schema.names)
     taken: set[str] = {*pair.names, schema.STATUS}
     for section, names in (
-        (config.reward, schema.REWARDS),
+        (config.reward, (*schema.REWARDS, *schema.LEADS)),
         (config.policy, schema.POLICY_SCORES),
         (config.reference, schema.REFERENCE_SCORES),
     ):
         if isinstance(section, (ColumnsModel, ColumnsReward)):
             taken.update(names)
-    own = {field.name for field in (*schema.scored_schema(pair=pair), *schema.SUBSET_FIELDS)}
+    own = {field.name for field in (*schema.scored_schema(pair=pair), *schema.SUBSET_FIELDS, *schema.LEAD_FIELDS)}
     extra = [field for field in pairs.schema if field.name not in own]
     wanted = schema.scored_schema(extra, pair)
+    if {*schema.LEADS} <= {*pairs.schema.names} & taken:
+        wanted = schema.with_leads(wanted)
     prepare = partial(_as_scored, wanted=wanted, blank=frozenset(own - taken))
     return {
         "rows": OwnRows(rows=pairs, shard_rows=_shard_rows(config), prepare=prepare),

@@ -24,6 +24,7 @@ from pipeline.models.fingerprints import model_fingerprint, pinned
 from pipeline.models.loading import check_models
 from pipeline.rewards.cache import check_cache
 from pipeline.rewards.registry import reward_backend
+from pipeline.schema import with_leads
 from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
 from pipeline.steps.rows_to_score import rows_of_dataset, rows_of_sources
@@ -66,6 +67,8 @@ def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, 
     if reward is not None:
         pins["reward"] = reward.pinned(models["reward"])
     config = config.model_copy(update=pins)
+    if reward is not None and reward.compares:
+        source["schema"] = with_leads(source["schema"])
     source["fingerprint"] = {"source": source["fingerprint"], **models}
     return config, Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
 

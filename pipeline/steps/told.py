@@ -198,7 +198,8 @@ def _origins_of_scored(
     reward = reward_backend(config.reward)
     if reward is not None:
         beside = () if reward.reads_ids else read([field.name for field in reader.passthrough])
-        found |= dict.fromkeys(_REWARDS, tuple(dict.fromkeys((*pair, *beside))))
+        made = s.LEADS if reward.compares else _REWARDS
+        found |= dict.fromkeys(made, tuple(dict.fromkeys((*pair, *beside))))
     for names, section in ((s.REFERENCE_SCORES, config.reference), (s.POLICY_SCORES, config.policy)):
         if isinstance(section, ColumnsModel):
             found |= {name: same(name) for name in names if name in scores.reads}
