@@ -57,7 +57,7 @@ class EndpointBackend(Backend[EndpointReward]):
         Raises a TemporaryError if no server answers.
         """
         found = self.section.fingerprint() | tokenizer_fingerprint(self.section.model, self.section.revision)
-        rewards, said = Probe(self.section).ask()
+        rewards, said = Probe(self.section, load_tokenizer_alone(self.section)).ask()
         return found | {"served": said, "probe": measured(rewards, TOLERANCE)}
 
     def pinned(self, fingerprint: Mapping[str, Any]) -> EndpointReward:
@@ -92,8 +92,9 @@ class EndpointScorer(Scorer):
 
     def __init__(self, section: EndpointReward, cache: Place | None) -> None:
         self._section = section
-        self._input_of = inputs_of(section, load_tokenizer_alone(section))
-        probe = Probe(section)
+        tokenizer = load_tokenizer_alone(section)
+        self._input_of = inputs_of(section, tokenizer)
+        probe = Probe(section, tokenizer)
         rewards, _ = probe.ask()
         scope = {"kind": section.kind, "model": served_name(section), "version": section.version}
         self._cache = Cache(cache, scope)

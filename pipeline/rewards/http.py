@@ -46,7 +46,7 @@ _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 _CONNECT_S: Final = 10.0
 _FAILURES_TO_REST: Final = 3
-_NAME: Final = re.compile(r"[\w.-]{1,60}")
+_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,60}")
 _DONE: Final = object()
 
 _log = logging.getLogger(__name__)

@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from pipeline.config import EndpointReward, ServiceReward
 from pipeline.data.sealed import agree
 from pipeline.errors import ConfigError, ModelError, TemporaryError
-from pipeline.models.loading import load_tokenizer_alone
 from pipeline.rewards.answers import ask_rows
 from pipeline.rewards.cache import Cache
 from pipeline.rewards.http import Client, Failed, Service
@@ -43,12 +42,13 @@ def service_of(section: ServiceReward) -> Service:
 class Probe:
     """These texts, as one request to each server of a section.
 
+    tokenizer: of the model that is served.
+
     Raises a ModelError if the server takes texts and the tokenizer does not fit that.
     """
 
-    def __init__(self, section: EndpointReward) -> None:
+    def __init__(self, section: EndpointReward, tokenizer: Any) -> None:
         self._section = section
-        tokenizer = load_tokenizer_alone(section)
         self._inputs = list(map(inputs_of(section, tokenizer), (tokenizer(text)["input_ids"] for text in _TEXTS)))
         if None in self._inputs:
             raise ModelError(

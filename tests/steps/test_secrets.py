@@ -16,10 +16,13 @@ import yaml
 from pipeline.config import Config, resolved
 from pipeline.data.place import Place
 from pipeline.on_ray.shipment import prepare_job
+from pipeline.rewards import probe
 from tests.fixtures_storage import S3Server
+from tests.rewards.reward_servers import RewardServer
+from tests.rewards.service import Asked, Reply, serving
 from tests.steps.conftest import Ended, make_config, write_jsonl
 
-SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN", "WANDB_API_KEY")
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN", "REWARD_KEY", "WANDB_API_KEY")
 TEXT = "canary-text-of-a-row"
 EXPLICIT = {"reward": {"backend": "columns"}, "metric": {"name": "explicit"}}
 
@@ -90,6 +93,36 @@ def test_secrets_of_the_environment_and_text_of_rows_are_told_nowhere(
     assert {Path(name).suffix for name, _ in leaks(work, [TEXT])} <= {".parquet", ".arrow"}
 
 
+def test_the_key_of_a_reward_service_is_sent_to_it_and_told_nowhere_else(
+    source: Path, tmp_path: Path, tiny_reward_dir: Path, command: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setenv("REWARD_KEY", "canary-reward-7c2e")
+    monkeypatch.setattr(probe, "_LIMIT_S", 0.5)
+    with serving(RewardServer("vllm", lambda ids: float(sum(ids) % 1009))) as server:
+        reward = {"backend": "endpoint", "kind": "vllm", "model": str(tiny_reward_dir), "served_name": "rm"}
+        reward |= {"urls": [server.url], "key_variable": "REWARD_KEY"}
+        run = {"cache": str(tmp_path / "cache"), "max_dropped": 0.5}
+        config = make_config(tmp_path / "work", source, metric={"name": "explicit"}, reward=reward, run=run)
+        path = written(tmp_path / "config.yaml", config)
+
+        def refuse(asked: Asked, _: object) -> Reply:
+            return Reply({"error": {"message": f"{asked.headers}", "type": TEXT}}, 401)
+
+        def fail(asked: Asked, _: object) -> Reply:
+            return Reply({"error": f"{asked.headers}"}, 500)
+
+        for code, fault in ((0, None), (2, refuse), (75, fail)):
+            server.fault = fault or server.fault
+            ended = command("run", path, *(["--set", "scored=" + str(tmp_path / f"other-{code}")] if code else []))
+            assert ended.code == code, ended.err
+            assert not [word for word in canaries() if word in ended.out + ended.err]
+        assert {asked.headers["Authorization"] for asked in server.asked} == {"Bearer canary-reward-7c2e"}
+    assert [*(tmp_path / "cache").rglob("*.parquet")]
+    assert leaks(tmp_path, ["canary-reward-7c2e"]) == []
+    assert leaks(tmp_path / "cache", canaries()) == []
+
+
 def listening(process: psutil.Process) -> Iterator[str]:
     """Addresses that a process and those it started accept connections on."""
     for each in [process, *process.children(recursive=True)]:
@@ -103,22 +136,32 @@ def listening(process: psutil.Process) -> Iterator[str]:
 @pytest.mark.ray
 @pytest.mark.s3
 def test_a_ray_of_our_own_tells_no_secret_and_listens_on_loopback_alone(
-    source: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, tiny_reward_dir: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HF_TOKEN", "canary-hub-1f0a")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-ray-" + os.urandom(16).hex())
+    monkeypatch.setenv("REWARD_KEY", "canary-reward-7c2e")
+    server = RewardServer("vllm", lambda ids: float(sum(ids) % 1009))
     config = make_config(
         tmp_path,
         source,
-        **EXPLICIT,
+        metric={"name": "explicit"},
+        reward={
+            "backend": "endpoint",
+            "kind": "vllm",
+            "model": str(tiny_reward_dir),
+            "served_name": "rm",
+            "urls": [server.url],
+            "key_variable": "REWARD_KEY",
+        },
         storage=s3.storage.model_dump(mode="json"),
         scored=s3.url("scored"),
         output={"path": s3.url("subset")},
-        run={"engine": "ray", "shard_rows": 10, "max_dropped": 0.5},
+        run={"engine": "ray", "shard_rows": 10, "max_dropped": 0.5, "cache": s3.url("cache")},
     )
     path = written(tmp_path / "config.yaml", config)
     # Ray's sockets lie deep in the folder, and a socket's path may have 107 bytes: that of pytest is too long.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, serving(server):
         log = tmp_path / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -138,9 +181,11 @@ def test_a_ray_of_our_own_tells_no_secret_and_listens_on_loopback_alone(
         assert leaks(Path(folder), canaries()) == []
     assert leaks(log.parent, canaries()[1:]) == []
     assert TEXT not in log.read_text()
-    for url in (config.scored, config.output.path):
+    assert {asked.headers["Authorization"] for asked in server.asked} == {"Bearer canary-reward-7c2e"}
+    for url in (config.scored, config.output.path, config.run.cache):
         place = Place.open(url, s3.storage)
-        for name in filter(lambda name: name.endswith(".json"), place.sizes()):
+        assert place.sizes()
+        for name in filter(lambda name: name.endswith(".json") or url == config.run.cache, place.sizes()):
             told = (place / name).read() or b""
             assert not [word for word in canaries() if word.encode() in told], name
 
