@@ -88,7 +88,9 @@ class JudgeScorer(Scorer):
         scope = {"judge": section.model, "version": section.version, "style": section.style}
         self._cache = Cache(cache, {**scope, "prompt": section.prompt, "read": preset.version})
         self._client = Client(_service(section))
-        self._form = Form[Any](path="/chat/completions", body_of=lambda rows: rows[0], read=lambda a: [self._read(a)])
+        self._form: Form[dict[str, Any]] = Form(
+            path="/chat/completions", body_of=lambda rows: rows[0], read=lambda answer: [self._read(answer)]
+        )
         by_logprobs = section.verdict == "logprobs"
         own: dict[str, Any] = {"logprobs": True, "top_logprobs": _NUM_LIKELIEST} if by_logprobs else {}
         if by_logprobs and preset.is_first:
@@ -160,7 +162,7 @@ class JudgeScorer(Scorer):
             return {"verdict": _expected(likely, is_rating=self._section.style == "pointwise")}
         is_cut = choice.get("finish_reason") == "length" and not preset.is_first
         found = None if is_cut else preset.label(text)
-        return {"verdict": None if found is None else preset.values[found[1]]}
+        return {"verdict": None if found is None else preset.values[found[0]]}
 
     def _tell(self, failed: Sequence[tuple[str, str]], num_asked: int) -> None:
         """Log each kind of failure once. Raises an AlignpotError if every request up to here failed."""
@@ -198,7 +200,7 @@ def _at_verdict(tokens: Sequence[Mapping[str, Any]], text: str, preset: Preset) 
     begin = b"".join(pieces).rfind(text.encode())  # before it there may be thoughts, after it an end of turn
     if found is None or begin < 0:
         return {}
-    at = begin + len(text[: found.start(1)].encode())
+    at = begin + len(text[: found[1]].encode())
     for token, piece in zip(tokens, pieces, strict=True):
         if at < len(piece):
             ends = [end.decode(errors="replace") for end in (piece[:at], piece[at + 1 :])]

@@ -54,14 +54,16 @@ class Preset:
     parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 2048})
     tries: int = 1
 
-    def label(self, text: str) -> re.Match[str] | None:
-        """The verdict in what a judge says, after what it thinks; None if there is none that is clear."""
+    def label(self, text: str) -> tuple[str, int] | None:
+        """The verdict in what a judge says after its thoughts, and the place; None if there is none that is clear."""
         thoughts = text.rfind(_THOUGHT)
-        found = [*self.verdict.finditer(text, 0 if thoughts < 0 else thoughts + len(_THOUGHT))]
+        begin = 0 if thoughts < 0 else thoughts + len(_THOUGHT)
+        found = [*self.verdict.finditer(text[begin:])]
         if not found or found[-1][1] not in self.values:
             return None
-        ends = re.search(r"\w", text[found[-1].end() :]) is None
-        return found[-1] if ends or not self.is_sole or len({each[1] for each in found}) == 1 else None
+        ends = re.search(r"\w", text[begin + found[-1].end() :]) is None
+        is_clear = ends or not self.is_sole or len({each[1] for each in found}) == 1
+        return (found[-1][1], begin + found[-1].start(1)) if is_clear else None
 
 
 PRESETS: Final[Mapping[tuple[str, str], Preset]] = {
