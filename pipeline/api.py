@@ -249,8 +249,12 @@ def publish(
     """
     from pipeline.exports.tables.publish import publish as publish_rows
 
-    section = _storage(storage)
-    return publish_rows(_place(dataset, section), parse_target(target, mode=mode, tag=tag), section, split)
+    section, table = _storage(storage), parse_target(target, mode=mode, tag=tag)
+    place = _place(dataset, section)
+    with observed("publish", table.url, {"mode": mode, "split": split}) as told:
+        told.add(tell_copy, str(dataset), place)
+        told.begin()
+        return publish_rows(place, table, section, split)
 
 
 def self_play(config: Mapping[str, Any]) -> Iterator[str]:

@@ -111,7 +111,8 @@ class Subset(Rows):
 
         selection, columns = self._found.selection, kept_columns(self._source, slim=False)
         return {
-            name: pa.concat_tables(selection.rows(self._source, columns, split=name)) for name in selection.num_by_split
+            name: pa.concat_tables(selection.rows(self._source, columns, selection.splits.get(name, slice(None))))
+            for name in selection.num_by_split
         }
 
     def write(self, path: str | Path, **output: Any) -> None:

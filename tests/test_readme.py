@@ -79,12 +79,14 @@ def test_commands_and_options_that_a_page_names_are_there(page: Path):
     commands = typer.main.get_command(app)
     assert isinstance(commands, click.Group) or hasattr(commands, "commands")
     makefile = (ROOT / "Makefile").read_text()
-    for program, name, *words in command_lines(page):
+    for program, *words in command_lines(page):
+        name = next((word for word in words if not word.startswith("--")), None)
         if program == "make":
             assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
             continue
-        known = {option for parameter in commands.commands[name].params for option in parameter.opts}
-        known |= {option for parameter in commands.commands[name].params for option in parameter.secondary_opts}
+        asked = [commands, *([] if name is None else [commands.commands[name]])]  # options may stand before the command
+        parameters = [parameter for command in asked for parameter in command.params]
+        known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
         assert {word for word in words if word.startswith("--")} <= known, name
 
 

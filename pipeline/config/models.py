@@ -211,8 +211,9 @@ class Run(Section):
 
     model_config = ConfigDict(json_schema_extra=LAYOUT)
 
-    engine: Literal["ray", "plain"] = "ray"
-    """`ray` works in Ray actors; `plain` is a loop in this process, without Ray. Both give equal results."""
+    engine: Literal["auto", "ray", "plain"] = "auto"
+    """`ray` works in Ray actors; `plain` is a loop in this process, without Ray. Both give equal results. `auto` is
+    `ray`, but `plain` where no model runs and there is no cluster to join."""
     address: str | None = None
     """Ray cluster to join. Default: that of RAY_ADDRESS, otherwise a local one."""
     placement: Literal["pooled", "colocated"] = "pooled"
@@ -231,6 +232,10 @@ class Run(Section):
     track: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """Function that gets config, counts, figures and report once at the end, as `module:function`. jobs/TRACKING.md has
     examples. An error in it is told and fails no run."""
+
+    def on_ray(self, *, runs_models: bool) -> bool:
+        """Whether Ray does the work. Raises as `cluster`."""
+        return self.engine == "ray" or (self.engine == "auto" and (runs_models or self.cluster is not None))
 
     @property
     def cluster(self) -> str | None:

@@ -6,6 +6,7 @@
     report.json, report.html, hf/dataset_dict.json, ...    beside them, before the manifest
 
 Rows of another split lie in files of its name: hf/test/data-..., parquet/test-..., data/test-...
+With output.partition_by the Parquet files lie one folder deeper: parquet/lang=de/train-...
 
 The bytes depend on the rows and the settings alone, not on how the rows were cut into tables, nor on time or chance.
 So files can be written in any order, by any process, and by two at once; a run that died finds what it wrote when it
@@ -38,21 +39,25 @@ REPORT_FILE: Final = "report.json"
 PAGE_FILE: Final = "report.html"
 _NAMES: Final = {
     "hf": "hf/{split}/data-{index:05d}-of-{num_files:05d}.arrow",
-    "parquet": "parquet/{split}-{index:05d}-of-{num_files:05d}.parquet",
+    "parquet": "parquet/{folder}{split}-{index:05d}-of-{num_files:05d}.parquet",
     "jsonl": "data/{split}-{index:05d}-of-{num_files:05d}.jsonl",
 }
-_SPLIT_OF: Final = re.compile(r"(?:hf/(\w+)/|(?:parquet|data)/(\w+)-)")
+_SPLIT_OF: Final = re.compile(r"(?:hf/(\w+)/|(?:parquet|data)/(?:[^/=]+=[^/]*/)?(\w+)-)")
 _CHUNK_BYTES: Final = 16 * 2**20
 _CHANGED: Final = "The chosen rows must not change while they are written; run the same command again."
 
 
-def file_shards(num_rows: Mapping[str, int], rows_per_file: int) -> tuple[Mapping[str, Any], ...]:
+def file_shards(
+    num_rows: Mapping[str, int], rows_per_file: int, folder: str | None = None
+) -> tuple[Mapping[str, Any], ...]:
     """The rows of each file, split by split in order of name; no rows make one file without any.
 
-    num_rows: by split. A shard names its split and the first row in it; one that names none is of `train`.
+    num_rows: by split. folder: that of Parquet files. A shard names its folder, its split and the first row among those
+    of both; one that names no split is of `train`.
     """
     return tuple(
         {
+            **({} if folder is None else {"folder": folder}),
             **({} if split == TRAIN else {"split": split}),
             "first_row": start,
             "num_rows": min(rows_per_file, num_rows[split] - start),
@@ -222,8 +227,12 @@ def _write(run: Run, index: int, stream: _Stream) -> list[File]:
 
 def _published(run: Run, index: int, form: str, local: Path) -> File:
     num_rows, size = run.plan.shards[index]["num_rows"], local.stat().st_size
-    split = split_of(run.plan.shards[index])
-    alike = [i for i, shard in enumerate(run.plan.shards) if split_of(shard) == split]
+    split, folder = split_of(run.plan.shards[index]), run.plan.shards[index].get("folder")
+    alike = [
+        i
+        for i, shard in enumerate(run.plan.shards)
+        if split_of(shard) == split and (form != "parquet" or shard.get("folder") == folder)
+    ]
     with local.open("rb") as stream:
         content, footer = hashlib.file_digest(stream, _blake2b).hexdigest(), b""
         if form == "parquet":
@@ -231,7 +240,9 @@ def _published(run: Run, index: int, form: str, local: Path) -> File:
             stream.seek(size - footer_bytes(stream.read()))
             footer = stream.read()
     file = File(
-        path=_NAMES[form].format(split=split, index=alike.index(index), num_files=len(alike)),
+        path=_NAMES[form].format(
+            folder="" if folder is None else f"{folder}/", split=split, index=alike.index(index), num_files=len(alike)
+        ),
         num_rows=num_rows,
         num_kept=num_rows,
         size=size,

@@ -77,6 +77,12 @@ class Manifest:
         return {**own, **files, "schema": schema_json(self.schema)}
 
 
+def kind_of(place: Place) -> str:
+    """The kind of a complete run there; a subset if there is none."""
+    manifest = read_sealed(place / MANIFEST_FILE) or {}
+    return SCORED if manifest.get("kind") == SCORED else SUBSET
+
+
 def find_manifest(place: Place, kind: str) -> Manifest | None:
     """The manifest of the run of that kind at `place`; None if there is none, or if it is not complete.
 

@@ -78,7 +78,7 @@ def _extras(config: AnyConfig | None, models: dict[str, TorchModel]) -> set[str]
 def _reserved(config: AnyConfig | None, models: dict[str, TorchModel]) -> float:
     """GPUs that this machine must have for the numbers in the config."""
     fixed = [(model.replicas, model.num_gpus) for model in models.values() if model.num_gpus != "auto"]
-    if isinstance(config, Config) and config.run.engine == "ray" and config.run.placement == "pooled":
+    if isinstance(config, Config) and config.run.engine != "plain" and config.run.placement == "pooled":
         return sum(replicas * num_gpus for replicas, num_gpus in fixed)
     return max((num_gpus for _, num_gpus in fixed), default=0.0)
 
@@ -86,7 +86,7 @@ def _reserved(config: AnyConfig | None, models: dict[str, TorchModel]) -> float:
 def _ray_checks(config: AnyConfig | None, dashboard: str | None) -> Iterator[Check]:
     run = Run() if config is None else config.run
     is_light = isinstance(config, Config) and not config.all_sources()
-    joins = _joins_cluster(run) and run.engine == "ray" and not is_light
+    joins = _joins_cluster(run) and run.engine != "plain" and not is_light
     if joins or dashboard:
         yield Check(name="ray token", look=cluster.token)
     if joins:

@@ -9,12 +9,15 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import EXPORT, SUBSET
+from pipeline.data.manifest import EXPORT, kind_of
 from pipeline.data.place import Place
 from pipeline.data.sealed import fingerprint_digest
 
 _URL: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
 _ON_HUB: Final = re.compile(r"([^/@]+/[^/@]+)(?:@[^/]*)?(.*)", re.DOTALL)
+_TABLE: Final = re.compile(
+    r"(?:(?P<iceberg>iceberg://[^/@]+/[^/@]+)|(?:delta|lance)://(?P<path>.+?))(?:@[\w.-]+)?", re.DOTALL
+)
 _SPELLINGS: Final = {"s3a": "s3", "gcs": "gs"}
 
 
@@ -26,7 +29,9 @@ class Name(NamedTuple):
 
     @classmethod
     def of(cls, url: str) -> "Name":
-        """The name of what lies at a path or URL. A revision of the hub is no part of it."""
+        """The name of what lies at a path or URL. A revision of the hub or the version of a table is no part of it."""
+        if table := _TABLE.fullmatch(url):
+            url = table["iceberg"] or table["path"]
         match = _URL.fullmatch(url)
         scheme, authority, path = match.groups() if match else ("file", "", url)
         if scheme in ("file", "local"):
@@ -101,8 +106,8 @@ class Facts:
 
 
 def tell_copy(facts: Facts, subset: str, source: Place, output: Place | None = None) -> None:
-    """A subset in another form at the place that the command makes; `output` where it is complete there."""
-    made = Dataset.find(source, SUBSET)
+    """A dataset in another form at the place that the command makes; `output` where it is complete there."""
+    made = Dataset.find(source, kind_of(source))
     facts.inputs = [Data(url=subset) if made is None else Data.of(made, subset)]
     facts.fingerprint = {"subset": facts.inputs[0].version, **facts.config}
     facts.outputs = [Data(url=facts.place) if output is None else Data.of(Dataset.open(output, EXPORT), facts.place)]

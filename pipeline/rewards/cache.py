@@ -47,7 +47,7 @@ class Cache:
     """The answers of one scope.
 
     Args:
-        place: the folder of all scopes, `run.cache`; None keeps answers in memory only.
+        place: the folder of all scopes, `run.cache`; None keeps nothing.
         scope: JSON-ready facts on which every answer depends, such as the model's name and version.
 
     Raises an AlignpotError if the folder cannot be read.
@@ -73,6 +73,8 @@ class Cache:
 
     def put(self, request: Any, answer: Any) -> None:
         """Keep an answer, which is JSON-ready and not None. Writes to storage what is older than some seconds."""
+        if self._place is None:
+            return
         key, text = _key(request), json.dumps(answer, allow_nan=False)
         self._new[key] = text
         self._unwritten[key] = text

@@ -27,7 +27,7 @@ from pipeline.models.templates import SET_REWARD_TEMPLATE, check_template
 from pipeline.rewards.answers import ask_rows
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
 from pipeline.rewards.cache import Cache
-from pipeline.rewards.http import Client, Failed
+from pipeline.rewards.http import Client, Failed, headers_of
 from pipeline.rewards.kinds import KINDS, form_of, inputs_of, served_name
 from pipeline.rewards.probe import TOLERANCE, Probe, service_of
 from pipeline.shown import quoted
@@ -46,7 +46,7 @@ class EndpointBackend(Backend[EndpointReward]):
     def check(self, tokens: Tokens, columns: Sequence[str]) -> None:
         """Check key, tokenizer and template. Raises a ConfigError or ModelError."""
         del columns
-        Client(service_of(self.section)).close()
+        headers_of(service_of(self.section))
         tokenizer = load_tokenizer_alone(self.section)
         if tokens.template == "chat":
             check_template(tokenizer, self.section.chat_template, remedy=SET_REWARD_TEMPLATE)
@@ -137,8 +137,8 @@ class EndpointScorer(Scorer):
         self._has_worked = self._has_worked or bool(rewards)
         if not self._has_worked and num_rows >= _ENOUGH and words:
             raise AlignpotError(
-                f"reward.endpoint fails on each of the first {num_rows} dialogues: {words}. See to the server, and run "
-                "again."
+                f"reward: the server fails on each of the first {num_rows} dialogues: {words}. See to the server, and "
+                "run again."
             )
         if self._first is None or section.bounded:
             return

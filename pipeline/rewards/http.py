@@ -63,7 +63,7 @@ class Service:
         concurrency: most requests in flight.
         timeout_s: seconds that one request may take.
         deadline_s: seconds that one call of `ask` may take.
-        tries: how often a request is sent that fails while others are answered.
+        tries: how often a request is sent that fails while others are answered; not counted while the service is away.
     """
 
     section: str
@@ -72,7 +72,7 @@ class Service:
     concurrency: int = 64
     timeout_s: float = 60.0
     deadline_s: float = 1800.0
-    tries: int = 16
+    tries: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,14 @@ class BadAnswer(Exception):  # noqa: N818 - control flow, never seen by a user
 
 
 class _Trouble(Exception):  # noqa: N818 - control flow
-    """A try that failed for now. is_away: nothing speaks for the request as the cause."""
+    """A try that failed for now.
 
-    def __init__(self, words: str, *, is_away: bool = False, pause_s: float = 0.0) -> None:
+    is_away: nothing speaks for the request as the cause. is_form: the answer is whole, but of another form than wanted.
+    """
+
+    def __init__(self, words: str, *, is_away: bool = False, is_form: bool = False, pause_s: float = 0.0) -> None:
         super().__init__(words)
-        self.is_away, self.pause_s = is_away, pause_s
+        self.is_away, self.is_form, self.pause_s = is_away, is_form, pause_s
 
 
 class _RefusedError(Exception):
@@ -128,7 +131,7 @@ class Client:
 
         self._aiohttp = aiohttp  # imported here, as that takes a second, which is no time of the first request
         self._service = service
-        self._headers = _headers(service)
+        self._headers = headers_of(service)
         self._hosts = [_Host(url.rstrip("/"), _proxy_of(url)) for url in service.urls]
         self._session: aiohttp.ClientSession | None = None
         self._good: tuple[str, Any] | None = None  # the last path and body that were answered
@@ -165,6 +168,7 @@ class Client:
         """Close connections and end the thread."""
         if self._loop.is_closed():
             return
+        _log.info("%s: %d requests were sent", self._service.section, self.num_sent)
 
         async def end() -> None:
             if self._session is not None:
@@ -213,9 +217,9 @@ class Client:
                 try:
                     found = read(answer)
                 except BadAnswer as error:
-                    raise _Trouble(str(error)) from None
+                    raise _Trouble(str(error), is_form=True) from None
                 except (LookupError, TypeError, ValueError, AttributeError):
-                    raise _Trouble("an answer of another form than wanted") from None
+                    raise _Trouble("an answer of another form than wanted", is_form=True) from None
             except _RefusedError as error:
                 host.failures = 0
                 return Failed(f"{host.url}{path} refused it with {error}")
@@ -223,7 +227,13 @@ class Client:
                 self._tell(f"{trouble} from {host.url}{path}")
                 host.failed(self._loop.time(), trouble.pause_s)
                 num_blamed += not trouble.is_away
-                if num_blamed >= self._service.tries and not trouble.is_away and await self._still_works():
+                if num_blamed < self._service.tries or trouble.is_away:
+                    pass
+                elif self._good is None and trouble.is_form:
+                    raise ConfigError(
+                        f"{host.url}{path} gives {trouble}, each time. Check the kind of the server, and {host.url}."
+                    ) from None
+                elif await self._still_works():
                     return Failed(f"{host.url}{path} gave {trouble}, and at {num_blamed - 1} tries before failed too")
             else:
                 host.failures = 0
@@ -262,7 +272,7 @@ class Client:
             ) as response:
                 status, headers, content = response.status, response.headers, await response.read()
         except (self._aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
-            is_away = isinstance(error, self._aiohttp.ClientConnectorError)
+            is_away = isinstance(error, (self._aiohttp.ClientConnectorError, self._aiohttp.ConnectionTimeoutError))
             raise _Trouble(type(error).__name__, is_away=is_away) from None
         finally:
             host.in_flight -= 1
@@ -305,7 +315,8 @@ class Client:
             _log.warning("%s: %s; such requests are sent again", self._service.section, shown(trouble, 300))
 
 
-def _headers(service: Service) -> dict[str, str]:
+def headers_of(service: Service) -> dict[str, str]:
+    """What goes with each request: the key. Raises a ConfigError if it is to come from a variable that is not set."""
     if service.key_variable is None:
         return {}
     key = os.environ.get(service.key_variable, "").strip()

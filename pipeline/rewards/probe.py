@@ -95,7 +95,7 @@ class Probe:
 
     def _ask_one(self, url: str) -> tuple[list[float], str]:
         kind, about = KINDS[self._section.kind], served_name(self._section)
-        client = Client(replace(service_of(self._section), urls=[url], deadline_s=_LIMIT_S))
+        client = Client(replace(service_of(self._section), urls=[url], deadline_s=_LIMIT_S, tries=3))
         try:
             form = replace(form_of(self._section), batch_rows=len(_TEXTS))
             rewards = ask_rows(client, Cache(None, {}), form, self._inputs)

@@ -8,6 +8,7 @@
     rules       score band, per_prompt, quotas, threshold, near_duplicates: which rows are kept
     selection   `select` and `select_many`, which put these together
     former      the rule of another selection, applied to these rows
+    split, partition    which of the kept rows are held out, and which folder each goes to
     report      what was kept, in numbers; compare: several metrics side by side
     figures     what the pictures of a page are drawn from: plane, breakdown, judged, alternatives, wrong_labels
 

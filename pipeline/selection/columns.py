@@ -115,7 +115,7 @@ class _ReadPart:
             prompts=prompt_keys(single_array(table, schema.PROMPT)) if wanted.prompts else _no_keys(table.num_rows),
             votes=votes,
             outside=outside,
-            groups={name: _coded(single_array(table, name), name) for name in wanted.groups},
+            groups={name: coded(single_array(table, name), name) for name in wanted.groups},
         )
 
 
@@ -153,8 +153,8 @@ def _joined(parts: Sequence[Columns], wanted: Wanted) -> Columns:
     )
 
 
-def check_group_type(column: str, kind: pa.DataType) -> None:
-    """Refuse a column that cannot name groups.
+def check_group_type(column: str, kind: pa.DataType, key: str = "select.group_by") -> None:
+    """Refuse a column that cannot name groups; key: of the config that names it.
 
     Raises:
         DataError: it holds neither text nor whole numbers nor truth values.
@@ -162,17 +162,20 @@ def check_group_type(column: str, kind: pa.DataType) -> None:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     named = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean, pa.types.is_null)
     if not any(test(kind) for test in named):
-        raise DataError(
-            f"select.group_by {shown(column)} has type {kind}; wanted text, whole numbers or true and false."
-        )
+        raise DataError(f"{key} {shown(column)} has type {kind}; wanted text, whole numbers or true and false.")
 
 
-def _coded(values: pa.Array, column: str) -> tuple[Codes, list[str]]:
-    check_group_type(column, values.type)
+def coded(values: pa.Array, column: str, key: str = "select.group_by") -> tuple[Codes, list[str]]:
+    """The code of each value, -1 for null, and the text of each code.
+
+    Raises:
+        DataError: the column cannot name groups, or has more than MOST_GROUPS values.
+    """
+    check_group_type(column, values.type, key)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     encoded = values.cast(pa.string()).dictionary_encode()
-    _check_num_groups(len(encoded.dictionary), column)
+    _check_num_groups(len(encoded.dictionary), column, key)
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
     return codes, encoded.dictionary.to_pylist()
 
@@ -187,10 +190,10 @@ def _joined_groups(parts: Sequence[tuple[Codes, list[str]]], column: str) -> tup
     return np.concatenate(joined), list(places)
 
 
-def _check_num_groups(num_groups: int, column: str) -> None:
+def _check_num_groups(num_groups: int, column: str, key: str = "select.group_by") -> None:
     if num_groups > MOST_GROUPS:
         raise DataError(
-            f"select.group_by {shown(column)} has more than {MOST_GROUPS} values; wanted a column that names a few "
+            f"{key} {shown(column)} has more than {MOST_GROUPS} values; wanted a column that names a few "
             "groups, such as a domain or a source."
         )
 

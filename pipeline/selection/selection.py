@@ -90,16 +90,15 @@ class Selection:
         }
 
     def rows(
-        self, source: Source, columns: Sequence[str], part: slice = slice(None), split: str | None = None
+        self, source: Source, columns: Sequence[str], places: slice | Positions = slice(None)
     ) -> Iterator[pa.Table]:
         """The kept rows in the order of the source: `columns`, then margin_explicit, margin_implicit and potential.
 
-        part: of the kept rows, or of those of one split. Sides are exchanged where select.labels swaps them.
+        places: which of the kept rows, ascending. Sides are exchanged where select.labels swaps them.
         """
         taken = [field.name for field in schema.SUBSET_FIELDS if field.name in source.schema.names]
         if taken:
             raise SchemaError(f"{taken} are in the table already: it is a subset. Select from the scored dataset.")
-        places = part if split is None or not self.splits else self.splits[split][part]
         swapped = self.swapped[places]
         numbers = [values[places] for values in (self.explicit, self.implicit, self.scores)]
         start = 0

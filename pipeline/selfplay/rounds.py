@@ -82,7 +82,7 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
     with ExitStack() as stack:
         settings = config.model_dump(mode="json")
         told = stack.enter_context(observed("self-play", config.path, settings, config.run.track))
-        if config.run.engine == "ray":
+        if config.run.on_ray(runs_models=True):
             from pipeline.on_ray.session import ray_session
 
             models: list[Replicas] = [config.generate, config.reward, config.policy, config.reference or config.policy]

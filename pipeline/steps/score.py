@@ -104,7 +104,7 @@ def _check_fp8(config: Config, step: Step, pending: Sequence[AnyShard]) -> None:
         if sum(table.num_rows for table in tables) >= NUM_RANKED:
             break
     rows = pa.concat_tables(tables).slice(0, NUM_RANKED)
-    if config.run.engine == "plain":
+    if not config.run.on_ray(runs_models=True):
         check_ranks(config, rows)
         return
     from pipeline.on_ray.placement import reserved_by_one_call

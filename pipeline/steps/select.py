@@ -29,6 +29,7 @@ from pipeline.errors import ConfigError, FingerprintError, SourceError
 from pipeline.report import about, report_page
 from pipeline.selection.columns import check_group_type
 from pipeline.selection.former import apply_former, former_rule
+from pipeline.selection.partition import KEY, Partition, partition
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.ranking import Query, rank
 from pipeline.selection.report import summarise
@@ -56,11 +57,11 @@ class SelectRun:
     def where(self) -> str:
         """Where the subset lies and how to load it."""
         path, held_out = shown_path(self.output.path.rstrip("/")), self.query.rule.split
-        lines = [f"subset: {path}"]
-        files = f'"{path}/parquet/*.parquet"'
+        lines, folder = [f"subset: {path}"], "" if self.output.partition_by is None else "*/"
+        files = f'"{path}/parquet/{folder}*.parquet"'
         if held_out is not None:
             names = [schema.TRAIN, *held_out]
-            files = "{" + ", ".join(f'"{name}": "{path}/parquet/{name}-*.parquet"' for name in names) + "}"
+            files = "{" + ", ".join(f'"{name}": "{path}/parquet/{folder}{name}-*.parquet"' for name in names) + "}"
         which = "" if held_out is not None else '["train"]'
         if "hf" in self.output.formats:
             lines.append(f'  datasets.load_from_disk("{path}/hf"){which}')
@@ -77,13 +78,16 @@ def prepare_select(config: Config, plan: Plan | None = None) -> list[SelectRun]:
 
     Raises an AlignpotError if anything is wrong, before a row is read.
     """
-    scored = plan.fingerprint if plan is not None else open_scored(config).manifest.fingerprint
-    return [_prepare(variant, scored, plan) for variant in config.variants()]
+    found = plan if plan is not None else open_scored(config).manifest
+    return [_prepare(variant, found.fingerprint, found.schema, plan) for variant in config.variants()]
 
 
-def _prepare(config: Config, scored: Mapping[str, Any], plan: Plan | None) -> SelectRun:
+def _prepare(config: Config, scored: Mapping[str, Any], columns: pa.Schema, plan: Plan | None) -> SelectRun:
     if config.select is None or config.output is None:
         raise ConfigError("select needs a select section (fraction or k) and an output section (path); add them.")
+    if (column := config.output.partition_by) is not None:
+        schema.require_columns(columns, [column], where=KEY, remedy="Name it in source.passthrough.")
+        check_group_type(column, columns.field(column).type, KEY)
     place = Place.open(config.output.path, config.storage)
     if Dataset.find(place, SUBSET) is None:
         check_writable(place)
@@ -163,7 +167,7 @@ def _found(source: Source, query: Query, former: Mapping[str, Any] | None, reade
 def _passes(engine: str, run: settings.Run) -> Iterator[Passes]:
     """What reads and writes: threads of this machine, or tasks of a Ray cluster.
 
-    `select.engine: auto` takes Ray if there is a cluster to join and `run.engine` is ray. A Ray of our own on this
+    `select.engine: auto` takes Ray if there is a cluster to join and `run.engine` allows it. A Ray of our own on this
     machine would add nothing to what threads do.
 
     Raises a TemporaryError or ConfigError if the cluster cannot be joined.
@@ -215,12 +219,21 @@ def _scored(source: Source, found: Found) -> Mapping[str, Any]:
 
 
 def _write(passes: Passes, source: Source, found: Found, place: Place, output: Output, plan: Plan) -> None:
-    columns = kept_columns(source, slim=output.slim)
+    columns, selection = kept_columns(source, slim=output.slim), found.selection
+    parts = None if output.partition_by is None else partition(selection, source, output.partition_by)
+    if parts is None:
+        shards = file_shards(selection.num_by_split, output.rows_per_file)
+    else:
+        shards = tuple(
+            shard
+            for (folder, split), rows in parts.items()
+            for shard in file_shards({split: int(rows.size)}, output.rows_per_file, folder)
+        )
     fields = [source.schema.field(name) for name in columns]
     plan = replace(
         plan,
         schema=pa.schema(fields if output.slim else [*fields, *schema.SUBSET_FIELDS]),
-        shards=file_shards(found.selection.num_by_split, output.rows_per_file),
+        shards=shards,
         formats=output.formats,
     )
     run = Run.claim(place, with_layout(plan))
@@ -234,18 +247,22 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
         "scored_by": _scored_by(_scored(source, found)),
         "made_from": {name: made_from.get(name) for name in ("source", "sources", *_SCORING)},
     }
-    task = partial(_write_file, run, source, found.selection, columns)
+    task = partial(_write_file, run, source, selection, parts, columns)
     with ThreadPoolExecutor(max_workers=1) as beside:
         page = beside.submit(report_page, report, about(run.plan, extra))
         files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
     finish_files(run, files, {REPORT_FILE: sealed(report), PAGE_FILE: page.result().encode()}, extra)
 
 
-def _write_file(run: Run, source: Source, selection: Selection, columns: Sequence[str], index: int) -> list[File]:
+def _write_file(
+    run: Run, source: Source, selection: Selection, parts: Partition | None, columns: Sequence[str], index: int
+) -> list[File]:
     """Write one file of a subset."""
     shard, schema_ = run.plan.shards[index], run.plan.schema
     rows = slice(shard["first_row"], shard["first_row"] + shard["num_rows"])
-    tables = selection.rows(source, columns, rows, split_of(shard))
+    split = split_of(shard)
+    of_split = selection.splits.get(split) if parts is None else parts[shard["folder"], split]
+    tables = selection.rows(source, columns, rows if of_split is None else of_split[rows])
     return write_files(run, (table.select(schema_.names).cast(schema_) for table in tables), only=index)
 
 

@@ -105,7 +105,7 @@ def complete_step(step: Step, run: Run, pending: Sequence[AnyShard], settings: c
     num_left = sum(num_rows[shard.index] for shard in pending)
     with progress(step.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
         engine: Callable[..., Iterator[ShardWork]] = run_plain
-        if settings.engine != "plain" and pending:
+        if pending and settings.on_ray(runs_models=any(stage.model is not None for stage in stages)):
             from pipeline.on_ray.engine import run_on_ray
 
             engine = partial(run_on_ray, run=settings, dataset=run.place)

@@ -88,6 +88,7 @@ def tell_selecting(facts: Facts, runs: Sequence[SelectRun]) -> None:
         facts.outputs = [scored]
     facts.outputs += [_subset(run.query, run.output, scored) for run in runs]
     facts.outputs += [Data(url=f"hf://datasets/{run.output.hub}") for run in runs if run.output.hub is not None]
+    facts.outputs += [Data(url=run.output.table.url) for run in runs if run.output.table is not None]
     facts.fingerprint = {**facts.fingerprint, "subsets": [fingerprint_digest(run.plan.fingerprint) for run in runs]}
 
 

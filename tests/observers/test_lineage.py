@@ -240,6 +240,18 @@ def test_an_export_tells_what_it_reads_and_writes(job: Job, events: Events, tmp_
     assert rows(found[1]["inputs"][0]) == rows(found[1]["outputs"][0]) == 8
 
 
+def test_a_publication_tells_the_table_and_so_does_a_run_that_publishes(
+    job: Job, events: Events, tmp_path: Path
+) -> None:
+    table = tmp_path / "table"
+    list(run_all(job(output={"path": str(tmp_path / "subset"), "table": {"kind": "delta", "path": str(table)}})))
+    assert names(events()[-1]["outputs"]) == ["scored", "subset", "table"]
+    api.publish(tmp_path / "scored", f"lance://{tmp_path / 'rows'}")
+    found = events()
+    assert states(found) == ["START", "COMPLETE"]
+    assert [names(found[1]["inputs"]), names(found[1]["outputs"])] == [["scored"], ["rows"]]
+
+
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
@@ -285,6 +297,9 @@ def test_a_missing_library_is_named_with_its_pip_line(
         ("hf://datasets/org/name@main/data/x.parquet", ("hf://datasets", "org/name/data/x.parquet")),
         ("hf://datasets/org/name", ("hf://datasets", "org/name")),
         ("file:///a/b", ("file", "/a/b")),
+        ("delta://s3://bucket/a@3", ("s3://bucket", "a")),
+        ("lance:///a/b@v1", ("file", "/a/b")),
+        ("iceberg://catalog/space.name@123", ("iceberg://catalog", "space.name")),
         ("/a/../b", ("file", "/b")),
     ],
 )

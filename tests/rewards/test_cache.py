@@ -43,7 +43,7 @@ def test_answers_are_found_again_by_their_whole_request_and_model(tmp_path: Path
     assert held(again, "abcdef") == {**answers, "e": 5.0, "f": None}
     assert again.get({"input": "a", "temperature": 0}) is None
     assert held(Cache(place(tmp_path), {**SCOPE, "version": "2"}), "ab") == {"a": None, "b": None}
-    assert held(filled(None, answers), "ab") == {"a": 1.5, "b": -2.25e-7}
+    assert held(filled(None, answers), "ab") == {"a": None, "b": None}
 
 
 @pytest.mark.parametrize("damage", [lambda d: d[:-9], lambda d: d[:60] + bytes([d[60] ^ 1]) + d[61:], lambda d: b""])

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from pipeline.config import ClassifierReward, SelfPlayConfig, parse_config
 from pipeline.data.dataset import Dataset
@@ -256,11 +258,27 @@ def test_a_server_that_fails_on_every_row_ends_the_run(server: RewardServer, con
         scored(config([server.url]))
 
 
-def test_a_model_of_several_numbers_is_refused(server: RewardServer, config: Callable[..., Any]) -> None:
-    two = {"data": [{"index": i, "probs": [1.0, 2.0]} for i in range(NUM_PROBES)]}
-    server.fault = lambda asked, rows: Reply(two)
-    with pytest.raises(ConfigError, match="gives 2 numbers a dialogue"):
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"data": [{"index": i, "probs": [1.0, 2.0]} for i in range(NUM_PROBES)]}, "gives 2 numbers a dialogue"),
+        ({"rewards": [1.0] * NUM_PROBES}, "an answer of another form than wanted, each time. Check the kind"),
+    ],
+)
+def test_a_server_of_another_kind_or_model_is_refused(
+    answer: Any, words: str, server: RewardServer, config: Callable[..., Any]
+) -> None:
+    server.fault = lambda asked, rows: Reply(answer)
+    with pytest.raises(ConfigError, match=words):
         prepare_score(config([server.url]))
+
+
+def test_the_configs_of_the_page_parse() -> None:
+    page = (Path(__file__).parents[2] / "jobs" / "REWARDS.md").read_text()
+    sections = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
+    base = {"scored": "s", "metric": {"name": "explicit"}}
+    found = [parse_config(base | each).reward.backend for each in sections if "reward" in each]
+    assert {"vllm", "endpoint", "function"} <= {*found}
 
 
 @pytest.mark.parametrize(

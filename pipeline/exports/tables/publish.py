@@ -14,10 +14,9 @@ from typing import Final
 from pipeline import config
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import MANIFEST_FILE, SCORED, SUBSET
+from pipeline.data.manifest import SUBSET, kind_of
 from pipeline.data.place import Place
 from pipeline.data.run import RUN_FILE
-from pipeline.data.sealed import read_sealed
 from pipeline.data.table_libraries import library_errors
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.exports.tables.rows import Rows
@@ -53,7 +52,7 @@ def publish(source: Place, target: config.Table, storage: config.Storage, split:
         TemporaryError: the store or the catalog does not answer, or others commit all the time.
     """
     where = shown_path(target.url)
-    dataset = Dataset.open(source, _kind(source))
+    dataset = Dataset.open(source, kind_of(source))
     others = "".join(
         f"\n  not published: {num_rows:,} pairs of split {name}"
         for name, num_rows in dataset.splits.items()
@@ -107,9 +106,3 @@ def open_table(target: config.Table, storage: config.Storage) -> Table:
     with library_errors(where):
         table: Table = module.open_table(target, storage)
     return table
-
-
-def _kind(source: Place) -> str:
-    """The kind of the dataset; a subset if there is none."""
-    manifest = read_sealed(source / MANIFEST_FILE) or {}
-    return SCORED if manifest.get("kind") == SCORED else SUBSET
