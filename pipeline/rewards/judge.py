@@ -32,7 +32,7 @@ from pipeline.models.scores import Scores
 from pipeline.rewards.answers import Form, ask_rows
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
 from pipeline.rewards.cache import Cache
-from pipeline.rewards.http import Client, Failed, Service
+from pipeline.rewards.http import Client, Failed, Service, headers_of
 from pipeline.rewards.judge_prompts import Preset, Prompt
 from pipeline.rewards.probe import service_of
 from pipeline.shown import quoted
@@ -55,7 +55,7 @@ class JudgeBackend(Backend[JudgeReward]):
     def check(self, tokens: Tokens, columns: Sequence[str]) -> None:
         """Check key and prompt. Raises a ConfigError if one cannot be used."""
         del tokens, columns
-        Client(_service(self.section)).close()
+        headers_of(_service(self.section))
         preset = Prompt(self.section).preset
         if self.section.votes > 1 and not (preset.parameters | self.section.parameters).get("temperature"):
             raise ConfigError(
