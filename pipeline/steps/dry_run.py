@@ -150,12 +150,12 @@ def render(cost: RunCost, config: Config) -> str:
 
 def _first_rows(step: Step, pending: Sequence[AnyShard]) -> pa.Table:
     """The first rows that are not scored yet, tokenised."""
-    tables: list[pa.Table] = [step.schema.empty_table()]
+    tables: list[pa.Table] = []
     for shard in pending:
         tables.append(read_shard(step.rows.reader, shard).table)
         if sum(table.num_rows for table in tables) >= SAMPLE_ROWS:
             break
-    table = pa.concat_tables(tables).slice(0, SAMPLE_ROWS).combine_chunks()
+    table = pa.concat_tables(tables or [step.schema.empty_table()]).slice(0, SAMPLE_ROWS).combine_chunks()
     tokenise = [stage for stage in step.stages if stage.name == "tokenise"]
     return tokenise[0].build()(table) if tokenise else table
 

@@ -205,6 +205,18 @@ def test_votes_are_counted_and_nothing_is_paid_twice(config: Callable[..., Any],
     assert len(judge.asked) == 2 * 5 * NUM_PAIRS
 
 
+def test_rows_that_are_alike_are_paid_once(config: Callable[..., Any], judge: Judge, tmp_path: Path):
+    judge.fault = lambda asked: completion(str(round(qualities(asked)[0])))
+    rows = [
+        {"id": f"r{i}", "prompt": "One question?", "chosen": "quality 8", "rejected": f"quality {i // 2}"}
+        for i in range(2, 8)
+    ]
+    source = {"path": str(write_jsonl(tmp_path / "alike.jsonl", rows)), "id_column": "id"}
+    found = scored(config(sections={"source": source}, style="pointwise", verdict="votes"))
+    assert found["reward_rejected"].to_pylist() == [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    assert len(judge.asked) == 1 + 3
+
+
 def test_rows_without_a_verdict_are_dropped(config: Callable[..., Any], judge: Judge):
     def unsure(asked: Asked) -> Reply | None:
         number = int(re.search(r"Question (\d+)", asked.body["messages"][-1]["content"])[1])  # type: ignore[index]

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif("not __import__('importlib.util').util.find_spec('vllm')", reason="no vLLM"),
 ]
 
-NUM_PAIRS = 40
+NUM_PAIRS = 24
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def url(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [json.loads(line) for line in PAIRS.read_text().splitlines()]
-    short = [row for row in rows if len(json.dumps(row)) < 1500][:NUM_PAIRS]
+    short = [row for row in rows if len(json.dumps(row)) < 1000][:NUM_PAIRS]
     assert len(short) == NUM_PAIRS
     return write_jsonl(tmp_path_factory.mktemp("source") / "pairs.jsonl", short)
 
