@@ -35,6 +35,8 @@ from pipeline.shown import quoted
 _ENOUGH: Final = 8
 """First rewards that tell whether there is a sigmoid, and first rows that tell whether any works."""
 
+_NO_TEXT: Final = Failed("there is no text of which the tokenizer makes the same token ids again")
+
 _log = logging.getLogger(__name__)
 
 
@@ -112,33 +114,28 @@ class EndpointScorer(Scorer):
         """
         dialogues = [dialogue for group in groups for dialogue in group]
         inputs = [None if one.ids is None else self._input_of(one.ids.tolist()) for one in dialogues]
-        usable = [index for index, one in enumerate(inputs) if one is not None]
-        wanted = [inputs[index] for index in usable]
-        answers = ask_rows(self._client, self._cache, form_of(self._section), wanted)
-        values, left_out = np.full(len(dialogues), np.nan), dict.fromkeys(range(len(dialogues)), Reason.REWARD_ERROR)
-        words = "no text gives its token ids again" if len(usable) < len(dialogues) else ""
-        for index, answer in zip(usable, answers, strict=True):
-            if isinstance(answer, Failed):
-                words = answer.words
-                self._tell(words, dialogues[index].id)
-                continue
-            values[index] = math.nan if answer is None else answer
-            del left_out[index]
-        self._check_first(values[np.isfinite(values)].tolist(), len(dialogues), words)
-        return Scores(values=values, left_out=left_out)
+        wanted = [one for one in inputs if one is not None]
+        answers = iter(ask_rows(self._client, self._cache, form_of(self._section), wanted))
+        found = [_NO_TEXT if one is None else next(answers) for one in inputs]
+        failed = {index: one for index, one in enumerate(found) if isinstance(one, Failed)}
+        for index, one in failed.items():
+            self._tell(one.words, dialogues[index].id)
+        values = [math.nan if one is None or isinstance(one, Failed) else one for one in found]
+        self._check_first([value for value in values if math.isfinite(value)], failed, len(found))
+        return Scores(values=np.asarray(values, np.float64), left_out=dict.fromkeys(failed, Reason.REWARD_ERROR))
 
     def close(self) -> None:
         """Write what is not in the cache yet, and close connections."""
         self._cache.flush()
         self._client.close()
 
-    def _check_first(self, rewards: Sequence[float], num_rows: int, words: str) -> None:
+    def _check_first(self, rewards: Sequence[float], failed: Mapping[int, Failed], num_rows: int) -> None:
         section = self._section
         self._has_worked = self._has_worked or bool(rewards)
-        if not self._has_worked and num_rows >= _ENOUGH and words:
+        if not self._has_worked and failed and num_rows >= _ENOUGH:
             raise AlignpotError(
-                f"reward: the server fails on each of the first {num_rows} dialogues: {words}. See to the server, and "
-                "run again."
+                f"reward: none of the first {num_rows} dialogues has a reward: {next(iter(failed.values())).words}. "
+                "See to the server, and run again."
             )
         if self._first is None or section.bounded:
             return
