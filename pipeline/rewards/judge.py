@@ -197,10 +197,10 @@ def _at_verdict(tokens: Sequence[Mapping[str, Any]], text: str, preset: Preset) 
     """Of an answer that ends with a verdict: the tokens in its place."""
     found = preset.label(text)
     pieces = [_bytes_of(token) for token in tokens]
-    begin = b"".join(pieces).rfind(text.encode())  # before it there may be thoughts, after it an end of turn
+    begin = b"".join(pieces).rfind(text.encode(errors="replace"))  # before it there may be thoughts, after it an end of turn
     if found is None or begin < 0:
         return {}
-    at = begin + len(text[: found[1]].encode())
+    at = begin + len(text[: found[1]].encode(errors="replace"))
     for token, piece in zip(tokens, pieces, strict=True):
         if at < len(piece):
             ends = [end.decode(errors="replace") for end in (piece[:at], piece[at + 1 :])]
@@ -223,7 +223,7 @@ def _summed(likeliest: Mapping[str, float], label_of: Callable[[str], str], pres
     for token, logprob in sorted(likeliest.items()):
         value = preset.values.get(label_of(token))
         if value is not None:
-            found[value] = found.get(value, 0.0) + math.exp(logprob)
+            found[value] = found.get(value, 0.0) + math.exp(min(logprob, 0.0))
     return found
 
 
