@@ -13,6 +13,7 @@ probability 0.
 An answer in which no verdict can be read is asked for again as often as the prompt says. Then its row is dropped.
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +67,8 @@ class JudgeBackend(Backend[JudgeReward]):
     def fingerprint(self) -> dict[str, Any]:
         """The section, and version and digest of the prompt."""
         prompt = Prompt(self.section)
-        known = {"version": prompt.preset.version, "digest": digest((prompt.text or "").encode())}
+        said = json.dumps([prompt.text, prompt.rubric, prompt.preset.parameters], sort_keys=True)
+        known = {"version": prompt.preset.version, "digest": digest(said.encode())}
         return self.section.fingerprint() | {"prompt": {"name": self.section.prompt, **known}}
 
     def pinned(self, fingerprint: Mapping[str, Any]) -> JudgeReward:
@@ -197,7 +199,9 @@ def _at_verdict(tokens: Sequence[Mapping[str, Any]], text: str, preset: Preset) 
     """Of an answer that ends with a verdict: the tokens in its place."""
     found = preset.label(text)
     pieces = [_bytes_of(token) for token in tokens]
-    begin = b"".join(pieces).rfind(text.encode(errors="replace"))  # before it there may be thoughts, after it an end of turn
+    begin = b"".join(pieces).rfind(
+        text.encode(errors="replace")
+    )  # before it there may be thoughts, after it an end of turn
     if found is None or begin < 0:
         return {}
     at = begin + len(text[: found[1]].encode(errors="replace"))

@@ -119,6 +119,7 @@ class Prompt:
 
     def __init__(self, section: JudgeReward) -> None:
         self.preset = PRESETS[section.style, section.prompt]
+        self.rubric = section.rubric or _RUBRIC
         self._section = section
         try:
             self._turns = [(role, _ENVIRONMENT.from_string(text)) for role, text in self._parts]
@@ -151,7 +152,7 @@ class Prompt:
         return self._filled(as_text([*tools, *prompt]), *texts)
 
     def _filled(self, question: str, first: str, second: str = "") -> list[dict[str, str]]:
-        values = {"question": question, "first": first, "second": second, "rubric": self._section.rubric or _RUBRIC}
+        values = {"question": question, "first": first, "second": second, "rubric": self.rubric}
         mark = digest("\n".join(values.values()).encode())[:8]
         return [{"role": role, "content": turn.render(values, mark=mark).strip()} for role, turn in self._turns]
 
