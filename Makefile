@@ -50,8 +50,10 @@ endef
 $(VENV)/.installed-demo: pyproject.toml deploy/constraints.txt
 	$(call install,demo)
 
+# The extra dev has the extra demo in it.
 $(VENV)/.installed-dev: pyproject.toml deploy/constraints.txt
 	$(call install,dev)
+	@touch $(VENV)/.installed-demo
 
 $(VENV)/.installed-demo-self-play: $(VENV)/.installed-demo
 	@echo "Installing alignpot[demo,trainers], with TRL, into $(VENV)."

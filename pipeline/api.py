@@ -43,9 +43,8 @@ from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.observers.facts import tell_copy
 from pipeline.observers.observed import observed
 from pipeline.results import Pairs, Scored, Subset
-from pipeline.selection.columns import read_columns
-from pipeline.selection.passes import Threads
-from pipeline.selection.ranking import Query, rank, wanted_by
+from pipeline.selection.ranking import Query, rank
+from pipeline.selection.selection import Reader
 from pipeline.selection.source import Source as ScoredRows
 from pipeline.selection.source import TableSource, no_positions
 
@@ -88,14 +87,16 @@ def score(
     found by the model's name). reward: the same for a classifier; "columns" takes the rewards that the rows hold. path:
     keeps the scored dataset there; a call with the same arguments goes on with it. engine: plain, in this process, or
     ray. sections: further sections of the config as dicts (source, tokens, run, storage), and objective as a name or
-    dict.
+    dict; or `rewards` in place of reward, several by name, each given like one.
     """
     from pipeline.steps.score import check_dropped, prepare_score
     from pipeline.steps.score import score as run_score
     from pipeline.steps.told import tell_scored, tell_scoring
 
     given = {"policy": policy, "reference": reference, "reward": reward}
-    metric = "potential" if policy is not None and reward is not None else "explicit" if policy is None else "implicit"
+    rewards: Mapping[str, Any] = sections.pop("rewards", {})
+    judged = reward is not None or rewards
+    metric = "potential" if policy is not None and judged else "explicit" if policy is None else "implicit"
     with ExitStack() as files:
         work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="alignpot-")))
         named = [
@@ -105,6 +106,8 @@ def score(
         read: dict[str, Any] = {"sources": named} if named else {}
         if data is not None or not named:
             read["source"] = {"path": _path_of(data, work / "rows"), **sections.pop("source", {})}
+        several = {name: _model_section(each, "reward", work / f"reward-{name}") for name, each in rewards.items()}
+        read |= {"rewards": several} if several else {}
         config = parse_config({
             **read,
             **{role: _model_section(model, role, work / role) for role, model in given.items() if model is not None},
@@ -145,9 +148,9 @@ def potential(scored: Any, *, objective: Any = None, metric: Any = None, **keys:
     By default the alignment potential; arguments as for `select`. No files are written.
     """
     source, config, is_kept = _scored_rows(scored, keys.pop("storage", None))
-    query = _query(config, objective, metric, {"fraction": _EVERY_ROW, **keys})
-    columns = read_columns(source, wanted_by([query], source), Threads())
-    scores = rank(columns, query, no_positions()).scores
+    query = _query(config, objective, metric, {"fraction": _EVERY_ROW, **keys}).on(source.schema)
+    columns, none = Reader(source, [query], duplicates=no_positions()).for_query(query)
+    scores = rank(columns, query, none).scores
     if is_kept is None:
         return scores
     of_every_row = np.full(is_kept.size, np.nan)

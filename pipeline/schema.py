@@ -4,6 +4,7 @@ Margins and differences are always chosen minus rejected. Log-probabilities are 
 summed over the response tokens, float64. Imports nothing of alignpot but its errors.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -52,8 +53,6 @@ MESSAGES: Final = messages_type()
 REWARD_CHOSEN: Final = "reward_chosen"
 REWARD_REJECTED: Final = "reward_rejected"
 REWARDS_ALL: Final = "rewards_all"  # rewards of all K candidates the pair was chosen from
-LEAD_CHOSEN: Final = "lead_chosen"  # of a pairwise judge: how far chosen leads where it stands first, from -1 to 1
-LEAD_REJECTED: Final = "lead_rejected"  # the same of rejected; only such a judge adds the two columns
 POLICY_LOGP_CHOSEN: Final = "policy_logp_chosen"
 POLICY_LOGP_REJECTED: Final = "policy_logp_rejected"
 REFERENCE_LOGP_CHOSEN: Final = "reference_logp_chosen"
@@ -63,6 +62,36 @@ NUM_TOKENS_DRAFT: Final = "num_tokens_draft"  # of a prompt that the policy wrot
 NUM_TOKENS_CHOSEN: Final = "num_tokens_chosen"
 NUM_TOKENS_REJECTED: Final = "num_tokens_rejected"
 TRUNCATED: Final = "truncated"
+
+_NAMED_REWARD: Final = re.compile(r"reward_([A-Za-z][A-Za-z0-9_]*)_(chosen|rejected)")
+
+
+def reward_columns(name: str = "") -> tuple[str, str]:
+    """Columns of the reward of chosen and of rejected; the only reward of a dataset has no name."""
+    return (f"reward_{name}_chosen", f"reward_{name}_rejected") if name else (REWARD_CHOSEN, REWARD_REJECTED)
+
+
+def named_rewards(columns: Iterable[str]) -> tuple[str, ...]:
+    """The rewards that have a name and both columns among these, in their order."""
+    there = [*columns]
+    found = (_NAMED_REWARD.fullmatch(column) for column in there)
+    names = dict.fromkeys(match[1] for match in found if match)
+    return tuple(name for name in names if {*reward_columns(name)} <= {*there})
+
+
+def lead_columns(name: str = "") -> tuple[str, str]:
+    """Columns of a reward by a pairwise judge: how far chosen leads where it stands first, -1 to 1; rejected likewise.
+
+    Only such a reward has them. Its reward_columns are null.
+    """
+    return (f"lead_{name}_chosen", f"lead_{name}_rejected") if name else ("lead_chosen", "lead_rejected")
+
+
+def judged_rewards(columns: Iterable[str]) -> tuple[str, ...]:
+    """The rewards that have both leads among these columns; "" is the only reward of a dataset."""
+    there = [*columns]
+    return tuple(name for name in ("", *named_rewards(there)) if {*lead_columns(name)} <= {*there})
+
 
 # --- outcome of a row ------------------------------------------------------------------------------
 STATUS: Final = "status"
@@ -99,17 +128,20 @@ PAIR_SCHEMA: Final = pa.schema({
     CONTENT_DIGEST: pa.string(),
 })  # fmt: skip
 
-REWARD_FIELDS: Final = (
-    pa.field(REWARD_CHOSEN, pa.float64()),
-    pa.field(REWARD_REJECTED, pa.float64()),
-    pa.field(REWARDS_ALL, pa.list_(pa.float64())),
-)
 
-LEADS: Final = (LEAD_CHOSEN, LEAD_REJECTED)
-LEAD_FIELDS: Final = tuple(pa.field(name, pa.float64()) for name in LEADS)
+def reward_fields(rewards: Iterable[str] = ("",)) -> tuple[pa.Field, ...]:
+    """The columns of rewards of these names, and that of all candidates."""
+    names = [column for name in rewards for column in reward_columns(name)]
+    return (*(pa.field(name, pa.float64()) for name in names), pa.field(REWARDS_ALL, pa.list_(pa.float64())))
+
+
+def lead_fields(rewards: Iterable[str] = ("",)) -> tuple[pa.Field, ...]:
+    """The columns of leads of rewards of these names."""
+    return tuple(pa.field(column, pa.float64()) for name in rewards for column in lead_columns(name))
+
 
 SCORE_FIELDS: Final = (
-    *REWARD_FIELDS,
+    *reward_fields(),
     pa.field(POLICY_LOGP_CHOSEN, pa.float64()),
     pa.field(POLICY_LOGP_REJECTED, pa.float64()),
     pa.field(REFERENCE_LOGP_CHOSEN, pa.float64()),
@@ -138,23 +170,33 @@ _CANDIDATE_FIELDS: Final = (
     pa.field(NUM_TOKENS_PROMPT, pa.int64()),
 )
 
+
+def response_rewards(name: str = "") -> str:
+    """Column of the rewards of the K responses; the only reward has no name."""
+    return f"{RESPONSE_REWARDS}_{name}" if name else RESPONSE_REWARDS
+
+
 # A row is a prompt, given or made, or a draft of one; then a prompt with its responses; then with their rewards; then a
 # pair of them, or a dropped prompt that gave none. Rows that were dropped keep what they had.
 PROMPT_SCHEMA: Final = pa.schema([*_PROMPT_FIELDS, *STATUS_FIELDS])
 DRAFT_SCHEMA: Final = pa.schema([*_PROMPT_FIELDS, pa.field(NUM_TOKENS_DRAFT, pa.int64()), *STATUS_FIELDS])
 CANDIDATE_SCHEMA: Final = pa.schema([*_PROMPT_FIELDS, *_CANDIDATE_FIELDS, *STATUS_FIELDS])
-ANNOTATED_SCHEMA: Final = pa.schema(
-    [*_PROMPT_FIELDS, *_CANDIDATE_FIELDS, pa.field(RESPONSE_REWARDS, pa.list_(pa.float64())), *STATUS_FIELDS]
-)
-GENERATED_PAIR_SCHEMA: Final = pa.schema(
-    [
-        *PAIR_SCHEMA,
-        *REWARD_FIELDS,
-        pa.field(PROMPT_ID, pa.string()),
-        *PROVENANCE_FIELDS,
-        *STATUS_FIELDS,
-    ]
-)
+
+
+def annotated_schema(rewards: Iterable[str] = ("",)) -> pa.Schema:
+    """Candidates with their rewards of these names, raw."""
+    fields = [pa.field(response_rewards(name), pa.list_(pa.float64())) for name in rewards]
+    return pa.schema([*_PROMPT_FIELDS, *_CANDIDATE_FIELDS, *fields, *STATUS_FIELDS])
+
+
+def generated_pair_schema(rewards: Iterable[str] = ("",)) -> pa.Schema:
+    """Pairs with their rewards of these names, raw, and with those that they were picked by, of all candidates."""
+    prompt_id = pa.field(PROMPT_ID, pa.string())
+    return pa.schema([*PAIR_SCHEMA, *reward_fields(rewards), prompt_id, *PROVENANCE_FIELDS, *STATUS_FIELDS])
+
+
+ANNOTATED_SCHEMA: Final = annotated_schema()
+GENERATED_PAIR_SCHEMA: Final = generated_pair_schema()
 
 REWARDS: Final = (REWARD_CHOSEN, REWARD_REJECTED, REWARDS_ALL)
 POLICY_SCORES: Final = (
@@ -186,17 +228,25 @@ def message_fields_of(kind: pa.DataType) -> tuple[str, ...] | None:
     return fields if kind.equals(messages_type(fields)) else None
 
 
-def scored_schema(passthrough: Iterable[pa.Field] = (), pair: pa.Schema = PAIR_SCHEMA) -> pa.Schema:
+def scored_schema(
+    passthrough: Iterable[pa.Field] = (), pair: pa.Schema = PAIR_SCHEMA, rewards: Iterable[str] = ("",)
+) -> pa.Schema:
     """The schema of a scored part: pair, raw scores, outcome, then the passthrough columns.
 
-    Every part of a run has every column; one that does not apply holds nulls.
+    Every part of a run has every column; one that does not apply holds nulls. Rewards that have names stand in columns
+    of their own, raw. There is no reward_chosen beside them: selection combines them.
 
     Raises:
-        SchemaError: a passthrough column has the name of a column of alignpot.
+        SchemaError: a passthrough column has the name of a column of alignpot, or of a reward of a name.
     """
-    own = pa.schema([*pair, *SCORE_FIELDS, *OUTCOME_FIELDS])
+    rewards = [*rewards]
+    scores = [field for field in SCORE_FIELDS if field not in reward_fields()]
+    own = pa.schema([*pair, *reward_fields(rewards), *scores, *OUTCOME_FIELDS])
     extra = list(passthrough)
-    taken = sorted({f.name for f in extra} & {*own.names, *LEADS, *(f.name for f in SUBSET_FIELDS)})
+    reserved = {*own.names} | {field.name for field in (*SCORE_FIELDS, *SUBSET_FIELDS, *lead_fields(["", *rewards]))}
+    if any(rewards):
+        reserved |= {column for name in named_rewards(f.name for f in extra) for column in reward_columns(name)}
+    taken = sorted({f.name for f in extra} & reserved)
     if taken:
         raise SchemaError(
             f"source.passthrough names {taken}, which alignpot writes itself. "
@@ -205,9 +255,9 @@ def scored_schema(passthrough: Iterable[pa.Field] = (), pair: pa.Schema = PAIR_S
     return pa.schema([*own, *extra])
 
 
-def with_leads(scored: pa.Schema) -> pa.Schema:
-    """The schema of a scored part whose pairs a judge has compared."""
-    return pa.schema([*scored, *(field for field in LEAD_FIELDS if field.name not in scored.names)])
+def with_leads(scored: pa.Schema, rewards: Iterable[str]) -> pa.Schema:
+    """The schema of a scored part with the leads of these rewards."""
+    return pa.schema([*scored, *lead_fields(rewards)])
 
 
 def require_columns(schema: pa.Schema, columns: Iterable[str], *, where: str, remedy: str) -> None:

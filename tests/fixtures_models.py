@@ -1,6 +1,7 @@
 """Real models for tests: SmolLM2-135M-Instruct, and tiny random ones of many families with a tokenizer of our own."""
 
 import fcntl
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
@@ -67,6 +68,12 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def needs_vllm(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that starts vLLM, or loads it, which takes ten seconds and more: CI runs it."""
+    missing = importlib.util.find_spec("vllm") is None
+    return pytest.mark.slow(pytest.mark.skipif(missing, reason="no vLLM")(test))
+
+
 @pytest.fixture(scope="session")
 def smollm2_dir() -> Path:
     """Directory of SmolLM2-135M-Instruct (safetensors, tokenizer, chat template), built once into the user's cache."""
@@ -131,7 +138,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         key = (family, classifier, seed, *sorted(changes.items()))
         if key not in made:
             directory = tmp_path_factory.mktemp(f"tiny-{family}")
-            labels = {"num_labels": 1} if classifier else {}
+            labels = {"num_labels": 1} if classifier and "num_labels" not in changes else {}
             tiny_model(family, classifier=classifier, seed=seed, **labels, **changes).save_pretrained(directory)
             tiny_tokenizer().save_pretrained(directory)
             made[key] = directory

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import pytest
 import ray
 from ray.cluster_utils import Cluster
 
@@ -41,6 +42,8 @@ NUM_ROWS, SHARD_ROWS = 240, 6
 SHARES = (0.0, 0.0, 0.05, 0.2)
 PAUSE_S = (3.0, 20.0)
 OUTAGE_S = (1.0, 8.0)
+FROZEN_S, THAWED_S = 30.0, 5.0
+HEALTH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "4000"}  # a node is dead after 25 s
 _WORK = ("MapWorker", "ReadRows", "MapBatches")  # in the names of Ray's processes; others serve Ray itself
 
 T = TypeVar("T")
@@ -83,7 +86,8 @@ class Faults:
 
     def strike(self) -> None:
         """Do one of them."""
-        self.chance.choice([self.kill_worker, self.kill_worker, self.lose_node, self.kill_store, self.throttle])()
+        faults = (self.kill_worker, self.kill_worker, self.lose_node, self.freeze_node, self.kill_store, self.throttle)
+        self.chance.choice(faults)()
 
     def kill_worker(self) -> None:
         """Row 1 of the matrix. One that dies twice while it is built ends the run, as it should."""
@@ -100,18 +104,38 @@ class Faults:
                 os.kill(pid, signal.SIGKILL)
 
     def lose_node(self) -> None:
-        """Row 7. Another node joins at once; the one that the driver is connected to stays."""
+        """Row 7. Another node joins at once."""
+        node = self._some_node()
+        if node is not None:
+            self._journal.note("node lost", node=node.node_id[:8])
+            self._cluster.remove_node(node, allow_graceful=False)
+            patiently(lambda: self._cluster.add_node(num_cpus=2))
+
+    def freeze_node(self) -> None:
+        """Like row 8: a node does nothing until it is taken for dead, and then goes on as if nothing had been."""
+        node = self._some_node()
+        if node is not None:
+            raylet = node.all_processes["raylet"][0].process.pid
+            frozen = [psutil.Process(raylet), *psutil.Process(raylet).children(recursive=True)]
+            self._journal.note("node frozen", node=node.node_id[:8], processes=len(frozen))
+            signal_all(frozen, signal.SIGSTOP)
+            time.sleep(FROZEN_S)
+            alive = [each["NodeID"] for each in ray.nodes() if each["Alive"]]
+            self._journal.note("node goes on", taken_for_dead=node.node_id not in alive)
+            signal_all(frozen, signal.SIGCONT)
+            time.sleep(THAWED_S)
+            self._cluster.remove_node(node, allow_graceful=False)
+            patiently(lambda: self._cluster.add_node(num_cpus=2))
+
+    def _some_node(self) -> Any:
+        """One that neither is the head nor is the one that the driver is connected to; None if there is none."""
         own = ray._private.worker.global_worker.node
         others = [
             node
             for node in self._cluster.worker_nodes
             if own is None or node._raylet_socket_name != own._raylet_socket_name
         ]
-        if others:
-            node = self.chance.choice(sorted(others, key=lambda node: node._raylet_socket_name))
-            self._journal.note("node lost", node=node.unique_id[:8])
-            self._cluster.remove_node(node, allow_graceful=False)
-            patiently(lambda: self._cluster.add_node(num_cpus=2))
+        return self.chance.choice(sorted(others, key=lambda node: node._raylet_socket_name)) if others else None
 
     def kill_store(self) -> None:
         """Row 12. It comes back."""
@@ -144,6 +168,13 @@ class Faults:
             self._store.wait()
 
 
+def signal_all(processes: list[psutil.Process], number: int) -> None:
+    """Send a signal to those of them that still are."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
 def patiently(start: Callable[[], T]) -> T:
     """Start a node. Ray gives one 30 seconds, which is not always enough on a busy machine."""
     for _ in range(5):
@@ -170,7 +201,7 @@ def write_inputs(folder: Path) -> dict[str, Any]:
 def rows_in(url: str | Path, config: Config) -> dict[str, bytes]:
     """Digests of the files of a subset that hold rows."""
     found = objects(url, config.storage)
-    return {name: digest for name, digest in found.items() if not name.endswith(".json")}
+    return {name: digest for name, digest in found.items() if not name.endswith((".json", ".html"))}
 
 
 def until_it_ends(config: Config, journal: Journal) -> None:
@@ -205,7 +236,9 @@ def soak(seeds: range, minutes: float, folder: Path, journal: Journal) -> None:
     plain = make_config(folder / "plain", folder / "pairs.jsonl", **sections)
     run_all(plain)
     expected = rows_in(folder / "plain" / "subset", plain)
-    with s3_server(folder) as store:
+    with s3_server(folder) as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in HEALTH.items():
+            patch.setenv(name, value)
         cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 2}))
         faults = Faults(cluster, store, journal)
         try:

@@ -4,7 +4,9 @@
     source       source, storage, tokens            } the sections, each key
     models       policy, reference, run             } documented at its field
     rewards      reward                             }
+    services     rewards of an HTTP service         }
     selection    objective, metric, select, output  }
+    combine      metric.combine, select.agreement   }
     table        output.table
     round        prompts, generate, pair, evolve, evaluate, train
     root         Config, the whole file, with sweeps and the rules across sections
@@ -17,18 +19,16 @@
 Each default is the vetted setting. Rules across sections are checked before any data or model is read.
 """
 
+from pipeline.config.combine import Combine
 from pipeline.config.load import yaml_value
 from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
 from pipeline.config.rewards import (
     ClassifierReward,
     ColumnsReward,
-    EndpointReward,
     FunctionReward,
-    JudgeReward,
-    PairwisePrompt,
-    PointwisePrompt,
-    ServiceReward,
     VllmReward,
+    names_of,
+    reward_key,
 )
 from pipeline.config.root import Config, load_config, parse_config, resolved
 from pipeline.config.round import (
@@ -45,6 +45,7 @@ from pipeline.config.round import (
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
+from pipeline.config.services import EndpointReward, JudgeReward, PairwisePrompt, PointwisePrompt, ServiceReward
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
 from pipeline.config.table import Table, parse_target
 
@@ -56,6 +57,7 @@ __all__ = [
     "ClassifierReward",
     "ColumnsModel",
     "ColumnsReward",
+    "Combine",
     "Config",
     "EndpointReward",
     "Evaluate",
@@ -92,10 +94,12 @@ __all__ = [
     "load_any",
     "load_config",
     "load_self_play",
+    "names_of",
     "parse_config",
     "parse_self_play",
     "parse_target",
     "resolved",
+    "reward_key",
     "without_table",
     "yaml_value",
 ]

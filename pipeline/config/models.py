@@ -69,6 +69,9 @@ def _checked_sizes(engine_args: dict[str, Any]) -> dict[str, Any]:
 EngineArguments = Annotated[Arguments, AfterValidator(_checked_sizes)]
 
 
+_Count = Annotated[int, Field(ge=1)]
+
+
 class Replicas(Section):
     """What one replica of a model reserves, and how many replicas there are."""
 
@@ -81,8 +84,23 @@ class Replicas(Section):
     """CPU cores that one replica reserves on Ray."""
     num_threads: int = Field(default=1, ge=1, json_schema_extra=LAYOUT)
     """Torch threads of one replica on a CPU."""
-    replicas: int = Field(default=1, ge=1, json_schema_extra=LAYOUT)
-    """Copies of the model that work at the same time."""
+    replicas: _Count | tuple[_Count, _Count] = Field(default=1, json_schema_extra=LAYOUT)
+    """Copies of the model that work at the same time. With `[2, 8]` a run on Ray begins with 2 and starts up to 8 while
+    shards wait for them and the cluster has room, or gets it from its autoscaler."""
+    accelerator_type: str | None = Field(default=None, min_length=1, json_schema_extra=LAYOUT)
+    """The kind of GPU that each replica must have, as Ray names it: `A100`, `H100`, `L4`."""
+
+    @field_validator("replicas")
+    @classmethod
+    def _in_order(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError(f"wanted the smaller number first, such as [{value[1]}, {value[0]}]")
+        return value
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The fewest and the most copies."""
+        return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
 
 
 class TorchModel(Replicas):

@@ -108,7 +108,7 @@ def _text(problem: Any, place: _Place) -> str:
         fields = [item for kind in place.kinds for item in kind.model_fields.items()]
         example = next((name for name, known in fields if known.is_required()), fields[0][0])
         text = f"wanted a section such as {{{example}: ...}}{got_text(value)}"
-    elif kind == "tuple_type":
+    elif kind == "tuple_type" and (place.key is None or get_origin(place.key.annotation) is tuple):
         text = "wanted a list" + (f", such as [{shown(value)}]" if _is_plain(value) else "")
     elif kind not in ("value_error", "string_pattern_mismatch") and place.key is not None:
         text = f"wanted {takes(place.key)}{got_text(value)}"
@@ -164,6 +164,7 @@ def _words(annotation: Any, metadata: Iterable[Any], mark: str) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is tuple:
         start = "a list, not empty, of" if any(isinstance(m, MinLen) for m in metadata) else "a list of"
+        start = start if parts[-1] is ... else f"a list of {len(parts)}, each"
         return f"{start} {', '.join(_alternatives(parts[0], (), mark))}"
     if origin is dict:
         return f"a mapping of names to {', '.join(_alternatives(parts[1], (), mark))}"

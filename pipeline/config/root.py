@@ -11,7 +11,7 @@ from pydantic_core import InitErrorDetails
 from pipeline.config.load import load, parse
 from pipeline.config.models import ColumnsModel, Estimate, Model, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
-from pipeline.config.rewards import ColumnsReward, Reward
+from pipeline.config.rewards import ColumnsReward, HasRewards, Reward, Rewards, reward_key
 from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
 from pipeline.config.source import NamedSource, Source, Storage, Tokens
@@ -31,7 +31,7 @@ class Variant(Section):
     """Keys of select. `fraction`, `k` and `stats_from` replace each other."""
 
 
-class Config(Section):
+class Config(HasRewards):
     """The whole file of `alignpot run`, `score`, `select` and `report`.
 
     `score` needs source or sources, scored and the models that the metric reads; `select` needs scored, select and
@@ -53,6 +53,10 @@ class Config(Section):
     """The reference model of the objective. Needed by objectives that read one, such as dpo."""
     reward: Reward | None = None
     """Where rewards come from. Needed if the metric reads the explicit margin."""
+    rewards: Rewards | None = None
+    """Several rewards in place of `reward`, by name, each a section like it: `{armorm: {backend: classifier, model:
+    ORG/A}, gpt: {backend: columns}}`. Each is stored raw, as `reward_NAME_chosen` and `reward_NAME_rejected`, and
+    `metric.combine` makes one margin of them."""
     tokens: Tokens = Tokens()
     scored: Url = Field(json_schema_extra=LAYOUT)
     """Folder or URL of the scored dataset: every row once, with rewards, log-probs and token counts."""
@@ -97,7 +101,7 @@ class Config(Section):
                     f"objective {self.objective.name} needs reference log-probs: add a reference section, "
                     "or choose an objective without one, such as simpo"
                 )
-        if self.metric.reads_explicit and self.reward is None:
+        if self.metric.reads_explicit and not self.members:
             raise ValueError(f"metric {name} reads the explicit margin: add a reward section")
         return self
 
@@ -115,11 +119,12 @@ class Config(Section):
                 "policy.backend columns takes token counts from the source, and a torch reference would replace them: "
                 "use columns for both, or torch for both"
             )
-        if self.metric.reads_candidates and not isinstance(self.reward, ColumnsReward | None):
+        given = next((section for section in self.members.values() if not isinstance(section, ColumnsReward)), None)
+        if self.metric.reads_candidates and (given is not None or (self.rewards and self.all_sources())):
+            backend = "rewards" if given is None else f"reward.backend {given.backend}"
             raise ValueError(
-                "metric.explicit candidates reads the rewards of all candidates, and reward.backend "
-                f"{self.reward.backend} gives only those of the pair: use reward.backend columns, or "
-                "metric.explicit signed"
+                f"metric {self.metric.name} reads the rewards of all candidates, and {backend} gives only those of the "
+                "pair: use reward.backend columns, or another metric or metric.explicit"
             )
         return self
 
@@ -133,7 +138,7 @@ class Config(Section):
                 f"metric.ratio bradley-terry reads the labels that the reward contradicts, and select.labels {labels} "
                 "leaves none: set select.labels: keep, or another ratio"
             )
-        if self.all_sources() and self.reward is None:
+        if self.all_sources() and not self.members:
             raise ValueError(f"select.labels {labels} reads the rewards: add a reward section")
         return self
 
@@ -190,8 +195,9 @@ class Config(Section):
         return {f"sources.{index}": source for index, source in enumerate(self.sources)}
 
     def torch_models(self) -> dict[str, TorchModel]:
-        """The models that alignpot runs itself, by role, in the order policy, reference, reward."""
-        roles = {"policy": self.policy, "reference": self.reference, "reward": self.reward}
+        """The models that alignpot runs itself, by the key of their section: policy, reference, then rewards."""
+        roles = {"policy": self.policy, "reference": self.reference}
+        roles |= {reward_key(name): section for name, section in self.members.items()}
         return {role: m for role, m in roles.items() if isinstance(m, TorchModel)}
 
 

@@ -72,6 +72,11 @@ def mark_of(holder: FieldInfo | type[Section]) -> str | None:
     return str(extra["fingerprint"]) if isinstance(extra, dict) and "fingerprint" in extra else None
 
 
+def given_only(fingerprint: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    """A fingerprint without those optional keys whose value is None: so a new key leaves former fingerprints alone."""
+    return {name: value for name, value in fingerprint.items() if name not in optional or optional[name] is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class OneOf:
     """Marks a text that names an entry of a registry; any other text is refused."""

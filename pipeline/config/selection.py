@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from pipeline.config.combine import Agreement, Combine
 from pipeline.config.section import BY_CONTENT, LAYOUT, OneOf, Section, Url
 from pipeline.config.table import Table
 from pipeline.metrics.objectives import OBJECTIVES
-from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, METRICS
+from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.where import parse_where
 
@@ -101,17 +102,26 @@ class Metric(Section):
     """Implicit margin: its magnitude, or implicit reward of chosen minus that of rejected."""
     order: Literal["smallest", "largest"] = "smallest"
     """Which implicit margins the metric `implicit` ranks first."""
+    combine: Combine | None = None
+    """How several rewards become one explicit margin: the name of a rule, or a section. Default: the mean of all, if
+    the scored dataset holds several."""
 
     @model_validator(mode="after")
     def _ratio_of_margins(self) -> "Metric":
         if self.name == "potential" and self.weight == "auto" and self.normalise == "rank":
             raise ValueError("weight: auto is a ratio of margins, which ranks have lost: choose another normalise")
+        if self.name == "divergence" and self.combine is not None and self.combine.rule != "mean":
+            raise ValueError("divergence weighs all rewards alike: leave combine.rule out")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialise(self).items() if value is not None}
 
     @property
     def reads_explicit(self) -> bool:
         """Whether the metric reads rewards."""
-        return not {EXPLICIT, EXPLICIT_SIGNED}.isdisjoint(METRICS[self.name].terms(self))
+        return not {EXPLICIT, EXPLICIT_SIGNED, MEAN}.isdisjoint(METRICS[self.name].terms(self))
 
     @property
     def reads_implicit(self) -> bool:
@@ -121,14 +131,16 @@ class Metric(Section):
     @property
     def reads_candidates(self) -> bool:
         """Whether the metric reads the rewards of all candidates."""
-        return EXPLICIT in METRICS[self.name].terms(self) and self.explicit == "candidates"
+        terms = METRICS[self.name].terms(self)
+        return MEAN in terms or (EXPLICIT in terms and self.explicit == "candidates")
 
 
 class Select(Section):
-    """The rules, in the order in which they are applied: where, disagreement, labels, score bounds, per_prompt, number
-    of rows (shared out by quotas), deduplicate, split. Give `fraction` or `k`, a score bound, or `stats_from`.
+    """The rules, in the order in which they are applied: where, disagreement, labels, agreement, score bounds,
+    per_prompt, number of rows (shared out by quotas), deduplicate, split. Give `fraction` or `k`, a score bound, or
+    `stats_from`.
 
-    Statistics of the metric are taken over all rows that have a score, after where, disagreement and labels.
+    Statistics of the metric are taken over all rows that have a score, after where, disagreement, labels and agreement.
     """
 
     fraction: float | None = Field(default=None, gt=0, le=1)
@@ -148,6 +160,8 @@ class Select(Section):
     they are not looked for, because that takes a reading of every text."""
     labels: Labels = "keep"
     """What becomes of pairs whose rejected response has the higher reward: keep them, drop them, or swap the sides."""
+    agreement: Agreement | None = None
+    """Rows on which too few of several rewards prefer chosen are left out: `{at_least: 2}`."""
     per_prompt: int | None = Field(default=None, ge=1)
     """Most pairs of one prompt; the best are kept."""
     deduplicate: Literal["none", "exact", "near"] = "none"
@@ -218,7 +232,7 @@ class Select(Section):
 
     def fingerprint(self) -> dict[str, Any]:
         """Without rules that are not set and were not there from the start."""
-        later = {"where", "disagreement", "split"}
+        later = {"where", "disagreement", "split", "agreement"}
         return {name: value for name, value in super().fingerprint().items() if value or name not in later}
 
 

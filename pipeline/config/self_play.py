@@ -6,14 +6,16 @@ from typing import Any, Final
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from pipeline.config.combine import Combine
 from pipeline.config.load import load, parse, read_sections
 from pipeline.config.models import Estimate, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
-from pipeline.config.rewards import ColumnsReward, ComputedReward, JudgeReward
+from pipeline.config.rewards import ColumnsReward, ComputedReward, ComputedRewards, HasRewards
 from pipeline.config.root import Config
 from pipeline.config.round import Evaluate, Evolve, Generate, Pairing, Prompts, Train
-from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Section, Url
+from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
+from pipeline.config.services import JudgeReward
 from pipeline.config.source import Storage, Tokens
 from pipeline.shown import shown_path
 
@@ -43,7 +45,7 @@ class SelfPlayEstimate(Estimate):
     """Tokens that one GPU generates in a second, over all sequences of a batch."""
 
 
-class SelfPlayConfig(Section):
+class SelfPlayConfig(HasRewards):
     """The whole file of `alignpot self-play`. Sections that it shares with the other commands mean the same here."""
 
     preset: PresetName | None = Field(default=None, json_schema_extra=LAYOUT)
@@ -57,8 +59,10 @@ class SelfPlayConfig(Section):
     """The model of round 0."""
     reference: TorchModel | None = Field(default=None, json_schema_extra=BY_CONTENT)
     """Default: the policy of round 0, if the objective or the training needs a reference."""
-    reward: ComputedReward = Field(json_schema_extra=BY_CONTENT)
+    reward: ComputedReward | None = Field(default=None, json_schema_extra=BY_CONTENT)
     """What judges responses: a reward model, without fp8, a pointwise judge, or a function."""
+    rewards: ComputedRewards | None = Field(default=None, json_schema_extra=BY_CONTENT)
+    """Several rewards in place of `reward`, by name. `metric.combine` makes one of them, for pairs and for margins."""
     tokens: Tokens = Tokens()
     objective: Objective = Objective()
     metric: Metric = Metric(weight=_WEIGHT)
@@ -100,6 +104,7 @@ class SelfPlayConfig(Section):
             raise ValueError(
                 f"train.beta: objective {self.objective.name} has no beta for method {train.method}; give one"
             )
+        self.combine  # noqa: B018 - raises if it names a reward that is not there
         # Refuse now, before anything is generated, what scoring and selection would refuse later.
         try:
             self.scoring(self.policy, scored="/scored", subset="/subset")
@@ -115,17 +120,18 @@ class SelfPlayConfig(Section):
             raise ValueError("template: none is not for self-play, whose prompts are turns: leave it out")
         return value
 
-    @field_validator("reward")
-    @classmethod
-    def _rewards_suit_candidates(cls, value: ComputedReward) -> ComputedReward:
-        if isinstance(value, JudgeReward) and value.style == "pairwise":
+    @model_validator(mode="after")
+    def _rewards_suit_candidates(self) -> "SelfPlayConfig":
+        if not self.members:
+            raise ValueError("needs a reward section, or rewards: what judges the responses")
+        if any(isinstance(section, JudgeReward) and section.style == "pairwise" for section in self.members.values()):
             raise ValueError(
                 "a pairwise judge compares two answers, and self-play needs a reward of each of many: set style: "
                 "pointwise"
             )
-        if isinstance(value, TorchModel) and value.fp8:
+        if any(isinstance(section, TorchModel) and section.fp8 for section in self.members.values()):
             raise ValueError("fp8 is not for self-play: rewards choose the pairs, and their roundings are not checked")
-        return value
+        return self
 
     def scoring(self, policy: TorchModel, *, scored: str, subset: str) -> Config:
         """The config that scores and selects pairs of this run; they come as a dataset, not from a source.
@@ -140,7 +146,7 @@ class SelfPlayConfig(Section):
             storage=self.storage,
             policy=policy,
             reference=reference,
-            reward=ColumnsReward(),
+            **self._as_columns(),
             tokens=self.tokens,
             scored=scored,
             objective=self.objective,
@@ -149,6 +155,19 @@ class SelfPlayConfig(Section):
             output=Output(path=subset),
             run=self.run,
         )
+
+    @property
+    def combine(self) -> Combine | None:
+        """How one reward is made of several. Raises a ConfigError if metric.combine names others."""
+        if self.reward_names == ("",):
+            return None
+        return (self.metric.combine or Combine()).over(self.reward_names)
+
+    def _as_columns(self) -> dict[str, Any]:
+        """The rewards as the pairs hold them."""
+        if self.reward_names == ("",):
+            return {"reward": ColumnsReward()}
+        return {"rewards": {name: ColumnsReward() for name in self.reward_names}}
 
     @property
     def needs_reference(self) -> bool:

@@ -22,6 +22,7 @@ from pipeline.data.files import arrow_tables, rows_by_split, split_of
 from pipeline.data.manifest import EXPORT, SCORED, SUBSET, File, Manifest, find_manifest
 from pipeline.data.parts import footer_bytes, read_footer
 from pipeline.data.place import Place, in_order
+from pipeline.data.records import Records
 from pipeline.data.run import Run, find_plan
 from pipeline.data.sealed import digest, fingerprint_digest
 from pipeline.errors import IntegrityError, SourceError
@@ -74,12 +75,13 @@ class Dataset:
         manifest = find_manifest(place, kind)
         if manifest is None:
             return None
-        sizes = place.sizes() if manifest.beside else {}
-        lost = [file.path for file in (*manifest.files, *manifest.beside) if sizes.get(file.path) != file.size]
-        if manifest.beside and lost:
-            raise IntegrityError(
-                f"{place}: files are gone or cut short: [{listed(lost, show=quoted)}]. Use another path."
-            )
+        if manifest.beside:
+            sizes = place.sizes()
+            lost = [file.path for file in (*manifest.files, *manifest.beside) if sizes.get(file.path) != file.size]
+            if lost:
+                raise IntegrityError(
+                    f"{place}: files are gone or cut short: [{listed(lost, show=quoted)}]. Use another path."
+                )
         return cls(place, manifest)
 
     @property
@@ -124,11 +126,11 @@ class Dataset:
             return _taken(positions, self.tables(wanted))
         firsts = np.cumsum([0, *(file.num_kept for file in files)])
         cuts = np.searchsorted(positions, firsts)
-        some = [
+        some = (
             (file, positions[start:stop] - first)
             for file, first, start, stop in zip(files, firsts[:-1], cuts[:-1], cuts[1:], strict=True)
             if stop > start
-        ]
+        )
         return itertools.chain.from_iterable(in_order(lambda each: self._take_from(*each, wanted), some))
 
     def rows(self, first: int, num_rows: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -157,7 +159,7 @@ class Dataset:
 
     def of_split(self, name: str) -> "Dataset":
         """The rows of one split."""
-        return self._of_files([file for file in self._files() if split_of(file) == name])
+        return self._of_files(self._files().where(lambda file: split_of(file) == name))
 
     def has_values(self, column: str) -> bool:
         """Whether a row, kept or dropped, has a value in this column; told by the footers of parts."""
@@ -171,14 +173,15 @@ class Dataset:
         """What identifies the rows: a digest of the digests of all files."""
         return digest("".join(file.digest or file.footer_digest for file in self._files()).encode())
 
-    def _of_files(self, files: Sequence[File]) -> "Dataset":
+    def _of_files(self, files: Records[File]) -> "Dataset":
         sums = {name: sum(getattr(file, name) for file in files) for name in ("num_rows", "num_kept")}
-        return Dataset(self.place, dataclasses.replace(self.manifest, files=tuple(files), **sums))
+        return Dataset(self.place, dataclasses.replace(self.manifest, files=files, **sums))
 
-    def _files(self) -> Sequence[File]:
+    def _files(self) -> Records[File]:
         """The files to read the rows from: of formats that hold the same rows, Parquet before Arrow."""
-        parquet = [file for file in self.manifest.files if file.footer_digest]
-        files = parquet or [file for file in self.manifest.files if file.path.startswith("hf/")]
+        listed_files = self.manifest.files
+        files = listed_files.where(lambda file: file.footer_digest != "")
+        files = files or listed_files.where(lambda file: file.path.startswith("hf/"))
         if sum(file.num_rows for file in files) != self.manifest.num_rows:
             raise IntegrityError(f"{self.place}: the files do not hold the rows of the manifest. Use another path.")
         return files

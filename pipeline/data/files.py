@@ -26,6 +26,7 @@ from pipeline.data.commit import create, create_from_file
 from pipeline.data.manifest import File, Manifest, schema_json
 from pipeline.data.parts import footer_bytes
 from pipeline.data.place import Place, in_order
+from pipeline.data.records import Records
 from pipeline.data.run import Plan, Run
 from pipeline.data.sealed import digest
 from pipeline.data.writers import LocalFiles, hf_descriptions
@@ -116,7 +117,7 @@ def finish_files(run: Run, files: Iterable[File], beside: Mapping[str, bytes], e
     Raises:
         IntegrityError: files are missing, or files of other content stand in the way.
     """
-    plan, files = run.plan, tuple(sorted(files, key=lambda file: file.path))
+    plan, files = run.plan, sorted(files, key=lambda file: file.path)
     num_rows = sum(shard["num_rows"] for shard in plan.shards)
     if sum(file.num_rows for file in files) != num_rows * len(plan.formats):
         raise IntegrityError(f"{run.place}: the files do not hold {num_rows} rows in each format. Use another path.")
@@ -131,8 +132,8 @@ def finish_files(run: Run, files: Iterable[File], beside: Mapping[str, bytes], e
         if not create(place, data) and place.read() != data:
             raise _other_content(place)
         published.append(File(path=path, size=len(data), digest=digest(data)))
-    facts = {"num_rows": num_rows, "num_kept": num_rows, "files": files, "beside": tuple(published), "extra": extra}
-    return run.publish(run.manifest(**facts))
+    facts = {"num_rows": num_rows, "num_kept": num_rows, "beside": tuple(published), "extra": extra}
+    return run.publish(run.manifest(files=Records.of(map(dataclasses.asdict, files), File), **facts))
 
 
 def arrow_tables(dataset: Place, file: File) -> Iterator[pa.Table]:

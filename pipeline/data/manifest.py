@@ -2,12 +2,13 @@
 
 import base64
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import pyarrow as pa
 
 from pipeline.data.place import Place
+from pipeline.data.records import Records
 from pipeline.data.sealed import read_sealed
 from pipeline.drops import share_of_faults
 from pipeline.errors import FingerprintError, IntegrityError
@@ -16,6 +17,7 @@ MANIFEST_FILE: Final = "_SUCCESS.json"
 SCORED: Final = "scored"
 SUBSET: Final = "subset"
 EXPORT: Final = "export"
+_ROLES: Final = ("policy", "reference", "reward")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ class Manifest:
     """Sums over kept rows, by column."""
     id_digest: str = ""
     """Identifies the set of kept ids, see PartSummary."""
-    files: tuple[File, ...] = ()
+    files: Records[File] = dataclasses.field(default_factory=lambda: Records.of((), File))
     beside: tuple[File, ...] = ()
     """The report, and descriptions of the data files for their readers."""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -73,13 +75,13 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """What `find_manifest` reads back."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        files = {name: [dataclasses.asdict(file) for file in own[name]] for name in ("files", "beside")}
-        return {**own, **files, "schema": schema_json(self.schema)}
+        beside = [dataclasses.asdict(file) for file in self.beside]
+        return {**own, "beside": beside, "schema": schema_json(self.schema)}
 
 
 def kind_of(place: Place) -> str:
     """The kind of a complete run there; a subset if there is none."""
-    manifest = read_sealed(place / MANIFEST_FILE) or {}
+    manifest = read_sealed(place / MANIFEST_FILE, records="files") or {}
     return SCORED if manifest.get("kind") == SCORED else SUBSET
 
 
@@ -91,14 +93,14 @@ def find_manifest(place: Place, kind: str) -> Manifest | None:
         IntegrityError: it is damaged.
     """
     path = place / MANIFEST_FILE
-    value = read_sealed(path)
+    value = read_sealed(path, records="files")
     if value is None:
         return None
     try:
         check_kind(value, kind, path)
-        files, beside = (tuple(File(**each) for each in value.pop(name)) for name in ("files", "beside"))
+        files, beside = value.pop("files").of_kind(File), tuple(File(**each) for each in value.pop("beside"))
         return Manifest(**{**value, "files": files, "beside": beside, "schema": schema_of(value["schema"])})
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path} is damaged ({type(error).__name__}). Restore it, or use another path.") from None
 
 
@@ -120,3 +122,13 @@ def schema_json(schema: pa.Schema) -> dict[str, Any]:
 def schema_of(value: Mapping[str, Any]) -> pa.Schema:
     """The schema that `schema_json` wrote."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["arrow"])))
+
+
+def models_of(
+    scored_by: Mapping[str, Any], made_from: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """What a subset's manifest says of each model: its role, its fingerprint and its section of the config."""
+    for role in _ROLES:
+        yield role, scored_by.get(role), made_from.get(role) or {}
+    for name, fingerprint in (scored_by.get("rewards") or {}).items():
+        yield f"reward {name}", fingerprint, (made_from.get("rewards") or {}).get(name) or {}

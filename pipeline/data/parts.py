@@ -12,9 +12,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline import schema as names
 from pipeline.data.commit import create
@@ -78,10 +80,14 @@ def part_path(index: int) -> str:
     return f"{PARTS_FOLDER}/{index:08d}.parquet"
 
 
-def part_sizes(dataset: Place) -> dict[int, int]:
-    """Bytes of every part that has been committed, by index."""
-    found = (dataset / PARTS_FOLDER).sizes().items()
-    return {int(match[1]): size for name, size in found if (match := _PART_NAME.match(name))}
+def part_sizes(dataset: Place, num_parts: int) -> NDArray[np.int64]:
+    """Bytes of each of so many parts, by index; -1 if it has not been committed."""
+    sizes = np.full(num_parts, -1, dtype=np.int64)
+    for name, size in (dataset / PARTS_FOLDER).objects():
+        match = _PART_NAME.match(name)
+        if match is not None and int(match[1]) < num_parts:
+            sizes[int(match[1])] = size
+    return sizes
 
 
 def commit_part(dataset: Place, spec: PartSpec, table: pa.Table) -> PartSummary:
@@ -237,7 +243,9 @@ def _check_kept(kept: pa.Table, where: str) -> None:
     for name in {names.ID, names.CONTENT_DIGEST} & set(kept.column_names):
         if kept[name].null_count:
             raise IntegrityError(f"{where}: {kept[name].null_count} kept rows have no {name}.")
-    for field in (*names.SCORE_FIELDS, *names.LEAD_FIELDS):
+    several = () if names.REWARD_CHOSEN in kept.column_names else names.named_rewards(kept.column_names)
+    judged = names.lead_fields(names.judged_rewards(kept.column_names))
+    for field in (*names.SCORE_FIELDS, *names.reward_fields(several), *judged):
         if not pa.types.is_floating(field.type) or field.name not in kept.column_names:
             continue
         wrong = pc.invert(pc.is_finite(kept[field.name]).fill_null(fill_value=True))

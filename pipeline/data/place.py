@@ -7,12 +7,14 @@ changes: a stale listing would be a wrong answer about what has been committed.
 """
 
 import concurrent.futures
+import contextlib
 import inspect
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -159,14 +161,45 @@ class Place:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every object below this folder, by name relative to it; empty if nothing is there."""
+        return dict(self.objects())
+
+    def objects(self) -> Iterator[tuple[str, int]]:
+        """The same one by one, in any order: there may be a million."""
+        if self.is_local:
+            yield from self._files_below("")
+        elif hasattr(self.fs, "call_s3"):
+            yield from self._keys_below()
+        else:
+            found: dict[str, dict[str, Any]] = self._ask(lambda: self.fs.find(self.root, detail=True)) or {}
+            within = f"{self.root}/"
+            for name, info in found.items():
+                if info["type"] == "file" and name.startswith(within):
+                    yield name.removeprefix(within), int(info["size"])
+
+    def _files_below(self, folder: str) -> Iterator[tuple[str, int]]:
+        missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with storage_errors(str(self)), missing, os.scandir(f"{self.root}/{folder}") as found:
+            for entry in found:
+                if entry.is_dir():
+                    yield from self._files_below(f"{folder}{entry.name}/")
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        yield f"{folder}{entry.name}", entry.stat().st_size
+
+    def _keys_below(self) -> Iterator[tuple[str, int]]:
         # Not ls(): s3fs swallows a 503 in there and calls the folder missing.
-        found: dict[str, dict[str, Any]] = self._ask(lambda: self.fs.find(self.root, detail=True)) or {}
-        within = f"{self.root}/"
-        return {
-            name.removeprefix(within): int(info["size"])
-            for name, info in found.items()
-            if info["type"] == "file" and name.startswith(within)
-        }
+        bucket, _, prefix = self.root.partition("/")
+        within = f"{prefix}/" if prefix else ""
+        page: dict[str, str] | None = {}
+        while page is not None:
+            ask = partial(self.fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=within, **page)
+            answer: dict[str, Any] = self._ask(ask) or {}
+            for each in answer.get("Contents", ()):
+                name = each["Key"].removeprefix(within)
+                if name and not name.endswith("/"):
+                    yield name, int(each["Size"])
+            token = answer.get("NextContinuationToken")
+            page = {"ContinuationToken": token} if token else None
 
     def _ask(self, ask: Callable[[], _Result]) -> _Result | None:
         """What the store answers; None if there is no such object."""

@@ -9,16 +9,19 @@ started any number of times. `_SUCCESS.json`, put if absent, is the last object.
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline import __version__
 from pipeline.data.commit import clear_leftovers, create
 from pipeline.data.manifest import MANIFEST_FILE, File, Manifest, check_kind, find_manifest, schema_json, schema_of
 from pipeline.data.parts import PartSpec, PartSummary, add_id_digests, part_path, part_sizes, read_part_summary
 from pipeline.data.place import Place, in_order
+from pipeline.data.records import Records
 from pipeline.data.sealed import ABSENT, as_json, differences, fingerprint_digest, read_sealed, sealed
 from pipeline.errors import FingerprintError, IntegrityError, TemporaryError
 from pipeline.shown import listed, shown
@@ -27,6 +30,7 @@ RUN_FILE: Final = "run.json"
 MINOR_VERSION: Final = ".".join(__version__.split(".")[:2])
 """Versions of one minor number give the same rows, so a run may be resumed with either."""
 _MOST_NAMED: Final = 10
+_WAVE_PARTS: Final = 16_384
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +43,7 @@ class Plan:
     config: Mapping[str, Any]
     """The resolved config, for people; nothing is read back from it."""
     schema: pa.Schema = dataclasses.field(default_factory=lambda: pa.schema([]))
-    shards: tuple[Mapping[str, Any], ...] = ()
+    shards: Sequence[Mapping[str, Any]] = ()
     """JSON values: `num_rows`, if known beforehand, and how to find the rows in the source."""
     formats: tuple[str, ...] = ()
     """hf, parquet, jsonl for files that others read; empty for parts."""
@@ -80,10 +84,11 @@ class Run:
         """
         path = place / RUN_FILE
         fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(Plan)}
-        wanted = as_json({**fields, "schema": schema_json(plan.schema)})
-        stored = read_sealed(path)
+        fields |= {"schema": schema_json(plan.schema), "shards": _compact(plan.shards)}
+        wanted = {name: value if name == "shards" else as_json(value) for name, value in fields.items()}
+        stored = _read(path)
         if stored is None:
-            stored = wanted if create(path, sealed(wanted)) else read_sealed(path)
+            stored = wanted if create(path, sealed(wanted)) else _read(path)
         if stored is None:
             raise TemporaryError(f"{path} went away while it was read. Run the same command again.")
         joined = _plan(stored, plan.kind, path)
@@ -91,9 +96,9 @@ class Run:
         clear_leftovers(place)
         return cls(place, joined)
 
-    def pending(self) -> list[int]:
+    def pending(self) -> NDArray[np.int64]:
         """Indices of the shards that have no part yet; other objects in the folder are ignored."""
-        return sorted({*range(len(self.plan.shards))} - part_sizes(self.place).keys())
+        return np.flatnonzero(part_sizes(self.place, len(self.plan.shards)) < 0)
 
     def finish(self, extra: Mapping[str, Any], check: Callable[[Manifest], None] | None = None) -> Manifest:
         """Check every part against the plan and publish the manifest; one that is there is checked and returned.
@@ -103,7 +108,7 @@ class Run:
         Raises:
             IntegrityError: parts are missing, damaged or short, or differ from the manifest that is there.
         """
-        return self.publish(_manifest_of_parts(self, _checked_parts(self), extra), check)
+        return self.publish(_manifest_of_parts(self, extra), check)
 
     def manifest(self, **facts: Any) -> Manifest:
         """A manifest of this run with these facts."""
@@ -113,16 +118,17 @@ class Run:
     def publish(self, manifest: Manifest, check: Callable[[Manifest], None] | None = None) -> Manifest:
         """Create the manifest, or compare it with the one that is there, which is returned. Raises as `finish`."""
         path = self.place / MANIFEST_FILE
-        if read_sealed(path) is None:
+        if path.size() is None:
             if check is not None:
                 check(manifest)
             if create(path, sealed(manifest.to_json())):
                 return manifest
         stored = find_manifest(self.place, self.plan.kind)
         assert stored is not None  # noqa: S101
-        there, ours = stored.to_json(), as_json(manifest.to_json())
-        may_differ = ("version", "config", "extra", "beside")
-        differing = [name for name in ours if name not in may_differ and there[name] != ours[name]]
+        there, ours = stored.to_json(), manifest.to_json()
+        compared = [name for name in ours if name not in ("version", "config", "extra", "beside", "files")]
+        differing = [name for name in compared if as_json(there[name]) != as_json(ours[name])]
+        differing += ["files"] * (there["files"] != ours["files"])
         if differing:
             raise IntegrityError(
                 f"{path} and the files beside it differ in {', '.join(differing)}: they were changed after the run was "
@@ -134,7 +140,7 @@ class Run:
 def find_plan(place: Place, kind: str) -> Plan | None:
     """The plan of the run of that kind at `place`; None if none was begun. Raises as `Run.claim`."""
     path = place / RUN_FILE
-    stored = read_sealed(path)
+    stored = _read(path)
     return None if stored is None else _plan(stored, kind, path)
 
 
@@ -151,11 +157,23 @@ def check_claim(place: Place, kind: str, fingerprint: Mapping[str, Any]) -> None
         _check_fingerprint(known, as_json(fingerprint), place / RUN_FILE)
 
 
+def _read(path: Place) -> Mapping[str, Any] | None:
+    return read_sealed(path, records="shards")
+
+
+def _compact(shards: Sequence[Mapping[str, Any]]) -> Records[dict[str, Any]]:
+    return shards if isinstance(shards, Records) else Records.of(shards, dict)
+
+
 def _plan(stored: Mapping[str, Any], kind: str, path: Place) -> Plan:
     try:
         check_kind(stored, kind, path)
         known = {field.name: stored[field.name] for field in dataclasses.fields(Plan)}
-        own = {"schema": schema_of(stored["schema"]), **{name: tuple(stored[name]) for name in ("shards", "formats")}}
+        own = {
+            "schema": schema_of(stored["schema"]),
+            "shards": _compact(stored["shards"]),
+            "formats": tuple(stored["formats"]),
+        }
         return Plan(**{**known, **own})
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path} is damaged ({type(error).__name__}). Use another path.") from None
@@ -179,52 +197,75 @@ def _check_fingerprint(stored: Any, wanted: Any, path: Place) -> None:
     )
 
 
-def _checked_parts(run: Run) -> list[PartSummary]:
-    sizes = part_sizes(run.place)
-    indices = range(len(run.plan.shards))
-    missing = [part_path(i) for i in indices if i not in sizes]
+def _manifest_of_parts(run: Run, extra: Mapping[str, Any]) -> Manifest:
+    sums = _Sums()
+    files = Records.of(map(sums.add, _checked_parts(run)), File)
+    return run.manifest(
+        num_rows=sum(sums.outcomes.values()),
+        num_kept=sums.outcomes["kept"],
+        num_dropped=sums.outcomes["dropped"],
+        drops={stage: dict(sorted(counts.items())) for stage, counts in sorted(sums.drops.items())},
+        num_tokens=dict(sorted(sums.num_tokens.items())),
+        id_digest=sums.id_digest,
+        files=files,
+        extra=extra,
+    )
+
+
+class _Sums:
+    """What a manifest says of all parts together."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.drops: dict[str, Counter[str]] = {}
+        self.num_tokens: Counter[str] = Counter()
+        self.id_digest = add_id_digests([])
+
+    def add(self, part: PartSummary) -> dict[str, Any]:
+        """Count a part; returns the fields of its file."""
+        self.outcomes.update(kept=part.num_kept, dropped=part.num_dropped)
+        self.num_tokens.update(part.num_tokens)
+        for stage, reasons in part.drops.items():
+            self.drops.setdefault(stage, Counter()).update(reasons)
+        self.id_digest = add_id_digests([self.id_digest, part.id_digest])
+        file = File(
+            path=part_path(part.index),
+            num_rows=part.num_rows,
+            num_kept=part.num_kept,
+            size=part.size,
+            footer_digest=part.footer_digest,
+        )
+        return dataclasses.asdict(file)
+
+
+def _checked_parts(run: Run) -> Iterator[PartSummary]:
+    """The summaries of all parts. After the last, it raises if rows do not add up."""
+    sizes = part_sizes(run.place, len(run.plan.shards))
+    missing = [part_path(int(i)) for i in np.flatnonzero(sizes < 0)]
     if missing:
         raise IntegrityError(
             f"{run.place}: parts are missing: {listed(missing, show=str)}. Run the same command again."
         )
-    specs = run.plan.part_specs(indices)
-    summaries = list(in_order(lambda i: read_part_summary(run.place, specs[i], sizes[i]), indices, num_threads=16))
-    wrong = [
-        f"{part_path(part.index)} ({part.num_rows} rows of {shard.get('num_rows', 'some')}, "
-        f"{part.num_kept} kept, {part.num_dropped} dropped)"
-        for part, shard in zip(summaries, run.plan.shards, strict=True)
-        if part.num_rows != shard.get("num_rows", part.num_rows) or part.num_rows != part.num_kept + part.num_dropped
-    ]
+    wrong = []
+    for part, shard in zip(_summaries(run, sizes), run.plan.shards, strict=True):
+        if part.num_rows != shard.get("num_rows", part.num_rows) or part.num_rows != part.num_kept + part.num_dropped:
+            wrong.append(
+                f"{part_path(part.index)} ({part.num_rows} rows of {shard.get('num_rows', 'some')}, "
+                f"{part.num_kept} kept, {part.num_dropped} dropped)"
+            )
+        yield part
     if wrong:
         raise IntegrityError(
             f"{run.place}: the rows of parts do not add up: {listed(wrong, show=str)}. Use another path."
         )
-    return summaries
 
 
-def _manifest_of_parts(run: Run, parts: Sequence[PartSummary], extra: Mapping[str, Any]) -> Manifest:
-    drops: dict[str, Counter[str]] = {}
-    num_tokens: Counter[str] = Counter()
-    for part in parts:
-        num_tokens.update(part.num_tokens)
-        for stage, reasons in part.drops.items():
-            drops.setdefault(stage, Counter()).update(reasons)
-    return run.manifest(
-        num_rows=sum(part.num_rows for part in parts),
-        num_kept=sum(part.num_kept for part in parts),
-        num_dropped=sum(part.num_dropped for part in parts),
-        drops={stage: dict(sorted(counts.items())) for stage, counts in sorted(drops.items())},
-        num_tokens=dict(sorted(num_tokens.items())),
-        id_digest=add_id_digests(part.id_digest for part in parts),
-        files=tuple(
-            File(
-                path=part_path(part.index),
-                num_rows=part.num_rows,
-                num_kept=part.num_kept,
-                size=part.size,
-                footer_digest=part.footer_digest,
-            )
-            for part in parts
-        ),
-        extra=extra,
-    )
+def _summaries(run: Run, sizes: NDArray[np.int64]) -> Iterator[PartSummary]:
+    for first in range(0, len(sizes), _WAVE_PARTS):
+        indices = range(first, min(first + _WAVE_PARTS, len(sizes)))
+        specs = run.plan.part_specs(indices)
+
+        def summary(index: int, specs: Mapping[int, PartSpec] = specs) -> PartSummary:
+            return read_part_summary(run.place, specs[index], int(sizes[index]))
+
+        yield from in_order(summary, indices, num_threads=16)

@@ -32,7 +32,7 @@ def datasets_below(place: Place) -> list[DatasetState]:
     states = []
     for prefix in sorted(name.removesuffix(RUN_FILE) for name in names if f"/{name}".endswith(f"/{RUN_FILE}")):
         folder = place / prefix.rstrip("/") if prefix else place
-        plan = read_sealed(folder / RUN_FILE) or {}
+        plan = read_sealed(folder / RUN_FILE, records="shards") or {}
         shards = [] if plan.get("formats") else plan.get("shards", [])
         states.append(
             DatasetState(

@@ -22,7 +22,7 @@ def verify(place: Place) -> str:
         SourceError: there is no dataset, or it is not complete.
         IntegrityError: files are gone or damaged; up to ten are named.
     """
-    run = read_sealed(place / RUN_FILE)
+    run = read_sealed(place / RUN_FILE, records="shards")
     if run is None:
         raise SourceError(f"{place} holds no dataset of alignpot (no {RUN_FILE}). Correct the path.")
     checks = _checks(place, str(run.get("kind")))

@@ -77,7 +77,7 @@ def _extras(config: AnyConfig | None, models: dict[str, TorchModel]) -> set[str]
 
 def _reserved(config: AnyConfig | None, models: dict[str, TorchModel]) -> float:
     """GPUs that this machine must have for the numbers in the config."""
-    fixed = [(model.replicas, model.num_gpus) for model in models.values() if model.num_gpus != "auto"]
+    fixed = [(model.replica_range[0], model.num_gpus) for model in models.values() if model.num_gpus != "auto"]
     if isinstance(config, Config) and config.run.engine != "plain" and config.run.placement == "pooled":
         return sum(replicas * num_gpus for replicas, num_gpus in fixed)
     return max((num_gpus for _, num_gpus in fixed), default=0.0)

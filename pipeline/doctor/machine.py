@@ -71,7 +71,7 @@ def memory(models: Mapping[str, TorchModel]) -> Finding:
     """Free memory, and whether the weights of models that run on the CPU fit into it."""
     free = _free_memory()
     on_cpu = {role: m for role, m in models.items() if m.num_gpus == 0 or not _GPU_DEVICE.exists()}
-    weights = sum(_CPU_BYTES * m.replicas * (num_parameters(m) or 0) for m in on_cpu.values())
+    weights = sum(_CPU_BYTES * m.replica_range[1] * (num_parameters(m) or 0) for m in on_cpu.values())
     says = f"{_gb(free)} free, {os.cpu_count()} CPU cores"
     if weights > free:
         return bad(

@@ -12,7 +12,7 @@ import yaml
 
 from pipeline import schema
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import Manifest, models_of
 from pipeline.metrics.potential import METRICS
 from pipeline.selection.report import render
 from pipeline.shown import shown
@@ -20,7 +20,6 @@ from pipeline.shown import shown
 MARK: Final = "alignpot_subset"
 """Key of the header: the card is ours, and of the subset of this digest."""
 _ON_HUB: Final = "hf://datasets/"
-_ROLES: Final = ("policy", "reference", "reward")
 _SIZES: Final = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 
@@ -91,11 +90,10 @@ def _source(source: Mapping[str, Any]) -> Iterator[str]:
 
 def _models(manifest: Manifest, made_from: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Role and name of each model; a model of the hub with its commit, another with the digest of its weights."""
-    for role in _ROLES:
-        scored_by = (manifest.extra.get("scored_by") or {}).get(role)
+    for role, scored_by, given in models_of(manifest.extra.get("scored_by") or {}, made_from):
         if not isinstance(scored_by, Mapping):
             continue
-        given, adapter = made_from.get(role) or {}, scored_by.get("adapter")
+        adapter = scored_by.get("adapter")
         name = scored_by.get("name") or _public(str(given.get("model") or ""))
         version = scored_by.get("revision") or scored_by.get("weights")
         text = _code(name) if name else "scores that the source holds"

@@ -6,6 +6,7 @@
     moments      exact, mergeable mean and standard deviation
     ids          seeded hash of row ids
     potential    M_AP and the other metrics: the formulas
+    combine      one explicit margin of several rewards
     normalise    z-scores, robust z-scores, ranks; what a metric takes from the whole set
     calibration  margins on the log-odds scale of the labels
     ratio        the explicit/implicit ratio set automatically

@@ -5,10 +5,11 @@ Always chosen minus rejected, float64, one value a row; a value that cannot be c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.config import Explicit, Objective
 
 SideName = Literal["chosen", "rejected"]
+Int64Array = npt.NDArray[np.int64]
 
 COLUMN_OF: Final[Mapping[SideName, Mapping[Quantity, str]]] = {
     "chosen": {
@@ -42,8 +44,8 @@ EXPLICIT_COLUMNS: Final[Mapping[Explicit, tuple[str, ...]]] = {
 }
 
 
-def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed") -> FloatArray:
-    """Reward margin of every pair, float64 [num_rows].
+def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed", reward: str = "") -> FloatArray:
+    """Reward margin of every pair, float64 [num_rows]. reward: the name of one of several.
 
     signed: r*(chosen) - r*(rejected). Of a pairwise judge (lead(chosen) - lead(rejected)) / 2, and 0 where both leads
     have one sign, because the two orders disagree then. absolute: its magnitude. candidates: largest minus smallest
@@ -55,11 +57,12 @@ def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed")
         SchemaError: a column is missing or of another type.
     """
     if kind == "candidates":
-        return _spread_of_candidates(single_array(table, schema.REWARDS_ALL))
+        return candidates_range(table)
     with np.errstate(invalid="ignore", over="ignore"):
-        margin = float_column(table, schema.REWARD_CHOSEN) - float_column(table, schema.REWARD_REJECTED)
-        if {*schema.LEADS} <= {*table.schema.names}:
-            ours, theirs = (float_column(table, name) for name in schema.LEADS)
+        chosen, rejected = (float_column(table, name) for name in schema.reward_columns(reward))
+        margin = chosen - rejected
+        if {*schema.lead_columns(reward)} <= {*table.schema.names}:
+            ours, theirs = (float_column(table, name) for name in schema.lead_columns(reward))
             judged = np.where(np.sign(ours) * np.sign(theirs) > 0, 0.0, (ours - theirs) / 2)
             margin = np.where(np.isnan(judged), margin, judged)
     return np.abs(margin) if kind == "absolute" else margin
@@ -130,11 +133,46 @@ def _valid(quantity: Quantity, values: FloatArray) -> FloatArray:
     return values if valid.all() else np.where(valid, values, np.nan)
 
 
-def _spread_of_candidates(rewards: pa.Array) -> FloatArray:
-    spread = np.full(len(rewards), np.nan)
+def candidates_range(table: pa.Table | pa.RecordBatch) -> FloatArray:
+    """Largest minus smallest reward of all candidates, float64 [num_rows]; NaN without candidates or without a reward.
+
+    Raises:
+        SchemaError: the column is missing or of another type.
+    """
+    return _of_candidates(
+        table, lambda values, starts: np.maximum.reduceat(values, starts) - np.minimum.reduceat(values, starts)
+    )
+
+
+def candidates_mean(table: pa.Table | pa.RecordBatch) -> FloatArray:
+    """Mean reward of all candidates. As `candidates_range`."""
+    return _of_candidates(table, _means)
+
+
+def candidates_variance(table: pa.Table | pa.RecordBatch) -> FloatArray:
+    """Variance of the rewards of all candidates, ddof 0. As `candidates_range`."""
+
+    def variances(values: FloatArray, starts: Int64Array) -> FloatArray:
+        sizes = np.diff(np.append(starts, values.size))
+        return _means((values - np.repeat(_means(values, starts), sizes)) ** 2, starts)
+
+    return _of_candidates(table, variances)
+
+
+def _means(values: FloatArray, starts: Int64Array) -> FloatArray:
+    means: FloatArray = np.add.reduceat(values, starts) / np.diff(np.append(starts, values.size))
+    return means
+
+
+def _of_candidates(
+    table: pa.Table | pa.RecordBatch, measure: Callable[[FloatArray, Int64Array], FloatArray]
+) -> FloatArray:
+    """A number of each row from the rewards of all candidates, given in one array, and where each row starts in it."""
+    rewards = single_array(table, schema.REWARDS_ALL)
+    found = np.full(len(rewards), np.nan)
     kind = rewards.type
     if pa.types.is_null(kind):
-        return spread
+        return found
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise SchemaError(
             f"column {schema.REWARDS_ALL} has type {kind}; wanted a list of numbers, the rewards of all candidates."
@@ -146,5 +184,5 @@ def _spread_of_candidates(rewards: pa.Array) -> FloatArray:
         # Rows without values take no room in `values`, so each start marks the end of the filled row before it.
         starts = (np.cumsum(lengths) - lengths)[filled]
         with np.errstate(invalid="ignore", over="ignore"):
-            spread[filled] = np.maximum.reduceat(values, starts) - np.minimum.reduceat(values, starts)
-    return spread
+            found[filled] = measure(values, starts)
+    return found

@@ -54,23 +54,23 @@ class Fitted:
 
     normalisers: by term. weight: the explicit/implicit ratio that is applied to normalised margins.
     scales: Bradley-Terry scales by term: scale times margin is in log-odds. ranges: lowest and highest value by term.
+    members: of the margins of several rewards, by name, before they are combined.
     """
 
     normalisers: Mapping[str, Normaliser] = field(default_factory=dict)
     weight: float | None = None
     scales: Mapping[str, float] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    members: Mapping[str, Normaliser] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; floats come back to the bit. Of ranks, only that they are ranks."""
         return {
-            "normalisers": {
-                name: {"center": scale.center, "spread": scale.spread} if isinstance(scale, Scale) else "ranks"
-                for name, scale in self.normalisers.items()
-            },
+            "normalisers": _to_dict(self.normalisers),
             "weight": self.weight,
             "scales": dict(self.scales),
             "ranges": {name: list(bounds) for name, bounds in self.ranges.items()},
+            **({"members": _to_dict(self.members)} if self.members else {}),
         }
 
     @staticmethod
@@ -81,14 +81,23 @@ class Fitted:
             KeyError, TypeError, ValueError: it is damaged.
         """
         return Fitted(
-            normalisers={
-                name: Scale(center=float(entry["center"]), spread=float(entry["spread"]))
-                for name, entry in value["normalisers"].items()
-            },
+            normalisers=_from_dict(value["normalisers"]),
             weight=None if value["weight"] is None else float(value["weight"]),
             scales={name: float(scale) for name, scale in value["scales"].items()},
             ranges={name: (float(low), float(high)) for name, (low, high) in value["ranges"].items()},
+            members=_from_dict(value.get("members", {})),
         )
+
+
+def _to_dict(normalisers: Mapping[str, Normaliser]) -> dict[str, Any]:
+    return {
+        name: {"center": scale.center, "spread": scale.spread} if isinstance(scale, Scale) else "ranks"
+        for name, scale in normalisers.items()
+    }
+
+
+def _from_dict(value: Mapping[str, Any]) -> dict[str, Normaliser]:
+    return {name: Scale(center=float(entry["center"]), spread=float(entry["spread"])) for name, entry in value.items()}
 
 
 def checked_scale(center: float, spread: float, *, name: str, num_rows: int) -> Scale:

@@ -16,13 +16,24 @@ from pipeline.metrics.calibration import log_odds_weight
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.normalise import Fitted
 
-Term = Literal["margin_explicit", "margin_explicit_signed", "margin_implicit", "margin_implicit_abs", "uniform"]
+Term = Literal[
+    "margin_explicit",
+    "margin_explicit_signed",
+    "margin_implicit",
+    "margin_implicit_abs",
+    "rewards_mean",
+    "rewards_variance",
+    "uniform",
+]
 
 EXPLICIT: Final[Term] = "margin_explicit"
 """The explicit margin as `metric.explicit` takes it."""
 EXPLICIT_SIGNED: Final[Term] = "margin_explicit_signed"
 IMPLICIT: Final[Term] = "margin_implicit"
 ABS_IMPLICIT: Final[Term] = "margin_implicit_abs"
+MEAN: Final[Term] = "rewards_mean"
+VARIANCE: Final[Term] = "rewards_variance"
+"""Of the rewards of all candidates."""
 UNIFORM: Final[Term] = "uniform"
 
 Terms: TypeAlias = Mapping[Term, FloatArray]
@@ -78,14 +89,23 @@ def _potential_needs(metric: Metric) -> frozenset[Need]:
 
 
 def _potential(terms: Terms, metric: Metric, fitted: Fitted) -> FloatArray:
-    scaled = {
-        name: fitted.normalisers[name].apply(values) if name in fitted.normalisers else values
-        for name, values in terms.items()
-    }
+    scaled = _normalised(terms, fitted)
     weight = fitted.weight if metric.weight == "auto" else metric.weight
     if not weight:
         return scaled[EXPLICIT]
     return alignment_potential(scaled[EXPLICIT], scaled[implicit_term(metric)], weight)
+
+
+def _normalised(terms: Terms, fitted: Fitted) -> dict[Term, FloatArray]:
+    return {
+        name: fitted.normalisers[name].apply(values) if name in fitted.normalisers else values
+        for name, values in terms.items()
+    }
+
+
+def _quality(terms: Terms, _: Metric, fitted: Fitted) -> FloatArray:
+    scaled = _normalised(terms, fitted)
+    return scaled[MEAN] - scaled[VARIANCE]
 
 
 def _implicit(terms: Terms, metric: Metric, _: Fitted) -> FloatArray:
@@ -171,5 +191,19 @@ METRICS: Final[Mapping[str, MetricDefinition]] = {
         formula="sigma(a * explicit) - sigma(b * implicit), both signed; a and b fit the labels best, 1% of which are "
         "taken to be wrong",
         source="ours: Bradley and Terry 1952 for both margins",
+    ),
+    "divergence": MetricDefinition(
+        terms=lambda _: (EXPLICIT_SIGNED,),
+        score=lambda terms, _, __: terms[EXPLICIT_SIGNED],
+        formula="mean of the signed margins of several rewards: the most negative Preference Divergence first. That is "
+        "minus their sum up to a factor, which moves no rank",
+        source="arXiv 2508.07638, PD; the factor was not verified",
+    ),
+    "quality": MetricDefinition(
+        terms=lambda _: (MEAN, VARIANCE),
+        needs=lambda metric: _NORMALISER_NEEDS[metric.normalise],
+        score=_quality,
+        formula="mean - variance of the rewards of all candidates, each normalised over the whole set",
+        source="arXiv 2505.23114, Alignment Data Map: high mean, low variance; the score that joins them is ours",
     ),
 }

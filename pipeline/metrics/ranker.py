@@ -17,15 +17,25 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.metrics import ids
 from pipeline.metrics.columns import FloatArray, single_array
-from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin, objective_columns
+from pipeline.metrics.margins import (
+    EXPLICIT_COLUMNS,
+    candidates_mean,
+    candidates_range,
+    candidates_variance,
+    explicit_margin,
+    implicit_margin,
+    objective_columns,
+)
 from pipeline.metrics.normalise import Fitted
 from pipeline.metrics.potential import (
     ABS_IMPLICIT,
     EXPLICIT,
     EXPLICIT_SIGNED,
     IMPLICIT,
+    MEAN,
     METRICS,
     UNIFORM,
+    VARIANCE,
     Need,
     Term,
     Terms,
@@ -37,19 +47,29 @@ if TYPE_CHECKING:
     from pipeline.config import Metric, Objective
 
 _BLOCK: Final = 2**16
+_OF_CANDIDATES: Final = {"candidates": candidates_range, "mean": candidates_mean, "variance": candidates_variance}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantity:
     """One number of every row, computed from scored columns.
 
-    explicit: signed reward margin. candidates: spread of the rewards of all candidates. implicit: signed implicit
-    margin under `objective`. uniform: hash of the id by `seed`, in [0, 1).
+    explicit: signed margin of one reward. combined: that of several, which is made out of theirs for all rows (see
+    `combine`). candidates, mean, variance: range, mean and variance of the rewards of all candidates. implicit: signed
+    implicit margin under `objective`. uniform: hash of the id by `seed`, in [0, 1).
     """
 
-    kind: Literal["explicit", "candidates", "implicit", "uniform"]
+    kind: Literal["explicit", "combined", "candidates", "mean", "variance", "implicit", "uniform"]
     objective: Objective | None = None
     seed: int = 0
+    rewards: tuple[str, ...] = ("",)
+
+    @property
+    def parts(self) -> tuple[Quantity, ...]:
+        """The quantities to read from columns: itself, or what it is combined of."""
+        if self.kind != "combined":
+            return (self,)
+        return tuple(Quantity(kind="explicit", rewards=(name,)) for name in self.rewards)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -58,10 +78,14 @@ class Quantity:
             return (schema.ID,)
         if self.objective is not None:
             return objective_columns(self.objective)
-        return EXPLICIT_COLUMNS["candidates" if self.kind == "candidates" else "signed"]
+        if self.kind in _OF_CANDIDATES:
+            return EXPLICIT_COLUMNS["candidates"]
+        return tuple(column for name in self.rewards for column in schema.reward_columns(name))
 
     def of(self, table: pa.Table | pa.RecordBatch) -> FloatArray:
         """Its values, float64 [num_rows]; NaN or infinite where a row does not have it. May be read-only.
+
+        Not for a combined one, which is made of its `parts`.
 
         Raises:
             SchemaError: a column is missing or of another type.
@@ -70,7 +94,8 @@ class Quantity:
             return ids.uniform(single_array(table, schema.ID), self.seed)
         if self.objective is not None:
             return implicit_margin(table, self.objective)
-        return explicit_margin(table, "candidates" if self.kind == "candidates" else "signed")
+        of_candidates = _OF_CANDIDATES.get(self.kind)
+        return explicit_margin(table, "signed", self.rewards[0]) if of_candidates is None else of_candidates(table)
 
 
 SIGNED_EXPLICIT: Final = Quantity(kind="explicit")
@@ -110,10 +135,18 @@ class Ranker:
         """The quantity that a term is made of."""
         if term == UNIFORM:
             return Quantity(kind="uniform", seed=self.seed)
+        if term in (MEAN, VARIANCE):
+            return Quantity(kind="mean" if term == MEAN else "variance")
         if term in (IMPLICIT, ABS_IMPLICIT):
             return Quantity(kind="implicit", objective=self.objective)
         by_candidates = term == EXPLICIT and self.metric.explicit == "candidates"
-        return Quantity(kind="candidates") if by_candidates else SIGNED_EXPLICIT
+        return Quantity(kind="candidates") if by_candidates else self.signed
+
+    @property
+    def signed(self) -> Quantity:
+        """The signed explicit margin."""
+        combine = self.metric.combine
+        return SIGNED_EXPLICIT if combine is None else Quantity(kind="combined", rewards=combine.members)
 
     @property
     def columns(self) -> tuple[str, ...]:

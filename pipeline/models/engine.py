@@ -43,6 +43,7 @@ class Engine(ABC):
         compiled: run the decoder's layers compiled (see backbone).
         deterministic: pad every forward to `token_budget` tokens, or a multiple for a longer group, and trim nothing.
             GPUs, and CPUs with tiles, compute a product in a way that depends on its shape.
+        shape: of the numbers of one sequence; () is one number.
 
     Raises:
         ModelError: this torch or GPU has no fp8; the layers cannot be compiled, or give other numbers then; or a
@@ -60,7 +61,9 @@ class Engine(ABC):
         fp8: bool = False,
         compiled: bool = False,
         deterministic: bool = False,
+        shape: tuple[int, ...] = (),
     ) -> None:
+        self._shape = shape
         self._backbone = Backbone(model)
         if token_budget is None:
             token_budget = _TOKENS_CPU if self._backbone.device.type == "cpu" else _TOKENS_GPU
@@ -84,6 +87,7 @@ class Engine(ABC):
             fp8=section.fp8,
             compiled=section.compile,
             deterministic=section.deterministic,
+            shape=cls._shape_of(section),
         )
 
     @property
@@ -93,7 +97,7 @@ class Engine(ABC):
 
     @torch.inference_mode()
     def score(self, groups: Sequence[Group], *, in_fp8: bool = True) -> Scores:
-        """The number of every sequence. Those that are not finite are returned as they are.
+        """The numbers of every sequence. Those that are not finite are returned as they are.
 
         in_fp8: whether to round the model first, where fp8 is asked for.
         """
@@ -106,8 +110,8 @@ class Engine(ABC):
         if self._backbone.kernel == "naive":
             found = self._one_by_one(short)
         else:
-            found = run_in_steps(short, self._packed, self._budget)
-        values = np.full(len(fits), np.nan)
+            found = run_in_steps(short, self._packed, self._budget, self._shape)
+        values = np.full((len(fits), *self._shape), np.nan)
         values[fits] = found.values
         places = np.flatnonzero(fits).tolist()
         left_out = {places[index]: reason for index, reason in found.left_out.items()}
@@ -160,8 +164,14 @@ class Engine(ABC):
         """Start one packed step over some groups."""
 
     @abstractmethod
-    def _plain(self, completion: Completion) -> float:
-        """The number by the model's own forward of one sequence."""
+    def _plain(self, completion: Completion) -> float | Float64Array:
+        """The numbers by the model's own forward of one sequence."""
+
+    @staticmethod
+    def _shape_of(section: Any) -> tuple[int, ...]:
+        """The shape of the numbers of one sequence that a config section asks for."""
+        del section
+        return ()
 
     def _num_read(self, groups: Sequence[Group]) -> Int64Array | None:
         """How many tokens each number is a sum of, at least 1; None if it is no sum."""
@@ -173,7 +183,8 @@ class Engine(ABC):
             found = np.asarray([self._plain(completion) for group in some for completion in group], dtype=np.float64)
             return lambda: found
 
-        return run_in_steps([[completion] for group in groups for completion in group], start, Budget(tokens=1))
+        alone = [[completion] for group in groups for completion in group]
+        return run_in_steps(alone, start, Budget(tokens=1), self._shape)
 
     def _choose_kernel(self) -> None:
         """Set the fastest kernel whose numbers equal those of the plain forward."""
@@ -229,12 +240,13 @@ class Engine(ABC):
     def _compare(self, groups: Sequence[Group], first: Scores, second: Scores) -> tuple[Float64Array, Float64Array]:
         """Differences of rewards or of means over the tokens read, also as multiples of what is allowed.
 
-        A multiple is infinite if only one of the two is a number.
+        A multiple is infinite if only one of the two is a number. Of several heads, the worst counts.
         """
         num_read = self._num_read(groups)
         got, expected = (scores.values / (1 if num_read is None else num_read) for scores in (first, second))
         multiples = excess(got, expected, num_read, self._backbone.dtype)
         multiples[np.isnan(multiples)] = np.inf
-        both_none = ~np.isfinite(got) & ~np.isfinite(expected)
-        multiples[[*first.left_out, *second.left_out, *np.flatnonzero(both_none)]] = 0.0
-        return np.abs(got - expected), multiples
+        multiples[~np.isfinite(got) & ~np.isfinite(expected)] = 0.0
+        multiples[[*first.left_out, *second.left_out]] = 0.0
+        differences = np.abs(got - expected)
+        return (differences, multiples) if not self._shape else (differences.max(axis=1), multiples.max(axis=1))

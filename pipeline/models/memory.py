@@ -40,8 +40,15 @@ class Budget:
     fixed: bool = False
 
 
-def run_in_steps(groups: Sequence[Group], start: Callable[[Sequence[Group]], Numbers], budget: Budget) -> Scores:
+def run_in_steps(
+    groups: Sequence[Group],
+    start: Callable[[Sequence[Group]], Numbers],
+    budget: Budget,
+    shape: tuple[int, ...] = (),
+) -> Scores:
     """Score consecutive ranges of groups within the budget, each by one call of `start`.
+
+    shape: of the numbers of one sequence.
 
     Raises a ModelError if the budget is fixed, and a step within it does not fit memory.
     """
@@ -69,7 +76,7 @@ def run_in_steps(groups: Sequence[Group], start: Callable[[Sequence[Group]], Num
                     num_halves += 1 if num_halves else 2
                 continue
             left_out[num_sequences] = Reason.DOES_NOT_FIT_MEMORY
-            numbers = partial(np.full, 1, np.nan)
+            numbers = partial(np.full, (1, *shape), np.nan)
         if last is not None:
             values.append(last())
         last, begin = numbers, end
@@ -77,7 +84,7 @@ def run_in_steps(groups: Sequence[Group], start: Callable[[Sequence[Group]], Num
         num_halves = max(0, num_halves - 1)
     if last is not None:
         values.append(last())
-    return Scores(values=np.concatenate([np.zeros(0), *values]), left_out=left_out)
+    return Scores(values=np.concatenate([np.zeros((0, *shape)), *values]), left_out=left_out)
 
 
 def _smaller(step: list[Group], budget: Budget) -> list[Group]:

@@ -20,7 +20,6 @@ from typing import Final
 import pyarrow as pa
 import ray
 
-from pipeline.drops import StageName
 from pipeline.errors import AlignpotError
 from pipeline.on_ray.deaths import Deaths
 from pipeline.on_ray.metrics import count_restart
@@ -82,12 +81,12 @@ class StageActor:
     def __init__(self, stages: Sequence[Stage], deaths: Deaths | None = None) -> None:
         no_bars()
         self._one_at_a_time = Lock()
-        self._stages: list[tuple[StageName, Apply]] = []
+        self._stages: list[tuple[Stage, Apply]] = []
         self._unbuilt: AlignpotError | None = None
         self._deaths = deaths if deaths is not None and _was_restarted() else None
 
-        def build() -> list[tuple[StageName, Apply]]:
-            return [(stage.name, stage.build()) for stage in stages]
+        def build() -> list[tuple[Stage, Apply]]:
+            return [(stage, stage.build()) for stage in stages]
 
         # What fails here fails again. Ray would build the actor again and again, and not say why.
         try:
@@ -113,9 +112,13 @@ class StageActor:
         if self._unbuilt is not None:
             raise self._unbuilt
         with self._one_at_a_time:
-            for name, apply in self._stages:
-                marked = None if self._deaths is None else partial(self._deaths.apply, work.shard, name, apply)
-                work = work.after(name, marked or apply)
+            for stage, apply in self._stages:
+                marked = (
+                    None
+                    if self._deaths is None
+                    else partial(self._deaths.apply, work.shard, stage.name, apply, label=stage.label)
+                )
+                work = work.after(stage.label, marked or apply)
         return work
 
 

@@ -43,9 +43,9 @@ class Deaths:
             )
         return self._marked(place, build)
 
-    def apply(self, shard: int, stage: StageName, apply: Apply, table: pa.Table) -> pa.Table:
-        """Apply a stage to the rows of a shard, and drop those that killed workers before."""
-        place = f"{_FOLDER}/{shard:08d}-{stage}"
+    def apply(self, shard: int, stage: StageName, apply: Apply, table: pa.Table, label: str = "") -> pa.Table:
+        """Apply a stage to the rows of a shard, and drop those that killed workers before. label: of the stage."""
+        place = f"{_FOLDER}/{shard:08d}-{label or stage}"
         if not self._killed(place):
             return self._marked(place, lambda: apply(table))
         _log.warning("stage %s: shard %d has killed workers; its rows are tried one by one", stage, shard)

@@ -21,7 +21,7 @@ from pipeline.models.vllm_engine import GRANTED_GPUS
 from pipeline.on_ray.actors import actor_class, commit_block, from_block, read_block
 from pipeline.on_ray.deaths import Deaths
 from pipeline.on_ray.metrics import RunMetrics
-from pipeline.on_ray.placement import IO_CPUS, cpus_per_actor, gpus_by_pool, num_replicas
+from pipeline.on_ray.placement import IO_CPUS, accelerator_of, cpus_per_actor, gpus_by_pool, num_replicas
 from pipeline.on_ray.session import ray_session
 from pipeline.steps.shards import AnyShard, ShardReader
 from pipeline.steps.work import Commit, ShardWork, Stage
@@ -87,9 +87,9 @@ def run_on_ray(
         blocks = ray.data.read_datasource(
             ShardSource(reader, shards), override_num_blocks=len(shards), num_cpus=io_cpus, concurrency=io_tasks
         )
-        workers = [min(num_replicas(group), len(shards)) for group in groups]
+        workers = [min(num_replicas(group)[1], len(shards)) for group in groups]
         metrics = RunMetrics(
-            {stage.name: number for group, number in zip(groups, workers, strict=True) for stage in group},
+            {stage.label: number for group, number in zip(groups, workers, strict=True) for stage in group},
             num_gpus=sum(num * number for num, number in zip(gpus, workers, strict=True)),
         )
         for group, num_gpus in zip(groups, gpus, strict=True):
@@ -122,7 +122,8 @@ def _groups(stages: Sequence[Stage], run: Run) -> list[list[Stage]]:
 def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int, deaths: Deaths | None = None) -> dict[str, Any]:
     """Arguments of the map_batches call that runs a group of stages; no more actors than there are shards."""
     models = [stage.model for stage in group if stage.model is not None]
-    replicas = num_replicas(group)
+    fewest, most = (min(number, num_shards) for number in num_replicas(group))
+    accelerator = accelerator_of(group)
     env = {name: value for stage in group for name, value in stage.env.items()}
     if env and num_gpus:
         env[GRANTED_GPUS] = str(num_gpus / len(models))
@@ -133,12 +134,16 @@ def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int, deaths: D
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
         "compute": ray.data.ActorPoolStrategy(
-            size=min(replicas, num_shards), max_tasks_in_flight_per_actor=shards_at_hand(replicas, num_shards)
+            min_size=fewest,
+            max_size=most,
+            # Ray starts more actors where those that there are hold nearly twice the shards that they work on.
+            max_tasks_in_flight_per_actor=shards_at_hand(most, num_shards) if fewest == most else _MOST_AT_HAND,
         ),
         # Stages with an environment run vLLM, whose engine belongs to the thread that made it.
         "max_concurrency": 1 if env else _CALLS_PER_ACTOR,
         "num_cpus": cpus_per_actor(group),
         "num_gpus": num_gpus or None,
+        **({"accelerator_type": accelerator} if accelerator else {}),
         **({"runtime_env": {"env_vars": env}} if env else {}),
         "max_restarts": _MAX_RESTARTS,
         "max_task_retries": _MAX_RESTARTS,

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.drops import StageName
 from pipeline.steps.work import ShardWork
 
 COUNTERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -39,7 +38,7 @@ def exported_names() -> set[str]:
 class RunMetrics:
     """Counts the shards that the driver of a run sees committed."""
 
-    def __init__(self, workers: Mapping[StageName, int], num_gpus: float) -> None:
+    def __init__(self, workers: Mapping[str, int], num_gpus: float) -> None:
         """Take the workers of each stage, and the GPUs that all of them reserve."""
         self._num_gpus = num_gpus
         self._flushed_s = time.monotonic()

@@ -6,7 +6,7 @@ A pool without a place waits forever, and the other pools wait for it. So this i
 import logging
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import ray
 
@@ -18,13 +18,31 @@ from pipeline.steps.work import Stage
 TOKENISE_CPUS: Final = 0.5
 IO_CPUS: Final = 0.25
 """CPUs of one task that reads or commits."""
+_ACCELERATOR: Final = "accelerator_type:"
+"""Begins the name of the resource by which Ray says what GPUs a node has."""
 
 _log = logging.getLogger(__name__)
 
 
-def num_replicas(group: Sequence[Stage]) -> int:
-    """Actors of the pool that runs a group of stages."""
-    return max((stage.model.replicas for stage in group if stage.model is not None), default=1)
+def num_replicas(group: Sequence[Stage]) -> tuple[int, int]:
+    """The fewest and the most actors of the pool that runs a group of stages."""
+    ranges = [stage.model.replica_range for stage in group if stage.model is not None] or [(1, 1)]
+    return max(fewest for fewest, _ in ranges), max(most for _, most in ranges)
+
+
+def accelerator_of(group: Sequence[Stage]) -> str | None:
+    """The kind of GPU that every actor of the pool must have. Raises a ConfigError if its models name several."""
+    return _one_accelerator([stage.model for stage in group if stage.model is not None])
+
+
+def _one_accelerator(models: Sequence[Replicas]) -> str | None:
+    kinds = sorted({model.accelerator_type for model in models if model.accelerator_type is not None})
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"accelerator_type: models that share a process name {' and '.join(kinds)}. Give them the same one, "
+            "or set run.placement: pooled."
+        )
+    return kinds[0] if kinds else None
 
 
 def cpus_per_actor(group: Sequence[Stage]) -> float:
@@ -42,20 +60,22 @@ def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[f
     cluster = ray.cluster_resources()
     gpus = share_gpus(groups, cluster.get("GPU", 0.0))
     needed = {
-        "GPU": sum(num * num_replicas(group) for num, group in zip(gpus, groups, strict=True)),
-        "CPU": IO_CPUS + sum(cpus_per_actor(group) * num_replicas(group) for group in groups),
+        "GPU": sum(num * num_replicas(group)[0] for num, group in zip(gpus, groups, strict=True)),
+        "CPU": IO_CPUS + sum(cpus_per_actor(group) * num_replicas(group)[0] for group in groups),
     }
-    _check_fit(needed, cluster, may_grow=may_grow)
+    kinds = [kind for kind in map(accelerator_of, groups) if kind is not None]
+    _check_fit(needed, kinds, cluster, may_grow=may_grow)
     return gpus
 
 
-def reserved_by_one_call(models: Sequence[Replicas]) -> dict[str, float]:
+def reserved_by_one_call(models: Sequence[Replicas]) -> dict[str, Any]:
     """GPUs and CPUs of one call that runs a replica of each model in turn; options of a Ray task."""
     one_gpu = min(1.0, ray.cluster_resources().get("GPU", 0.0))
     asked = [_asked(model, one_gpu) for model in models]
     return {
         "num_gpus": max((one_gpu if number == "auto" else number for number in asked), default=0.0),
         "num_cpus": max((model.num_cpus for model in models), default=1.0),
+        "accelerator_type": _one_accelerator(models),
     }
 
 
@@ -71,8 +91,9 @@ def share_gpus(groups: Sequence[Sequence[Stage]], num_gpus: float) -> list[float
     asked = [[_asked(s.model, num_gpus) for s in group if s.model is not None] for group in groups]
     fixed = [max((n for n in numbers if n != "auto"), default=0.0) for numbers in asked]
     on_auto = ["auto" in numbers for numbers in asked]
-    left = num_gpus - sum(n * num_replicas(g) for n, g, auto in zip(fixed, groups, on_auto, strict=True) if not auto)
-    num_sharing = sum(num_replicas(group) for group, auto in zip(groups, on_auto, strict=True) if auto)
+    counted = [(number, num_replicas(group)[0]) for number, group in zip(fixed, groups, strict=True)]
+    left = num_gpus - sum(number * count for (number, count), auto in zip(counted, on_auto, strict=True) if not auto)
+    num_sharing = sum(count for (_, count), auto in zip(counted, on_auto, strict=True) if auto)
     share = 0.0 if left < 1 or not num_sharing else 1.0 / ceil(num_sharing / int(left))
     return [max(share, n) if auto else n for n, auto in zip(fixed, on_auto, strict=True)]
 
@@ -90,16 +111,26 @@ def _asked(model: Replicas, num_gpus: float) -> Literal["auto"] | float:
     return model.num_gpus
 
 
-def _check_fit(needed: Mapping[str, float], cluster: Mapping[str, float], *, may_grow: bool) -> None:
+def _check_fit(
+    needed: Mapping[str, float], accelerators: Sequence[str], cluster: Mapping[str, float], *, may_grow: bool
+) -> None:
+    problems, remedies = [], []
     short = [
         f"{number:g} {kind}s of {cluster.get(kind, 0.0):g}"
         for kind, number in needed.items()
         if number > cluster.get(kind, 0.0) + 1e-9
     ]
-    if not short:
+    if short:
+        problems.append(f"the model pools need {' and '.join(short)} that there are")
+        remedies.append("lower replicas, num_gpus or num_cpus, or set run.placement: colocated")
+    missing = [kind for kind in dict.fromkeys(accelerators) if f"{_ACCELERATOR}{kind}" not in cluster]
+    if missing:
+        there = [name.removeprefix(_ACCELERATOR) for name in sorted(cluster) if name.startswith(_ACCELERATOR)]
+        problems.append(f"no node has the accelerator_type {' or '.join(missing)}")
+        remedies.append(f"set accelerator_type to {' or '.join(there)}" if there else "leave accelerator_type out")
+    if not problems:
         return
-    problem = f"the model pools need {' and '.join(short)} that there are"
-    remedy = "lower replicas, num_gpus or num_cpus, or set run.placement: colocated"
+    problem, remedy = "; ".join(problems), "; ".join(remedies)
     if not may_grow:
         raise ConfigError(f"{problem}: {remedy}.")
     _log.warning("%s: waiting for nodes to join. Without an autoscaler, %s.", problem, remedy)

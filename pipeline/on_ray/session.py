@@ -83,7 +83,7 @@ def _start(run: Run, models: Sequence[Replicas]) -> None:
             reason = shown(" ".join(str(error).split()), 400)
             raise ConfigError(f"Ray at {address} cannot be joined: {reason}") from None
         return
-    needed = sum(m.replicas * m.num_cpus for m in models) + _LOCAL_IO_CPUS
+    needed = sum(m.replica_range[1] * m.num_cpus for m in models) + _LOCAL_IO_CPUS
     num_cpus = max(os.cpu_count() or 1, int(needed + 0.999))
     try:
         with _on_loopback():

@@ -18,7 +18,16 @@ from typing import Any, Final
 import yaml
 
 import pipeline
-from pipeline.config import Config, SelfPlayConfig, TorchModel, load_any, load_config, load_self_play, without_table
+from pipeline.config import (
+    Config,
+    SelfPlayConfig,
+    TorchModel,
+    load_any,
+    load_config,
+    load_self_play,
+    reward_key,
+    without_table,
+)
 from pipeline.errors import ConfigError
 
 CONFIG_FILE: Final = "config.yaml"
@@ -165,5 +174,6 @@ def named_places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[
     places |= {f"prompts.decontaminate[{i}]": path for i, path in enumerate(config.prompts.decontaminate)}
     if config.train is not None and config.train.policies is not None:
         places["train.policies"] = config.train.policies
-    models = {"policy": config.policy, "reference": config.reference, "reward": config.reward}
+    models = {"policy": config.policy, "reference": config.reference}
+    models |= {reward_key(name): section for name, section in config.members.items()}
     return places, {role: model for role, model in models.items() if isinstance(model, TorchModel)}

@@ -40,9 +40,9 @@ class RayTasks:
             yield _result(pending.popleft())
 
 
-def call_on_cluster(function: Callable[[A], T], argument: A, *, num_gpus: float, num_cpus: float) -> T:
-    """`function(argument)` on some node of the cluster, with GPUs of its own."""
-    attempt = ray.remote(_attempt).options(num_gpus=num_gpus, num_cpus=num_cpus)
+def call_on_cluster(function: Callable[[A], T], argument: A, **reserved: Any) -> T:
+    """`function(argument)` on some node of the cluster, with these options of a Ray task."""
+    attempt = ray.remote(_attempt).options(**reserved)
     found: T = _result(attempt.remote(function, argument))
     return found
 

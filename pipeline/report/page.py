@@ -14,7 +14,7 @@ from typing import Any, Final
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import Manifest, models_of
 from pipeline.data.run import Plan
 from pipeline.data.sealed import fingerprint_digest
 from pipeline.metrics.potential import METRICS
@@ -26,7 +26,6 @@ from pipeline.selection.plane import QUADRANTS
 from pipeline.selection.report import rule_in_words
 from pipeline.shown import shown
 
-_ROLES: Final = ("policy", "reference", "reward")
 _HUB: Final = "hf://datasets/"
 
 
@@ -113,11 +112,9 @@ def percent(value: float | None) -> str:
 def _models(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Role, name and version of each model that was run; of a local one the last part of its path."""
     found = []
-    for role in _ROLES:
-        scored_by = (facts.get("scored_by") or {}).get(role)
+    for role, scored_by, given in models_of(facts.get("scored_by") or {}, facts.get("made_from") or {}):
         if not isinstance(scored_by, Mapping):
             continue
-        given = (facts.get("made_from") or {}).get(role) or {}
         name = scored_by.get("name") or _last(given.get("model")) or "scores that the source holds"
         version = scored_by.get("revision") or scored_by.get("weights") or ""
         found.append((role, shown(name, 200), shown(version)))

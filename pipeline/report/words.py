@@ -21,6 +21,7 @@ LEFT_OUT: Final = {
     "outside_where": "select.where does not hold",
     "judges_disagree": "other rows prefer the other answer (select.disagreement)",
     "contradicted_by_reward": "the reward prefers rejected (select.labels: drop)",
+    "too_few_rewards_agree": "too few rewards prefer chosen (select.agreement)",
     "beyond_per_prompt": "a prompt has better pairs enough (select.per_prompt)",
     "outside_score_band": "outside select.min_score and max_score",
     "group_null": "no value in the column select.group_by",

@@ -51,7 +51,8 @@ class Scorer(ABC):
     def score(self, groups: Sequence[Sequence[Dialogue]]) -> Scores:
         """The reward of every dialogue, in the order of the groups; a group holds the dialogues of one row.
 
-        A value that is not finite counts as no reward. Raises an AlignpotError if the rewards cannot be trusted.
+        Of a section with `heads`, a number for each head. A value that is not finite counts as no reward. Raises an
+        AlignpotError if the rewards cannot be trusted.
         """
 
     def close(self) -> None:  # noqa: B027 - most hold nothing

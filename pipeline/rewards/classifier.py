@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pipeline.config import ClassifierReward, Tokens, VllmReward
+from pipeline.config import ClassifierReward, Tokens, VllmReward, names_of
 from pipeline.data.place import Place
+from pipeline.errors import ModelError
+from pipeline.models.adapters import Adapter
 from pipeline.models.fingerprints import model_fingerprint, pinned
-from pipeline.models.loading import load_tokenizer
+from pipeline.models.loading import load_configuration, load_tokenizer
 from pipeline.models.packing import Completion, Group
 from pipeline.models.prompts import DialogueTokenizer
-from pipeline.models.scores import Scores
+from pipeline.models.scores import Scores, wrong_number
 from pipeline.models.templates import SET_REWARD_TEMPLATE, check_template
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
 
@@ -21,7 +23,7 @@ R = TypeVar("R", ClassifierReward, VllmReward)
 
 
 class ClassifierBackend(Backend[R]):
-    """A reward model with one logit, or one that returns `.score`."""
+    """A reward model with one logit or named heads, or one that returns `.score`."""
 
     reads_ids: ClassVar[bool] = True
 
@@ -31,6 +33,13 @@ class ClassifierBackend(Backend[R]):
         tokenizer = load_tokenizer(self.section)
         if tokens.template == "chat":
             check_template(tokenizer, self.section.chat_template, remedy=SET_REWARD_TEMPLATE)
+        config = load_configuration(self.section)
+        own_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
+        adapter = None if self.section.adapter is None else Adapter(self.section)
+        num_logits = (None if adapter is None else adapter.num_labels) or config.num_labels
+        wanted = len(names_of("", self.section))
+        if num_logits != wanted and not own_code:  # what code of its own gives is seen when it runs
+            raise ModelError(wrong_number(self.section.model, num_logits, wanted))
 
     def fingerprint(self) -> dict[str, Any]:
         """Digests or commits of its files, with the decisive keys."""

@@ -39,3 +39,9 @@ def reward_backend(section: Replicas | ColumnsReward | None) -> Backend[Any] | N
 def reward_backend(section: Replicas | ColumnsReward | None) -> Backend[Any] | None:
     """The back end of a reward section; None if the source holds the rewards, or there are none."""
     return None if section is None or isinstance(section, ColumnsReward) else _BACKENDS[type(section)](section)
+
+
+def reward_backends(members: Mapping[str, Any]) -> dict[str, Backend[Any]]:
+    """The back ends of the members that are computed, by name, in their order."""
+    found = ((name, reward_backend(section)) for name, section in members.items())
+    return {name: backend for name, backend in found if backend is not None}

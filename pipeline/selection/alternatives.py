@@ -46,7 +46,7 @@ def weights_side_by_side(view: View, gap: FloatArray) -> dict[str, Any] | None:
     """
     metric = view.found.selection.query.metric
     weighted = metric.name == "potential" and metric.weight != 0
-    base = metric if metric.name == "potential" else Metric()
+    base = metric if metric.name == "potential" else Metric(combine=metric.combine)
     ready = _Ready.of(view, base.model_copy(update={"weight": 1.0}))
     if ready is None:
         return None
@@ -106,7 +106,7 @@ def _scores(view: View, name: str) -> FloatArray | None:
         # A hash of the hash of the id, which is not held.
         hashes = view.found.columns.hashes[view.sample] * np.uint64(0x9E3779B97F4A7C15)
         return (hashes >> np.uint64(11)).astype(np.float64)
-    ready = _Ready.of(view, Metric(name=name))
+    ready = _Ready.of(view, Metric(name=name, combine=view.found.selection.query.metric.combine))
     return None if ready is None else ready.ranker.score(ready.quantities, ready.fitted)
 
 

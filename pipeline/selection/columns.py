@@ -6,7 +6,7 @@ prompt where select.per_prompt or split is set, 24 for its vote where select.dis
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.config import Labels
 from pipeline.errors import DataError
 from pipeline.metrics.columns import BoolArray, FloatArray, single_array
 from pipeline.metrics.ids import HashArray, id_hashes
+from pipeline.metrics.normalise import Normaliser
 from pipeline.metrics.ranker import SIGNED_EXPLICIT, Quantity
 from pipeline.selection.disagreement import VOTE_COLUMNS, votes_of
 from pipeline.selection.labels import contradicted, swap_sides
@@ -34,10 +35,14 @@ Codes: TypeAlias = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What to read. `quantities` whose columns are not there are left out; labels are treated before they are taken."""
+    """What to read. `quantities` whose columns are not there are left out; labels are treated before they are taken.
+
+    by_reward: whether labels are judged by the only reward; else whoever reads says which ones are contradicted.
+    """
 
     quantities: tuple[Quantity, ...]
     labels: Labels = "keep"
+    by_reward: bool = True
     prompts: bool = False
     votes: bool = False
     wheres: tuple[str, ...] = ()
@@ -47,8 +52,9 @@ class Wanted:
         """The scored columns to read, of those available."""
         there = [q for q in self.quantities if set(q.columns) <= set(available)]
         names = [name for quantity in there for name in quantity.columns]
-        names += [] if self.labels == "keep" else SIGNED_EXPLICIT.columns
-        names += [name for name in schema.LEADS if name in available and schema.REWARD_CHOSEN in names]
+        names += SIGNED_EXPLICIT.columns if self.labels != "keep" and self.by_reward else []
+        judged = [name for name in schema.judged_rewards(available) if {*schema.reward_columns(name)} & {*names}]
+        names += [column for name in judged for column in schema.lead_columns(name)]
         names += [schema.PROMPT] if self.prompts else []
         names += [name for where in self.wheres for name in parse_where(where).columns]
         names += [*VOTE_COLUMNS, *({schema.TOOLS} & {*available})] if self.votes else []
@@ -61,8 +67,9 @@ class Columns:
 
     num_values: values that are not null, by column. hashes: of the ids. against: pairs whose label the reward
     contradicts, where labels are treated. prompts, votes: `prompt_keys` and `votes_of`, where they are wanted.
-    outside: rows for which a `select.where` does not hold, by its text. groups: by column, the code of a row's value,
-    -1 for null, and the values in order of code.
+    num_agreeing: how many of several rewards prefer chosen; members: what their margins were normalised by before they
+    were combined. outside: rows for which a `select.where` does not hold, by its text. groups: by column, the code of a
+    row's value, -1 for null, and the values in order of code.
     """
 
     num_values: Mapping[str, int]
@@ -73,6 +80,8 @@ class Columns:
     votes: KeyArray
     outside: Mapping[str, BoolArray]
     groups: Mapping[str, tuple[Codes, list[str]]]
+    num_agreeing: FloatArray = field(default_factory=lambda: np.zeros(0))
+    members: Mapping[str, Normaliser] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -81,8 +90,9 @@ class Columns:
 
     def without_values(self, quantity: Quantity) -> list[str]:
         """The columns that a quantity reads and that are null in every row. Leads take the place of rewards."""
-        judged = quantity.kind == "explicit" and all(self.num_values.get(name) for name in schema.LEADS)
-        return [] if judged else [name for name in quantity.columns if self.num_values[name] == 0]
+        judged = {name for name in quantity.rewards if all(self.num_values.get(c) for c in schema.lead_columns(name))}
+        instead = {column for name in judged for column in schema.reward_columns(name)}
+        return [name for name in quantity.columns if self.num_values[name] == 0 and name not in instead]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +102,20 @@ class _ReadPart:
     wanted: Wanted
     columns: tuple[str, ...]
 
-    def __call__(self, part: tuple[int, Source]) -> Columns:
-        _, source = part
-        pieces = [self._of(table) for table in source.tables(self.columns)]
-        return _joined(pieces or [self._of(source.schema.empty_table().select(self.columns))], self.wanted)
+    def __call__(self, part: tuple[Source, BoolArray | None]) -> Columns:
+        source, against = part
+        pieces, start = [], 0
+        for table in source.tables(self.columns):
+            of_table = None if against is None else against[start : start + table.num_rows]
+            pieces.append(self._of(table, of_table))
+            start += table.num_rows
+        return _joined(pieces or [self._of(source.schema.empty_table().select(self.columns), None)], self.wanted)
 
-    def _of(self, table: pa.Table) -> Columns:
+    def _of(self, table: pa.Table, against: BoolArray | None) -> Columns:
         wanted = self.wanted
-        against = np.zeros(table.num_rows, dtype=np.bool_)
-        if wanted.labels != "keep":
-            against = contradicted(table)
+        if against is None:
+            judged = wanted.labels != "keep" and wanted.by_reward
+            against = contradicted(table) if judged else np.zeros(table.num_rows, dtype=np.bool_)
         num_values = {name: table.num_rows - table.column(name).null_count for name in self.columns}
         outside = {where: ~parse_where(where).holds(table, "select.where") for where in wanted.wheres}
         votes = votes_of(table) if wanted.votes else _no_keys(table.num_rows)
@@ -119,8 +133,10 @@ class _ReadPart:
         )
 
 
-def read_columns(source: Source, wanted: Wanted, passes: Passes) -> Columns:
+def read_columns(source: Source, wanted: Wanted, passes: Passes, against: BoolArray | None = None) -> Columns:
     """Read the columns in one pass over the parts of the source.
+
+    against: bool [num_rows], which labels are contradicted, if it is known already.
 
     Raises:
         SchemaError: a column is missing or of another type.
@@ -131,7 +147,11 @@ def read_columns(source: Source, wanted: Wanted, passes: Passes) -> Columns:
         parse_where(where).check(source.schema, "select.where")
     check_columns(source.schema, columns)
     task = _ReadPart(wanted=wanted, columns=tuple(columns))
-    return _joined(list(passes.map(task, source.split(passes.num_parts))), wanted)
+    parts = source.split(passes.num_parts)
+    starts = [start for start, _ in parts]
+    judged = [None] * len(parts) if against is None else np.split(against, starts[1:])
+    items = [(part, of_part) for (_, part), of_part in zip(parts, judged, strict=True)]
+    return _joined(list(passes.map(task, items)), wanted)
 
 
 def _joined(parts: Sequence[Columns], wanted: Wanted) -> Columns:

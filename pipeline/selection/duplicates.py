@@ -5,6 +5,7 @@ and 64 of the content. Which of several equal rows is kept does not depend on th
 columns of a source may, a hash of the scores decides.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.metrics.ids import HashArray, hash_ids
 from pipeline.selection.source import Positions, Source
 from pipeline.shown import listed, quoted
 
-_SCORES: Final = tuple(f.name for f in (*names.SCORE_FIELDS, *names.LEAD_FIELDS) if f.name != names.TRUNCATED)
+_SCORES: Final = tuple(field.name for field in names.SCORE_FIELDS if field.name != names.TRUNCATED)
 _COLUMNS: Final = (names.ID, names.CONTENT_DIGEST, *_SCORES)
 _ROW: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("content", "<u8"), ("scores", "<u8"), ("position", "<i8")])
 _SEEDS: Final = {"high": 0x6869676820686173, "low": 0x6C6F772068617368}
@@ -56,7 +57,7 @@ def _details(source: Source, positions: Positions) -> NDArray[np.void]:
     """Hashes of id (two halves), content and scores, and the position, of each of these rows."""
     found = np.empty(len(positions), dtype=_ROW)
     start = 0
-    columns = [name for name in _COLUMNS if name in source.schema.names]
+    columns = [name for name in (*_COLUMNS, *_named(source.schema.names)) if name in source.schema.names]
     for table in source.take(positions, columns):
         part = found[start : start + table.num_rows]
         ids = single_array(table, names.ID)
@@ -70,9 +71,15 @@ def _details(source: Source, positions: Positions) -> NDArray[np.void]:
     return found
 
 
+def _named(columns: Sequence[str]) -> list[str]:
+    """Columns of rewards that have names, and those that a judge gives."""
+    named = [column for name in names.named_rewards(columns) for column in names.reward_columns(name)]
+    return [*named, *(column for name in names.judged_rewards(columns) for column in names.lead_columns(name))]
+
+
 def _score_hashes(table: pa.Table) -> HashArray:
     mixed = np.zeros(table.num_rows, dtype=np.uint64)
-    for name in (name for name in _SCORES if name in table.schema.names):
+    for name in (name for name in (*_SCORES, *_named(table.schema.names)) if name in table.schema.names):
         column = table[name]
         present = column.is_valid().to_numpy().astype(np.uint64)
         mixed = (mixed ^ (_bits_of(column) * present) ^ (present << np.uint64(1))) * _MULTIPLIER

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from pipeline.selection.alternatives import metrics_side_by_side, weights_side_by_side
 from pipeline.selection.breakdown import breakdown
+from pipeline.selection.members import rewards_side_by_side
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.plane import histograms, plane
 from pipeline.selection.rules import BEYOND_PROMPT_CAP, NO_GROUP, NO_QUOTA, OUTSIDE_BAND, SIMILAR
@@ -31,6 +32,7 @@ def figures(found: Found, source: Source, passes: Passes | None = None) -> dict[
         "metrics": metrics_side_by_side(view),
         "weights": weights_side_by_side(view, gap),
         "label_audit": label_audit(view),
+        **rewards_side_by_side(view),
     }
 
 

@@ -54,6 +54,7 @@ def former_rule(former: Mapping[str, Any], query: Query) -> Select:
             f"one {section} alone: set the same, or leave stats_from out."
         )
     by_rank = query.metric.name == "potential" and query.metric.normalise == "rank"
+    by_rank |= query.metric.combine is not None and query.metric.combine.normalise == "rank"
     by_votes = rule.disagreement in {"majority", "drop"}
     if rule.per_prompt is not None or rule.deduplicate != "none" or by_rank or by_votes:
         raise ConfigError(
@@ -72,8 +73,8 @@ def apply_former(
         DataError: no row can be ranked.
         IntegrityError: the former selection is damaged.
     """
+    fitted = former_fitted(former)
     try:
-        fitted = Fitted.from_dict(former["fitted"])
         cuts = {name: _cut(cut) for name, cut in (former["groups"] or {None: former}).items()}
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(error) from None
@@ -97,6 +98,14 @@ def apply_former(
         chosen.append(np.flatnonzero(keep))
         cuts[name] = replace(cut, k=chosen[-1].size, num_candidates=int(np.count_nonzero(groups[name])))
     return found(columns, ranking, Choice(positions=np.sort(np.concatenate(chosen)), cuts=cuts, excluded=excluded))
+
+
+def former_fitted(former: Mapping[str, Any]) -> Fitted:
+    """What a former selection took from its set. Raises an IntegrityError if it is damaged."""
+    try:
+        return Fitted.from_dict(former["fitted"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(error) from None
 
 
 def _cut(value: Mapping[str, Any]) -> Cut:

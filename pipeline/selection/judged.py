@@ -1,6 +1,6 @@
 """How far a pairwise judge is led by place and length of an answer: counts over rows, from both leads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +37,14 @@ class Judged:
             self.num_decided += int(np.count_nonzero(~flips & (np.abs(longer) > 0)))
             self.num_longer += int(np.count_nonzero(~flips & (longer > 0)))
 
-    def to_dict(self) -> dict[str, Any]:
-        """The counts as shares, JSON-ready."""
-        return {
-            "flips": share(self.num_flips, self.num_pairs),
-            "flips_for_first": share(self.num_first, self.num_flips),
-            "longer_wins": share(self.num_longer, self.num_decided),
+
+def shares_of(groups: Mapping[str, Judged]) -> dict[str, Any]:
+    """The counts of each group as shares, JSON-ready."""
+    return {
+        group: {
+            "flips": share(counts.num_flips, counts.num_pairs),
+            "flips_for_first": share(counts.num_first, counts.num_flips),
+            "longer_wins": share(counts.num_longer, counts.num_decided),
         }
+        for group, counts in groups.items()
+    }

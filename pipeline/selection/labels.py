@@ -31,8 +31,16 @@ def _sides(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in pairs if pair[1] in known)
 
 
-SIDES: Final = _sides(schema.with_leads(schema.scored_schema()).names)
-"""Columns that are exchanged, chosen first."""
+SIDES: Final = _sides(schema.with_leads(schema.scored_schema(), [""]).names)
+"""Columns that are exchanged, chosen first, beside those of rewards that have names."""
+
+
+def sides_of(columns: Iterable[str]) -> list[tuple[str, str]]:
+    """The pairs of columns that are exchanged, chosen first, of which a table has at least one."""
+    names = {*columns}
+    known = [pair for pair in SIDES if names & {*pair}]
+    named, judged = schema.named_rewards(sorted(names)), schema.judged_rewards(sorted(names))
+    return [*known, *map(schema.reward_columns, named), *(schema.lead_columns(name) for name in judged if name)]
 
 
 def contradicted(block: pa.Table | pa.RecordBatch) -> BoolArray:
@@ -48,13 +56,13 @@ def contradicted(block: pa.Table | pa.RecordBatch) -> BoolArray:
 def swap_sides(table: Rows, rows: BoolArray) -> Rows:
     """The table with chosen and rejected exchanged in `rows`, bool [num_rows]; without a copy where there is none.
 
-    Every pair of columns in SIDES that the table has is exchanged. All other columns stay, `id` and `content_digest`
-    among them. Swapping twice gives the table back.
+    Every pair of columns in `sides_of` is exchanged. All other columns stay, `id` and `content_digest` among them.
+    Swapping twice gives the table back.
 
     Raises:
         SchemaError: the table has a column of one side only, or the two sides have different types.
     """
-    pairs = [pair for pair in SIDES if set(pair) & set(table.schema.names)]
+    pairs = sides_of(table.schema.names)
     for pair in pairs:
         _check_pair(table.schema, pair)
     if not rows.any():

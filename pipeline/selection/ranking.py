@@ -1,18 +1,19 @@
 """The score of every row under one query, and why rows have none."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import schema
-from pipeline.config import Metric, Objective, Select
-from pipeline.errors import DataError, SchemaError
+from pipeline.config import Combine, Metric, Objective, Select
+from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.normalise import Fitted
-from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, UNIFORM, Term
-from pipeline.metrics.ranker import SIGNED_EXPLICIT, Quantity, Ranker
+from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, UNIFORM, VARIANCE, Term
+from pipeline.metrics.ranker import Quantity, Ranker
 from pipeline.selection.columns import Columns, Wanted
 from pipeline.selection.disagreement import find_disagreement
 from pipeline.selection.fit import fit
@@ -22,6 +23,7 @@ DUPLICATE: Final = "duplicate"
 CONTRADICTED: Final = "contradicted_by_reward"
 OUTSIDE_WHERE: Final = "outside_where"
 DISAGREEMENT: Final = "judges_disagree"
+FEW_AGREE: Final = "too_few_rewards_agree"
 
 _NO_CANDIDATES: Final = "The source carries no rewards of all candidates: set metric.explicit to signed or absolute."
 _NO_REWARD: Final = "That model was not run: add a `reward` section and score again, or choose metric.name: implicit."
@@ -47,13 +49,39 @@ class Query:
         return self.ranker.quantity(EXPLICIT)
 
     @property
+    def signed(self) -> Quantity:
+        """The signed margin of the reward, or of several combined."""
+        return self.ranker.signed
+
+    @property
     def implicit(self) -> Quantity:
         """What the report shows as the implicit margin."""
         return Quantity(kind="implicit", objective=self.objective)
 
+    def on(self, scored: pa.Schema) -> "Query":
+        """The same with the rewards named that it combines: all that the scored rows hold, if it says nothing else.
+
+        Raises:
+            ConfigError: it combines a reward that they do not hold, or counts the rewards of one.
+        """
+        combine, stored = self.metric.combine, schema.named_rewards(scored.names)
+        if combine is None and stored and schema.REWARD_CHOSEN not in scored.names:
+            combine = Combine()
+        combine = None if combine is None else combine.over(stored)
+        if combine is None and self.metric.name == "divergence":
+            raise ConfigError("metric divergence is that of several rewards: score with `rewards`.")
+        wanted = 0 if self.rule.agreement is None else self.rule.agreement.at_least
+        num_members = 0 if combine is None else len(combine.members)
+        if wanted > num_members:
+            raise ConfigError(
+                f"select.agreement wants {wanted} rewards to agree, and there are {num_members} to combine. Lower "
+                "at_least, or score with `rewards`."
+            )
+        return replace(self, metric=self.metric.model_copy(update={"combine": combine}))
+
 
 def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
-    """The columns that queries of one select.labels read together, those of the report included.
+    """The columns that queries which treat labels alike read together, those of the report included.
 
     Raises:
         SchemaError: the source lacks one that a metric reads.
@@ -63,10 +91,12 @@ def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
         ranker = query.ranker
         needed = [ranker.quantity(term) for term in (*ranker.terms, *ranker.sampled_terms)]
         check_columns(source.schema, [name for quantity in needed for name in quantity.columns])
-        quantities |= dict.fromkeys([*needed, query.explicit, query.implicit, SIGNED_EXPLICIT])
+        made = [*needed, query.explicit, query.implicit, query.signed]
+        quantities |= dict.fromkeys(quantity for each in made for quantity in each.parts)
     return Wanted(
         quantities=tuple(quantities),
         labels=queries[0].rule.labels,
+        by_reward=queries[0].metric.combine is None,
         prompts=any(query.rule.per_prompt is not None or query.rule.split is not None for query in queries),
         votes=any(query.rule.disagreement is not None for query in queries),
         wheres=tuple(dict.fromkeys(query.rule.where for query in queries if query.rule.where is not None)),
@@ -119,6 +149,9 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
     num_contradicted = int(np.count_nonzero(columns.against & rows))
     if query.rule.labels == "drop":
         rows &= ~columns.against
+    num_before = int(np.count_nonzero(rows))
+    if query.rule.agreement is not None:
+        rows &= columns.num_agreeing >= query.rule.agreement.at_least
     num_unique = int(np.count_nonzero(rows))
     excluded = {}
     for term in ranker.terms:
@@ -133,9 +166,11 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
         excluded[DISAGREEMENT] = num_overruled
     if query.rule.labels == "drop":
         excluded[CONTRADICTED] = num_contradicted
+    if query.rule.agreement is not None:
+        excluded[FEW_AGREE] = num_before - num_unique
     _check_rankable(columns, query, num_unique, rows, excluded)
     if fitted is None:
-        fitted = fit(ranker, columns.quantities, rows, columns.hashes)
+        fitted = replace(fit(ranker, columns.quantities, rows, columns.hashes), members=columns.members)
     scores = ranker.score({q: columns.quantities[q] for q in map(ranker.quantity, ranker.terms)}, fitted)
     scores[~rows] = np.nan
     _check_finite(scores, rows)
@@ -161,15 +196,15 @@ def _check_finite(scores: FloatArray, rows: BoolArray) -> None:
 def _check_rankable(columns: Columns, query: Query, num_rows: int, rows: BoolArray, excluded: dict[str, Any]) -> None:
     if num_rows == 0:
         raise DataError(
-            "the scored dataset has no scored rows that select.where, select.disagreement and select.labels "
-            "leave, so there is nothing to select. Check the drop reasons."
+            "the scored dataset has no scored rows that select.where, select.disagreement, select.labels and "
+            "select.agreement leave, so there is nothing to select. Check the drop reasons."
         )
     ranker, labels = query.ranker, query.rule.labels
     for term in (*ranker.terms, *ranker.sampled_terms):
         empty = columns.without_values(ranker.quantity(term))
         if empty:
             raise SchemaError(_all_null(ranker, term, empty, num_rows))
-    empty = columns.without_values(SIGNED_EXPLICIT) if labels != "keep" else []
+    empty = columns.without_values(query.signed) if labels != "keep" else []
     if empty:
         raise SchemaError(
             f"select.labels {labels} reads {', '.join(empty)}, null in all {num_rows} scored rows. {_NO_REWARD}"
@@ -184,6 +219,8 @@ def _all_null(ranker: Ranker, term: Term, empty: Sequence[str], num_rows: int) -
         kind = ranker.metric.explicit if term == EXPLICIT else "signed"
         reader = f"metric {ranker.metric.name} with the {kind} explicit margin"
         remedy = _NO_CANDIDATES if kind == "candidates" else _NO_REWARD
+    elif term in (MEAN, VARIANCE):
+        reader, remedy = f"metric {ranker.metric.name}", "The source carries no rewards of all candidates."
     elif term == UNIFORM:
         reader, remedy = "metric random", "Every scored row has an id; read the output of `alignpot score`."
     else:

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray
-from pipeline.metrics.ranker import SIGNED_EXPLICIT
 from pipeline.selection.figures import figures
 from pipeline.selection.fit import blocks_of, ranked_moments
 from pipeline.selection.passes import Passes
@@ -26,10 +25,10 @@ from pipeline.shown import shown
 GROUPS: Final = ("all", "selected")
 NOTHING: Final = "-"
 _DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none", "disagreement": None}
-JUDGE: Final[Mapping[str, str]] = {
-    "flips": "judge's two orders disagree",
-    "flips_for_first": "  for the first answer",
-    "longer_wins": "judge prefers the longer",
+_JUDGE: Final[Mapping[str, str]] = {
+    "flips": "the judge's orders disagree",
+    "flips_for_first": "of these, for the first",
+    "longer_wins": "the longer answer wins",
 }
 SIGNS: Final[Mapping[str, str]] = {
     "contradicted_by_reward": "reward prefers rejected",
@@ -54,7 +53,7 @@ def summarise(found: Found, source: Source, *, num_examples: int = 10, passes: P
     query = selection.query
     missing = np.broadcast_to(np.nan, columns.num_rows)
     explicit, implicit, reward = (
-        columns.quantities.get(quantity, missing) for quantity in (query.explicit, query.implicit, SIGNED_EXPLICIT)
+        columns.quantities.get(quantity, missing) for quantity in (query.explicit, query.implicit, query.signed)
     )
     margins = {schema.MARGIN_EXPLICIT: explicit, schema.MARGIN_IMPLICIT: implicit}
     absolute = {schema.MARGIN_EXPLICIT} if query.metric.explicit == "absolute" else set()
@@ -145,8 +144,12 @@ def render(report: Mapping[str, Any]) -> str:
         rows += [(f"{name} {number}", *(_number(of[number]) for of in stats)) for number in ("mean", "std")]
     signs = [report["signs"][group] for group in GROUPS]
     rows += [(label, *(_percent(of[sign]["share"]) for of in signs)) for sign, label in SIGNS.items()]
-    judged = [(report.get("judge") or {}).get(group, {}) for group in GROUPS]
-    rows += [(label, *(_percent(of.get(name, {}).get("share")) for of in judged)) for name, label in JUDGE.items()]
+    for name, judge in report.get("judges", {}).items():
+        rows += [
+            (f"{name}: {words}", *(_percent(judge[g][key]["share"]) for g in GROUPS)) for key, words in _JUDGE.items()
+        ]
+    with_label = report.get("rewards", {}).get("with_label", {})
+    rows += [(f"reward {name} prefers chosen", _percent(of["share"]), "") for name, of in with_label.items()]
     if chosen["select"]["labels"] == "swap":
         rows.append(("labels swapped", f"{chosen['num_contradicted']:,}", ""))
     rows.append(("threshold", "", _number(chosen.get("threshold"))))
@@ -174,10 +177,19 @@ def rule_in_words(chosen: Mapping[str, Any]) -> str:
         for key in ("fraction", "k", "min_score", "max_score", "per_prompt", "group_by")
         if (value := select[key]) is not None
     ]
+    kept += [f"at least {select['agreement']['at_least']} rewards agree"] if select.get("agreement") else []
     kept += [f"{key} {select[key]}" for key, default in _DEFAULT_RULES.items() if select.get(key, default) != default]
     parameters = "".join(f" {key} {value}" for key, value in objective.items() if key != "name")
     under = f"objective {objective['name']}{parameters}"
     of_metric = f"metric {name}" + (f" ({settings[name]})" if name in settings else "")
+    combine = metric.get("combine")
+    if combine is not None:
+        each = (
+            combine["members"]
+            if combine["weights"] is None
+            else [f"{w:g} x {m}" for m, w in combine["weights"].items()]
+        )
+        of_metric += f", {combine['rule']} of rewards {', '.join(each)} (normalise {combine['normalise']})"
     return ", ".join([of_metric, under, *kept])
 
 

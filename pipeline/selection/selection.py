@@ -7,16 +7,17 @@ their order, nor the parts they come in.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.config import Metric, Objective, Select
+from pipeline.config import Labels, Metric, Objective, Select
 from pipeline.errors import SchemaError
 from pipeline.metrics.columns import BoolArray, FloatArray
+from pipeline.metrics.combine import combined, fit_members, num_agreeing
 from pipeline.metrics.normalise import Fitted
 from pipeline.selection.columns import Columns, read_columns
 from pipeline.selection.duplicates import find_repeats
@@ -72,7 +73,7 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the rows, JSON-ready, for the manifest."""
         groups = {name: cut.to_dict() for name, cut in self.cuts.items() if name is not None}
-        unset = {"engine"} if self.splits else {"engine", "split"}
+        unset = {"engine"} | {name for name in ("split", "agreement") if getattr(self.query.rule, name) is None}
         return {
             "objective": self.query.objective.model_dump(mode="json"),
             "metric": self.query.metric.model_dump(mode="json"),
@@ -140,6 +141,7 @@ def select_many(source: Source, queries: Sequence[Query], passes: Passes | None 
 
     Neighbours that treat labels alike share one reading. Raises as `select`.
     """
+    queries = [query.on(source.schema) for query in queries]
     read = Reader(source, queries, passes)
     for query in queries:
         columns, duplicates = read.for_query(query)
@@ -148,24 +150,68 @@ def select_many(source: Source, queries: Sequence[Query], passes: Passes | None 
 
 
 class Reader:
-    """Reads the columns that some queries want; holds those of the treatment of labels that was asked for last."""
+    """Reads the columns that some queries want; holds those of the treatment of labels that was asked for last.
 
-    def __init__(self, source: Source, queries: Sequence[Query], passes: Passes | None = None) -> None:
+    duplicates: rows to leave out of what is taken from the set; left out, those that repeat others are looked for.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        queries: Sequence[Query],
+        passes: Passes | None = None,
+        duplicates: Positions | None = None,
+    ) -> None:
         self._source, self._queries = source, queries
         self._passes: Passes = passes if passes is not None else Threads()
-        self._duplicates: Positions | None = None
+        self._duplicates = duplicates
         self._read: tuple[str, Columns] | None = None
 
-    def for_query(self, query: Query) -> tuple[Columns, Positions]:
-        """The columns, and the positions of rows that repeat others. Raises as `select`."""
-        labels = query.rule.labels
-        if self._read is None or self._read[0] != labels:
-            alike = [other for other in self._queries if other.rule.labels == labels]
-            self._read = labels, read_columns(self._source, wanted_by(alike, self._source), self._passes)
-        columns = self._read[1]
+    def for_query(self, query: Query, fitted: Fitted | None = None) -> tuple[Columns, Positions]:
+        """The columns, and the positions of rows that repeat others. Raises as `select`.
+
+        fitted: what a former selection took from its set.
+        """
+        labels, combine = query.rule.labels, query.metric.combine
+        columns = self._columns(_read_with(query))
         if self._duplicates is None:
             self._duplicates = find_repeats(self._source, columns.hashes)
-        return columns, self._duplicates
+        if combine is None:
+            return columns, self._duplicates
+        rows = np.ones(columns.num_rows, dtype=np.bool_)
+        rows[self._duplicates] = False
+        if query.rule.where is not None:
+            rows &= ~columns.outside[query.rule.where]
+        margins = _margins(columns, query)
+        members = fit_members(margins, rows, combine) if fitted is None else fitted.members
+        if labels != "keep":
+            # Labels are judged by the combined margin, for which the whole set had to be read first.
+            against = combined({name: -margin for name, margin in margins.items()}, members, combine) > 0
+            columns = read_columns(self._source, wanted_by([query], self._source), self._passes, against)
+            margins = _margins(columns, query)
+        made = {query.signed: combined(margins, members, combine)}
+        return replace(
+            columns,
+            quantities=columns.quantities | made,
+            num_agreeing=num_agreeing(margins, combine),
+            members=members,
+        ), self._duplicates
+
+    def _columns(self, labels: Labels) -> Columns:
+        if self._read is None or self._read[0] != labels:
+            wanted = wanted_by([query for query in self._queries if _read_with(query) == labels], self._source)
+            self._read = labels, read_columns(self._source, replace(wanted, labels=labels), self._passes)
+        return self._read[1]
+
+
+def _read_with(query: Query) -> Labels:
+    """How labels are treated where a query's columns are first read: several rewards cannot judge them before."""
+    return query.rule.labels if query.metric.combine is None else "keep"
+
+
+def _margins(columns: Columns, query: Query) -> dict[str, FloatArray]:
+    """The margin of each reward that a query combines, by name."""
+    return {quantity.rewards[0]: columns.quantities[quantity] for quantity in query.signed.parts}
 
 
 def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:

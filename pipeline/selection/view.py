@@ -6,7 +6,6 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.metrics.columns import BoolArray, FloatArray
-from pipeline.metrics.ranker import SIGNED_EXPLICIT
 from pipeline.selection.fit import drawn
 from pipeline.selection.selection import Found
 from pipeline.selection.source import Positions
@@ -41,7 +40,7 @@ class View:
         selected[found.selection.positions] = True
         missing = np.broadcast_to(np.nan, columns.num_rows)
         reward, explicit, implicit = (
-            columns.quantities.get(quantity, missing) for quantity in (SIGNED_EXPLICIT, query.explicit, query.implicit)
+            columns.quantities.get(quantity, missing) for quantity in (query.signed, query.explicit, query.implicit)
         )
         sample = np.flatnonzero(drawn(columns.hashes, ranked, SAMPLED_ROWS))
         return cls(

@@ -10,6 +10,7 @@ From table to table, in the columns of `pipeline.schema`:
     held_out.py      given prompts -> those to train on, and those to measure on
     candidates.py    prompts -> K responses each; sampler.py says what an engine takes and gives
     annotate.py      responses -> rewards
+    combined.py      several rewards -> one of each response, to pick pairs by
     pairing.py       responses and rewards -> pairs
     evolve.py        prompts of selected pairs -> drafts of new prompts; templates/ say how they are asked for
     filters.py       drafts -> new prompts; language.py tells languages apart

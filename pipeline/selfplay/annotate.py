@@ -5,21 +5,21 @@ if the reward is not a finite number. A row without any reward is dropped, with 
 not empty.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import SelfPlayConfig, Tokens
+from pipeline.config import SelfPlayConfig, Tokens, names_of, reward_key
 from pipeline.data.place import Place
 from pipeline.drops import Reason
 from pipeline.models.prompts import DialogueTokenizer, TokenizedDialogue
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
 from pipeline.rewards.cache import cache_place
-from pipeline.rewards.registry import reward_backend
-from pipeline.schema import ANNOTATED_SCHEMA, ID, PROMPT, RESPONSE_REWARDS, RESPONSES
+from pipeline.rewards.registry import reward_backends
+from pipeline.schema import ID, PROMPT, RESPONSES, annotated_schema, response_rewards
 from pipeline.steps.rows import TRANSIENT_PREFIX, drop_rows, kept_rows, set_column, spread
 from pipeline.steps.work import Apply, Stage
 
@@ -30,13 +30,17 @@ RESPONSE_REASONS: Final = f"{TRANSIENT_PREFIX}response_reasons"
 
 
 def annotate_stages(config: SelfPlayConfig) -> list[Stage]:
-    """Candidates to annotated candidates, by the reward."""
-    reward = reward_backend(config.reward)
-    build = partial(_build_annotate, reward, cache_place(config.run, config.storage))
-    annotate = Stage(name="annotate", build=build, model=config.reward, env=reward.env())
-    if not reward.reads_ids:
-        return [annotate]
-    return [Stage(name="tokenise", build=partial(_build_tokenise, reward, config.tokens)), annotate]
+    """Candidates to annotated candidates, by one reward after another."""
+    stages = []
+    for member, reward in reward_backends(config.members).items():
+        key = reward_key(member) if member else ""
+        if reward.reads_ids:
+            tokenise = partial(_build_tokenise, reward, config.tokens)
+            stages.append(Stage(name="tokenise", build=tokenise, key=key and f"tokenise.{member}"))
+        cache = cache_place(config.run, config.storage)
+        build = partial(_build_annotate, reward, cache, names_of(member, reward.section), config.reward_names)
+        stages.append(Stage(name="annotate", build=build, model=reward.section, key=key, env=reward.env()))
+    return stages
 
 
 class TokeniseResponses:
@@ -67,13 +71,16 @@ class TokeniseResponses:
 
 
 class AnnotateResponses:
-    """Adds the rewards of the responses, float64, K to a row.
+    """Adds the rewards of the responses by one scorer, float64, K to a row.
 
-    reads_ids: whether the scorer reads token ids, as TokeniseResponses makes them.
+    reads_ids: whether the scorer reads token ids, as TokeniseResponses makes them just before. names: of its rewards,
+    one for each head. all_names: of the rewards of all scorers.
     """
 
-    def __init__(self, scorer: Scorer, *, reads_ids: bool) -> None:
-        self._scorer = scorer
+    def __init__(
+        self, scorer: Scorer, *, reads_ids: bool, names: Sequence[str] = ("",), all_names: Sequence[str] = ("",)
+    ) -> None:
+        self._scorer, self._names, self._schema = scorer, names, annotated_schema(all_names)
         self._dialogues = _dialogues_as_ids if reads_ids else _dialogues_as_turns
         self._columns = [ID, RESPONSE_IDS, RESPONSE_REASONS] if reads_ids else [ID, PROMPT, RESPONSES]
 
@@ -81,27 +88,30 @@ class AnnotateResponses:
         """Score the kept rows; drop those of which no response has a reward. Raises as the scorer."""
         rows = kept_rows(table)
         found = [self._dialogues(row) for row in table.select(self._columns).take(pa.array(rows)).to_pylist()]
-        rewards: list[list[float | None]] = [[None] * len(row) for row in found]
+        rewards: list[list[Sequence[float | None]]] = [[[None] * len(self._names)] * len(row) for row in found]
         reasons = [[one if isinstance(one, Reason) else None for one in row] for row in found]
         places = [(i, k) for i, row in enumerate(found) for k, one in enumerate(row) if not isinstance(one, Reason)]
         # The dialogues of a row share their prompt, so they go together.
         groups = [[one for one in row if not isinstance(one, Reason)] for row in found]
         scores = self._scorer.score([group for group in groups if group])
-        for index, ((i, k), reward) in enumerate(zip(places, scores.values.tolist(), strict=True)):
-            if np.isfinite(reward):
+        values = scores.values.reshape(len(places), len(self._names)).tolist()
+        for index, ((i, k), reward) in enumerate(zip(places, values, strict=True)):
+            if np.isfinite(reward).all():
                 rewards[i][k] = reward
             else:
                 reasons[i][k] = scores.left_out.get(index, Reason.NON_FINITE_REWARD)
         empty = Reason.EMPTY_RESPONSES
         dropped = {
             int(row): next((reason for reason in why if reason is not None and reason != empty), empty)
-            for row, values, why in zip(rows, rewards, reasons, strict=True)
-            if all(value is None for value in values)
+            for row, responses, why in zip(rows, rewards, reasons, strict=True)
+            if all(None in response for response in responses)
         }
-        of_type = ANNOTATED_SCHEMA.field(RESPONSE_REWARDS).type
-        column = spread(rewards, rows.tolist(), num_rows=table.num_rows, of_type=of_type)
-        table = set_column(table, RESPONSE_REWARDS, column).select(ANNOTATED_SCHEMA.names).cast(ANNOTATED_SCHEMA)
-        return drop_rows(table, dropped, stage="annotate")
+        for head, name in enumerate(map(response_rewards, self._names)):
+            of_head = [[response[head] for response in responses] for responses in rewards]
+            of_type = self._schema.field(name).type
+            table = set_column(table, name, spread(of_head, rows.tolist(), num_rows=table.num_rows, of_type=of_type))
+        made = pa.schema([field for field in self._schema if field.name in table.column_names])
+        return drop_rows(table.select(made.names).cast(made), dropped, stage="annotate")
 
     def close(self) -> None:
         """Free what the scorer holds."""
@@ -131,5 +141,5 @@ def _build_tokenise(reward: Backend[Any], tokens: Tokens) -> Apply:
     return TokeniseResponses(reward.tokenizer(tokens))
 
 
-def _build_annotate(reward: Backend[Any], cache: Place | None) -> Apply:
-    return AnnotateResponses(reward.scorer(cache), reads_ids=reward.reads_ids)
+def _build_annotate(reward: Backend[Any], cache: Place | None, names: Sequence[str], all_names: Sequence[str]) -> Apply:
+    return AnnotateResponses(reward.scorer(cache), reads_ids=reward.reads_ids, names=names, all_names=all_names)

@@ -152,7 +152,7 @@ class _Estimator:
 
     def _answer(self, number: int, what: str, rows: int, k: int, response: float) -> Iterator[StepCost]:
         yield self._step(number, f"{what}generate", rows, generated=rows * k * response, read=rows * self._prompt)
-        dialogues = rows * k * (self._prompt + response)
+        dialogues = rows * k * (self._prompt + response) * len(self._config.members)
         yield self._step(number, f"{what}annotate", rows, read_by_reward=dialogues)
 
     def _expand(self, number: int, num_prompts: int, what: str = "") -> Iterator[StepCost]:

@@ -28,6 +28,7 @@ from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.selfplay.annotate import annotate_stages
 from pipeline.selfplay.candidates import generate_stage
+from pipeline.selfplay.combined import fit_rewards, one_reward
 from pipeline.selfplay.evolve import evolve_stage, plan_evolution, selected_prompts, template_fingerprint
 from pipeline.selfplay.filters import filter_prompts
 from pipeline.selfplay.pairing import make_pairs
@@ -44,6 +45,7 @@ ANNOTATED: Final = "annotated"
 PAIRS: Final = "pairs"
 
 _PAIR_SHARD_ROWS: Final = 4096
+_REWARDS: Final = frozenset({"reward", "rewards"})
 _OF_TEMPLATE: Final = frozenset({"chat_template", "date", "template", "template_kwargs"})
 
 _log = logging.getLogger(__name__)
@@ -141,8 +143,8 @@ def generate_answers(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) 
         kind=ANNOTATED,
         url=f"{url}/{ANNOTATED}",
         stages=annotate_stages(config),
-        schema=schema.ANNOTATED_SCHEMA,
-        fingerprint={"reward": run.fingerprints["reward"], "date": tokens["date"]},
+        schema=schema.annotated_schema(config.reward_names),
+        fingerprint={"date": tokens["date"], **{key: run.fingerprints[key] for key in _REWARDS & {*run.fingerprints}}},
     )
     dropped = prompts.num_kept - annotated.num_kept
     if dropped > config.run.max_dropped * prompts.num_kept:
@@ -158,6 +160,7 @@ def expand(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) -> None:
     """Everything from prompts to the subset at `url`/subset; none is written if there is nothing to select."""
     config = run.config
     annotated = generate_answers(run, prompts, url, counts)
+    combine = {} if config.combine is None else {"combine": config.combine.fingerprint()}
     pairs = _run_counted(
         config,
         counts,
@@ -166,9 +169,9 @@ def expand(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) -> None:
         kind=PAIRS,
         url=f"{url}/{PAIRS}",
         rows=OwnRows(rows=annotated, shard_rows=_PAIR_SHARD_ROWS, rows_out=None),
-        stages=[Stage(name="pair", build=partial(_build_pair, config))],
-        schema=schema.GENERATED_PAIR_SCHEMA,
-        fingerprint={"pair": config.pair.fingerprint()},
+        stages=[Stage(name="pair", build=partial(_build_pair, config, annotated))],
+        schema=schema.generated_pair_schema(config.reward_names),
+        fingerprint={"pair": config.pair.fingerprint(), **combine},
     )
     counts.pairs = pairs.num_kept
     if not pairs.num_kept:
@@ -256,5 +259,14 @@ def score_config(run: SelfPlay, url: str, num_pairs: int | None = None) -> Confi
     return config.model_copy(update=changes)
 
 
-def _build_pair(config: SelfPlayConfig) -> Apply:
-    return partial(make_pairs, rule=config.pair)
+def _build_pair(config: SelfPlayConfig, annotated: Dataset) -> Apply:
+    combine = config.combine
+    if combine is None:
+        return partial(make_pairs, rule=config.pair)
+    rewards = annotated.table([schema.response_rewards(name) for name in combine.members])
+    fitted = fit_rewards(rewards, combine)
+
+    def paired(table: pa.Table) -> pa.Table:
+        return make_pairs(one_reward(table, combine, fitted), config.pair, config.reward_names)
+
+    return paired

@@ -41,10 +41,15 @@ class Candidate:
     text: str
     reward: float
     num_tokens: int
+    rewards: tuple[float, ...] = ()
+    """What a pair holds of it: each of several rewards, or the only one."""
 
 
-def make_pairs(annotated: pa.Table, rule: Pairing) -> pa.Table:
-    """The pairs of each prompt of a table of ANNOTATED_SCHEMA, as GENERATED_PAIR_SCHEMA, in the order of the prompts.
+def make_pairs(annotated: pa.Table, rule: Pairing, rewards: Sequence[str] = ("",)) -> pa.Table:
+    """The pairs of each prompt of a table of annotated candidates, in the order of the prompts.
+
+    rewards: names of the rewards that a pair holds. The only one has no name; beside several, the candidates have one
+    of their own to be picked by.
 
     The id of a pair is the digest of its content, so that it is unique over all rounds; `rewards_all` holds the
     rewards of all responses that could take part, best first. Prompts dropped before stay dropped as they are.
@@ -57,14 +62,14 @@ def make_pairs(annotated: pa.Table, rule: Pairing) -> pa.Table:
             rows.append(prompt | {s.ID: row[s.ID], **{field.name: row[field.name] for field in s.STATUS_FIELDS}})
             continue
         try:
-            rows += [prompt | pair for pair in _pairs_of(row, rule)]
+            rows += [prompt | pair for pair in _pairs_of(row, rule, rewards)]
         except DropRow as drop:
             rows.append(prompt | {s.ID: row[s.ID], **Drop(drop.reason, "pair").columns})
-    return pa.Table.from_pylist(rows, schema=s.GENERATED_PAIR_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=s.generated_pair_schema(rewards))
 
 
-def _pairs_of(row: Row, rule: Pairing) -> list[Row]:
-    candidates, excluded = _usable(row, rule)
+def _pairs_of(row: Row, rule: Pairing, names: Sequence[str]) -> list[Row]:
+    candidates, excluded = _usable(row, rule, names)
     if len(candidates) < 2:
         # The most frequent reason of exclusion; of several, the last alphabetically.
         most_telling = max(excluded, key=lambda reason: (excluded[reason], reason), default=Reason.TOO_FEW_CANDIDATES)
@@ -86,24 +91,27 @@ def _pairs_of(row: Row, rule: Pairing) -> list[Row]:
         chosen, rejected = completion_of(better.text), completion_of(worse.text)
         digest = content_digest(row[s.PROMPT], chosen, rejected)
         pair: Row = {s.ID: digest, s.CONTENT_DIGEST: digest, s.CHOSEN: chosen, s.REJECTED: rejected, s.STATUS: s.KEPT}
-        pair |= {s.REWARD_CHOSEN: better.reward, s.REWARD_REJECTED: worse.reward, s.REWARDS_ALL: rewards}
+        for name, of_better, of_worse in zip(names, better.rewards, worse.rewards, strict=True):
+            pair |= dict(zip(s.reward_columns(name), (of_better, of_worse), strict=True))
+        pair[s.REWARDS_ALL] = rewards
         pairs.append(pair)
     if not pairs:
         raise DropRow(refused)
     return pairs
 
 
-def _usable(row: Row, rule: Pairing) -> tuple[list[Candidate], Counter[Reason]]:
+def _usable(row: Row, rule: Pairing, names: Sequence[str]) -> tuple[list[Candidate], Counter[Reason]]:
     """The candidates, best first, and how many responses were left out for which reason."""
-    columns = [row[name] or [] for name in (s.RESPONSES, s.RESPONSE_REWARDS, s.RESPONSE_TOKENS, s.FINISH_REASONS)]
+    read = (s.RESPONSES, s.RESPONSE_REWARDS, s.RESPONSE_TOKENS, s.FINISH_REASONS, *map(s.response_rewards, names))
+    columns = [row[name] or [] for name in read]
     if len({len(column) for column in columns}) > 1:
         raise DropRow(Reason.CANDIDATE_COUNT_MISMATCH)
     excluded: Counter[Reason] = Counter()
     found: list[Candidate] = []
-    for text, reward, num_tokens, finish in zip(*columns, strict=True):
+    for text, reward, num_tokens, finish, *each in zip(*columns, strict=True):
         reason = _why_left_out(text, reward, num_tokens, finish, rule)
         if reason is None:
-            found.append(Candidate(text=text, reward=reward, num_tokens=num_tokens))
+            found.append(Candidate(text=text, reward=reward, num_tokens=num_tokens, rewards=tuple(each)))
         else:
             excluded[reason] += 1
     found.sort(key=lambda candidate: (-candidate.reward, candidate.text, candidate.num_tokens))

@@ -16,6 +16,7 @@ from pipeline.data.run import MINOR_VERSION, Plan, Run
 from pipeline.data.sealed import fingerprint_digest
 from pipeline.data.verify import verify
 from pipeline.errors import IntegrityError, StorageError
+from pipeline.metrics.columns import float_column
 from pipeline.metrics.margins import EXPLICIT_COLUMNS, explicit_margin, implicit_margin, objective_columns
 from pipeline.models.fingerprints import model_fingerprint
 from pipeline.selfplay.candidates import evaluation
@@ -113,13 +114,15 @@ def measure(run: SelfPlay, held_out: Dataset, url: str) -> tuple[pa.Table, Count
     answered = generate_answers(replace(run, config=measuring), held_out, url, counts)
     every = run.dataset(f"{url}/{CANDIDATES}", CANDIDATES).table([schema.ID, schema.STATUS], kept_only=False)
     unanswered = every.filter(pc.equal(every[schema.STATUS], schema.DROPPED)).select([schema.ID])
-    columns = [schema.ID, schema.RESPONSE_TOKENS, schema.FINISH_REASONS, schema.RESPONSE_REWARDS]
+    rewards = map(schema.response_rewards, config.reward_names)
+    columns = [schema.ID, schema.RESPONSE_TOKENS, schema.FINISH_REASONS, *rewards]
     answers = answered.table(columns, kept_only=False)
     return pa.concat_tables([answers, unanswered], promote_options="default"), counts
 
 
 def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> dict[str, float]:
-    """Mean margins of a subset's training pairs: explicit, and implicit under two policies.
+    """Mean margins of a subset's training pairs: explicit (of several rewards, as it was selected by), and implicit
+    under two policies.
 
     One is the policy that scored them. The other one's scores go to `url`. Implicit margins are signed.
     """
@@ -134,11 +137,14 @@ def margins_after(base: Config, policy: TorchModel, subset: str, url: str) -> di
     after = Config.model_validate(base.model_dump(exclude_unset=True) | sections)
     pairs = Dataset.open(Place.open(subset, base.storage), SUBSET).of_split(schema.TRAIN)
     score(*prepare_score(after, pairs))
-    columns = [*objective_columns(base.objective), *EXPLICIT_COLUMNS["signed"]]
+    columns = objective_columns(base.objective)
     scored, before = Dataset.open(Place.open(url, base.storage)).table(columns), pairs.table(columns)
+    explicit = explicit_margin(pairs.table(EXPLICIT_COLUMNS["signed"])) if base.reward is not None else None
+    if explicit is None:
+        explicit = float_column(pairs.table([schema.MARGIN_EXPLICIT]), schema.MARGIN_EXPLICIT)
     return {
         "num_pairs": scored.num_rows,
-        "explicit": float(explicit_margin(before).mean()),
+        "explicit": float(explicit.mean()),
         "implicit_before": float(implicit_margin(before, base.objective).mean()),
         "implicit_after": float(implicit_margin(scored, base.objective).mean()),
     }

@@ -40,7 +40,8 @@ from pipeline.models.loading import check_models
 from pipeline.observers.facts import Data, Facts
 from pipeline.observers.observed import observed
 from pipeline.rewards.cache import check_cache
-from pipeline.rewards.registry import reward_backend
+from pipeline.rewards.registry import reward_backends
+from pipeline.selfplay.combined import compared_with
 from pipeline.selfplay.evaluation import compare_policies
 from pipeline.selfplay.expansion import (
     PROMPTS,
@@ -85,7 +86,8 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
         if config.run.on_ray(runs_models=True):
             from pipeline.on_ray.session import ray_session
 
-            models: list[Replicas] = [config.generate, config.reward, config.policy, config.reference or config.policy]
+            others = [config.policy, config.reference or config.policy]
+            models: list[Replicas] = [config.generate, *config.members.values(), *others]
             stack.enter_context(ray_session(config.run, models))
         run, prompts, held_out = prepare(config)
         told.add(_tell, run, prompts)
@@ -94,7 +96,7 @@ def self_play(config: SelfPlayConfig) -> Iterator[str]:
         subsets: list[str] = []
         place = f"{run.config.path}/measured-0"
         first, counts = measure(run, held_out, place)
-        body = {"evaluation": compare_policies(first, first), "measuring": asdict(counts)}
+        body = {"evaluation": _compared(run, first, first), "measuring": asdict(counts)}
         reports = [_report(run, 0, body, place)]
         for number in range(1, config.rounds + 1):
             found = _play_round(run, number, prompts, subsets)
@@ -152,14 +154,16 @@ def _pinned(config: SelfPlayConfig) -> tuple[SelfPlayConfig, dict[str, Any]]:
     if config.needs_reference or in_training:
         models["reference"] = config.reference or config.policy
     check_models(models, config.tokens)
-    reward = reward_backend(config.reward)
-    reward.check(config.tokens, ())
+    rewards = reward_backends(config.members)
+    for reward in rewards.values():
+        reward.check(config.tokens, ())
     fingerprints = {role: model_fingerprint(model) for role, model in models.items()}
     pins: dict[str, Any] = {role: pinned(model, fingerprints[role]) for role, model in models.items()}
-    fingerprints["reward"] = reward.fingerprint()
-    pins["reward"] = reward.pinned(fingerprints["reward"])
+    of_members = {name: reward.fingerprint() for name, reward in rewards.items()}
+    fingerprints |= {"rewards": of_members} if config.rewards else {"reward": of_members[""]}
+    sections = {name: reward.pinned(of_members[name]) for name, reward in rewards.items()}
     path = config.path.rstrip("/") if "://" in config.path else str(Path(config.path).expanduser().resolve())
-    return config.model_copy(update={**pins, "path": path}), fingerprints
+    return config.model_copy(update={**pins, "path": path}).with_members(sections), fingerprints
 
 
 def _play_round(run: SelfPlay, number: int, prompts: Dataset, before: list[str]) -> Round:
@@ -216,11 +220,19 @@ def _close(run: SelfPlay, found: Round, held_out: Dataset, first: pa.Table) -> d
         config = score_config(run, f"{url}/base")
         body |= {
             "training": {"summary": summary, "seconds": float(summary["seconds_in_all"]), "policy": policy.model},
-            "evaluation": compare_policies(answers, first),
+            "evaluation": _compared(run, answers, first),
             "measuring": asdict(counts),
             "margins": margins_after(config, policy, found.subsets[0], f"{place}/after"),
         }
     return _report(run, found.number, body, place)
+
+
+def _compared(run: SelfPlay, answers: pa.Table, first: pa.Table) -> dict[str, Any]:
+    """How answers to the held-out prompts compare with those of the first policy, under all rewards together."""
+    combine = run.config.combine
+    if combine is not None:
+        answers, first = (compared_with(each, first, combine) for each in (answers, first))
+    return compare_policies(answers, first)
 
 
 def _tell(facts: Facts, run: SelfPlay, prompts: Dataset) -> None:

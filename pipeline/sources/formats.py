@@ -8,7 +8,7 @@ To add a format, write a module that makes its `Format`, add that to FORMATS, an
 
 import difflib
 import itertools
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
@@ -87,14 +87,17 @@ def sample_rows(
     num_rows: int = SAMPLE_ROWS,
     *,
     first_file_only: bool = True,
+    rewards: Collection[str] = (),
 ) -> Sample:
     """The first rows of the source, or of its first file that has any, and the kinds of all its columns.
+
+    rewards: columns of rewards that have names.
 
     Raises:
         ConfigError: `source.columns` gives a name that nothing reads.
         SchemaError: `source.columns` names a column that is not there.
     """
-    read = {*ALL_SCORE_COLUMNS, *BESIDE_PAIR}.union(*(known.reads for known in FORMATS.values()))
+    read = {*ALL_SCORE_COLUMNS, *BESIDE_PAIR, *rewards}.union(*(known.reads for known in FORMATS.values()))
     columns = {} if source is None else source.columns
     asked: tuple[str, ...] = ()
     if source is not None:
@@ -104,7 +107,7 @@ def sample_rows(
     read |= {source.id_column} if source is not None and source.id_column else set()
     raw = raw_rows(fs, scan, {*read, *SPELLINGS, *asked, *heads}, num_rows, first_file_only=first_file_only)
     found = [row for row in raw if not isinstance(row, Drop)]
-    mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found)
+    mapped = plan_map(columns, {} if source is None else source.roles, scan.schema, found, rewards)
     rows = tuple(row if isinstance(row, Drop) else mapped.of_row(row) for row in raw)
     kinds = mapped_kinds(mapped, scan.schema, [row for row in rows if not isinstance(row, Drop)])
     kinds |= {name: Kind.TEXT for name in scan.partitions if name not in kinds}

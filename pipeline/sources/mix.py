@@ -42,7 +42,8 @@ class MixReader:
         has_kwargs = any(s.TEMPLATE_KWARGS in reader.schema.names for reader in readers.values())
         pair = s.pair_schema(fields, template_kwargs=has_kwargs)
         extra = [pa.field(s.SOURCE_NAME, pa.string()), *(field for _, field in passed.values())]
-        return cls(readers=readers, schema=s.scored_schema(extra, pair))
+        [rewards] = {reader.rewards for reader in readers.values()}
+        return cls(readers=readers, schema=s.scored_schema(extra, pair, rewards))
 
     def read(self, shard: Shard) -> pa.Table:
         """As `PairReader.read`. An id from an id column becomes NAME:ID: it need be unique in its source alone."""

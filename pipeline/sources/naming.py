@@ -104,9 +104,15 @@ _PATHS_TRIED: Final = 1000
 
 
 def plan_map(
-    columns: Mapping[str, str], roles: Mapping[str, str], schema: pa.Schema | None, rows: Sequence[Row]
+    columns: Mapping[str, str],
+    roles: Mapping[str, str],
+    schema: pa.Schema | None,
+    rows: Sequence[Row],
+    rewards: Iterable[str] = (),
 ) -> ColumnMap:
     """How the rows of a source are mapped; `columns` and `roles` as in the config, `rows` the first ones as read.
+
+    rewards: columns of rewards that have names.
 
     Raises:
         SchemaError: the source has no column of a name in `columns`.
@@ -119,7 +125,7 @@ def plan_map(
     plain = [mapped.of_row(row) for row in rows]
     spelled = _spelled(mapped_kinds(mapped, schema, plain), plain)
     mapped = replace(mapped, paths={**mapped.paths, **{name: (column,) for name, column in spelled.items()}})
-    scores = (*ALL_SCORE_COLUMNS, *NUMBERS, *ONE_SCORE)
+    scores = (*ALL_SCORE_COLUMNS, *NUMBERS, *ONE_SCORE, *rewards)
     names = (name for name in scores if _holds_numbers([mapped.value(row, name) for row in rows]))
     return replace(mapped, numbers=frozenset(names))
 

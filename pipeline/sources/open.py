@@ -1,6 +1,7 @@
 """Check a whole source and make its reader: everything that can fail for all of it fails here, before anything runs."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -31,9 +32,17 @@ _READ_ROWS: Final = 4096
 
 
 def open_source(
-    fs: Any, root: str, source: Source, *, rewards: bool, policy_logps: bool, reference_logps: bool
+    fs: Any,
+    root: str,
+    source: Source,
+    *,
+    rewards: bool | Mapping[str, bool],
+    policy_logps: bool,
+    reference_logps: bool,
 ) -> tuple[PairReader, list[SourceFile]]:
     """Check the whole source and make its reader; the flags say which scores it must hold itself.
+
+    rewards: for several rewards the flag of each, by name.
 
     Raises:
         ConfigError: `source.format` is unknown, `source.pairs` does not fit the format or the wanted scores, or
@@ -43,12 +52,14 @@ def open_source(
         OSError: the storage failed.
     """
     check_format_name(source.format)
+    several = {} if isinstance(rewards, bool) else rewards
     scan = scan_files(fs, root, Wanted(split=source.split, config=source.config))
     if scan.part.split is not None:
         _log.info("source %s: reads split %s", shown_path(root), scan.part.text())
     if scan.ignored:
         _log.warning("source %s: ignored %s", shown_path(root), ignored_text(scan.ignored))
-    sample = sample_rows(fs, scan, source)
+    named = [name for name, is_held in several.items() if is_held]
+    sample = sample_rows(fs, scan, source, rewards=[column for name in named for column in s.reward_columns(name)])
     if sample.rows and not sample.decoded:
         reasons = ", ".join(sorted({str(row.reason) for row in sample.rows if isinstance(row, Drop)}))
         raise SourceError(
@@ -63,7 +74,7 @@ def open_source(
             f"source {shown_path(root)}: a limit or weight takes rows one by one, and would part the answers of a "
             f"prompt, which format {name} reads together. Leave it out, or write pairs first."
         )
-    _check_pairs(source.pairs, name, logps=policy_logps or reference_logps)
+    _check_pairs(source.pairs, name, others=policy_logps or reference_logps or bool(named))
     if source.id_column is not None:
         check_id_column(source.id_column, sample.columns, sample.schema)
     values = [{name: sample.map.value(row, name) for name in source.passthrough} for row in sample.read]
@@ -74,7 +85,12 @@ def open_source(
     if source.where is not None:
         where = Condition.of(source.where, sample.schema, sample.map.names([*names]), sample.read, sample.map)
     scores = plan_scores(
-        sample.columns, FORMATS[name], rewards=rewards, policy_logps=policy_logps, reference_logps=reference_logps
+        sample.columns,
+        FORMATS[name],
+        rewards=rewards is True,
+        policy_logps=policy_logps,
+        reference_logps=reference_logps,
+        named=named,
     )
     check_files_agree(
         fs,
@@ -93,9 +109,9 @@ def open_source(
     problem = json_problem(sampled)
     if problem is not None:
         _log.warning("source %s: %s", shown_path(root), problem)
-    named = frozenset[str]().union(*(file.message_fields for file in scan.files))
-    pair = source_schema(sample.schema, columns, sampled, named)
-    s.scored_schema(passthrough, pair)  # refuses names that alignpot's own columns have
+    fields = frozenset[str]().union(*(file.message_fields for file in scan.files))
+    pair = source_schema(sample.schema, columns, sampled, fields)
+    s.scored_schema(passthrough, pair, tuple(several) or ("",))  # refuses names that alignpot's own columns have
     reader = PairReader(
         fs=fs,
         root=scan.root,
@@ -103,6 +119,7 @@ def open_source(
         id_column=source.id_column,
         passthrough=passthrough,
         scores=scores,
+        rewards=tuple(several) or ("",),
         pairs=source.pairs,
         pair_schema=pair,
         columns=columns,
@@ -124,7 +141,7 @@ def read_all(fs: Any, root: str, source: Source, benchmarks: Contamination | Non
     return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
 
 
-def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
+def _check_pairs(pairs: Pairs, name: str, *, others: bool) -> None:
     if pairs == BEST_WORST:
         return
     if FORMATS[name].build_sweet_spot is None:
@@ -133,8 +150,8 @@ def _check_pairs(pairs: Pairs, name: str, *, logps: bool) -> None:
             f"source.pairs {pairs} picks from candidates with rewards, which a source of format {name} does not hold. "
             f"Give one of format {known}, or leave out source.pairs."
         )
-    if logps:
+    if others:
         raise ConfigError(
-            f"source.pairs {pairs} picks pairs anew, so log-probabilities that the source holds are not theirs. "
-            "Set a model as policy and reference instead of backend columns, or leave out source.pairs."
+            f"source.pairs {pairs} picks pairs anew, so log-probabilities and rewards of names that the source holds "
+            "are not theirs. Set models instead of backend columns, or leave out source.pairs."
         )

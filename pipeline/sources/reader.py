@@ -47,6 +47,8 @@ class PairReader:
     id_column: str | None = None
     passthrough: tuple[pa.Field, ...] = ()
     scores: ScorePlan = NO_SCORES
+    rewards: tuple[str, ...] = ("",)
+    """Names of all rewards, whoever gives them."""
     pairs: Pairs = BEST_WORST
     pair_schema: pa.Schema = s.PAIR_SCHEMA
     columns: tuple[str, ...] = ()
@@ -65,7 +67,8 @@ class PairReader:
     @property
     def schema(self) -> pa.Schema:
         """Schema of every table that `read` returns."""
-        return s.scored_schema((field.remove_metadata() for field in self.passthrough), self.pair_schema)
+        passed = (field.remove_metadata() for field in self.passthrough)
+        return s.scored_schema(passed, self.pair_schema, self.rewards)
 
     def read(self, shard: Shard) -> pa.Table:
         """The shard's rows, exactly `shard.num_rows` in source order; `shard.digest` is in the schema's metadata.

@@ -1,13 +1,14 @@
 """Scores that the source already holds, for pairs of any format.
 
 Rewards are, in this order: `reward_chosen` and `reward_rejected`; one other spelling of the two; the row's own
-candidates; `margin`, which is stored as reward_chosen = margin and reward_rejected = 0. Log-probs and token counts
+candidates; `margin`, which is stored as reward_chosen = margin and reward_rejected = 0. Those that have a name stand in
+`reward_NAME_chosen` and `reward_NAME_rejected`. Log-probs and token counts
 have the names of `pipeline.schema`: sums over response tokens, natural logarithm.
 
 `read_scores` reads one row, `column_scores` whole columns. Both give the same scores and leave out the same rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -56,6 +57,8 @@ class ScorePlan:
     candidates: bool = False
     """Rewards come from the format's own candidates, unless `rewards` names columns for the row's pair."""
     rewards_all: str | None = None
+    named: tuple[str, ...] = ()
+    """Columns of rewards that have names, which they keep."""
     logps: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
     truncated: bool = False
@@ -63,7 +66,7 @@ class ScorePlan:
     @property
     def needs(self) -> tuple[str, ...]:
         """Columns without which a row has no usable scores."""
-        return (*self.rewards, *self.logps, *self.counts)
+        return (*self.rewards, *self.named, *self.logps, *self.counts)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -76,14 +79,27 @@ NO_SCORES: Final = ScorePlan()
 
 
 def plan_scores(
-    columns: Columns, known: Format, *, rewards: bool, policy_logps: bool, reference_logps: bool
+    columns: Columns,
+    known: Format,
+    *,
+    rewards: bool,
+    policy_logps: bool,
+    reference_logps: bool,
+    named: Sequence[str] = (),
 ) -> ScorePlan:
-    """Where each wanted score comes from.
+    """Where each wanted score comes from. named: names of the rewards that are read by name.
 
     Raises:
         SchemaError: a wanted score has no column, or rewards have several that could differ.
     """
     logps = (*(POLICY_LOGPS if policy_logps else ()), *(REFERENCE_LOGPS if reference_logps else ()))
+    for name in named:
+        lacking = [column for column in s.reward_columns(name) if columns.get(column) is not Kind.NUMBER]
+        if lacking:
+            raise SchemaError(
+                f"rewards.{name} of backend columns needs {lacking} as numbers; the source has {described(columns)}. "
+                f"Say where they stand, as in source: {{columns: {{{lacking[0]}: COLUMN, ...}}}}."
+            )
     counts: tuple[str, ...] = RESPONSE_COUNTS if policy_logps else ()
     missing = [name for name in (*logps, *counts) if columns.get(name) is not Kind.NUMBER]
     if missing:
@@ -94,7 +110,8 @@ def plan_scores(
     if counts and columns.get(s.NUM_TOKENS_PROMPT) is Kind.NUMBER:
         counts = (s.NUM_TOKENS_PROMPT, *counts)
     truncated = policy_logps and columns.get(s.TRUNCATED) is Kind.FLAG
-    plan = ScorePlan(logps=logps, counts=counts, truncated=truncated)
+    of_names = tuple(column for name in named for column in s.reward_columns(name))
+    plan = ScorePlan(named=of_names, logps=logps, counts=counts, truncated=truncated)
     if not rewards:
         return plan
     candidates = known.gives_rewards(columns)
@@ -109,7 +126,7 @@ def plan_scores(
 
 def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any]:
     """The planned scores of one row under the names of `pipeline.schema`, or DropRow."""
-    scores: dict[str, Any] = dict(_rewards(row, pair, plan))
+    scores: dict[str, Any] = {**_rewards(row, pair, plan), **{name: number_of(row.get(name)) for name in plan.named}}
     for name in (*plan.logps, *plan.counts):
         value = number_of(row.get(name))
         if not _fits(name, value):
@@ -125,7 +142,7 @@ def read_scores(row: Row, pair: PairRow, plan: ScorePlan) -> dict[str, Any]:
 def column_scores(columns: Mapping[str, pa.Array], plan: ScorePlan, good: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
     """`read_scores` of whole columns, without candidates. Rows that have no usable score are no longer `good`."""
     scores: dict[str, pa.Array] = {}
-    for name in (*plan.rewards, *plan.logps, *plan.counts):
+    for name in plan.needs:
         values = _floats(columns[name])
         good &= np.isfinite(values) & _fits(name, values)
         if name in plan.counts:

@@ -5,7 +5,7 @@ Every row is in exactly one shard, in order. No shard spans two files.
 
 import bisect
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -118,6 +118,11 @@ def partitions(path: str) -> dict[str, str | None]:
 
 
 def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:
+    """As a list what `each_shard` gives."""
+    return [*each_shard(files, shard_rows)]
+
+
+def each_shard(files: Sequence[SourceFile], shard_rows: int) -> Iterator[Shard]:
     """Cut the files, in their order, into shards of `shard_rows` rows; the last one of a file may be shorter.
 
     A file that must be one shard is one, however many rows it has.
@@ -128,31 +133,28 @@ def plan_shards(files: Sequence[SourceFile], shard_rows: int) -> list[Shard]:
     if shard_rows < 1:
         raise ConfigError(f"run.shard_rows must be at least 1, got {shard_rows}.")
     sizes = [(file, file.num_rows if file.is_one_shard else shard_rows) for file in files if file.num_rows]
-    ranges = [(file, first, size) for file, size in sizes for first in range(0, file.num_rows, size)]
-    return [
-        file.shard(first, min(size, file.num_rows - first), index) for index, (file, first, size) in enumerate(ranges)
-    ]
+    ranges = ((file, first, size) for file, size in sizes for first in range(0, file.num_rows, size))
+    for index, (file, first, size) in enumerate(ranges):
+        yield file.shard(first, min(size, file.num_rows - first), index)
 
 
-def stored_shards(plan: Sequence[Mapping[str, Any]], files: Sequence[SourceFile], where: str) -> list[Shard]:
-    """The shards of a stored plan, which must hold every row of the files once; `where` is the plan's own file.
+def check_shards(plan: Sequence[Mapping[str, Any]], files: Sequence[SourceFile], where: str) -> None:
+    """See that a stored plan holds every row of the files once; `where` is the plan's own file.
 
     Raises:
-        IntegrityError: they do not.
+        IntegrityError: it does not.
     """
     by_path, num_seen = {file.path: file for file in files}, dict.fromkeys((file.path for file in files), 0)
-    shards = []
+    num_right = 0
     for index, stored in enumerate(plan):
         file, num_rows = by_path.get(stored.get("file", "")), stored.get("num_rows")
         if file is None or not isinstance(num_rows, int) or num_rows < 1:
             break
-        shard = file.shard(num_seen[file.path], num_rows, index)
-        if shard.to_dict() != stored:
+        if file.shard(num_seen[file.path], num_rows, index).to_dict() != stored:
             break
         num_seen[file.path] += num_rows
-        shards.append(shard)
-    if len(shards) != len(plan) or any(num_seen[file.path] != file.num_rows for file in files):
+        num_right += 1
+    if num_right != len(plan) or any(num_seen[file.path] != file.num_rows for file in files):
         raise IntegrityError(
             f"{where} is damaged: its shards do not hold every row of the source once. Use another path."
         )
-    return shards

@@ -62,11 +62,12 @@ def _metrics(given: Sequence[str | Mapping[str, Any]], objective: Objective, sou
     if objective.name == "dpo":
         readable["difficulty"] = Metric(name="difficulty")
     rule = Select(fraction=1.0)
-    columns = {n: Query(objective=objective, metric=m, rule=rule).ranker.columns for n, m in readable.items()}
+    queries = {n: Query(objective=objective, metric=m, rule=rule).on(source.schema) for n, m in readable.items()}
+    columns = {name: query.ranker.columns for name, query in queries.items()}
     there = {name for of_one in columns.values() for name in of_one if name in source.schema.names}
     filled = {name for name in there if source.has_values(name)}
-    if {*schema.LEADS} <= {*source.schema.names} and all(map(source.has_values, schema.LEADS)):
-        filled |= {schema.REWARD_CHOSEN, schema.REWARD_REJECTED}
+    for name in schema.judged_rewards(source.schema.names):
+        filled |= {*schema.reward_columns(name)} if all(map(source.has_values, schema.lead_columns(name))) else set()
     return {name: metric for name, metric in readable.items() if filled >= {*columns[name]}}
 
 

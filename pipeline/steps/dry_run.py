@@ -7,17 +7,19 @@ idle GPUs are left out, so the GPU-hours are right within a factor of two or so.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.config import Config
+from pipeline.config import Config, reward_key
 from pipeline.data.commit import no_new_folders
 from pipeline.data.manifest import SCORED
 from pipeline.data.place import Place
@@ -33,9 +35,8 @@ from pipeline.steps.rows import kept_rows, without_transient
 from pipeline.steps.score import scoring_step
 from pipeline.steps.score_stages import pair_groups
 from pipeline.steps.select import prepare_select
-from pipeline.steps.shards import AnyShard
-from pipeline.steps.step import Step, pending_shards, plan_of
-from pipeline.steps.work import read_shard
+from pipeline.steps.shards import rows_in
+from pipeline.steps.step import Step, first_rows, pending_shards, plan_of
 
 SAMPLE_ROWS: Final = 256
 
@@ -100,8 +101,8 @@ def _estimate(config: Config, *, select: bool) -> RunCost:
     if select:
         prepare_select(config, run.plan)
     pending = pending_shards(step, run)
-    table = _first_rows(step, pending)
-    num_left = sum(shard.num_rows for shard in pending)
+    table = _first_rows(step, run, pending)
+    num_left = int(rows_in(run.plan.shards)[pending].sum())
     num_rows = sum(shard["num_rows"] for shard in run.plan.shards)
     scored_bytes = _parquet_bytes(without_transient(table)) / max(1, table.num_rows)
     kept_share = kept_rows(table).size / max(1, table.num_rows)
@@ -148,14 +149,10 @@ def render(cost: RunCost, config: Config) -> str:
     return "\n\n".join([*texts, "Nothing was scored or written."])
 
 
-def _first_rows(step: Step, pending: Sequence[AnyShard]) -> pa.Table:
+def _first_rows(step: Step, run: Run, pending: NDArray[np.int64]) -> pa.Table:
     """The first rows that are not scored yet, tokenised."""
-    tables: list[pa.Table] = []
-    for shard in pending:
-        tables.append(read_shard(step.rows.reader, shard).table)
-        if sum(table.num_rows for table in tables) >= SAMPLE_ROWS:
-            break
-    table = pa.concat_tables(tables or [step.schema.empty_table()]).slice(0, SAMPLE_ROWS).combine_chunks()
+    tables = first_rows(step, run, pending, SAMPLE_ROWS) or [step.schema.empty_table()]
+    table = pa.concat_tables(tables).slice(0, SAMPLE_ROWS).combine_chunks()
     tokenise = [stage for stage in step.stages if stage.name == "tokenise"]
     return tokenise[0].build()(table) if tokenise else table
 
@@ -167,10 +164,12 @@ def _drops(table: pa.Table) -> dict[str, int]:
 
 def _model_costs(config: Config, table: pa.Table, num_left: int) -> Iterator[ModelCost]:
     rows, given = kept_rows(table), config.estimate
+    members = {reward_key(name): name for name in config.members}
     for role, model in config.torch_models().items():
         from pipeline.models.fingerprints import num_parameters
 
-        groups = completions(dialogues_as_ids(table, rows)) if role == "reward" else pair_groups(table, rows)
+        member = members.get(role)
+        groups = pair_groups(table, rows) if member is None else completions(dialogues_as_ids(table, rows, member))
         tokens = sum(map(num_packed_tokens, groups)) * num_left / max(1, table.num_rows)
         parameters, hours = num_parameters(model), None
         if parameters is not None:

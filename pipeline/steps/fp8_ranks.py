@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Config
+from pipeline.config import Config, names_of, reward_key
 from pipeline.errors import ModelError
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.margins import explicit_margin, implicit_margin
@@ -23,7 +23,7 @@ from pipeline.steps.work import Stage, close_stage
 NUM_RANKED: Final = 64
 LOWEST_CORRELATION: Final = 0.99
 _FEWEST_RANKED: Final = 16
-_MARGINS: Final = ({"reward"}, {"policy", "reference"})  # the models behind each margin
+_CAUSAL: Final = frozenset({"policy", "reference"})  # the models behind the implicit margin
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,14 @@ def check_ranks(config: Config, table: pa.Table) -> None:
     models = config.torch_models()
     roles = [role for role, model in models.items() if model.fp8]
     plain_models = {role: model.model_copy(update={"fp8": False}) for role, model in models.items()}
-    without = config.model_copy(update=plain_models)
-    wanted = {"tokenise"}.union(*(behind for behind in _MARGINS if behind & {*roles}))
-    common = _scored(table, [stage for stage in score_stages(without) if stage.name in wanted - {*roles}])
+    keys = {name: reward_key(name) for name in config.members}
+    sections = {name: plain_models[key] for name, key in keys.items() if key in plain_models}
+    causal = {role: plain_models[role] for role in _CAUSAL & {*plain_models}}
+    without = config.model_copy(update=causal).with_members(sections)
+    wanted = {"tokenise", *roles} | (_CAUSAL if _CAUSAL & {*roles} else frozenset())
+    common = _scored(table, [stage for stage in score_stages(without) if stage.label in wanted - {*roles}])
     own, rounded = (
-        _scored(common, [stage for stage in score_stages(each) if stage.name in roles]) for each in (without, config)
+        _scored(common, [stage for stage in score_stages(each) if stage.label in roles]) for each in (without, config)
     )
     for name, before in _margins(config, roles, own).items():
         _compare(name, before, _margins(config, roles, rounded)[name], roles)
@@ -66,9 +69,14 @@ def _scored(table: pa.Table, stages: Sequence[Stage]) -> pa.Table:
 
 def _margins(config: Config, roles: Sequence[str], table: pa.Table) -> dict[str, FloatArray]:
     """The margins that depend on models in fp8, by their names in messages."""
-    found = {"explicit": explicit_margin(table)} if "reward" in roles else {}
+    found = {
+        " ".join(filter(None, ("explicit", name))): explicit_margin(table, reward=name)
+        for member, section in config.members.items()
+        if reward_key(member) in roles
+        for name in names_of(member, section)
+    }
     has_reference = config.reference is not None or not config.objective.reads_reference
-    if config.policy is not None and has_reference and {"policy", "reference"} & {*roles}:
+    if config.policy is not None and has_reference and _CAUSAL & {*roles}:
         found[f"implicit ({config.objective.name})"] = implicit_margin(table, config.objective)
     return found
 

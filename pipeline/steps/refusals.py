@@ -31,7 +31,7 @@ def words_in(config: Config, table: pa.Table) -> str:
     """As `template_words`, of the rows of a table."""
     for _, prompt, chosen, rejected, *beside in pair_values(table.filter(_refused(table)).slice(0, 1)):
         dialogues = ([*prompt, *chosen], [*prompt, *rejected])
-        said = (tokenizer.template.refusal(dialogues, *beside) for tokenizer in tokenizers(config))
+        said = (each.tokenizer.template.refusal(dialogues, *beside) for each in tokenizers(config))
         return next(filter(None, said), "")
     return ""
 

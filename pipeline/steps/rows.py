@@ -61,18 +61,20 @@ def token_ids(table: pa.Table, rows: npt.NDArray[np.int64], name: str) -> list[I
 
 
 def add_scores(
-    table: pa.Table, scores: Scores, names: tuple[str, str], stage: StageName, non_finite: Reason
+    table: pa.Table, scores: Scores, names: Sequence[tuple[str, str]], stage: StageName, non_finite: Reason
 ) -> pa.Table:
-    """Add two numbers for each kept row, as two columns. Rows without two finite numbers are dropped.
+    """Add the numbers of both answers for each kept row. Rows that lack a finite one are dropped.
 
-    scores: the numbers, those of a row together. non_finite: the reason for a number that is NaN or infinite.
+    scores: the numbers, those of a row together. names: of the two columns, for each head of the model.
+    non_finite: the reason for a number that is NaN or infinite.
     """
     rows = kept_rows(table)
-    values = scores.values.reshape(-1, 2)
+    # Of a row: each head of the first answer, then each of the second one.
+    values = scores.values.reshape(len(rows), 2 * len(names))
     reasons = dict.fromkeys(np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist(), non_finite)
     reasons |= {index // 2: reason for index, reason in scores.left_out.items()}
     usable = [i for i in range(len(rows)) if i not in reasons]
-    for name, side in zip(names, values.T, strict=True):
+    for name, side in zip([pair[i] for i in (0, 1) for pair in names], values.T, strict=True):
         column = spread(side[usable].tolist(), rows[usable].tolist(), num_rows=table.num_rows, of_type=pa.float64())
         table = set_column(table, name, column)
     return drop_rows(table, {int(rows[index]): reason for index, reason in reasons.items()}, stage=stage)

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.faults import storage_errors
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import id_hashes
-from pipeline.rewards.registry import reward_backend
+from pipeline.rewards.registry import reward_backends
 from pipeline.selection.duplicates import find_repeats
 from pipeline.sources.left_out import Sample
 from pipeline.sources.mix import MixReader, mixed_files, mixed_sizes
@@ -82,13 +82,14 @@ def rows_of_sources(config: Config) -> dict[str, Any]:
 
 def _opened(source: Source, config: Config) -> _Opened:
     place = Place.of_source(source.path, config.storage)
+    held = {name: isinstance(config.members.get(name), ColumnsReward) for name in config.reward_names}
     benchmarks = read_benchmarks(source, config.storage)
     with storage_errors(source.path):
         reader, files = open_source(
             place.fs,
             place.root,
             source,
-            rewards=isinstance(config.reward, ColumnsReward),
+            rewards=held.get("", False) if held.keys() <= {""} else held,
             policy_logps=isinstance(config.policy, ColumnsModel),
             reference_logps=isinstance(config.reference, ColumnsModel),
         )
@@ -131,17 +132,22 @@ def rows_of_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
     pair = schema.pair_schema(fields, template_kwargs=schema.TEMPLATE_KWARGS in pairs.schema.names)
     taken: set[str] = {*pair.names, schema.STATUS}
     for section, names in (
-        (config.reward, (*schema.REWARDS, *schema.LEADS)),
+        *(
+            (section, (*schema.reward_columns(name), *schema.lead_columns(name), schema.REWARDS_ALL))
+            for name, section in config.members.items()
+        ),
         (config.policy, schema.POLICY_SCORES),
         (config.reference, schema.REFERENCE_SCORES),
     ):
         if isinstance(section, (ColumnsModel, ColumnsReward)):
             taken.update(names)
-    own = {field.name for field in (*schema.scored_schema(pair=pair), *schema.SUBSET_FIELDS, *schema.LEAD_FIELDS)}
+    own = {field.name for field in (*schema.scored_schema(pair=pair), *schema.SUBSET_FIELDS)}
+    own |= {column for name in config.reward_names for column in schema.reward_columns(name)}
+    judged = schema.judged_rewards(pairs.schema.names)
+    own |= {column for name in judged for column in schema.lead_columns(name)}
     extra = [field for field in pairs.schema if field.name not in own]
-    wanted = schema.scored_schema(extra, pair)
-    if {*schema.LEADS} <= {*pairs.schema.names} & taken:
-        wanted = schema.with_leads(wanted)
+    wanted = schema.scored_schema(extra, pair, config.reward_names)
+    wanted = schema.with_leads(wanted, [name for name in judged if {*schema.lead_columns(name)} <= taken])
     prepare = partial(_as_scored, wanted=wanted, blank=frozenset(own - taken))
     return {
         "rows": OwnRows(rows=pairs, shard_rows=_shard_rows(config), prepare=prepare),
@@ -168,7 +174,7 @@ def _as_scored(table: pa.Table, wanted: pa.Schema, blank: frozenset[str]) -> pa.
 
 def _shard_rows(config: Config) -> int:
     """Rows in a shard: few if models may fail in the middle of one, many if files are only read and written."""
-    return config.run.shard_rows or (256 if config.torch_models() or reward_backend(config.reward) else 8192)
+    return config.run.shard_rows or (256 if config.torch_models() or reward_backends(config.members) else 8192)
 
 
 def _check_ids(run: Run, manifest: Manifest) -> None:

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from pipeline.config import ColumnsModel, ColumnsReward, Config, TorchModel, resolved
+from pipeline.config import ColumnsModel, Config, TorchModel, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SCORED, Manifest, find_manifest
@@ -23,16 +25,14 @@ from pipeline.errors import TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint, pinned
 from pipeline.models.loading import check_models
 from pipeline.rewards.cache import check_cache
-from pipeline.rewards.registry import reward_backend
+from pipeline.rewards.registry import reward_backends
 from pipeline.schema import with_leads
 from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
 from pipeline.steps.rows_to_score import rows_of_dataset, rows_of_sources
 from pipeline.steps.score_stages import score_stages
-from pipeline.steps.shards import AnyShard
-from pipeline.steps.step import Step, begin_step, complete_step, pending_shards
+from pipeline.steps.step import Step, begin_step, complete_step, first_rows, pending_shards
 from pipeline.steps.summary import ScoreSummary
-from pipeline.steps.work import read_shard
 
 
 def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config, Step, Run]:
@@ -47,7 +47,7 @@ def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config,
     """
     config, step = scoring_step(config, pairs)
     run = begin_step(step, config.storage)
-    step.rows.shards(run.plan.shards, run.place / RUN_FILE)
+    step.rows.check(run.plan.shards, run.place / RUN_FILE)
     return config, step, run
 
 
@@ -63,12 +63,11 @@ def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, 
     if pairs is None:
         given |= source.pop("given")
     pins: dict[str, Any] = {role: pinned(model, models[role]) for role, model in _causal_models(config).items()}
-    reward = reward_backend(config.reward)
-    if reward is not None:
-        pins["reward"] = reward.pinned(models["reward"])
-    config = config.model_copy(update=pins)
-    if reward is not None and reward.compares:
-        source["schema"] = with_leads(source["schema"])
+    of_members = models.get("rewards", {"": models.get("reward")})
+    rewards = reward_backends(config.members)
+    sections = {name: reward.pinned(of_members[name]) for name, reward in rewards.items()}
+    source["schema"] = with_leads(source["schema"], [name for name, reward in rewards.items() if reward.compares])
+    config = config.model_copy(update=pins).with_members(sections)
     source["fingerprint"] = {"source": source["fingerprint"], **models}
     return config, Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
 
@@ -80,8 +79,8 @@ def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]
     """
     started = time.monotonic()
     pending = pending_shards(step, run)
-    if pending and any(model.fp8 for model in config.torch_models().values()):
-        _check_fp8(config, step, pending)
+    if len(pending) and any(model.fp8 for model in config.torch_models().values()):
+        _check_fp8(config, step, run, pending)
     manifest, totals = complete_step(step, run, pending, config.run)
     summary = ScoreSummary(
         num_shards_done_now=len(pending),
@@ -94,16 +93,11 @@ def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]
     return summary, manifest
 
 
-def _check_fp8(config: Config, step: Step, pending: Sequence[AnyShard]) -> None:
+def _check_fp8(config: Config, step: Step, run: Run, pending: NDArray[np.int64]) -> None:
     """See check_ranks. With Ray it runs on a node that has a GPU."""
     from pipeline.steps.fp8_ranks import NUM_RANKED, check_ranks
 
-    tables: list[pa.Table] = []
-    for shard in pending:
-        tables.append(read_shard(step.rows.reader, shard).table)
-        if sum(table.num_rows for table in tables) >= NUM_RANKED:
-            break
-    rows = pa.concat_tables(tables).slice(0, NUM_RANKED)
+    rows = pa.concat_tables(first_rows(step, run, pending, NUM_RANKED)).slice(0, NUM_RANKED)
     if not config.run.on_ray(runs_models=True):
         check_ranks(config, rows)
         return
@@ -134,25 +128,27 @@ def _model_fingerprints(config: Config, columns: Sequence[str]) -> dict[str, Any
 
     columns: names of the further columns of the rows.
     """
-    models, reward = _causal_models(config), reward_backend(config.reward)
+    models, rewards = _causal_models(config), reward_backends(config.members)
     found: dict[str, Any] = {
         role: section.fingerprint()
-        for role, section in (("policy", config.policy), ("reference", config.reference), ("reward", config.reward))
-        if isinstance(section, (ColumnsModel, ColumnsReward))
+        for role, section in (("policy", config.policy), ("reference", config.reference))
+        if isinstance(section, ColumnsModel)
     }
     if models:
         check_models(models, config.tokens)
-    if reward is not None:
+    for reward in rewards.values():
         reward.check(config.tokens, columns)
-        found["reward"] = reward.fingerprint()
+    of_members = {name: rewards.get(name, section).fingerprint() for name, section in config.members.items()}
+    if of_members:
+        found |= {"rewards": of_members} if config.rewards else {"reward": of_members[""]}
     found |= {role: model_fingerprint(model) for role, model in models.items()}
     tokens = config.tokens.fingerprint()
     if models:
         found["tokens"] = tokens
-    elif reward is not None and reward.reads_ids:  # it has its own template and length
+    elif any(reward.reads_ids for reward in rewards.values()):  # they have their own templates and lengths
         found["tokens"] = {name: value for name, value in tokens.items() if name in ("date", "template")}
     return found
 
 
 def _causal_models(config: Config) -> dict[str, TorchModel]:
-    return {role: model for role, model in config.torch_models().items() if role != "reward"}
+    return {role: model for role, model in config.torch_models().items() if role in ("policy", "reference")}

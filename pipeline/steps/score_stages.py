@@ -19,8 +19,8 @@ from pipeline.drops import Reason
 from pipeline.models.packing import Completion, Group
 from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
 from pipeline.rewards.cache import cache_place
-from pipeline.rewards.registry import reward_backend
-from pipeline.steps.reward_stage import REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, reward_stage
+from pipeline.rewards.registry import reward_backends
+from pipeline.steps.reward_stage import id_columns, reward_stage
 from pipeline.steps.rows import (
     TRANSIENT_PREFIX,
     add_scores,
@@ -45,7 +45,6 @@ REJECTED_START: Final = f"{TRANSIENT_PREFIX}rejected_start"
 
 _IDS: Final = pa.list_(pa.int32())
 # Columns of the tokens of a row: the field of the tokenised row, and the type.
-_DIALOGUE_COLUMNS: Final = {REWARD_CHOSEN_IDS: ("chosen_ids", _IDS), REWARD_REJECTED_IDS: ("rejected_ids", _IDS)}
 _PAIR_COLUMNS: Final = {
     CHOSEN_IDS: ("chosen_ids", _IDS),
     REJECTED_IDS: ("rejected_ids", _IDS),
@@ -64,13 +63,13 @@ _SCORES: Final[Mapping[Role, tuple[str, str]]] = {
 
 def score_stages(config: Config) -> list[Stage]:
     """The stages that fill the score columns which the source does not hold already."""
-    models, reward = config.torch_models(), reward_backend(config.reward)
+    models, rewards = config.torch_models(), reward_backends(config.members)
     causal = [(role, models[role]) for role in _SCORES if role in models]
     stages = []
-    if causal or (reward is not None and reward.reads_ids):
+    if causal or any(reward.reads_ids for reward in rewards.values()):
         stages.append(Stage(name="tokenise", build=partial(_build_tokenise, config)))
-    if reward is not None:
-        stages.append(reward_stage(reward, cache_place(config.run, config.storage)))
+    cache = cache_place(config.run, config.storage)
+    stages += [reward_stage(member, reward, cache) for member, reward in rewards.items()]
     for role, model in causal:
         env = {}
         if isinstance(model, VllmModel):
@@ -82,17 +81,18 @@ def score_stages(config: Config) -> list[Stage]:
     return stages
 
 
-def tokenizers(config: Config) -> list[PairTokenizer | DialogueTokenizer]:
-    """What turns the pairs into tokens: for policy and reference, and for the reward model."""
+def tokenizers(config: Config) -> list["Tokenise"]:
+    """What turns the pairs into tokens: for policy and reference, and for each reward that reads them."""
     from pipeline.models.loading import load_tokenizer
 
     models = config.torch_models()
-    pair_model, reward = models.get("policy") or models.get("reference"), reward_backend(config.reward)
-    found: list[PairTokenizer | DialogueTokenizer] = []
+    pair_model = models.get("policy") or models.get("reference")
+    found = []
     if pair_model is not None:
-        found.append(PairTokenizer(load_tokenizer(pair_model), config.tokens))
-    if reward is not None and reward.reads_ids:
-        found.append(reward.tokenizer(config.tokens))
+        found.append(Tokenise(PairTokenizer(load_tokenizer(pair_model), config.tokens)))
+    for member, reward in reward_backends(config.members).items():
+        if reward.reads_ids:
+            found.append(Tokenise(reward.tokenizer(config.tokens), member))
     return found
 
 
@@ -104,7 +104,7 @@ def pair_values(table: pa.Table) -> list[list[Any]]:
 
 
 def _build_tokenise(config: Config) -> Apply:
-    stages = [Tokenise(tokenizer) for tokenizer in tokenizers(config)]
+    stages = tokenizers(config)
 
     def tokenise(table: pa.Table) -> pa.Table:
         for stage in stages:
@@ -128,12 +128,14 @@ class Tokenise:
     """Adds the token ids of both answers, by the tokenizer and chat template of one model.
 
     A PairTokenizer serves policy and reference. It also gives the token counts and the truncation flag. A
-    DialogueTokenizer serves the reward model.
+    DialogueTokenizer serves one member of the rewards.
     """
 
-    def __init__(self, tokenizer: PairTokenizer | DialogueTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._columns = _PAIR_COLUMNS if isinstance(tokenizer, PairTokenizer) else _DIALOGUE_COLUMNS
+    def __init__(self, tokenizer: PairTokenizer | DialogueTokenizer, member: str = "") -> None:
+        self.tokenizer = tokenizer
+        chosen, rejected = id_columns(member)
+        of_dialogues = {chosen: ("chosen_ids", _IDS), rejected: ("rejected_ids", _IDS)}
+        self._columns = _PAIR_COLUMNS if isinstance(tokenizer, PairTokenizer) else of_dialogues
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Tokenise the kept rows. Rows that the template or the length limit makes unusable are dropped."""
@@ -141,12 +143,12 @@ class Tokenise:
         kept: dict[int, Any] = {}
         dropped: dict[int, Reason] = {}
         for row, (id_, *turns) in zip(rows.tolist(), pair_values(table.take(pa.array(rows))), strict=True):
-            found = self._tokenizer.tokenize(*turns, row=id_)
+            found = self.tokenizer.tokenize(*turns, row=id_)
             if isinstance(found, Reason):
                 dropped[row] = found
             else:
                 kept[row] = found
-        self._tokenizer.tell()
+        self.tokenizer.tell()
         table = drop_rows(table, dropped, stage="tokenise")
         for name, (field, of_type) in self._columns.items():
             values = [getattr(tokens, field) for tokens in kept.values()]
@@ -175,7 +177,7 @@ class ScorePairs:
             check_engine(self._engine, groups, table.column(schema.ID).take(pa.array(rows)).to_pylist(), self._role)
             self._checked = True
         scores = self._engine.score(groups)
-        return add_scores(table, scores, _SCORES[self._role], self._role, Reason.NON_FINITE_LOGP)
+        return add_scores(table, scores, [_SCORES[self._role]], self._role, Reason.NON_FINITE_LOGP)
 
     def close(self) -> None:
         """Free what the engine holds beside torch modules, such as processes of its own."""

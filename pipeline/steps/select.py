@@ -28,7 +28,7 @@ from pipeline.data.sealed import differences, digest, fingerprint_digest, read_s
 from pipeline.errors import ConfigError, FingerprintError, SourceError
 from pipeline.report import about, report_page
 from pipeline.selection.columns import check_group_type
-from pipeline.selection.former import apply_former, former_rule
+from pipeline.selection.former import apply_former, former_fitted, former_rule
 from pipeline.selection.partition import KEY, Partition, partition
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.ranking import Query, rank
@@ -92,7 +92,8 @@ def _prepare(config: Config, scored: Mapping[str, Any], columns: pa.Schema, plan
     if Dataset.find(place, SUBSET) is None:
         check_writable(place)
     query = Query(objective=config.objective, metric=config.metric, rule=config.select)
-    query, former = _with_former(query, config.storage, scored)
+    query, former = _with_former(query.on(columns), config.storage, scored)
+    query = query.on(columns)
     rule = query.rule
     fingerprint = _fingerprint(scored, query, config.output, former)
     if plan is not None and rule.group_by is not None:
@@ -141,7 +142,7 @@ def select_rows(source: Source, query: Query, storage: Storage) -> tuple[Found, 
 
     Raises a ConfigError if select.stats_from is asked for rows whose models are not known.
     """
-    former = None
+    former, query = None, query.on(source.schema)
     if query.rule.stats_from is not None:
         if not isinstance(source, Dataset):
             raise ConfigError(
@@ -149,6 +150,7 @@ def select_rows(source: Source, query: Query, storage: Storage) -> tuple[Found, 
                 "what `score` gave, or the path of a scored dataset."
             )
         query, former = _with_former(query, storage, source.manifest.fingerprint)
+        query = query.on(source.schema)
     # A cluster is joined only if the call asks for it.
     engine = "ray" if query.rule.engine == "ray" else "plain"
     with _passes(engine, settings.Run()) as passes:
@@ -156,7 +158,7 @@ def select_rows(source: Source, query: Query, storage: Storage) -> tuple[Found, 
 
 
 def _found(source: Source, query: Query, former: Mapping[str, Any] | None, reader: Reader) -> Found:
-    columns, duplicates = reader.for_query(query)
+    columns, duplicates = reader.for_query(query, None if former is None else former_fitted(former))
     if former is not None:
         return apply_former(source, columns, duplicates, former, query)
     ranking = rank(columns, query, duplicates)
@@ -242,10 +244,11 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
         read = {"read": source.manifest.num_rows, "dropped": dict(sorted(source.manifest.drops_by_reason.items()))}
         report["flow"] = {**read, **report["flow"]}
     made_from = source.manifest.config if isinstance(source, Dataset) else {}
+    several = {"rewards": made_from["rewards"]} if made_from.get("rewards") else {}
     extra = {
         "selection": report["selection"],
         "scored_by": _scored_by(_scored(source, found)),
-        "made_from": {name: made_from.get(name) for name in ("source", "sources", *_SCORING)},
+        "made_from": {name: made_from.get(name) for name in ("source", "sources", *_SCORING)} | several,
     }
     task = partial(_write_file, run, source, selection, parts, columns)
     with ThreadPoolExecutor(max_workers=1) as beside:
@@ -268,7 +271,8 @@ def _write_file(
 
 def _scored_by(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a fingerprint that decides the scores of a row, whatever the data."""
-    return {name: fingerprint.get(name) for name in _SCORING}
+    several = {name: fingerprint[name] for name in ("rewards",) if name in fingerprint}
+    return {name: fingerprint.get(name) for name in _SCORING} | several
 
 
 def _with_former(query: Query, storage: Storage, scored: Mapping[str, Any]) -> tuple[Query, Mapping[str, Any] | None]:

@@ -3,16 +3,19 @@
 Both kinds know how to plan shards for run.json and how to find them again there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
+from pipeline.data.records import Records
 from pipeline.errors import IntegrityError
-from pipeline.sources.shards import Shard, SourceFile, plan_shards, stored_shards
+from pipeline.sources.shards import Shard, SourceFile, check_shards, each_shard
 
 
 class ShardReader(Protocol):
@@ -30,13 +33,19 @@ class SourceRows:
     files: Sequence[SourceFile]
     shard_rows: int
 
-    def plan(self) -> tuple[Mapping[str, Any], ...]:
+    def plan(self) -> Sequence[Mapping[str, Any]]:
         """The shards for run.json."""
-        return tuple(shard.to_dict() for shard in plan_shards(self.files, self.shard_rows))
+        return Records.of((shard.to_dict() for shard in each_shard(self.files, self.shard_rows)), dict)
 
-    def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[Shard]:
-        """The shards that run.json at `where` holds. Raises an IntegrityError if they do not hold every row once."""
-        return stored_shards(stored, self.files, str(where))
+    def check(self, stored: Sequence[Mapping[str, Any]], where: Place) -> None:
+        """Raise an IntegrityError if the shards that run.json at `where` holds do not hold every row once."""
+        check_shards(stored, self.files, str(where))
+
+    def shards(self, stored: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[Shard]:
+        """The shards at these indices of a plan that was checked."""
+        by_path = {file.path: file for file in self.files}
+        wanted = ((index, stored[index]) for index in indices)
+        return [by_path[shard["file"]].shard(shard["first_row"], shard["num_rows"], i) for i, shard in wanted]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,23 +95,33 @@ class OwnRows:
             table = self.rows.slice(shard.first_row, shard.num_rows)
         return table if self.prepare is None else self.prepare(table)
 
-    def plan(self) -> tuple[Mapping[str, Any], ...]:
+    def plan(self) -> Sequence[Mapping[str, Any]]:
         """The shards for run.json."""
-        planned: list[dict[str, int]] = []
-        for first in range(0, self.num_rows, self.shard_rows):
-            size = min(self.shard_rows, self.num_rows - first)
-            planned.append({"first_row": first, "rows_in": size})
-            if self.rows_out is not None:
-                planned[-1]["num_rows"] = size * self.rows_out
-        return tuple(planned)
 
-    def shards(self, stored: Sequence[Mapping[str, Any]], where: Place) -> Sequence[RowShard]:
+        def planned() -> Iterator[dict[str, int]]:
+            for first in range(0, self.num_rows, self.shard_rows):
+                size = min(self.shard_rows, self.num_rows - first)
+                out = {} if self.rows_out is None else {"num_rows": size * self.rows_out}
+                yield {"first_row": first, "rows_in": size, **out}
+
+        return Records.of(planned(), dict)
+
+    def check(self, stored: Sequence[Mapping[str, Any]], where: Place) -> None:
         """As in SourceRows."""
-        planned = [RowShard(index=i, first_row=s["first_row"], num_rows=s["rows_in"]) for i, s in enumerate(stored)]
-        ends = [0, *(shard.first_row + shard.num_rows for shard in planned)]
-        if [*(shard.first_row for shard in planned), self.num_rows] != ends:
+        firsts = [*(shard["first_row"] for shard in stored), self.num_rows]
+        if firsts != [0, *(shard["first_row"] + shard["rows_in"] for shard in stored)]:
             raise IntegrityError(f"{where} is damaged: its shards do not hold every row once. Use another path.")
-        return planned
+
+    def shards(self, stored: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[RowShard]:
+        """As in SourceRows."""
+        wanted = ((index, stored[index]) for index in indices)
+        return [RowShard(index=i, first_row=shard["first_row"], num_rows=shard["rows_in"]) for i, shard in wanted]
 
 
 AnyShard = Shard | RowShard
+
+
+def rows_in(plan: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    """Rows that go into each shard of a stored plan."""
+    numbers = (shard.get("rows_in", shard.get("num_rows", 0)) for shard in plan)
+    return np.fromiter(numbers, dtype=np.int64, count=len(plan))

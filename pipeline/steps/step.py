@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline import config
 from pipeline.data.dataset import Dataset
@@ -23,9 +25,9 @@ from pipeline.data.run import MINOR_VERSION, RUN_FILE, Plan, Run
 from pipeline.progress import progress
 from pipeline.steps.guard import guarded
 from pipeline.steps.rows import without_transient
-from pipeline.steps.shards import AnyShard, OwnRows, SourceRows
+from pipeline.steps.shards import OwnRows, SourceRows, rows_in
 from pipeline.steps.totals import Totals
-from pipeline.steps.work import ShardWork, Stage, run_plain
+from pipeline.steps.work import ShardWork, Stage, read_shard, run_plain
 from pipeline.termination import raise_if_terminated
 
 WAVE_SHARDS: Final = 16_384
@@ -85,13 +87,24 @@ def plan_of(step: Step) -> Plan:
     )
 
 
-def pending_shards(step: Step, run: Run) -> list[AnyShard]:
-    """The shards that have no part yet."""
-    pending = set(run.pending())
-    return [shard for shard in step.rows.shards(run.plan.shards, run.place / RUN_FILE) if shard.index in pending]
+def pending_shards(step: Step, run: Run) -> NDArray[np.int64]:
+    """Indices of the shards that have no part yet. Raises an IntegrityError if run.json is damaged."""
+    step.rows.check(run.plan.shards, run.place / RUN_FILE)
+    return run.pending()
 
 
-def complete_step(step: Step, run: Run, pending: Sequence[AnyShard], settings: config.Run) -> tuple[Manifest, Totals]:
+def first_rows(step: Step, run: Run, pending: NDArray[np.int64], num_rows: int) -> list[pa.Table]:
+    """What is read from the first of these shards, until it is so many rows."""
+    tables: list[pa.Table] = []
+    for index in pending.tolist():
+        [shard] = step.rows.shards(run.plan.shards, [index])
+        tables.append(read_shard(step.rows.reader, shard).table)
+        if sum(table.num_rows for table in tables) >= num_rows:
+            break
+    return tables
+
+
+def complete_step(step: Step, run: Run, pending: NDArray[np.int64], settings: config.Run) -> tuple[Manifest, Totals]:
     """Run the stages over the pending shards, commit each, check all parts and publish the manifest.
 
     Shards go in waves, of which each loads the models anew: an engine holds something for every shard that it is given.
@@ -101,21 +114,22 @@ def complete_step(step: Step, run: Run, pending: Sequence[AnyShard], settings: c
     started = time.monotonic()
     totals = Totals()
     stages = [guarded(stage, settings.stage_timeout_s) for stage in step.stages]
-    num_rows = [shard.get("rows_in", shard.get("num_rows", 0)) for shard in run.plan.shards]
-    num_left = sum(num_rows[shard.index] for shard in pending)
-    with progress(step.kind, sum(num_rows), done=sum(num_rows) - num_left) as count:
+    num_rows = rows_in(run.plan.shards)
+    num_all = int(num_rows.sum())
+    with progress(step.kind, num_all, done=num_all - int(num_rows[pending].sum())) as count:
         engine: Callable[..., Iterator[ShardWork]] = run_plain
-        if pending and settings.on_ray(runs_models=any(stage.model is not None for stage in stages)):
+        if len(pending) and settings.on_ray(runs_models=any(stage.model is not None for stage in stages)):
             from pipeline.on_ray.engine import run_on_ray
 
             engine = partial(run_on_ray, run=settings, dataset=run.place)
         for first in range(0, len(pending), WAVE_SHARDS):
-            wave = pending[first : first + WAVE_SHARDS]
-            commit = partial(commit_to, run.place, run.plan.part_specs(shard.index for shard in wave))
+            indices = pending[first : first + WAVE_SHARDS].tolist()
+            wave = step.rows.shards(run.plan.shards, indices)
+            commit = partial(commit_to, run.place, run.plan.part_specs(indices))
             # No name for the generator: an error in the loop must end it at once, with what it holds.
             for work in engine(step.rows.reader, wave, stages, commit):
                 totals.add(work)
-                count(num_rows[work.shard], totals.figures())
+                count(int(num_rows[work.shard]), totals.figures())
                 raise_if_terminated()
             totals.end_wave()
     check = None if step.check is None else partial(step.check, run)

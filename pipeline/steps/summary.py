@@ -8,7 +8,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.shown import shown, shown_path
 from pipeline.steps.refusals import with_words
 
-_MODELS: Final = frozenset({"reward", "policy", "reference"})
+_MODELS: Final = frozenset({"reward", "rewards", "policy", "reference"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ def render_score(summary: ScoreSummary, manifest: Manifest, url: str) -> str:
         ("seconds", f"{summary.seconds:.1f}"),
     ]
     busy_s, overlap_s = summary.busy_s, summary.overlap_s
-    if summary.num_tokens_now and _MODELS & set(busy_s):
+    if summary.num_tokens_now and _MODELS & {stage.partition(".")[0] for stage in busy_s}:
         rate = summary.num_tokens_now / summary.seconds
         rows.append(("tokens", f"{summary.num_tokens_now:,} ({rate:,.0f}/s through every model)"))
     rows += [(f"  busy {stage}", f"{seconds:.1f} s") for stage, seconds in busy_s.items()]

@@ -8,15 +8,15 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.config import ColumnsModel, ColumnsReward, Config, Output
+from pipeline.config import ColumnsModel, ColumnsReward, Config, Output, names_of
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SUBSET, Manifest
 from pipeline.data.place import Place
 from pipeline.data.run import Run
 from pipeline.data.sealed import fingerprint_digest
 from pipeline.observers.facts import Data, Facts, Name, Origin
-from pipeline.rewards.registry import reward_backend
-from pipeline.selection.labels import SIDES
+from pipeline.rewards.registry import reward_backends
+from pipeline.selection.labels import sides_of
 from pipeline.selection.ranking import Query, wanted_by
 from pipeline.selection.selection import Found
 from pipeline.selection.source import Source, TableSource
@@ -196,11 +196,12 @@ def _origins_of_scored(
     if isinstance(config.reward, ColumnsReward):
         found |= dict.fromkeys(_REWARDS, pair if scores.candidates and not scores.rewards else read(scores.rewards))
         found[s.REWARDS_ALL] = pair if scores.candidates else read(list(filter(None, [scores.rewards_all])))
-    reward = reward_backend(config.reward)
-    if reward is not None:
+    found |= {name: read([name]) for name in scores.named}
+    for member, reward in reward_backends(config.members).items():
         beside = () if reward.reads_ids else read([field.name for field in reader.passthrough])
-        made = s.LEADS if reward.compares else _REWARDS
-        found |= dict.fromkeys(made, tuple(dict.fromkeys((*pair, *beside))))
+        columns_of = s.lead_columns if reward.compares else s.reward_columns
+        columns = [column for name in names_of(member, reward.section) for column in columns_of(name)]
+        found |= dict.fromkeys(columns, tuple(dict.fromkeys((*pair, *beside))))
     for names, section in ((s.REFERENCE_SCORES, config.reference), (s.POLICY_SCORES, config.policy)):
         if isinstance(section, ColumnsModel):
             found |= {name: same(name) for name in names if name in scores.reads}
@@ -216,7 +217,7 @@ def _subset(query: Query, output: Output, scored: Data) -> Data:
     assert schema is not None  # noqa: S101
     origins: dict[str, tuple[Origin, ...]] = {name: (Origin(scored.name, name, is_same=True),) for name in schema.names}
     if query.rule.labels == "swap":
-        for sides in SIDES:
+        for sides in sides_of(schema.names):
             origins |= dict.fromkeys(sides, _from(scored.name, sides))
     if output.slim:
         origins = {name: origins[name] for name in _SIDES}

@@ -7,7 +7,7 @@ from typing import Final
 from pipeline.progress import Figures
 from pipeline.steps.work import ShardWork
 
-_EXPLICIT: Final = "reward"
+_EXPLICIT: Final = frozenset({"reward", "rewards"})
 _IMPLICIT: Final = frozenset({"policy", "reference"})
 
 
@@ -36,7 +36,7 @@ class Totals:
             self.dropped[reason] = self.dropped.get(reason, 0) + number
         for timing in work.timings:
             self.busy_s[timing.stage] = self.busy_s.get(timing.stage, 0.0) + timing.ended_s - timing.started_s
-            explicit, implicit = int(timing.stage == _EXPLICIT), int(timing.stage in _IMPLICIT)
+            explicit, implicit = int(timing.stage.partition(".")[0] in _EXPLICIT), int(timing.stage in _IMPLICIT)
             if explicit or implicit:
                 self._changes += [(timing.started_s, explicit, implicit), (timing.ended_s, -explicit, -implicit)]
 

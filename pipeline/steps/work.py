@@ -24,11 +24,19 @@ class Stage:
     """What is done to every shard: how it is built, and the resources of its model."""
 
     name: StageName
+    """By which dropped rows are counted."""
     build: Callable[[], Apply]
     model: Replicas | None = None
     """The section with the number of replicas, CPUs and GPUs of its model; null for a stage without one."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that its process must have from the start, if it gets a process of its own."""
+    key: str = ""
+    """The key of its section, where several stages have one name."""
+
+    @property
+    def label(self) -> str:
+        """By which its time is measured."""
+        return self.key or self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +89,7 @@ def run_plain(
     """
     built: list[tuple[str, Apply]] = []
     try:
-        built.extend((stage.name, stage.build()) for stage in stages)
+        built.extend((stage.label, stage.build()) for stage in stages)
         for shard in shards:
             work = read_shard(reader, shard)
             for name, apply in built:

@@ -1,12 +1,16 @@
-"""Peak memory of the driver as the dataset grows: `python -m tests.benchmarks.bench_memory`.
+"""Peak memory of the driver as the dataset grows: `python -m tests.benchmarks.bench_memory [--tiny-shards 1000000]`.
 
 The rows carry their scores (`backend: columns`), so that nothing but reading, planning, committing and selecting is
 measured. Each run is a process of its own; the figure is the largest resident set of that process, workers of Ray left
 out. With Ray the driver plans, gathers summaries and selects: 600 rows beside 60,000. The plain loop reads and commits
 in the same process and has its working set full only after some 60,000 rows: 60,000 beside 180,000. What Ray keeps of
 each shard is seen in runs of the same rows in 500 and 1,500 shards. The last line is a JSON object.
+
+With `--tiny-shards` the plain loop scores so many rows in shards of one row, and a hundredth of them, and nothing else
+is measured: what plan, listing and manifest hold of each shard, in bytes.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -29,8 +33,10 @@ _RUN = """
 import json, sys
 from pipeline.config import load_config
 from pipeline.commands import run_all
+from pipeline.steps.score import prepare_score, score
 from tests.benchmarks.peak import peak_mib
-list(run_all(load_config(sys.argv[1])))
+config = load_config(sys.argv[1])
+list(run_all(config)) if config.select else score(*prepare_score(config))
 print(json.dumps(peak_mib()))
 """
 
@@ -58,15 +64,14 @@ def write_source(folder: Path, num_rows: int) -> Path:
     return folder
 
 
-def peak_mib(workdir: Path, num_rows: int, engine: str, shard_rows: int = SHARD_ROWS) -> float:
+def peak_mib(workdir: Path, num_rows: int, engine: str, shard_rows: int = SHARD_ROWS, *, select: bool = True) -> float:
     """Largest resident set of the driver, in MiB."""
     config = {
         "source": {"path": str(write_source(workdir / "source", num_rows))},
         "policy": {"backend": "columns"},
         "reward": {"backend": "columns"},
         "scored": str(workdir / "scored"),
-        "select": {"fraction": 0.4},
-        "output": {"path": str(workdir / "subset")},
+        **({"select": {"fraction": 0.4}, "output": {"path": str(workdir / "subset")}} if select else {}),
         "run": {"engine": engine, "shard_rows": shard_rows},
     }
     path = workdir / "config.yaml"
@@ -99,7 +104,22 @@ def kib_of_a_shard() -> float:
     return (many - few) * 1024 / (num_rows // small - num_rows // large)
 
 
+def bytes_of_a_tiny_shard(num_shards: int) -> float:
+    """What the plain loop needs more for each further shard, in bytes."""
+    few = num_shards // 100
+    with tempfile.TemporaryDirectory(prefix="alignpot-memory-") as folder:
+        peaks = [peak_mib(Path(folder) / str(size), size, "plain", 1, select=False) for size in (few, num_shards)]
+    return (peaks[1] - peaks[0]) * 2**20 / (num_shards - few)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny-shards", type=int, help="shards of one row, for the plain loop alone")
+    options = parser.parse_args()
+    if options.tiny_shards:
+        found = round(bytes_of_a_tiny_shard(options.tiny_shards))
+        print(json.dumps({"tiny_shards": options.tiny_shards, "bytes_of_a_shard": found}))
+        return
     figures = {engine: measure(engine, sizes) for engine, sizes in SIZES.items()}
     for engine, figure in figures.items():
         sizes = f"{figure['rows']:,} rows {figure['mib']} MiB, {figure['rows_large']:,} rows {figure['mib_large']} MiB"

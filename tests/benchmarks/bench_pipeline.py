@@ -1,7 +1,7 @@
 """What Ray costs: the three-model pipeline beside its bare engines, and sleeping stages beside plain Ray Data.
 
     python -m tests.benchmarks.bench_pipeline [--shards 6] [--lanes 1] [--placements pooled] [--tiny]
-        [--only models|sleep]
+        [--only models|sleep|actors]
 
 Models: SmolLM2 as policy and reference, the demo's reward model; bfloat16, one thread each; shards of 64 HH pairs, or
 of our demo pairs where those are not at hand. L cores, the lanes, stand for the devices of a node: models run on them
@@ -25,7 +25,10 @@ Reading, tokenising and committing are the pipeline's and not the bare engines' 
 those of the bare engines to the bit.
 
 Sleeping stages: three in a row, 64 shards of 64 rows, against three chained `map_batches` of plain Ray Data over blocks
-of 64 rows; the figure is the busy share of the least busy actor. The last line is a JSON object.
+of 64 rows; the figure is the busy share of the least busy actor. With `--only actors`: one pool of 1, 4, 16 and 64
+actors that sleep for some seconds a shard, 16 shards an actor, on as many logical CPUs; the figure is how many actors
+are busy while there are shards for all, and what the driver takes for each shard. `grow`: the pool begins with one
+actor. The last line is a JSON object.
 """
 
 import argparse
@@ -37,7 +40,7 @@ from typing import Any
 
 from tests.benchmarks.scoring_data import machine
 from tests.benchmarks.scoring_on_ray import MODELS, Figures, measure_models
-from tests.benchmarks.scoring_sleep import measure_sleep
+from tests.benchmarks.scoring_sleep import measure_actors, measure_sleep
 
 PLACEMENTS = ["pooled", "colocated"]
 
@@ -61,18 +64,25 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, help="cores for models; default: all but one, at most one a model")
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
     parser.add_argument("--tiny", action="store_true", help="tiny random models, to try the script")
-    parser.add_argument("--only", choices=["models", "sleep"])
+    parser.add_argument("--only", choices=["models", "sleep", "actors"])
+    parser.add_argument("--actors", nargs="+", type=int, default=[1, 4, 16, 64], help="sizes of the pool that sleeps")
+    parser.add_argument("--shard-s", type=float, default=4.0, help="seconds that one of them sleeps for a shard")
     options = parser.parse_args()
     lanes = options.lanes or max(1, min((os.cpu_count() or 1) - 1, len(MODELS)))
     found: dict[str, Any] = {"machine": machine()}
     print(json.dumps(found["machine"]))
     with tempfile.TemporaryDirectory(prefix="alignpot-pipeline-") as folder:
-        if options.only != "sleep":
+        for number in options.actors if options.only == "actors" else []:
+            for grow in (False, True) if number > 1 else (False,):
+                name = f"{number} actors{', grow' if grow else ''}"
+                found[name] = measure_actors(Path(folder), number, options.shard_s, grow=grow)
+                print(f"{name}: {json.dumps(found[name])}", flush=True)
+        if options.only in (None, "models"):
             sizes = Path(folder), options.shards, options.shard_rows
             for figures in measure_models(*sizes, options.placements, lanes=lanes, tiny=options.tiny):
                 show(figures)
                 found[figures.placement] = figures.to_dict()
-        if options.only != "models":
+        if options.only in (None, "sleep"):
             found["sleep"] = {}
             for seconds in (0.002, 0.02):
                 sleeps = measure_sleep(Path(folder), seconds, num_shards=16 if options.tiny else 64)

@@ -18,12 +18,13 @@ from pipeline.on_ray.engine import run_on_ray
 from pipeline.on_ray.session import ray_session
 from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
-from pipeline.steps.work import Apply, Stage
+from pipeline.steps.work import Apply, ShardWork, Stage
 
 ROWS: Final = 64
 NAMES: tuple[StageName, ...] = ("reward", "policy", "reference")
 
 Span = tuple[float, float]
+_SHARDS_PER_ACTOR: Final = 16
 
 
 def measure_sleep(folder: Path, row_s: float, *, num_shards: int) -> dict[str, float]:
@@ -35,6 +36,44 @@ def measure_sleep(folder: Path, row_s: float, *, num_shards: int) -> dict[str, f
 
 
 def ours(folder: Path, row_s: float, num_shards: int) -> list[float]:
+    works = _run(folder, NAMES, row_s, num_shards=num_shards)
+    return [_busy(_spans(works, name)) for name in NAMES]
+
+
+def measure_actors(folder: Path, num_actors: int, shard_s: float, *, grow: bool = False) -> dict[str, float]:
+    """Throughput of a pool of actors that sleep, as the number of them that are busy, and the driver's CPU time.
+
+    Taken over the time in which the pool is full: from the first moment at which all of them have begun until the last
+    shard is handed out. grow: begin with one actor.
+    """
+    replicas = (1, num_actors) if grow else num_actors
+    num_shards = _SHARDS_PER_ACTOR * num_actors
+    cpu_s = time.process_time()
+    works = _run(folder, NAMES[:1], shard_s / ROWS, num_shards=num_shards, replicas=replicas)
+    cpu_s = time.process_time() - cpu_s
+    spans = _spans(works, NAMES[0])
+    first, last = _full(spans, num_actors), spans[-1][0]
+    busy_s = sum(max(0.0, min(end, last) - max(begin, first)) for begin, end in spans)
+    return {
+        "busy actors": round(busy_s / (last - first), 2),
+        "seconds": round(last - first, 1),
+        "driver ms a shard": round(1000 * cpu_s / num_shards, 1),
+    }
+
+
+def _full(spans: Sequence[Span], num_actors: int) -> float:
+    """When so many were first at work at the same time."""
+    at_work = 0
+    for at, change in sorted([*((begin, 1) for begin, _ in spans), *((end, -1) for _, end in spans)]):
+        at_work += change
+        if at_work == num_actors:
+            return at
+    raise RuntimeError(f"never were {num_actors} actors at work together; give them longer shards")
+
+
+def _run(
+    folder: Path, names: Sequence[StageName], row_s: float, *, num_shards: int, replicas: int | tuple[int, int] = 1
+) -> list[ShardWork]:
     path = folder / f"sleep-{num_shards}"
     path.mkdir(exist_ok=True)
     text = "lorem ipsum dolor sit amet " * 20
@@ -46,12 +85,13 @@ def ours(folder: Path, row_s: float, num_shards: int) -> list[float]:
     reader, files = open_source(
         place.fs, place.root, Source(path=str(path)), rewards=False, policy_logps=False, reference_logps=False
     )
-    model = TorchModel(model="none", num_gpus=0)
-    stages = tuple(Stage(name=name, build=partial(_build_sleep, row_s), model=model) for name in NAMES)
-    run = Run(shard_rows=ROWS)
-    works = list(run_on_ray(reader, plan_shards(files, ROWS), stages, _summary, run))
-    spans = [[(t.started_s, t.ended_s) for work in works for t in work.timings if t.stage == name] for name in NAMES]
-    return [_busy(of) for of in spans]
+    model = TorchModel(model="none", num_gpus=0, replicas=replicas)
+    stages = tuple(Stage(name=name, build=partial(_build_sleep, row_s), model=model) for name in names)
+    return list(run_on_ray(reader, plan_shards(files, ROWS), stages, _summary, Run(shard_rows=ROWS)))
+
+
+def _spans(works: Sequence[ShardWork], name: str) -> list[Span]:
+    return sorted((t.started_s, t.ended_s) for work in works for t in work.timings if t.stage == name)
 
 
 def _build_sleep(row_s: float) -> Apply:

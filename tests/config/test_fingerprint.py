@@ -25,7 +25,7 @@ PLAY = {
     "policy": {"model": "m"},
     "reward": {"backend": "classifier", "model": "r"},
 }
-LAYOUT = {"num_cpus": 2, "num_threads": 3, "replicas": 4}
+LAYOUT = {"num_cpus": 2, "num_threads": 3, "replicas": (2, 4), "accelerator_type": "L4"}
 LAYOUT_ARGUMENTS = {
     "disable_custom_all_reduce": True,
     "distributed_executor_backend": "mp",

@@ -20,6 +20,11 @@ VLLM = {"backend": "vllm", "model": "m"}
         (changed(policy={"backend": "columns"}, reference={"model": "m"}), ["policy.backend columns", "both"]),
         (changed(policy={"model": "m", "num_gpus": -1}), ["policy.num_gpus"]),
         (
+            changed(policy={"model": "m", "replicas": [8, 2]}),
+            ["policy.replicas: wanted the smaller number first", "[2, 8]"],
+        ),
+        (changed(policy={"model": "m", "replicas": "2-8"}), ["policy.replicas: wanted a whole number", "a list of 2"]),
+        (
             changed(reward={"model": "m"}),
             ["reward.model: not used with backend columns; set reward.backend: classifier"],
         ),

@@ -77,7 +77,7 @@ def test_killed_writer_leaves_only_whole_objects(request, tmp_path, kind):
         url, endpoint, storage = s3.url("kill"), s3.endpoint_url, s3.storage
     else:
         url, endpoint, storage = str(tmp_path / "out"), "", config.Storage()
-    for kill in range(4):
+    for kill in (1, 3):
         writer = _writer(f"{url}/{kill}", endpoint, kill)
         acknowledged = 0
         assert writer.stdout.readline() == b"ready\n"

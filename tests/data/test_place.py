@@ -83,6 +83,17 @@ def test_readable_place_passes_and_an_empty_one_is_named(place):
     place.check_readable()
     (place / "sub/a").check_readable()
     assert place.sizes() == {"sub/a": 1}
+    assert (place / "sub/a").sizes() == (place / "nothing").sizes() == {}
+
+
+@pytest.mark.s3
+def test_objects_on_s3_are_listed_page_after_page(s3_place, monkeypatch):
+    ask = s3_place.fs.call_s3
+    monkeypatch.setattr(s3_place.fs, "call_s3", lambda *words, **keys: ask(*words, **keys, MaxKeys=2))
+    wanted = {f"parts/{index}": index for index in range(1, 6)}
+    for name, size in wanted.items():
+        s3_place.fs.pipe_file(f"{s3_place.root}/{name}", b"x" * size)
+    assert s3_place.sizes() == wanted
 
 
 @pytest.mark.s3

@@ -25,7 +25,10 @@ def test_parts_that_are_there_are_counted_among_those_planned(tmp_path):
 def test_every_dataset_below_a_folder_is_found(tmp_path):
     place = Place.open(str(tmp_path), Storage())
     write_dataset(place / "round-0/scored", [scored_table(["a"])])
-    Run.claim(place / "round-1/subset", plan_for([], kind="subset", formats=("hf",), shards=({}, {})))
+    Run.claim(
+        place / "round-1/subset",
+        plan_for([], kind="subset", formats=("hf",), shards=({"num_rows": 1}, {"num_rows": 2})),
+    )
     assert [(str(state.place), state.is_complete, state.num_planned) for state in datasets_below(place)] == [
         (str(tmp_path / "round-0" / "scored"), True, 1),
         (str(tmp_path / "round-1" / "subset"), False, 0),

@@ -1,6 +1,7 @@
 """The training job: what it reads, and a real adapter from two real steps."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,15 @@ def test_what_another_program_wrote_is_never_overwritten(tmp_path: Path, capsys:
 
 
 @pytest.mark.slow
-@pytest.mark.smollm2
 def test_two_steps_train_an_adapter_that_moves_the_model(
-    smollm2_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model_dir: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    arguments = ["--model", str(smollm2_dir), "--data", str(PAIRS_FILE), "--output", str(tmp_path / "adapter")]
+    model = str(tiny_model_dir("llama"))
+    arguments = ["--model", model, "--data", str(PAIRS_FILE), "--output", str(tmp_path / "adapter")]
     for change in ("max_steps=2", "batch_size=2", "learning_rate=1e-3", "dtype=float32"):
         arguments += ["--set", f"train.{change}"]
     arguments += ["--set", "tokens.max_length=128"]
@@ -114,8 +115,8 @@ def test_two_steps_train_an_adapter_that_moves_the_model(
     assert summary["steps"] == 2
     assert summary["loss"][0] == pytest.approx(0.693, abs=1e-3)  # log 2: policy and reference are equal at the start
     assert {p.suffix for p in (tmp_path / "adapter").iterdir()} <= {".safetensors", ".json", ".md"}
-    base = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval()
-    ids = torch.tensor([[1, 4093, 198, 2]])
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    ids = torch.tensor([[1, 409, 198, 2]])
     with torch.inference_mode():
         before = base(ids).logits
         after = PeftModel.from_pretrained(base, tmp_path / "adapter")(ids).logits

@@ -169,10 +169,23 @@ def test_finite_terms_whose_sum_overflows_have_scores():
 @pytest.mark.parametrize("name", METRICS)
 def test_config_and_formulas_agree_on_which_margins_a_metric_reads(name):
     ranker = Ranker(objective=SIMPO, metric=Metric(name=name))
-    assert ranker.metric.reads_explicit == ("reward_chosen" in ranker.columns)
+    assert ranker.metric.reads_explicit == any(column.startswith("reward") for column in ranker.columns)
     assert ranker.metric.reads_implicit == ("policy_logp_chosen" in ranker.columns)
     candidates = Ranker(objective=SIMPO, metric=Metric(name=name, explicit="candidates"))
     assert candidates.metric.reads_candidates == ("rewards_all" in candidates.columns)
+
+
+@pytest.mark.parametrize("normalise", ["zscore", "none"])
+def test_quality_puts_high_rewards_of_little_spread_first(normalise):
+    table = scored_table(200)
+    rewards = np.array(table.column("rewards_all").to_pylist())
+    terms = rewards.mean(axis=1), rewards.var(axis=1)
+    if normalise == "zscore":
+        terms = [(term - term.mean()) / term.std() for term in terms]
+    metric = Metric(name="quality", normalise=normalise)
+    assert score(table, metric, fitted_over(table, metric)) == pytest.approx(terms[0] - terms[1])
+    some = scored_table(rewards_all=[[1.0, 3.0], None, [2.0]])
+    assert np.array_equal(score(some, Metric(name="quality", normalise="none")), [1.0, np.nan, 2.0], equal_nan=True)
 
 
 @pytest.mark.parametrize("implicit", ["absolute", "signed"])

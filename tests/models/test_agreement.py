@@ -19,7 +19,7 @@ from pipeline.steps.score_stages import ScorePairs
 from tests.fixtures_models import tiny_model
 from tests.models.pairs import demo_pairs, tokenized_pairs
 
-ROWS = 12
+ROWS = 6
 
 
 def count_plain_forwards(engine, monkeypatch) -> list[int]:
@@ -76,8 +76,14 @@ def test_rewards_that_break_after_the_start_stop_the_run(monkeypatch):
         RewardPairs(ClassifierScorer(engine), reads_ids=True)(tokenized_pairs(demo_pairs(ROWS)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, torch.float32) for family in ("llama", "gemma2", "mixtral")),
+        ("llama", torch.bfloat16),
+        *(pytest.param(family, torch.bfloat16, marks=pytest.mark.slow) for family in ("gemma2", "mixtral")),
+    ],
+)
 def test_a_sound_engine_is_compared_once_on_few_rows_and_its_numbers_stay(family, dtype, monkeypatch):
     table = tokenized_pairs(demo_pairs(ROWS))
     expected = ScorePairs(LogprobEngine(tiny_model(family).to(dtype)), "policy")(table)

@@ -15,11 +15,11 @@ from pipeline.models.packing import Completion
 from pipeline.models.vllm_engine import environment
 from pipeline.models.vllm_logprobs import VllmLogprobEngine, response_logp
 from pipeline.steps.score_stages import ScorePairs
+from tests.fixtures_models import needs_vllm
 from tests.models.plain import num_read
 
 # vLLM's modules warn of each other's deprecations.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
-needs_vllm = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('vllm')", reason="no vLLM")
 
 SHAPE = {"hidden_size": 128}  # heads of 32, the smallest that vLLM's CPU attention takes
 MAX_LENGTH = 120  # that of the longest sequence of the groups
@@ -110,7 +110,6 @@ def test_an_engine_argument_that_does_not_exist_says_what_to_do(policy):
 
 @pytest.mark.soak
 @needs_vllm
-@pytest.mark.slow
 def test_a_model_split_between_two_processes_gives_the_same_sums(policy, ours, groups):
     split = section(policy, num_gpus=0, engine_args={"tensor_parallel_size": 2}, token_budget=64)
     found = VllmLogprobEngine(split, MAX_LENGTH)

@@ -158,13 +158,13 @@ def test_margins_are_those_of_the_verdicts_in_both_orders(config: Callable[..., 
     expected = [0.0 if flip else (ours - theirs) / 2 for flip, (ours, theirs) in zip(flips, leads, strict=True)]
     np.testing.assert_allclose([*dict(sorted(margins(made.output.path).items())).values()], expected, rtol=1e-12)
     wins = [(1 - i % 3) * margin for i, margin in enumerate(expected) if i % 3 != 1 and margin]
-    counted = report["judge"]["all"]
+    counted = report["judges"]["reward"]["all"]
     assert (counted["flips"]["count"], counted["flips"]["of"]) == (sum(flips), NUM_PAIRS)
     assert (counted["flips_for_first"]["count"], counted["flips_for_first"]["of"]) == (sum(flips), sum(flips))
     assert counted["longer_wins"] == {"count": sum(win > 0 for win in wins), "of": len(wins)} | {
         "share": sum(win > 0 for win in wins) / len(wins)
     }
-    assert "judge's two orders disagree" in render(report)
+    assert "the judge's orders disagree" in render(report)
     assert "the two orders disagree" in (Path(made.output.path) / "report.html").read_text()
 
 

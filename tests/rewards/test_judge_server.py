@@ -65,7 +65,8 @@ def test_margins_by_log_probabilities(engine: str, url: str, source: Path, tmp_p
     assert len({*leads[:, 0]}) > NUM_PAIRS // 4
     [report] = select_subsets(prepare_select(config))
     flips = int(np.count_nonzero(np.sign(leads).prod(axis=1) > 0))
-    assert (report["judge"]["all"]["flips"]["count"], report["judge"]["all"]["flips"]["of"]) == (flips, len(kept))
+    counted = report["judges"]["reward"]["all"]["flips"]
+    assert (counted["count"], counted["of"]) == (flips, len(kept))
     assert report["flow"]["dropped"] == dict(lost)
 
 

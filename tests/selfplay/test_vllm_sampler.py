@@ -17,11 +17,10 @@ from pipeline.selfplay.candidates import environment
 from pipeline.selfplay.sampler import Request, open_sampler, seed_of
 from pipeline.selfplay.transformers_sampler import TransformersSampler
 from pipeline.selfplay.vllm_sampler import VllmSampler, engine_arguments
-from tests.fixtures_models import tiny_model
+from tests.fixtures_models import needs_vllm, tiny_model
 
 # vLLM's modules warn of each other's deprecations.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
-needs_vllm = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('vllm')", reason="no vLLM")
 
 GENERATE = Generate(max_prompt_tokens=64, max_tokens=64)
 

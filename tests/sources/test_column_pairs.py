@@ -143,7 +143,7 @@ def spoiled(column, index):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(
-    max_examples=25, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_columns_give_what_rows_give(layout, tmp_path, monkeypatch, data):

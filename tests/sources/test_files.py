@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import SourceError, TemporaryError
 from pipeline.faults import storage_errors
+from pipeline.sources import records
 from pipeline.sources.blocks import read_rows
 from pipeline.sources.files import scan_files
 from pipeline.sources.saved import saved_files
@@ -295,15 +296,13 @@ def test_line_that_is_too_long_is_refused_with_its_row(tmp_path):
         scan(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "before",
-    [b"\xef\xbb\xbf", *(pytest.param(text, marks=pytest.mark.slow) for text in (b"", b" \r\n\t\n", b"\n" * (3 << 20)))],
-)
-def test_endless_element_of_a_json_array_is_refused(tmp_path, before):
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b" \r\n\t\n", b"\n" * (3 << 20)])
+def test_endless_element_of_a_json_array_is_refused(tmp_path, before, monkeypatch):
+    monkeypatch.setattr(records, "CELL_BYTES", 4 << 20)
     with (tmp_path / "a.json").open("wb") as file:
         file.write(before + b"[")
         file.truncate(100 << 30)  # to read on would fill memory
-    with pytest.raises(SourceError, match=r"a\.json has an element of more than 134217728 bytes in row 0"):
+    with pytest.raises(SourceError, match=r"a\.json has an element of more than 4194304 bytes in row 0"):
         scan(tmp_path)
 
 

@@ -38,15 +38,15 @@ def read_all(reader, files, shard_rows=64):
 
 
 @pytest.mark.parametrize("name", to.WRITERS)
-@pytest.mark.parametrize("shard_rows", [1, 7, 64, 1000])
-def test_every_container_gives_the_same_rows_in_order(tmp_path, name, shard_rows):
-    to.WRITERS[name](tmp_path / name, ROWS)
+@pytest.mark.parametrize(("shard_rows", "num_rows"), [(1, 20), (7, 200), (1000, 200)])
+def test_every_container_gives_the_same_rows_in_order(tmp_path, name, shard_rows, num_rows):
+    to.WRITERS[name](tmp_path / name, ROWS[:num_rows])
     reader, files = opened(tmp_path, passthrough=("number", "topic"))
     table = read_all(reader, files, shard_rows)
-    assert table["id"].to_pylist() == table["content_digest"].to_pylist() == DIGESTS
-    assert table["source_row"].to_pylist() == table["number"].to_pylist() == list(range(200))
+    assert table["id"].to_pylist() == table["content_digest"].to_pylist() == DIGESTS[:num_rows]
+    assert table["source_row"].to_pylist() == table["number"].to_pylist() == list(range(num_rows))
     assert set(table["source_file"].to_pylist()) == {name}
-    assert table["topic"][199].as_py() == "t199"
+    assert table["topic"][num_rows - 1].as_py() == f"t{num_rows - 1}"
     assert table.schema == scored_schema([pa.field("number", pa.int64()), pa.field("topic", pa.string())])
 
 

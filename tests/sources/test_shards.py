@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.sources.probe import FileKind
-from pipeline.sources.shards import SourceFile, plan_shards, stored_shards
+from pipeline.sources.shards import SourceFile, plan_shards
+from pipeline.steps.shards import SourceRows
 
 
 def source_file(index, num_rows, step):
@@ -39,10 +40,12 @@ def test_shard_starts_at_the_last_mark_before_it(some_files, shard_rows):
 
 @given(files, st.integers(1, 70))
 def test_stored_plan_gives_the_same_shards_again(some_files, shard_rows):
+    rows = SourceRows(reader=None, files=some_files, shard_rows=shard_rows)
+    stored = json.loads(json.dumps([*rows.plan()]))
+    rows.check(stored, "run.json")
     shards = plan_shards(some_files, shard_rows)
-    assert (
-        stored_shards(json.loads(json.dumps([shard.to_dict() for shard in shards])), some_files, "run.json") == shards
-    )
+    assert rows.shards(stored, range(len(stored))) == shards
+    assert rows.shards(rows.plan(), range(len(shards))[::-1]) == shards[::-1]
 
 
 @given(files.filter(lambda some: any(file.num_rows for file in some)), st.integers(1, 70), st.data())
@@ -58,7 +61,7 @@ def test_stored_plan_with_a_gap_an_overlap_or_another_file_is_refused(some_files
         value = stored[place][name]
         stored[place][name] = f"{value}x" if isinstance(value, str) else value ^ 1 << data.draw(st.integers(0, 40))
     with pytest.raises(IntegrityError, match=r"run\.json is damaged: its shards do not hold every row"):
-        stored_shards(stored, some_files, "run.json")
+        SourceRows(reader=None, files=some_files, shard_rows=1).check(stored, "run.json")
 
 
 def test_shard_of_no_rows_is_refused():

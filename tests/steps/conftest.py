@@ -58,8 +58,8 @@ def scored_rows() -> pa.Table:
 
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory: pytest.TempPathFactory, scored_rows: pa.Table) -> str:
-    """These rows as a scored dataset on local disk, in parts of 33."""
-    return scored_data.write_scored(tmp_path_factory.mktemp("scored") / "data", Storage(), scored_rows, 33)
+    """These rows as a scored dataset on local disk, in parts of 80."""
+    return scored_data.write_scored(tmp_path_factory.mktemp("scored") / "data", Storage(), scored_rows, 80)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

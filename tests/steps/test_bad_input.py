@@ -197,25 +197,32 @@ def resolved_storage(storage: Storage) -> dict:
     [("metric", {"nam": "x"}, 2, "did you mean name?"), ("run", {"max_dropped": 0.0}, 3, "run.max_dropped")],
 )
 def test_command_line_ends_with_the_code_and_one_message(
-    section: str, value: dict, code: int, text: str, tmp_path: Path, pairs: list[dict]
+    section: str,
+    value: dict,
+    code: int,
+    text: str,
+    command: Callable[..., Ended],
+    tmp_path: Path,
+    pairs: list[dict],
 ):
     rows = [*pairs, {**pairs[0], "id": "x", "rejected": pairs[0]["chosen"]}]
     config = resolved(make_config(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", rows), metric={"name": "random"}))
     config[section] = {**config[section], **value}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "--log-json", "run", str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code
+    ended = command("run", path)
+    assert ended.code == code
+    assert text in ended.err
+    assert "Traceback" not in ended.err
+    assert rows[0]["chosen"][0]["content"][:20] not in ended.err
+
+
+def test_a_log_of_json_ends_with_the_error(tmp_path: Path):
+    command = [sys.executable, "-m", "pipeline.cli", "--log-json", "score", str(tmp_path / "none.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     ending = json.loads(done.stderr.splitlines()[-1])
-    assert ending["level"] == "ERROR"
-    assert text in ending["message"]
-    assert "Traceback" not in done.stderr
-    assert rows[0]["chosen"][0]["content"][:20] not in done.stderr
+    assert (done.returncode, ending["level"]) == (2, "ERROR")
+    assert "none.yaml" in ending["message"]
 
 
 HOSTILE = "\x1b]0;title\x07\nINFO pipeline.forged: \x9b31m\u202e"

@@ -1,38 +1,36 @@
-"""The same job on clusters: three nodes in one process tree, and a head started by hand that takes submitted jobs."""
+"""Jobs submitted to a head that was started by hand, and the nodes that joined it: they end well, and are found."""
 
-import contextlib
 import json
 import os
+import random
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
-from ray.cluster_utils import Cluster
 
 from pipeline.cli import main
-from pipeline.config import Config, resolved
+from pipeline.config import Config, Storage, resolved
+from pipeline.errors import TemporaryError
 from pipeline.on_ray.shipment import prepare_job
-from pipeline.steps.score import prepare_score, score
+from tests.data.fault_proxy import BUSY, RESET, faulty
 from tests.fixtures_storage import S3Server
+from tests.soak import rows_in
 from tests.steps.conftest import make_config, run_all, write_jsonl
 from tests.steps.proxy import losing_answers
+from tests.steps.ray_start import RAY, RayCluster, ray_cluster
 from tests.steps.test_score import scores_of, selected_ids
 from tests.steps.test_secrets import canaries, leaks
 
 ROOT = Path(__file__).parents[2]
-LOGS = "logs-of-the-head"
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.s3]
 
@@ -62,89 +60,76 @@ def put(s3: S3Server, url: str, path: Path) -> str:
     return url
 
 
-def on_s3(s3: S3Server, workdir: Path, pairs: list[dict], **sections):
+def on_s3(s3: S3Server, workdir: Path, pairs: list[dict], storage: Storage, **sections):
     base = s3.url("job")
     source = put(s3, f"{base}/source/pairs.jsonl", write_jsonl(workdir / "pairs.jsonl", pairs))
     places = {"scored": f"{base}/scored", "output": {"path": f"{base}/subset"}}
-    return make_config(workdir, source, storage=s3.storage.model_dump(mode="json"), **places, **sections)
+    return make_config(workdir, source, storage=storage.model_dump(mode="json"), **places, **sections)
 
 
-def test_three_nodes_share_the_work_and_give_the_plain_result(
-    tmp_path: Path, pairs: list[dict], models: dict, s3: S3Server
-):
-    plain = make_config(tmp_path / "plain", write_jsonl(tmp_path / "plain.jsonl", pairs), **models)
-    run_all(plain)
-    config = on_s3(s3, tmp_path, pairs, **models, run={"engine": "ray", "shard_rows": 4})
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=2)
-        ray.init(address=cluster.address, logging_level="ERROR")
-        summary, manifest = score(*prepare_score(config))
-        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        assert len(nodes) == 3
-        assert summary.num_shards_done_now == len(manifest.files) == 15
-        assert scores_of(config).equals(scores_of(plain))
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def head(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """`ray start --head` with token authentication; ended by its pid. Yields the dashboard's address."""
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[RayCluster]:
+    """With token authentication; its workers inherit the credentials of the store."""
     del s3
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-token-" + os.urandom(16).hex())
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    dashboard = free_port()
-    command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=6",
-        f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
-    ]  # fmt: skip
-    log = tmp_path / "head.log"
-    # Ray's sockets lie deep in the folder, and a socket's path may have 107 bytes: that of pytest is too long.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, log.open("wb") as out:
-        (tmp_path / LOGS).symlink_to(folder)
-        command.append(f"--temp-dir={folder}")
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
-        try:
-            wait_for(dashboard, process, log)
-            yield f"http://127.0.0.1:{dashboard}"
-        finally:
-            kill_with_children(process)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", "canary-token-" + os.urandom(16).hex())
+        patch.setenv("RAY_health_check_period_ms", "1000")  # a dead node is noticed after 5 of them
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        with ray_cluster(tmp_path_factory.mktemp("cluster"), num_nodes=2, num_cpus=3) as cluster:
+            yield cluster
 
 
-def kill_with_children(process: "subprocess.Popen[bytes]") -> None:
-    """Asked to end, Ray's head takes half a minute."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-    process.kill()
-    process.wait(timeout=60)
+class Faults:
+    """A proxy before a store that fails some requests. As parts are written, it kills a node and then two workers."""
+
+    def __init__(self, cluster: RayCluster) -> None:
+        self.is_on = True
+        self.kills = [cluster.kill_node, cluster.kill_worker, cluster.kill_worker]
+        self._num_parts, self._next_kill = 0, 6
+        self._chance, self._lock = random.Random(0), threading.Lock()
+
+    def at_request(self, method: str, path: str) -> str | None:
+        with self._lock:
+            self._num_parts += method == "PUT" and "/parts/" in path
+            if self.kills and self._num_parts >= self._next_kill and self.kills[0]():
+                del self.kills[0]
+                self._next_kill = self._num_parts + 10
+            drawn = self._chance.random()
+        return (BUSY if drawn < 0.05 else RESET if drawn < 0.06 else None) if self.is_on else None
 
 
-def wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-2000:]
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2)
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError(f"no dashboard after 120 s: {log.read_text()[-2000:]}")
+@pytest.mark.timeout(1200)
+def test_submitted_job_outlives_a_node_workers_and_a_store_that_fails(
+    tmp_path: Path, pairs: list[dict], models: dict, s3: S3Server, cluster: RayCluster
+):
+    rows = [{**pair, "id": f"{pair['id']}-{copy}"} for copy in range(4) for pair in pairs]
+    models = {"reward": {**models["reward"], "replicas": 2}, "metric": {"name": "explicit"}}
+    plain = make_config(tmp_path / "plain", write_jsonl(tmp_path / "plain.jsonl", rows), **models)
+    run_all(plain)
+    faults = Faults(cluster)
+    with faulty(s3.endpoint_url, faults.at_request) as endpoint_url:
+        storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 10})
+        config = on_s3(s3, tmp_path, rows, storage, **models, run={"engine": "ray", "shard_rows": 4})
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(resolved(config)))
+        for _ in range(4):
+            code, output = on_head(cluster.url, "submit", "run", path)
+            if code != TemporaryError.exit_code:
+                break
+        assert code == 0, output
+        assert not faults.kills
+        faults.is_on = False
+
+        check_answers(cluster.url, [
+            (0, ["status", str(path)], "SUCCEEDED"),
+            (0, ["status", str(path)], f"{config.scored}: complete"),
+            (0, ["logs", str(path)], "rows kept"),
+        ])  # fmt: skip
+        assert scores_of(config).equals(scores_of(plain))
+        assert rows_in(config.output.path, config) == rows_in(plain.output.path, plain)
+        again = config.model_copy(update={"run": config.run.model_copy(update={"engine": "plain"})})
+        assert "(none now)" in run_all(again)
 
 
 def on_head(head: str, *words: str | Path, **environment: str) -> tuple[int, str]:
@@ -161,8 +146,7 @@ def submitted_script(config: Path, head: str, checkout: Path) -> "subprocess.Com
     for part in ("pipeline", "jobs"):
         shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(config, checkout / "config.yaml")
-    ray_command = str(Path(sys.executable).parent / "ray")
-    command = [ray_command, "job", "submit", "--address", head, "--working-dir", ".", "--"]
+    command = [str(RAY), "job", "submit", "--address", head, "--working-dir", ".", "--"]
     return subprocess.run(
         [*command, "python", "jobs/run.py", "config.yaml"], cwd=checkout, capture_output=True, text=True, check=False
     )
@@ -174,11 +158,14 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     pairs: list[dict],
     models: dict,
     s3: S3Server,
-    head: str,
+    cluster: RayCluster,
 ):
+    head = cluster.url
     plain = make_config(tmp_path / "plain", write_jsonl(tmp_path / "plain.jsonl", pairs), **models)
     run_all(plain)
-    config = on_s3(s3, tmp_path, pairs, **models, run={"engine": "ray", "shard_rows": 16, "placement": "colocated"})
+    config = on_s3(
+        s3, tmp_path, pairs, s3.storage, **models, run={"engine": "ray", "shard_rows": 16, "placement": "colocated"}
+    )
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(resolved(config)))
 
@@ -214,7 +201,7 @@ def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
         jobs = answer.read().decode()
     assert "alignpot_places" in jobs
     assert not [word for word in canaries() if word in jobs]
-    assert leaks(tmp_path / LOGS, canaries()) == []
+    assert leaks(cluster.session, canaries()) == []
 
     code, output = on_head(head, "submit", "run", path, RAY_AUTH_TOKEN="canary-wrong-token")
     assert code == 2, output
@@ -234,7 +221,7 @@ def check_that_the_job_is_found(path: Path, head: str, config: Config) -> None:
     """By its config and by its id, when it is complete, and while another one runs and is stopped."""
     other = ["--set", f"scored={config.scored}-other"]
     other_id = prepare_job("score", path, other[1:]).submission_id
-    calls: list[tuple[int | None, list[str], str]] = [
+    check_answers(head, [
         (0, ["status", str(path)], f"{config.scored}: complete"),
         (0, ["status", str(path)], f"{config.output.path}: complete"),
         (0, ["logs", str(path)], "rows kept"),
@@ -247,7 +234,11 @@ def check_that_the_job_is_found(path: Path, head: str, config: Config) -> None:
         (2, ["status", "alignpot-run-000000000000"], "knows no job"),
         (0, ["submit", "doctor", str(path)], "ok    ray cluster"),
         (0, ["doctor"], "ok    ray dashboard"),
-    ]
+    ])  # fmt: skip
+
+
+def check_answers(head: str, calls: list[tuple[int | None, list[str], str]]) -> None:
+    """Commands, in one process: how each ends (None: not with 0), and what it says."""
     script = f"""
 import contextlib, io, json, sys
 from pipeline.cli import main

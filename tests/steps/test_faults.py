@@ -82,8 +82,13 @@ def test_run_killed_twice_ends_as_if_it_had_not_been(tmp_path: Path, pairs: list
 
 
 def test_two_drivers_on_one_output_write_each_row_once(tmp_path: Path, pairs: list[dict], models: dict):
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    config = make_config(tmp_path, source, **models, run={"engine": "plain", "shard_rows": 2})
+    pairs = pairs[:24]
+    config = make_config(
+        tmp_path,
+        write_jsonl(tmp_path / "pairs.jsonl", pairs),
+        **models,
+        run={"engine": "plain", "shard_rows": 2},
+    )
     drivers = [start("run", written(config, tmp_path / f"driver{i}.yaml")) for i in range(2)]
     assert [driver.wait(timeout=600) for driver in drivers] == [0, 0]
     manifest = json.loads((Path(config.scored) / "_SUCCESS.json").read_text())
@@ -189,8 +194,11 @@ class Refuses:
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("at_once", [True, False], ids=["build", "apply"])
-@pytest.mark.parametrize("error", [ModelError("two logits"), TemporaryError("slow down")], ids=["model", "temporary"])
+@pytest.mark.parametrize(
+    ("error", "at_once"),
+    [(ModelError("two logits"), True), (TemporaryError("slow down"), False)],
+    ids=["model-build", "temporary-apply"],
+)
 def test_error_of_a_worker_keeps_its_class_and_words(
     error: AlignpotError, at_once: bool, tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
 ):

@@ -83,12 +83,16 @@ def test_scores_in_fp8_are_close_and_the_same_on_ray(
     np.testing.assert_allclose(found["plain"], found["own"], rtol=0.05)
 
 
-@pytest.mark.ray
-@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.ray])])
 def test_what_little_two_models_differ_by_is_lost_in_fp8_and_stops_the_run(
-    engine: str, tmp_path: Path, pairs: list[dict], tiny_model_dir: Callable[..., Path]
+    engine: str,
+    tmp_path: Path,
+    pairs: list[dict],
+    tiny_model_dir: Callable[..., Path],
+    request: pytest.FixtureRequest,
 ):
+    if engine == "ray":
+        request.getfixturevalue("local_ray")
     models = {"policy": section(nearly(tmp_path / "policy")), "reference": section(tiny_model_dir("llama", seed=1))}
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:24])
     config = make_config(tmp_path, source, **models, objective={"name": "dpo"}, run={"engine": engine}, **IMPLICIT)

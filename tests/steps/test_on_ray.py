@@ -19,7 +19,7 @@ from pipeline.on_ray.metrics import exported_names
 from pipeline.steps.work import Apply, Stage
 from tests.steps.kept import Keep
 
-NUM_SHARDS = 10
+NUM_SHARDS = 8
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Times:
 
     def take(self, what: str, index: int) -> None:
         begun = time.time()
-        time.sleep(1.0)
+        time.sleep(0.5)
         (self.folder / f"{what}-{index}").write_text(f"{begun} {time.time()}")
 
     def most_at_once(self, what: str) -> int:

@@ -15,13 +15,17 @@ from pipeline.errors import ConfigError
 from pipeline.models.vllm_engine import gpu_share
 from pipeline.on_ray.actors import StageActor, from_block, to_block
 from pipeline.on_ray.engine import _pool, shards_at_hand
-from pipeline.on_ray.placement import share_gpus
+from pipeline.on_ray.placement import gpus_by_pool, share_gpus
 from pipeline.steps.work import ShardWork, Stage
 
 
-def pool(*models: tuple[str | float, int]) -> list[Stage]:
+def pool(*models: tuple[str | float, int | tuple[int, int]], **keys) -> list[Stage]:
     return [
-        Stage(name="policy", build=lambda: lambda table: table, model=TorchModel(model="m", num_gpus=n, replicas=r))
+        Stage(
+            name="policy",
+            build=lambda: lambda table: table,
+            model=TorchModel(model="m", num_gpus=n, replicas=r, **keys),
+        )
         for n, r in models
     ]
 
@@ -34,6 +38,7 @@ def pool(*models: tuple[str | float, int]) -> list[Stage]:
         ([pool(("auto", 1)), pool(("auto", 1)), pool(("auto", 1))], 2, [1 / 2, 1 / 2, 1 / 2]),
         ([pool(("auto", 1)), pool(("auto", 1)), pool(("auto", 1))], 8, [1, 1, 1]),
         ([pool(("auto", 4)), pool(("auto", 2))], 3, [1 / 2, 1 / 2]),
+        ([pool(("auto", (1, 8))), pool(("auto", (1, 1)))], 2, [1, 1]),
         ([pool((2, 1)), pool(("auto", 1))], 3, [2, 1]),
         ([pool((1, 1)), pool(("auto", 1))], 1, [1, 0]),
         ([pool(("auto", 1), ("auto", 1), ("auto", 1))], 1, [1]),
@@ -85,6 +90,42 @@ def test_pools_without_an_engine_get_no_environment():
 
 def test_an_engine_outside_ray_fills_what_its_place_asks_for():
     assert [gpu_share(engine(n).model, {}) for n in ("auto", 0, 0.5, 1)] == [1, 1, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "num_shards", "sizes", "at_hand"),
+    [(4, 64, (4, 4), 2), (4, 3, (3, 3), 2), ((2, 8), 64, (2, 8), 6), ((2, 8), 1, (1, 1), 6)],
+)
+def test_pool_may_grow_between_two_numbers_if_there_are_shards_for_it(replicas, num_shards, sizes, at_hand):
+    compute = _pool(pool((0, replicas)), 0, num_shards=num_shards)["compute"]
+    assert (compute.min_size, compute.max_size, compute.max_tasks_in_flight_per_actor) == (*sizes, at_hand)
+
+
+def test_accelerator_is_asked_of_ray_and_models_in_one_process_agree_on_it():
+    assert _pool(pool((1, 1), accelerator_type="A100"), 1, num_shards=1)["accelerator_type"] == "A100"
+    assert "accelerator_type" not in _pool(pool((1, 1)), 1, num_shards=1)
+    with pytest.raises(ConfigError, match=r"name A100 and L4\. .* set run\.placement: pooled"):
+        _pool([*pool((1, 1), accelerator_type="L4"), *pool((1, 1), accelerator_type="A100")], 1, num_shards=1)
+
+
+@pytest.mark.parametrize(
+    ("resources", "problem"),
+    [
+        ({"CPU": 8.0}, "no node has the accelerator_type A100: leave accelerator_type out"),
+        ({"CPU": 8.0, "accelerator_type:L4": 1.0}, "no node has the accelerator_type A100: set accelerator_type to L4"),
+        ({"CPU": 1.0, "accelerator_type:A100": 1.0}, "need 2.25 CPUs of 1 that there are: lower replicas"),
+        ({"CPU": 8.0, "accelerator_type:A100": 1.0}, ""),
+    ],
+)
+def test_cluster_without_room_for_the_fewest_actors_is_refused(resources, problem, monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+    groups = [pool((0, (2, 100)), accelerator_type="A100")]
+    if not problem:
+        assert gpus_by_pool(groups, may_grow=False) == [0]
+        return
+    with pytest.raises(ConfigError, match=problem):
+        gpus_by_pool(groups, may_grow=False)
+    assert gpus_by_pool(groups, may_grow=True) == [0]
 
 
 @pytest.mark.parametrize(

@@ -147,18 +147,7 @@ def test_a_second_round_adds_to_the_first_and_a_finished_run_is_left_as_it_is(pl
     assert written(played.run) == before
 
 
-def test_other_settings_on_the_same_path_are_refused_by_name(tiny):
-    play(tiny(rounds=1, train=None))
-    with pytest.raises(FingerprintError, match=r"generate\.temperature"):
-        play(tiny(rounds=1, train=None, generate={"temperature": 0.5}))
-
-
-def test_where_a_model_runs_is_no_other_setting(tiny):
-    once = play(tiny(rounds=1, train=None))
-    assert play(tiny(rounds=1, train=None, generate={"replicas": 2, "num_threads": 2})) == once
-
-
-def test_without_training_one_round_makes_a_subset_and_tells_of_it(tiny, tmp_path: Path, monkeypatch):
+def test_a_round_without_training_makes_a_subset_and_refuses_other_settings(tiny, tmp_path: Path, monkeypatch):
     for name, value in (("TYPE", "file"), ("LOG_FILE_PATH", str(tmp_path / "events")), ("APPEND", "true")):
         monkeypatch.setenv(f"OPENLINEAGE__TRANSPORT__{name}", value)
     shown = play(tiny(rounds=1, train=None))
@@ -171,6 +160,10 @@ def test_without_training_one_round_makes_a_subset_and_tells_of_it(tiny, tmp_pat
     [subset] = complete["outputs"]
     assert subset["name"] == str(tmp_path / "run/round-1/base/subset")
     assert subset["outputFacets"]["outputStatistics"]["rowCount"] == len(ids)
+    # Where a model runs is no other setting; how it answers is.
+    assert play(tiny(rounds=1, train=None, generate={"replicas": 2, "num_threads": 2})) == shown
+    with pytest.raises(FingerprintError, match=r"generate\.temperature"):
+        play(tiny(rounds=1, train=None, generate={"temperature": 0.5}))
 
 
 def test_more_rounds_without_training_are_refused(tiny):

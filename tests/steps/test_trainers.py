@@ -10,16 +10,22 @@ from datasets import load_dataset, load_from_disk
 from tests.steps.conftest import make_config, run_all, write_jsonl
 
 
-@pytest.fixture
-def subset(tmp_path: Path, pairs: list[dict], tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> Path:
+@pytest.fixture(scope="module")
+def subset(
+    tmp_path_factory: pytest.TempPathFactory,
+    pairs: list[dict],
+    tiny_model_dir: Callable[..., Path],
+    tiny_reward_dir: Path,
+) -> Path:
+    folder = tmp_path_factory.mktemp("trained-on")
     config = make_config(
-        tmp_path,
-        write_jsonl(tmp_path / "pairs.jsonl", pairs),
+        folder,
+        write_jsonl(folder / "pairs.jsonl", pairs),
         policy={"model": str(tiny_model_dir("llama", seed=1)), "dtype": "float32"},
         reward={"backend": "classifier", "model": str(tiny_reward_dir), "dtype": "float32"},
     )
     run_all(config)
-    return tmp_path / "subset"
+    return folder / "subset"
 
 
 def test_subset_opens_in_datasets_and_pyarrow_with_equal_rows(subset: Path, tmp_path: Path):

@@ -67,6 +67,7 @@ def test_without_trl_the_remedy_is_named(method, monkeypatch):
     check_training(job(**COMMAND))
 
 
+@pytest.mark.slow
 def test_looking_leaves_the_environment_and_the_gpu_alone():
     text = (
         "import os; before = dict(os.environ)\n"

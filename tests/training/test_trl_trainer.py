@@ -142,7 +142,14 @@ def test_the_output_is_a_whole_model_without_pickles(make_job):
     loading.check_same_tokenizer(loading.load_tokenizer(job.policy), loading.load_tokenizer(trained))
 
 
-@pytest.mark.parametrize("changes", [{}, {"adapter": "lora", "rank": 4}, {**DPO, "precomputed_reference": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"adapter": "lora", "rank": 4}, marks=pytest.mark.slow),
+        pytest.param({**DPO, "precomputed_reference": False}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_job_gives_the_same_weights_and_another_seed_others(changes, make_job):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(make_job(name, seed=seed, **changes))
