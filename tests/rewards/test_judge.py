@@ -190,6 +190,30 @@ def test_what_needs_rewards_of_candidates_says_so(config: Callable[..., Any]):
     assert "explicit" in compared.metrics
 
 
+@pytest.mark.parametrize("labels", ["keep", "swap"])
+def test_a_judge_is_one_of_several_rewards(labels: str, config: Callable[..., Any], judge: Judge):
+    one = config().reward.model_dump(exclude_unset=True)
+    other = {"backend": "function", "function": "tests.rewards.functions:length", "isolate": False}
+    combine = {"rule": "weighted", "weights": {"judge": 1.0, "length": -0.01}, "normalise": "none"}
+    select = {"fraction": 1.0, "labels": labels}
+    metric = {"name": "explicit", "combine": combine}
+    made = config(sections={"reward": None, "rewards": {"judge": one, "length": other}} | {"metric": metric})
+    made = parse_config(made.model_dump(exclude_unset=True) | {"select": select})
+    *_, run = prepared = prepare_score(made)
+    score(*prepared)
+    table = Dataset.open(run.place).table(["id", "lead_judge_chosen", "lead_judge_rejected", "reward_judge_chosen"])
+    assert table["reward_judge_chosen"].null_count == NUM_PAIRS
+    leads = [(judge.lead(ours, theirs), judge.lead(theirs, ours)) for ours, theirs in QUALITIES]
+    np.testing.assert_allclose(table.sort_by("id")["lead_judge_rejected"], [lead[1] for lead in leads], rtol=1e-12)
+    judged = [0.0 if np.sign(ours) == np.sign(theirs) else (ours - theirs) / 2 for ours, theirs in leads]
+    gaps = [len(f"quality {ours}") - len(f"quality {theirs}") for ours, theirs in QUALITIES]
+    expected = [margin - 0.01 * gap for margin, gap in zip(judged, gaps, strict=True)]
+    expected = [abs(margin) if labels == "swap" else margin for margin in expected]
+    [report] = select_subsets(prepare_select(made))
+    np.testing.assert_allclose([*dict(sorted(margins(made.output.path).items())).values()], expected, atol=1e-12)
+    assert report["judges"]["judge"]["all"]["flips"]["count"] == judged.count(0.0)
+
+
 def test_votes_are_counted_and_nothing_is_paid_twice(config: Callable[..., Any], judge: Judge):
     judge.fault = lambda asked: completion("AB"[(asked.body.get("seed", 0) + round(qualities(asked)[0])) % 3 == 1])
     parameters = {"temperature": 1.0, "top_p": 0.9, "max_tokens": None}
