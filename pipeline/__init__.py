@@ -7,7 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from pipeline.api import audit, compare, export, potential, publish, push, read_pairs, score, select, self_play
+    from pipeline.api import (
+        audit,
+        calibrate,
+        compare,
+        export,
+        potential,
+        publish,
+        push,
+        read_pairs,
+        reward,
+        score,
+        select,
+        self_play,
+    )
     from pipeline.errors import AlignpotError
 
 __version__ = "0.1.0"
@@ -15,12 +28,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AlignpotError",
     "audit",
+    "calibrate",
     "compare",
     "export",
     "potential",
     "publish",
     "push",
     "read_pairs",
+    "reward",
     "score",
     "select",
     "self_play",

@@ -30,6 +30,7 @@ from pipeline.config import (
     Source,
     Storage,
     parse_config,
+    parse_reward,
     parse_target,
     resolved,
 )
@@ -42,7 +43,7 @@ from pipeline.frames import Rows, to_table
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.observers.facts import tell_copy
 from pipeline.observers.observed import observed
-from pipeline.results import Pairs, Scored, Subset
+from pipeline.results import Pairs, Rewarded, Scored, Subset
 from pipeline.selection.ranking import Query, rank
 from pipeline.selection.selection import Reader
 from pipeline.selection.source import Source as ScoredRows
@@ -127,6 +128,43 @@ def score(
         return Scored(config, files.pop_all())
 
 
+def reward(
+    data: Any, *, reward: Any = None, path: str | Path | None = None, engine: str = "plain", **sections: Any
+) -> Rewarded:
+    """Give every response to a prompt its reward: rows of a prompt with one response or several.
+
+    data: as for `read_pairs`. reward: a model or function as for `score`; or `rewards`, several by name. path: keeps
+    the rewarded dataset there; a call with the same arguments goes on with it. engine: plain, in this process, or ray.
+    sections: further sections of the config as dicts (source, tokens, run, storage).
+    """
+    from pipeline.steps.reward import prepare_reward
+    from pipeline.steps.reward import reward as run_reward
+    from pipeline.steps.score import check_dropped
+    from pipeline.steps.told import tell_rewarding, tell_scored
+
+    with ExitStack() as files:
+        work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="alignpot-")))
+        rewards = sections.pop("rewards", {})
+        several = {name: _model_section(each, "reward", work / f"reward-{name}") for name, each in rewards.items()}
+        config = parse_reward({
+            "source": {"path": _path_of(data, work / "rows"), **sections.pop("source", {})},
+            **({} if reward is None else {"reward": _model_section(reward, "reward", work / "reward")}),
+            **({"rewards": several} if several else {}),
+            "rewarded": str(path or work / "rewarded"),
+            "run": {"engine": engine, **sections.pop("run", {})},
+            **sections,
+        })  # fmt: skip
+        settings = config.model_dump(mode="json")
+        with observed("reward", config.rewarded, settings, config.run.track, lineage=path is not None) as told:
+            rewarding = prepare_reward(config)
+            told.add(tell_rewarding, *rewarding)
+            told.begin()
+            summary, manifest = run_reward(*rewarding)
+            told.add(tell_scored, summary, manifest)
+            check_dropped(config, manifest)
+        return Rewarded(config, files.pop_all())
+
+
 def select(scored: Any, *, objective: Any = None, metric: Any = None, **keys: Any) -> Subset:
     """Keep the pairs of the highest score.
 
@@ -175,6 +213,20 @@ def compare(
 
     source, config, _ = _scored_rows(scored, storage)
     return compare_rows(source, objective_of(objective, config), metrics, fractions)
+
+
+def calibrate(
+    config: Mapping[str, Any], against: Mapping[str, Any], *, rows: int = 256, keep: str | Path | None = None
+) -> dict[str, Any]:
+    """Score some rows by two back ends or models: differences of margins, agreement of ranks and selections, speed.
+
+    config, against: whole configs as dicts; the rows are a seeded sample of the first one's source. keep: as for
+    `alignpot calibrate`. Returns numbers that can be written as JSON.
+    """
+    from pipeline.steps.calibrate import calibrate as compare_sides
+
+    first, second = parse_config(config), parse_config(against, where="the config to compare with")
+    return compare_sides(first, second, num_rows=rows, keep=None if keep is None else str(keep))
 
 
 def audit(

@@ -57,6 +57,15 @@ def score(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = 
 
 
 @app.command()
+def reward(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Give every response to a prompt its reward, one or several to a prompt. Goes on where an earlier run stopped."""
+    from pipeline.commands import reward_only
+    from pipeline.config import load_reward
+
+    echo(reward_only(load_reward(config, overrides or ())))
+
+
+@app.command()
 def select(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -96,6 +105,31 @@ def compare(  # noqa: PLR0913 - each option says what is compared or how it is s
         say(write_page(html, comparison_page(found)))
         return
     say(json.dumps(found.to_dict()) if as_json else render_comparison(found))
+
+
+@app.command()
+def calibrate(
+    config: ConfigPath,
+    against: Annotated[
+        Path | None, typer.Option(metavar="CONFIG", help="The second config; default: the first, changed by --set.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the second config; repeatable.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=2, help="How many rows, a seeded sample.")] = 256,
+    keep: Annotated[str | None, typer.Option(metavar="FOLDER", help="Keep both scored datasets there.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Score some rows by two back ends or models, and show how far margins, ranks and selections agree."""
+    from pipeline.steps.calibrate import calibrate as compare_sides
+    from pipeline.steps.calibrate import render_calibration
+
+    if against is None and not overrides:
+        raise ConfigError("calibrate compares two configs: give --against CONFIG or --set KEY=VALUE, or both.")
+    first, second = _config(config, None), _config(against or config, overrides)
+    found = compare_sides(first, second, num_rows=rows, keep=keep)
+    say(json.dumps(found) if as_json else render_calibration(found))
 
 
 @app.command()

@@ -6,12 +6,12 @@ Imports in functions keep readers and models out of the commands that do not nee
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from pipeline.config import Config, resolved
+from pipeline.config import Config, RewardConfig, resolved
 from pipeline.data.run import Plan
 from pipeline.observers.observed import Observed, observed
 from pipeline.selection.report import render
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
-from pipeline.steps.told import tell_config, tell_scored, tell_scoring, tell_selected, tell_selecting
+from pipeline.steps.told import tell_config, tell_rewarding, tell_scored, tell_scoring, tell_selected, tell_selecting
 
 
 def run_all(config: Config) -> Iterator[str]:
@@ -44,6 +44,22 @@ def score_only(config: Config) -> Iterator[str]:
         summary, manifest = score(*scoring)
         told.add(tell_scored, summary, manifest)
         yield f"{render_score(summary, manifest, config.scored)}\n"
+        check_dropped(config, manifest)
+
+
+def reward_only(config: RewardConfig) -> Iterator[str]:
+    """Write the rewarded dataset."""
+    from pipeline.steps.reward import prepare_reward, reward
+    from pipeline.steps.score import check_dropped
+    from pipeline.steps.summary import render_score
+
+    with observed("reward", config.rewarded, config.model_dump(mode="json"), config.run.track) as told:
+        rewarding = prepare_reward(config)
+        told.add(tell_rewarding, *rewarding)
+        told.begin()
+        summary, manifest = reward(*rewarding)
+        told.add(tell_scored, summary, manifest)
+        yield f"{render_score(summary, manifest, config.rewarded)}\n"
         check_dropped(config, manifest)
 
 

@@ -15,10 +15,12 @@ from pipeline import schema
 from pipeline.config import (
     Config,
     Output,
+    RewardConfig,
     Storage,
 )
 from pipeline.config.load import parse
 from pipeline.data.dataset import Dataset
+from pipeline.data.manifest import REWARDED
 from pipeline.data.place import Place
 from pipeline.errors import SchemaError
 from pipeline.frames import Rows
@@ -54,6 +56,23 @@ class Scored(Rows):
         self.dataset = Dataset.open(Place.open(config.scored, config.storage))
         self.config = config
         self.path = config.scored
+        self.dropped = self.dataset.manifest.drops_by_reason
+        weakref.finalize(self, files.close)
+
+    def __len__(self) -> int:
+        return self.dataset.num_kept
+
+    def to_arrow(self) -> pa.Table:
+        """All kept rows in memory, as an Arrow table."""
+        return self.dataset.table()
+
+
+class Rewarded(Rows):
+    """Prompts with their responses and the rewards of these; `path` and `dropped` as of Scored."""
+
+    def __init__(self, config: RewardConfig, files: ExitStack) -> None:
+        self.dataset = Dataset.open(Place.open(config.rewarded, config.storage), REWARDED)
+        self.path = config.rewarded
         self.dropped = self.dataset.manifest.drops_by_reason
         weakref.finalize(self, files.close)
 

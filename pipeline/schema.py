@@ -195,6 +195,12 @@ def generated_pair_schema(rewards: Iterable[str] = ("",)) -> pa.Schema:
     return pa.schema([*PAIR_SCHEMA, *reward_fields(rewards), prompt_id, *PROVENANCE_FIELDS, *STATUS_FIELDS])
 
 
+def rewarded_fields(rewards: Iterable[str] = ("",)) -> tuple[pa.Field, ...]:
+    """The responses of a prompt and their rewards of these names, raw."""
+    texts = pa.field(RESPONSES, pa.list_(pa.string()))
+    return (texts, *(pa.field(response_rewards(name), pa.list_(pa.float64())) for name in rewards))
+
+
 ANNOTATED_SCHEMA: Final = annotated_schema()
 GENERATED_PAIR_SCHEMA: Final = generated_pair_schema()
 

@@ -78,8 +78,19 @@ def scores_of(table: pa.Table) -> dict[str, Any]:
 
 
 def test_the_public_names_are_these() -> None:
-    names = {"AlignpotError", "audit", "compare", "export", "potential", "publish", "push", "read_pairs", "score"}
-    names |= {"select", "self_play"}
+    names = {
+        "AlignpotError",
+        "audit",
+        "calibrate",
+        "compare",
+        "export",
+        "potential",
+        "publish",
+        "push",
+        "read_pairs",
+        "score",
+    }
+    names |= {"reward", "select", "self_play"}
     assert {*pipeline.__all__} == names
     assert names <= {*dir(pipeline)}
     assert all(callable(getattr(pipeline, name)) for name in names)

@@ -3,12 +3,24 @@
 from collections.abc import Sequence
 
 from jobs.study.compare import Comparison, Standing
-from jobs.study.trials import ALL, FALLBACK_WEIGHT, IMPLICIT, RANDOM, RAW, TRUTH, StudySize, grid_name
+from jobs.study.trials import (
+    ALL,
+    CURVE,
+    FALLBACK_WEIGHT,
+    IMPLICIT,
+    LINE,
+    LINE_AND_IMPLICIT,
+    RANDOM,
+    RAW,
+    TRUTH,
+    StudySize,
+    grid_name,
+)
 from pipeline.metrics.intervals import Interval
 from pipeline.metrics.ratio import RATIO_METHODS
 
 _FIXED = tuple(grid_name(weight) for weight in (0.0, 0.5, 1.0, 2.5))
-_OTHERS = (RAW, IMPLICIT, RANDOM, ALL, TRUTH)
+_OTHERS = (LINE, CURVE, LINE_AND_IMPLICIT, RAW, IMPLICIT, RANDOM, ALL, TRUTH)
 _NOTES = {
     grid_name(0.0): "w = 0, explicit only",
     grid_name(1.0): "w = 1, the paper's default",
@@ -25,8 +37,8 @@ def summary_table(comparison: Comparison) -> str:
 
 
 def world_table(comparison: Comparison) -> str:
-    """A row for each world: its best fixed weight, and the utility of every method, of w = 0 and of w = 1."""
-    rules = [*RATIO_METHODS, grid_name(0.0), grid_name(1.0), RANDOM]
+    """A row for each world: its best fixed weight, and the utility of every method and of some other rules."""
+    rules = [*RATIO_METHODS, grid_name(0.0), grid_name(1.0), LINE, CURVE, RANDOM]
     rows = [
         (world, best, *(_in_world(comparison.standing(rule), world) for rule in rules))
         for world, best in comparison.best_of_world.items()

@@ -15,7 +15,8 @@ from jobs.study.worlds import WORLDS, FloatArray, Pairs, draw_pairs, draw_prompt
 from jobs.study.worlds import expected_true_reward as expected_reward
 from pipeline.config import Objective
 from pipeline.errors import DataError
-from pipeline.metrics.margins import explicit_margin, implicit_margin
+from pipeline.metrics.length import gap_sums
+from pipeline.metrics.margins import explicit_margin, implicit_margin, length_gap
 from pipeline.metrics.potential import alignment_potential
 from pipeline.metrics.ratio import RATIO_METHODS, RatioSample, automatic_ratio
 
@@ -28,6 +29,8 @@ FALLBACK_WEIGHT: Final = 1.0
 OBJECTIVES: Final = (Objective(name="dpo", beta=0.1), Objective(name="simpo", beta=2.0))
 DRAWN: Final = "drawn at random"
 RANDOM, IMPLICIT, RAW, ALL, TRUTH = "random", "implicit only", "w = 1, not z-scored", "all pairs", "true margin"
+LINE, LINE_AND_IMPLICIT = "w = 0, length: residual", "w = 1, length: residual"
+CURVE = "w = 0, length: residual_monotone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,11 @@ def scores_of(
     }
     z_explicit, z_implicit = zscore(sample.explicit), zscore(sample.implicit)
     scores = {name: alignment_potential(z_explicit, z_implicit, weight) for name, weight in rules.items()}
+    gaps = length_gap(table)
+    sums = gap_sums(sample.explicit, gaps)
+    scores[LINE] = sample.explicit - sums.line().of(gaps)
+    scores[CURVE] = sample.explicit - sums.curve().of(gaps)
+    scores[LINE_AND_IMPLICIT] = alignment_potential(zscore(scores[LINE]), z_implicit, 1.0)
     scores[RAW] = alignment_potential(sample.explicit, sample.implicit, 1.0)
     scores[IMPLICIT] = -sample.implicit
     scores[RANDOM] = rng.random(len(sample.explicit))

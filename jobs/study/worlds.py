@@ -29,6 +29,7 @@ class WorldSettings:
     reward_noise: error of the reward model that is new for every response.
     reward_error: error that follows the tokens, so that a policy can learn it.
     length_bias: reward for a response one standard deviation of log length longer.
+    good_is_long: how much longer good writers write, in standard deviations of log length for each of their quality.
     reward_scale: factor on the seen rewards.
     flips: share of labels turned round after the draw.
     decisiveness: log-odds of the label for one unit of true margin.
@@ -42,6 +43,7 @@ class WorldSettings:
     reward_noise: float = 0.5
     reward_error: float = 0.3
     length_bias: float = 0.0
+    good_is_long: float = 0.0
     reward_scale: float = 1.0
     flips: float = 0.0
     decisiveness: float = 1.5
@@ -58,6 +60,7 @@ WORLDS: Final[Mapping[str, WorldSettings]] = {
     "reward x 10": WorldSettings(reward_scale=10.0),
     "reward / 10": WorldSettings(reward_scale=0.1),
     "length bias": WorldSettings(length_bias=1.0),
+    "good is long": WorldSettings(good_is_long=1.0),
     "young policy": WorldSettings(alignment=0.0, warm_steps=10),
     "aligned policy": WorldSettings(alignment=1.0, warm_steps=160),
     "half mastered": WorldSettings(warm_steps=1000, warm_topics=1),
@@ -129,7 +132,7 @@ def draw_world(settings: WorldSettings, rng: Rng) -> World:
         unit=1.0,
     )
     prompts = draw_prompts(2000, rng)
-    rewards = true_rewards(world, prompts, _write(_styles(world, prompts, rng), rng))
+    rewards = true_rewards(world, prompts, _write(*_styles(world, prompts, rng), rng))
     return replace(world, unit=float(rewards.std()))
 
 
@@ -152,9 +155,9 @@ def draw_pairs(world: World, policy: FloatArray, num_pairs: int, rng: Rng, num_t
     rows = np.arange(num_pairs)
     if world.settings.candidates:
         logits = prompts @ policy
-        counts = np.stack([_write(logits, rng) for _ in range(world.settings.candidates)])
+        counts = np.stack([_write(logits, np.zeros(num_pairs), rng) for _ in range(world.settings.candidates)])
     else:
-        counts = np.stack([_write(_styles(world, prompts, rng), rng) for _ in range(2)])
+        counts = np.stack([_write(*_styles(world, prompts, rng), rng) for _ in range(2)])
     true = np.stack([true_rewards(world, prompts, part) for part in counts])
     seen = np.stack([_seen_rewards(world, prompts, part, rng) for part in counts])
     if world.settings.candidates:
@@ -196,16 +199,18 @@ def _mean_over_tokens(per_token: FloatArray, counts: FloatArray) -> FloatArray:
     return mean
 
 
-def _styles(world: World, prompts: FloatArray, rng: Rng) -> FloatArray:
-    """Logits of writers of every quality, one a response."""
+def _styles(world: World, prompts: FloatArray, rng: Rng) -> tuple[FloatArray, FloatArray]:
+    """Logits of writers of every quality, one a response, and how much longer each of them writes."""
     num = len(prompts)
     quality = rng.normal(0.0, 0.6, (num, 1))
     habit = rng.normal(0.0, 0.7, (num, NUM_TOKENS))
-    return prompts @ world.language + quality * (prompts @ world.worth) + habit
+    longer = world.settings.good_is_long * quality[:, 0] / 0.6
+    return prompts @ world.language + quality * (prompts @ world.worth) + habit, longer
 
 
-def _write(logits: FloatArray, rng: Rng) -> FloatArray:
-    lengths = np.clip(np.exp(rng.normal(3.2, 0.5, len(logits))), *_LENGTHS).astype(np.int64)
+def _write(logits: FloatArray, longer: FloatArray, rng: Rng) -> FloatArray:
+    log_lengths = rng.normal(3.2, 0.5, len(logits)) + 0.5 * longer
+    lengths = np.clip(np.exp(log_lengths), *_LENGTHS).astype(np.int64)
     probabilities = np.exp(log_softmax(logits))
     return rng.multinomial(lengths, probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float64)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic.fields import FieldInfo
 
 from pipeline.config.problems import sections_of, takes
+from pipeline.config.rewarding import RewardConfig
 from pipeline.config.root import Config
 from pipeline.config.section import PER_OUTPUT, Section, mark_of
 from pipeline.config.self_play import SelfPlayConfig
@@ -31,7 +32,11 @@ and the message names the key that differs. The column *fingerprint* says how a 
 - by content: by digest or commit of what the key names. A copy elsewhere is the same.
 - of its outputs: in the fingerprint of each subset or training, but not of the whole run."""
 _HEAD: Final = "| key | takes | default | fingerprint | meaning |\n|---|---|---|---|---|"
-_ROOTS: Final[Mapping[str, type[Section]]] = {"run, score, select, report": Config, "self-play": SelfPlayConfig}
+_ROOTS: Final[Mapping[str, type[Section]]] = {
+    "run, score, select, report": Config,
+    "reward": RewardConfig,
+    "self-play": SelfPlayConfig,
+}
 
 
 def json_schema(*, self_play: bool = False) -> str:

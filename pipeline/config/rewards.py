@@ -167,6 +167,11 @@ class HasRewards(Section):
         names = [name for member, section in self.members.items() for name in names_of(member, section)]
         return tuple(names) or ("",)
 
+    def check_each_is_rated(self) -> None:
+        """Raise a ValueError if a member compares pairs, and so gives no reward of a single response."""
+        if any(isinstance(section, JudgeReward) and section.style == "pairwise" for section in self.members.values()):
+            raise ValueError("a pairwise judge gives no reward of a single response: set style: pointwise")
+
     def with_members(self, sections: Mapping[str, Section]) -> Self:
         """The same with other sections for these members."""
         members = {**self.members, **sections}

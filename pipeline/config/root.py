@@ -103,6 +103,11 @@ class Config(HasRewards):
                 )
         if self.metric.reads_explicit and not self.members:
             raise ValueError(f"metric {name} reads the explicit margin: add a reward section")
+        if self.policy is None and self.reference is None:
+            if self.metric.takes_out_length:
+                raise ValueError(f"metric.length {self.metric.length} reads token counts: add a policy section")
+            if self.select is not None and self.select.bounds_lengths:
+                raise ValueError("select.max_length_ratio and max_length_gap read token counts: add a policy section")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from pipeline.where import parse_where
 
 Explicit = Literal["signed", "absolute", "candidates"]
 Labels = Literal["keep", "drop", "swap"]
+Length = Literal["keep", "residual", "residual_monotone"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -98,6 +99,11 @@ class Metric(Section):
     explicit: Explicit = "signed"
     """Explicit margin: reward of chosen minus reward of rejected, its magnitude, or the range of rewards over all
     candidates of the prompt."""
+    length: Length = "keep"
+    """What becomes of the part of the explicit margin that the length gap explains (tokens of chosen minus those of
+    rejected): `keep` it, or take it out. `residual` fits a straight line through 0 to the ranked pairs by least
+    squares, `residual_monotone` the best curve that only rises, or only falls, with the gap. The fits read no labels: a
+    pair counts like the same pair turned round. What is left is the explicit margin of metric, report and subset."""
     implicit: Literal["absolute", "signed"] = "absolute"
     """Implicit margin: its magnitude, or implicit reward of chosen minus that of rejected."""
     order: Literal["smallest", "largest"] = "smallest"
@@ -110,13 +116,24 @@ class Metric(Section):
     def _ratio_of_margins(self) -> "Metric":
         if self.name == "potential" and self.weight == "auto" and self.normalise == "rank":
             raise ValueError("weight: auto is a ratio of margins, which ranks have lost: choose another normalise")
+        if self.length != "keep" and self.reads_candidates:
+            raise ValueError(
+                f"length: {self.length} needs the lengths of all candidates, which are not known: set explicit: signed"
+            )
         if self.name == "divergence" and self.combine is not None and self.combine.rule != "mean":
             raise ValueError("divergence weighs all rewards alike: leave combine.rule out")
         return self
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in serialise(self).items() if value is not None}
+        """As it was before there were `combine` and `length`, where they are not set."""
+        found = serialise(self)
+        return {k: value for k, value in found.items() if value is not None and (k, value) != ("length", "keep")}
+
+    @property
+    def takes_out_length(self) -> bool:
+        """Whether the explicit margin that the metric reads is without what the length gap explains."""
+        return self.length != "keep" and self.reads_explicit
 
     @property
     def reads_explicit(self) -> bool:
@@ -136,7 +153,7 @@ class Metric(Section):
 
 
 class Select(Section):
-    """The rules, in the order in which they are applied: where, disagreement, labels, agreement, score bounds,
+    """The rules, in the order in which they are applied: where, disagreement, labels, agreement, score bounds, lengths,
     per_prompt, number of rows (shared out by quotas), deduplicate, split. Give `fraction` or `k`, a score bound, or
     `stats_from`.
 
@@ -151,6 +168,10 @@ class Select(Section):
     """Lowest score to keep. Without `fraction` and `k`, every row within the score bounds is kept."""
     max_score: float | None = Field(default=None, allow_inf_nan=False)
     """Highest score to keep."""
+    max_length_ratio: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    """Most tokens of the longer response for each token of the shorter one."""
+    max_length_gap: int | None = Field(default=None, ge=0)
+    """Most tokens that the longer response may have beyond the shorter one."""
     where: str | None = None
     """Condition on the columns of the scored dataset, such as `lang == "de" and num_tokens_chosen < 512`. Rows for
     which it is false or null are left out, also of the statistics. The grammar stands in `pipeline/where.py`."""
@@ -217,6 +238,11 @@ class Select(Section):
             raise ValueError("quotas names no group; give weights, or proportional or equal")
         return self
 
+    @property
+    def bounds_lengths(self) -> bool:
+        """Whether a rule reads the token counts."""
+        return self.max_length_ratio is not None or self.max_length_gap is not None
+
     @field_validator("split")
     @classmethod
     def _leaves_train(cls, value: dict[str, float] | None) -> dict[str, float] | None:
@@ -232,8 +258,8 @@ class Select(Section):
 
     def fingerprint(self) -> dict[str, Any]:
         """Without rules that are not set and were not there from the start."""
-        later = {"where", "disagreement", "split", "agreement"}
-        return {name: value for name, value in super().fingerprint().items() if value or name not in later}
+        later = {"where", "disagreement", "split", "agreement", "max_length_ratio", "max_length_gap"}
+        return {name: value for name, value in super().fingerprint().items() if value is not None or name not in later}
 
 
 class Output(Section):

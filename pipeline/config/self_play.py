@@ -15,7 +15,6 @@ from pipeline.config.root import Config
 from pipeline.config.round import Evaluate, Evolve, Generate, Pairing, Prompts, Train
 from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
-from pipeline.config.services import JudgeReward
 from pipeline.config.source import Storage, Tokens
 from pipeline.shown import shown_path
 
@@ -124,11 +123,7 @@ class SelfPlayConfig(HasRewards):
     def _rewards_suit_candidates(self) -> "SelfPlayConfig":
         if not self.members:
             raise ValueError("needs a reward section, or rewards: what judges the responses")
-        if any(isinstance(section, JudgeReward) and section.style == "pairwise" for section in self.members.values()):
-            raise ValueError(
-                "a pairwise judge compares two answers, and self-play needs a reward of each of many: set style: "
-                "pointwise"
-            )
+        self.check_each_is_rated()
         if any(isinstance(section, TorchModel) and section.fp8 for section in self.members.values()):
             raise ValueError("fp8 is not for self-play: rewards choose the pairs, and their roundings are not checked")
         return self

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline import schema as names
 from pipeline.data.files import arrow_tables, rows_by_split, split_of
-from pipeline.data.manifest import EXPORT, SCORED, SUBSET, File, Manifest, find_manifest
+from pipeline.data.manifest import EXPORT, REWARDED, SCORED, SUBSET, File, Manifest, find_manifest
 from pipeline.data.parts import footer_bytes, read_footer
 from pipeline.data.place import Place, in_order
 from pipeline.data.records import Records
@@ -33,6 +33,7 @@ _WHOLE_BYTES = 2**20  # a part up to this size is fetched by one request, all co
 _HOLDERS = ("formats", "layout")
 _REMEDIES = {
     SCORED: "Run `alignpot score` with its config, or correct `scored`.",
+    REWARDED: "Run `alignpot reward` with its config, or correct `rewarded`.",
     SUBSET: "Give the folder that `alignpot select` or `run` wrote, once it is complete.",
     EXPORT: "Give the folder that `alignpot export` wrote, once it is complete.",
 }

@@ -15,6 +15,7 @@ from pipeline.errors import FingerprintError, IntegrityError
 
 MANIFEST_FILE: Final = "_SUCCESS.json"
 SCORED: Final = "scored"
+REWARDED: Final = "rewarded"
 SUBSET: Final = "subset"
 EXPORT: Final = "export"
 _ROLES: Final = ("policy", "reference", "reward")
@@ -81,8 +82,8 @@ class Manifest:
 
 def kind_of(place: Place) -> str:
     """The kind of a complete run there; a subset if there is none."""
-    manifest = read_sealed(place / MANIFEST_FILE, records="files") or {}
-    return SCORED if manifest.get("kind") == SCORED else SUBSET
+    kind = str((read_sealed(place / MANIFEST_FILE, records="files") or {}).get("kind"))
+    return kind if kind in (SCORED, REWARDED) else SUBSET
 
 
 def find_manifest(place: Place, kind: str) -> Manifest | None:

@@ -4,6 +4,7 @@
     objectives   implicit reward or margin of each training objective
     margins      explicit and implicit margin, chosen minus rejected
     moments      exact, mergeable mean and standard deviation
+    length       what the length gap explains of the explicit margin
     ids          seeded hash of row ids
     potential    M_AP and the other metrics: the formulas
     combine      one explicit margin of several rewards

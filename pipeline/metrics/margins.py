@@ -87,6 +87,30 @@ def implicit_margin(table: pa.Table | pa.RecordBatch, objective: Objective) -> F
         return reward - implicit_reward(table, objective, "rejected")
 
 
+def length_gap(table: pa.Table | pa.RecordBatch) -> FloatArray:
+    """Tokens of chosen minus tokens of rejected, float64 [num_rows]; NaN where a count is not a whole number from 1 on.
+
+    Raises:
+        SchemaError: a token count is missing or not numeric.
+    """
+    chosen, rejected = _lengths(table)
+    return chosen - rejected
+
+
+def length_ratio(table: pa.Table | pa.RecordBatch) -> FloatArray:
+    """Tokens of the longer response over those of the shorter one, float64 [num_rows]; NaN and errors as above."""
+    chosen, rejected = _lengths(table)
+    ratio: FloatArray = np.maximum(chosen, rejected) / np.minimum(chosen, rejected)
+    return ratio
+
+
+def _lengths(table: pa.Table | pa.RecordBatch) -> tuple[FloatArray, FloatArray]:
+    sides = [float_column(table, names["num_tokens"]) for names in COLUMN_OF.values()]
+    with np.errstate(invalid="ignore"):
+        chosen, rejected = (np.where((side >= 1) & (side - np.trunc(side) == 0), side, np.nan) for side in sides)
+    return chosen, rejected
+
+
 def objective_columns(objective: Objective) -> tuple[str, ...]:
     """The scored columns of both sides that the objective's implicit margin is computed from."""
     reads = OBJECTIVES[objective.name].reads

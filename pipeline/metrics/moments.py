@@ -112,10 +112,10 @@ def _exact_sum(values: FloatArray) -> int:
     total, rest = 0, values.copy()
     while rest.any():
         shift = min(shift, _UNIT)
-        digits = _times_power(rest, shift)
+        digits = times_power(rest, shift)
         np.trunc(digits, out=digits)
         total += int(digits.sum()) << (_UNIT - shift)
-        rest -= _times_power(digits, -shift)
+        rest -= times_power(digits, -shift)
         shift += _DIGIT_BITS  # what is left is less than the last digit's unit
     return total
 
@@ -128,7 +128,7 @@ def _exact_sum_of_squares(values: FloatArray) -> int:
     underflow are squared as integers.
     """
     exponent = math.frexp(_magnitude(values))[1]
-    scaled = _times_power(values, -exponent)
+    scaled = times_power(values, -exponent)
     small = np.abs(scaled) < _SMALLEST
     total = 0
     if small.any():
@@ -148,7 +148,7 @@ def _magnitude(values: FloatArray) -> float:
     return max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
 
 
-def _times_power(values: FloatArray, exponent: int) -> FloatArray:
+def times_power(values: FloatArray, exponent: int) -> FloatArray:
     """Values * 2**exponent; a product is several times faster than ldexp, where the power is a float64."""
     product: FloatArray = values * 2.0**exponent if abs(exponent) < 1000 else np.ldexp(values, exponent)
     return product

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.metrics.columns import FloatArray
+from pipeline.metrics.length import LengthFit, length_fit_of
 
 CONSISTENCY: Final = 1.482602218505602
 """Median absolute deviations of a normal distribution in one standard deviation, 1 / Phi^-1(3/4)."""
@@ -54,6 +55,7 @@ class Fitted:
 
     normalisers: by term. weight: the explicit/implicit ratio that is applied to normalised margins.
     scales: Bradley-Terry scales by term: scale times margin is in log-odds. ranges: lowest and highest value by term.
+    length: what the length gap explains of the explicit margin, where metric.length takes it out.
     members: of the margins of several rewards, by name, before they are combined.
     """
 
@@ -61,6 +63,7 @@ class Fitted:
     weight: float | None = None
     scales: Mapping[str, float] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    length: LengthFit | None = None
     members: Mapping[str, Normaliser] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,6 +73,7 @@ class Fitted:
             "weight": self.weight,
             "scales": dict(self.scales),
             "ranges": {name: list(bounds) for name, bounds in self.ranges.items()},
+            **({} if self.length is None else {"length": self.length.to_dict()}),
             **({"members": _to_dict(self.members)} if self.members else {}),
         }
 
@@ -85,6 +89,7 @@ class Fitted:
             weight=None if value["weight"] is None else float(value["weight"]),
             scales={name: float(scale) for name, scale in value["scales"].items()},
             ranges={name: (float(low), float(high)) for name, (low, high) in value["ranges"].items()},
+            length=length_fit_of(value["length"]) if "length" in value else None,
             members=_from_dict(value.get("members", {})),
         )
 

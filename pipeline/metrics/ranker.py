@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.metrics import ids
 from pipeline.metrics.columns import FloatArray, single_array
+from pipeline.metrics.length import LengthFit
 from pipeline.metrics.margins import (
     EXPLICIT_COLUMNS,
     candidates_mean,
@@ -24,6 +25,8 @@ from pipeline.metrics.margins import (
     candidates_variance,
     explicit_margin,
     implicit_margin,
+    length_gap,
+    length_ratio,
     objective_columns,
 )
 from pipeline.metrics.normalise import Fitted
@@ -47,6 +50,19 @@ if TYPE_CHECKING:
     from pipeline.config import Metric, Objective
 
 _BLOCK: Final = 2**16
+QuantityKind = Literal[
+    "explicit",
+    "combined",
+    "residual",
+    "candidates",
+    "mean",
+    "variance",
+    "implicit",
+    "uniform",
+    "length_gap",
+    "length_ratio",
+]
+_LENGTHS: Final = {"length_gap": length_gap, "length_ratio": length_ratio}
 _OF_CANDIDATES: Final = {"candidates": candidates_range, "mean": candidates_mean, "variance": candidates_variance}
 
 
@@ -55,27 +71,34 @@ class Quantity:
     """One number of every row, computed from scored columns.
 
     explicit: signed margin of one reward. combined: that of several, which is made out of theirs for all rows (see
-    `combine`). candidates, mean, variance: range, mean and variance of the rewards of all candidates. implicit: signed
-    implicit margin under `objective`. uniform: hash of the id by `seed`, in [0, 1).
+    `combine`). residual: the margin of one or several without what the length gap explains of it (see `length`).
+    candidates, mean, variance: range, mean and variance of the rewards of all candidates. implicit: signed implicit
+    margin under `objective`. uniform: hash of the id by `seed`, in [0, 1). length_gap: tokens of chosen minus those of
+    rejected. length_ratio: tokens of the longer response over those of the shorter one.
     """
 
-    kind: Literal["explicit", "combined", "candidates", "mean", "variance", "implicit", "uniform"]
+    kind: QuantityKind
     objective: Objective | None = None
     seed: int = 0
     rewards: tuple[str, ...] = ("",)
 
     @property
     def parts(self) -> tuple[Quantity, ...]:
-        """The quantities to read from columns: itself, or what it is combined of."""
-        if self.kind != "combined":
+        """The quantities to read from columns: itself, or what it is made of."""
+        if self.kind not in ("combined", "residual"):
             return (self,)
-        return tuple(Quantity(kind="explicit", rewards=(name,)) for name in self.rewards)
+        margins = tuple(Quantity(kind="explicit", rewards=(name,)) for name in self.rewards)
+        return (*margins, LENGTH_GAP) if self.kind == "residual" else margins
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The scored columns it is computed from."""
+        if self.kind == "residual":
+            return tuple(name for part in self.parts for name in part.columns)
         if self.kind == "uniform":
             return (schema.ID,)
+        if self.kind in _LENGTHS:
+            return (schema.NUM_TOKENS_CHOSEN, schema.NUM_TOKENS_REJECTED)
         if self.objective is not None:
             return objective_columns(self.objective)
         if self.kind in _OF_CANDIDATES:
@@ -94,11 +117,15 @@ class Quantity:
             return ids.uniform(single_array(table, schema.ID), self.seed)
         if self.objective is not None:
             return implicit_margin(table, self.objective)
+        if self.kind in _LENGTHS:
+            return _LENGTHS[self.kind](table)
         of_candidates = _OF_CANDIDATES.get(self.kind)
         return explicit_margin(table, "signed", self.rewards[0]) if of_candidates is None else of_candidates(table)
 
 
 SIGNED_EXPLICIT: Final = Quantity(kind="explicit")
+LENGTH_GAP: Final = Quantity(kind="length_gap")
+LENGTH_RATIO: Final = Quantity(kind="length_ratio")
 
 Quantities: TypeAlias = Mapping[Quantity, FloatArray]
 """Quantities of some rows, each float64 [num_rows]."""
@@ -139,6 +166,8 @@ class Ranker:
             return Quantity(kind="mean" if term == MEAN else "variance")
         if term in (IMPLICIT, ABS_IMPLICIT):
             return Quantity(kind="implicit", objective=self.objective)
+        if self.metric.takes_out_length:
+            return self.residual
         by_candidates = term == EXPLICIT and self.metric.explicit == "candidates"
         return Quantity(kind="candidates") if by_candidates else self.signed
 
@@ -149,13 +178,29 @@ class Ranker:
         return SIGNED_EXPLICIT if combine is None else Quantity(kind="combined", rewards=combine.members)
 
     @property
+    def residual(self) -> Quantity:
+        """The same without what the length gap explains."""
+        return Quantity(kind="residual", rewards=self.signed.rewards)
+
+    def ingredients(self, term: Term) -> tuple[Quantity, ...]:
+        """What must be known of a row for a term of it."""
+        quantity = self.quantity(term)
+        return (self.signed, LENGTH_GAP) if quantity.kind == "residual" else (quantity,)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The scored columns that the score is computed from."""
         return tuple(dict.fromkeys(name for term in self.terms for name in self.quantity(term).columns))
 
     def read(self, table: pa.Table | pa.RecordBatch) -> Quantities:
         """The quantities that the score is computed from. Raises a SchemaError as `Quantity.of`."""
-        return {quantity: quantity.of(table) for quantity in map(self.quantity, self.terms)}
+        return {quantity: quantity.of(table) for term in self.terms for quantity in self.quantity(term).parts}
+
+    def without_length(self, quantities: Quantities, length: LengthFit | None) -> Quantities:
+        """The quantities with the residual margin, where the metric takes it and it is not there."""
+        if length is None or self.residual in quantities:
+            return quantities
+        return {**quantities, self.residual: quantities[self.signed] - length.of(quantities[LENGTH_GAP])}
 
     def term(self, quantities: Quantities, term: Term) -> FloatArray:
         """A term of every row, float64 [num_rows]."""
@@ -172,7 +217,8 @@ class Ranker:
         scores = np.empty(num_rows)
         for start in range(0, num_rows, _BLOCK):
             rows = slice(start, start + _BLOCK)
-            block = {quantity: values[rows] for quantity, values in quantities.items()}
+            block: Quantities = {quantity: values[rows] for quantity, values in quantities.items()}
+            block = self.without_length(block, fitted.length)
             terms: Terms = {term: self.term(block, term) for term in self.terms}
             with np.errstate(invalid="ignore", over="ignore"):
                 scores[rows] = METRICS[self.metric.name].score(terms, self.metric, fitted) + 0.0

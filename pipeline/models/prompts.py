@@ -190,10 +190,10 @@ class DialogueTokenizer:
         return self.template.outcome(both, row)
 
     def tokenize_one(
-        self, prompt: Messages, answer: Messages, tools: str | None = None, *, row: str = ""
+        self, prompt: Messages, answer: Messages, tools: str | None = None, kwargs: str | None = None, *, row: str = ""
     ) -> TokenizedDialogue | Reason:
         """Token ids of one dialogue, or the reason why it cannot be used. As in PairTokenizer."""
-        return self.template.outcome(lambda: self._one(dialogue(prompt, answer), tools), row)
+        return self.template.outcome(lambda: self._one(dialogue(prompt, answer), tools, kwargs), row)
 
     def tell(self) -> None:
         """Nothing to tell: PairTokenizer tells what the first rows show."""

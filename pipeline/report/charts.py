@@ -142,13 +142,15 @@ def weights(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def threshold_lines(selection: Mapping[str, Any], plane: Mapping[str, Any]) -> list[list[tuple[float, float]]]:
     """Where the score equals the threshold, as lines in units of the margins; none where that is no line.
 
-    A metric that reads ranks, candidates or the whole set in another way has none, nor has a selection by groups.
+    A metric that reads ranks, candidates, lengths or the whole set in another way has none, nor has a selection by
+    groups.
     """
     threshold = selection.get("threshold")
     if threshold is None:
         threshold = selection["select"]["min_score"]
     metric = selection["metric"]
-    if threshold is None or selection["groups"] or metric["explicit"] == "candidates":
+    beyond_both = metric["explicit"] == "candidates" or "length" in selection["fitted"]
+    if threshold is None or selection["groups"] or beyond_both:
         return []
     (left, right), (bottom, top) = plane["reward"], plane["implicit"]
     name = metric["name"]

@@ -13,6 +13,7 @@ QUADRANTS: Final = {
 }
 MARGINS: Final = {
     "margin_explicit": "reward margin",
+    "margin_explicit_residual": "reward margin without length",
     "margin_implicit": "implicit margin",
     "potential": "score",
 }
@@ -24,6 +25,8 @@ LEFT_OUT: Final = {
     "too_few_rewards_agree": "too few rewards prefer chosen (select.agreement)",
     "beyond_per_prompt": "a prompt has better pairs enough (select.per_prompt)",
     "outside_score_band": "outside select.min_score and max_score",
+    "outside_length_bounds": "beyond select.max_length_ratio or max_length_gap",
+    "length_not_known": "no token counts of both responses",
     "group_null": "no value in the column select.group_by",
     "group_without_quota": "its group has no quota",
     "text_of_a_better_row": "repeats the text of a better pair (select.deduplicate)",

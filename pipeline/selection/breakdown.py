@@ -20,6 +20,7 @@ from pipeline.selection.passes import Passes
 from pipeline.selection.source import Source
 from pipeline.selection.view import View, rounded, share
 
+MARGIN_RESIDUAL: Final = "margin_explicit_residual"
 _TOKENS: Final = (schema.NUM_TOKENS_CHOSEN, schema.NUM_TOKENS_REJECTED)
 _SIDES: Final = ("chosen", "rejected")
 _MOST_COLUMNS: Final = 8
@@ -199,14 +200,18 @@ def _lengths(view: View, groups: Mapping[str, _Lengths], gap: FloatArray) -> dic
     bins = slice(int(used[0]), int(used[-1]) + 1)
     chosen = {"all": np.ones(gap.size, dtype=np.bool_), "selected": view.selected[view.sample]}
 
+    margins = {schema.MARGIN_EXPLICIT: view.reward, schema.MARGIN_IMPLICIT: view.implicit}
+    residual = view.found.selection.query.ranker.residual
+    if residual in view.found.columns.quantities:
+        margins[MARGIN_RESIDUAL] = view.found.columns.quantities[residual]
+
     def of(group: str, sums: _Lengths) -> dict[str, Any]:
         return {
             "count": sums.count,
             **{side: total / sums.count if sums.count else None for side, total in zip(_SIDES, sums.sums, strict=True)},
             "chosen_longer": share(sums.longer, sums.count),
             "correlation": {
-                schema.MARGIN_EXPLICIT: _correlation(view.reward[view.sample], gap, chosen[group]),
-                schema.MARGIN_IMPLICIT: _correlation(view.implicit[view.sample], gap, chosen[group]),
+                name: _correlation(margin[view.sample], gap, chosen[group]) for name, margin in margins.items()
             },
             "bins": {side: counts[bins].tolist() for side, counts in zip(_SIDES, sums.bins, strict=True)},
         }

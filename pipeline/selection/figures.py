@@ -7,13 +7,13 @@ from pipeline.selection.breakdown import breakdown
 from pipeline.selection.members import rewards_side_by_side
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.plane import histograms, plane
-from pipeline.selection.rules import BEYOND_PROMPT_CAP, NO_GROUP, NO_QUOTA, OUTSIDE_BAND, SIMILAR
+from pipeline.selection.rules import BEYOND_PROMPT_CAP, NO_GROUP, NO_QUOTA, OUTSIDE_BAND, OUTSIDE_LENGTHS, SIMILAR
 from pipeline.selection.selection import Found
 from pipeline.selection.source import Source
 from pipeline.selection.view import View
 from pipeline.selection.wrong_labels import label_audit
 
-_BY_RULE: Final = frozenset({BEYOND_PROMPT_CAP, NO_GROUP, NO_QUOTA, OUTSIDE_BAND, SIMILAR})
+_BY_RULE: Final = frozenset({BEYOND_PROMPT_CAP, NO_GROUP, NO_QUOTA, OUTSIDE_BAND, OUTSIDE_LENGTHS, SIMILAR})
 
 
 def figures(found: Found, source: Source, passes: Passes | None = None) -> dict[str, Any]:

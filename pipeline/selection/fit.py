@@ -9,6 +9,7 @@ from pipeline.errors import DataError
 from pipeline.metrics.calibration import preference_scale
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.ids import HashArray
+from pipeline.metrics.length import GapSums, LengthFit, gap_sums
 from pipeline.metrics.moments import Moments, moments_of
 from pipeline.metrics.normalise import CONSISTENCY, Fitted, Normaliser, Ranks, Scale, checked_scale
 from pipeline.metrics.potential import (
@@ -21,7 +22,7 @@ from pipeline.metrics.potential import (
     Terms,
     implicit_term,
 )
-from pipeline.metrics.ranker import Quantities, Ranker
+from pipeline.metrics.ranker import LENGTH_GAP, Quantities, Ranker
 from pipeline.metrics.ratio import RatioSample, automatic_ratio
 
 DRAWN_ROWS: Final = 2**18
@@ -65,6 +66,20 @@ def fit(ranker: Ranker, quantities: Quantities, ranked: BoolArray, hashes: HashA
         ranges={term: _range(term, ranker.term(quantities, term)[ranked])
                 for term in ranker.terms} if "ranges" in needs else {},
     )  # fmt: skip
+
+
+def fit_length(ranker: Ranker, quantities: Quantities, ranked: BoolArray) -> LengthFit | None:
+    """What the length gap explains of the explicit margin of the ranked rows, if the metric takes it out.
+
+    Raises:
+        DataError: the two lengths of a pair differ by 2**24 tokens or more.
+    """
+    if not ranker.metric.takes_out_length:
+        return None
+    margins, gaps = quantities[ranker.signed], quantities[LENGTH_GAP]
+    blocks = ((margins[block][ranked[block]], gaps[block][ranked[block]]) for block in blocks_of(margins.size))
+    sums = sum((gap_sums(*block) for block in blocks), GapSums())
+    return sums.line() if ranker.metric.length == "residual" else sums.curve()
 
 
 def ranked_moments(values: FloatArray, ranked: BoolArray, *, absolute: bool = False) -> Moments:

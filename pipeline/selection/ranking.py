@@ -13,20 +13,25 @@ from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.normalise import Fitted
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, UNIFORM, VARIANCE, Term
-from pipeline.metrics.ranker import Quantity, Ranker
+from pipeline.metrics.ranker import LENGTH_GAP, LENGTH_RATIO, Quantities, Quantity, Ranker
 from pipeline.selection.columns import Columns, Wanted
 from pipeline.selection.disagreement import find_disagreement
-from pipeline.selection.fit import fit
+from pipeline.selection.fit import fit, fit_length
 from pipeline.selection.source import Positions, Source, check_columns
 
 DUPLICATE: Final = "duplicate"
 CONTRADICTED: Final = "contradicted_by_reward"
 OUTSIDE_WHERE: Final = "outside_where"
 DISAGREEMENT: Final = "judges_disagree"
+NO_LENGTH: Final = "length_not_known"
 FEW_AGREE: Final = "too_few_rewards_agree"
 
 _NO_CANDIDATES: Final = "The source carries no rewards of all candidates: set metric.explicit to signed or absolute."
 _NO_REWARD: Final = "That model was not run: add a `reward` section and score again, or choose metric.name: implicit."
+_NO_LENGTH: Final = (
+    "Token counts come with log-probs: add a `policy` section and score again, or leave out metric.length, "
+    "select.max_length_gap and select.max_length_ratio."
+)
 _NO_LOGP: Final = "That model was not run: add its section and score again, or choose an objective without it."
 
 
@@ -57,6 +62,12 @@ class Query:
     def implicit(self) -> Quantity:
         """What the report shows as the implicit margin."""
         return Quantity(kind="implicit", objective=self.objective)
+
+    @property
+    def lengths(self) -> dict[Quantity, float]:
+        """The rules on lengths that are set: what they look at, and the highest value."""
+        bounds = {LENGTH_RATIO: self.rule.max_length_ratio, LENGTH_GAP: self.rule.max_length_gap}
+        return {quantity: bound for quantity, bound in bounds.items() if bound is not None}
 
     def on(self, scored: pa.Schema) -> "Query":
         """The same with the rewards named that it combines: all that the scored rows hold, if it says nothing else.
@@ -89,7 +100,8 @@ def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
     quantities: dict[Quantity, None] = {}
     for query in queries:
         ranker = query.ranker
-        needed = [ranker.quantity(term) for term in (*ranker.terms, *ranker.sampled_terms)]
+        needed = [part for term in (*ranker.terms, *ranker.sampled_terms) for part in ranker.quantity(term).parts]
+        needed += query.lengths
         check_columns(source.schema, [name for quantity in needed for name in quantity.columns])
         made = [*needed, query.explicit, query.implicit, query.signed]
         quantities |= dict.fromkeys(quantity for each in made for quantity in each.parts)
@@ -108,13 +120,15 @@ def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
 class Ranking:
     """Rows by score.
 
-    scores: float64 [num_rows], NaN where a row is not ranked. fitted: what the metric took from the set.
+    scores: float64 [num_rows], NaN where a row is not ranked. fitted: what the metric took from the set. quantities:
+    those of the columns, and the residual margin where the metric takes it.
     excluded: rows that are not ranked, by reason. num_contradicted, num_disagreed: see Selection.
     """
 
     query: Query
     scores: FloatArray
     fitted: Fitted
+    quantities: Quantities
     excluded: dict[str, int]
     num_contradicted: int
     num_disagreed: int | None
@@ -153,11 +167,10 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
     if query.rule.agreement is not None:
         rows &= columns.num_agreeing >= query.rule.agreement.at_least
     num_unique = int(np.count_nonzero(rows))
-    excluded = {}
-    for term in ranker.terms:
-        finite = np.isfinite(columns.quantities[ranker.quantity(term)])
-        reason = f"{schema.MARGIN_EXPLICIT if term == EXPLICIT_SIGNED else term}_not_finite"
-        excluded[reason] = int(np.count_nonzero(rows & ~finite))
+    excluded: dict[str, int] = {}
+    for part, reason in _read_by(query).items():
+        finite = np.isfinite(columns.quantities[part])
+        excluded[reason] = excluded.get(reason, 0) + int(np.count_nonzero(rows & ~finite))
         rows &= finite
     excluded[DUPLICATE] = int(duplicates.size)
     if query.rule.where is not None:
@@ -169,19 +182,34 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
     if query.rule.agreement is not None:
         excluded[FEW_AGREE] = num_before - num_unique
     _check_rankable(columns, query, num_unique, rows, excluded)
+    length = fitted.length if fitted is not None else fit_length(ranker, columns.quantities, rows)
+    quantities = ranker.without_length(columns.quantities, length)
     if fitted is None:
-        fitted = replace(fit(ranker, columns.quantities, rows, columns.hashes), members=columns.members)
-    scores = ranker.score({q: columns.quantities[q] for q in map(ranker.quantity, ranker.terms)}, fitted)
+        fitted = replace(fit(ranker, quantities, rows, columns.hashes), length=length, members=columns.members)
+    scores = ranker.score({q: quantities[q] for q in map(ranker.quantity, ranker.terms)}, fitted)
     scores[~rows] = np.nan
     _check_finite(scores, rows)
     return Ranking(
         query=query,
         scores=scores,
         fitted=fitted,
+        quantities=quantities,
         excluded=excluded,
         num_contradicted=num_contradicted,
         num_disagreed=num_disagreed,
     )
+
+
+def _read_by(query: Query) -> dict[Quantity, str]:
+    """What a row must have to be ranked, and the reason why it is not."""
+    ranker = query.ranker
+    reasons = {
+        part: f"{schema.MARGIN_EXPLICIT if term == EXPLICIT_SIGNED else term}_not_finite"
+        for term in ranker.terms
+        for part in ranker.ingredients(term)
+    }
+    lengths = dict.fromkeys(query.lengths, NO_LENGTH)
+    return reasons | ({LENGTH_GAP: NO_LENGTH} if LENGTH_GAP in reasons else {}) | lengths
 
 
 def _check_finite(scores: FloatArray, rows: BoolArray) -> None:
@@ -201,9 +229,14 @@ def _check_rankable(columns: Columns, query: Query, num_rows: int, rows: BoolArr
         )
     ranker, labels = query.ranker, query.rule.labels
     for term in (*ranker.terms, *ranker.sampled_terms):
-        empty = columns.without_values(ranker.quantity(term))
-        if empty:
-            raise SchemaError(_all_null(ranker, term, empty, num_rows))
+        for part in ranker.ingredients(term):
+            empty = columns.without_values(part)
+            if empty and part != LENGTH_GAP:
+                raise SchemaError(_all_null(ranker, term, empty, num_rows))
+    empty = [name for name in LENGTH_GAP.columns if columns.num_values.get(name) == 0]
+    if empty and _read_by(query).keys() & {LENGTH_GAP, LENGTH_RATIO}:
+        reader = "a select.max_length rule" if query.lengths else f"metric.length {query.metric.length}"
+        raise SchemaError(f"{reader} reads {', '.join(empty)}, null in all {num_rows} scored rows. {_NO_LENGTH}")
     empty = columns.without_values(query.signed) if labels != "keep" else []
     if empty:
         raise SchemaError(

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray
+from pipeline.selection.breakdown import MARGIN_RESIDUAL
 from pipeline.selection.figures import figures
 from pipeline.selection.fit import blocks_of, ranked_moments
 from pipeline.selection.passes import Passes
@@ -24,11 +25,26 @@ from pipeline.shown import shown
 
 GROUPS: Final = ("all", "selected")
 NOTHING: Final = "-"
+_BOUNDS: Final = (
+    "fraction",
+    "k",
+    "min_score",
+    "max_score",
+    "max_length_ratio",
+    "max_length_gap",
+    "per_prompt",
+    "group_by",
+)
 _DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none", "disagreement": None}
 _JUDGE: Final[Mapping[str, str]] = {
     "flips": "the judge's orders disagree",
     "flips_for_first": "of these, for the first",
     "longer_wins": "the longer answer wins",
+}
+_CORRELATIONS: Final = {
+    schema.MARGIN_EXPLICIT: "correlation of reward margin and length gap",
+    MARGIN_RESIDUAL: "  without what length explains",
+    schema.MARGIN_IMPLICIT: "correlation of implicit margin and length gap",
 }
 SIGNS: Final[Mapping[str, str]] = {
     "contradicted_by_reward": "reward prefers rejected",
@@ -148,6 +164,11 @@ def render(report: Mapping[str, Any]) -> str:
         rows += [
             (f"{name}: {words}", *(_percent(judge[g][key]["share"]) for g in GROUPS)) for key, words in _JUDGE.items()
         ]
+    if report.get("lengths"):
+        lengths = [report["lengths"][group] for group in GROUPS]
+        rows.append(("chosen is longer", *(_percent(of["chosen_longer"]["share"]) for of in lengths)))
+        for name, label in _CORRELATIONS.items():
+            rows.append((label, *(_number(of["correlation"].get(name)) for of in lengths)))
     with_label = report.get("rewards", {}).get("with_label", {})
     rows += [(f"reward {name} prefers chosen", _percent(of["share"]), "") for name, of in with_label.items()]
     if chosen["select"]["labels"] == "swap":
@@ -174,8 +195,8 @@ def rule_in_words(chosen: Mapping[str, Any]) -> str:
     }
     kept = [
         f"{key} {value:,}" if isinstance(value, int) else f"{key} {shown(value)}"
-        for key in ("fraction", "k", "min_score", "max_score", "per_prompt", "group_by")
-        if (value := select[key]) is not None
+        for key in _BOUNDS
+        if (value := select.get(key)) is not None
     ]
     kept += [f"at least {select['agreement']['at_least']} rewards agree"] if select.get("agreement") else []
     kept += [f"{key} {select[key]}" for key, default in _DEFAULT_RULES.items() if select.get(key, default) != default]
@@ -190,7 +211,8 @@ def rule_in_words(chosen: Mapping[str, Any]) -> str:
             else [f"{w:g} x {m}" for m, w in combine["weights"].items()]
         )
         of_metric += f", {combine['rule']} of rewards {', '.join(each)} (normalise {combine['normalise']})"
-    return ", ".join([of_metric, under, *kept])
+    length = [f"length {metric['length']}"] if "length" in chosen["fitted"] else []
+    return ", ".join([of_metric, under, *length, *kept])
 
 
 def _weight(chosen: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The rules of the select section, in their order: score band, per_prompt, how many by quotas, deduplicate.
+"""The rules of the select section, in their order: score band, lengths, per_prompt, how many by quotas, deduplicate.
 
 Labels are treated when the columns are read. Every rule works on the scores of all rows, in which NaN stands for a row
 that is no candidate (any more).
@@ -29,6 +29,7 @@ from pipeline.shown import shown
 
 BEYOND_PROMPT_CAP: Final = "beyond_per_prompt"
 OUTSIDE_BAND: Final = "outside_score_band"
+OUTSIDE_LENGTHS: Final = "outside_length_bounds"
 NO_GROUP: Final = "group_null"
 NO_QUOTA: Final = "group_without_quota"
 SIMILAR: Final = "text_of_a_better_row"
@@ -89,14 +90,19 @@ def choose(source: Source, columns: Columns, ranking: Ranking) -> Choice:
 
 
 def candidates(ranking: Ranking) -> tuple[FloatArray, dict[str, int]]:
-    """Scores of the rows inside the score band, NaN for the others; how many are outside, if there is a band."""
+    """Scores of the rows inside the bounds of score and lengths, NaN for the others; how many are outside, if set."""
     rule, scores = ranking.query.rule, ranking.scores
-    if rule.min_score is None and rule.max_score is None:
-        return scores, {}
-    low = -math.inf if rule.min_score is None else rule.min_score
-    high = math.inf if rule.max_score is None else rule.max_score
-    inside = np.where((scores >= low) & (scores <= high), scores, np.nan)
-    return inside, {OUTSIDE_BAND: ranking.num_ranked - int(np.count_nonzero(~np.isnan(inside)))}
+    excluded, num_left = {}, ranking.num_ranked
+    if rule.min_score is not None or rule.max_score is not None:
+        low = -math.inf if rule.min_score is None else rule.min_score
+        high = math.inf if rule.max_score is None else rule.max_score
+        scores = np.where((scores >= low) & (scores <= high), scores, np.nan)
+        excluded[OUTSIDE_BAND] = num_left - int(np.count_nonzero(~np.isnan(scores)))
+    num_left -= sum(excluded.values())
+    for quantity, most in ranking.query.lengths.items():
+        scores = np.where(np.abs(ranking.quantities[quantity]) <= most, scores, np.nan)
+        excluded[OUTSIDE_LENGTHS] = num_left - int(np.count_nonzero(~np.isnan(scores)))
+    return scores, excluded
 
 
 def num_selected(rule: Select, num_rows: int) -> int:

@@ -217,6 +217,7 @@ def _margins(columns: Columns, query: Query) -> dict[str, FloatArray]:
 def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
     """The selection that a choice makes. Raises a DataError if a split would have no row."""
     query, rows = ranking.query, choice.positions
+    columns = replace(columns, quantities=dict(ranking.quantities))
     missing = np.full(rows.size, np.nan)
     explicit, implicit = (
         columns.quantities[quantity][rows] if quantity in columns.quantities else missing

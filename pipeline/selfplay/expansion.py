@@ -26,13 +26,14 @@ from pipeline.data.place import Place
 from pipeline.data.sealed import digest
 from pipeline.errors import DataError, TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint
-from pipeline.selfplay.annotate import annotate_stages
+from pipeline.rewards.cache import cache_place
 from pipeline.selfplay.candidates import generate_stage
 from pipeline.selfplay.combined import fit_rewards, one_reward
 from pipeline.selfplay.evolve import evolve_stage, plan_evolution, selected_prompts, template_fingerprint
 from pipeline.selfplay.filters import filter_prompts
 from pipeline.selfplay.pairing import make_pairs
 from pipeline.sources.contamination import Contamination
+from pipeline.steps.annotate import annotate_stages
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
 from pipeline.steps.shards import OwnRows
@@ -134,6 +135,7 @@ def generate_answers(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) 
         },
     )
     counts.prompts, counts.candidates = prompts.num_kept, candidates.num_kept
+    wanted = schema.annotated_schema(config.reward_names)
     counts.tokens_generated += candidates.manifest.num_tokens.get(schema.RESPONSE_TOKENS, 0)
     annotated = _run_counted(
         config,
@@ -142,8 +144,8 @@ def generate_answers(run: SelfPlay, prompts: Dataset, url: str, counts: Counts) 
         config.run,
         kind=ANNOTATED,
         url=f"{url}/{ANNOTATED}",
-        stages=annotate_stages(config),
-        schema=schema.annotated_schema(config.reward_names),
+        stages=annotate_stages(config.members, config.tokens, wanted, cache_place(config.run, config.storage)),
+        schema=wanted,
         fingerprint={"date": tokens["date"], **{key: run.fingerprints[key] for key in _REWARDS & {*run.fingerprints}}},
     )
     dropped = prompts.num_kept - annotated.num_kept

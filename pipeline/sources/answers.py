@@ -19,7 +19,7 @@ from pipeline.sources.texts import PROMPT_COLUMNS, has_prompt, with_prompt
 LISTS: Final = (
     *("answers", "completions", "responses", "candidates", "outputs", "generations", "responses_and_scores"),
 )
-_TEXTS: Final = ("answer", "completion", "response", "text", "content", "output", "message", "messages")
+TEXTS: Final = ("answer", "completion", "response", "text", "content", "output", "message", "messages")
 _RANK: Final = "rank"
 _SCORES: Final = ("score", "reward", "rating", "overall_score", "fine-grained_score", "pm_score")
 _BESIDE: Final = {
@@ -42,7 +42,7 @@ def _sweet_spot(row: Row) -> PairRow:
 
 def _pair(row: Row, pick_rejected: Callable[[Sequence[float]], int]) -> PairRow:
     answers = _answers_of(row)
-    texts = [next((answer[key] for key in _TEXTS if answer.get(key) is not None), None) for answer in answers]
+    texts = [next((answer[key] for key in TEXTS if answer.get(key) is not None), None) for answer in answers]
     scores = [_score_of(answer) for answer in answers]
     rewards = [score for score in scores if score is not None]
     ranks = rewards
@@ -66,7 +66,7 @@ def _answers_of(row: Row) -> list[Mapping[str, Any]]:
         numbers = numbers_of(row[name])
         if len(numbers) != len(answers):
             raise DropRow(Reason.CANDIDATE_COUNT_MISMATCH)
-        return [{_TEXTS[0]: text, _BESIDE[name]: number} for text, number in zip(answers, numbers, strict=True)]
+        return [{TEXTS[0]: text, _BESIDE[name]: number} for text, number in zip(answers, numbers, strict=True)]
     if not all(isinstance(answer, Mapping) for answer in answers):
         raise DropRow(Reason.WRONG_TYPE)
     notes = row.get(_NOTES)
@@ -121,7 +121,7 @@ def _claims(columns: Columns, sample: Sequence[Row]) -> bool:
         with contextlib.suppress(DropRow):
             answers += _answers_of(row)
     graded = {_RANK, _ASPECTS, *_SCORES}
-    return any(graded & answer.keys() and {*_TEXTS} & answer.keys() for answer in answers)
+    return any(graded & answer.keys() and {*TEXTS} & answer.keys() for answer in answers)
 
 
 ANSWERS: Final = Format(

@@ -209,15 +209,15 @@ def resolve_format(name: str, columns: Columns, sample: Sequence[Row], paths: Co
     )
 
 
-def unread(name: str, columns: Columns) -> list[str]:
+def unread(known: Format, columns: Columns) -> list[str]:
     """A line for each column of the table that changes what its rows mean, and that the format does not read."""
     there = [column for column in MEANINGS if columns.get(column) not in {None, Kind.NULL}]
     # Of history and context, formats read message lists, and a text only where there is no other prompt.
     texts = {column for column in _AS_TURNS if columns.get(column) is Kind.TEXT and prompt_text_column(columns)}
     return [
-        f"column {column} ({MEANINGS[column]}) is not read by format {name}"
+        f"column {column} ({MEANINGS[column]}) is not read by format {known.name}"
         for column in there
-        if column not in FORMATS[name].reads or column in texts
+        if column not in known.reads or column in texts
     ]
 
 

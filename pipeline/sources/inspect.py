@@ -138,7 +138,7 @@ def inspect_source(
             check_files_agree(fs, head, FORMATS[name], scores=plan.needs)
         except (SourceError, SchemaError) as error:
             problems.append(str(error))
-        problems += unread(name, head.columns)
+        problems += unread(FORMATS[name], head.columns)
     if scan.ignored:
         problems.append(f"ignored {ignored_text(scan.ignored)}")
     rows = sample.rows if source.where is None else _left_out(source.where, sample)

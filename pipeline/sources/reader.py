@@ -27,7 +27,7 @@ from pipeline.sources.formats import FORMATS
 from pipeline.sources.left_out import Condition, Sample
 from pipeline.sources.mapping import ColumnMap
 from pipeline.sources.passthrough import fitted, fitted_column
-from pipeline.sources.rows import BEST_WORST, Pairs, content_digest, content_digests, reason_of
+from pipeline.sources.rows import BEST_WORST, Format, PairRow, Pairs, content_digest, content_digests, reason_of
 from pipeline.sources.scores import NO_SCORES, ScorePlan, column_scores, read_scores
 from pipeline.sources.shards import Shard
 from pipeline.sources.turns import id_of
@@ -65,6 +65,11 @@ class PairReader:
     """Every column of the files; None for JSON."""
 
     @property
+    def known(self) -> Format:
+        """What its rows look like."""
+        return FORMATS[self.format]
+
+    @property
     def schema(self) -> pa.Schema:
         """Schema of every table that `read` returns."""
         passed = (field.remove_metadata() for field in self.passthrough)
@@ -84,7 +89,7 @@ class PairReader:
         columns = self.map.reads([*self.columns, *(field.name for field in self.passthrough)])
         columns += self.where.columns if self.where is not None else []
         table = read_rows(self.fs, self.root, shard, tuple(dict.fromkeys(columns)))
-        size = shard.num_rows if FORMATS[self.format].whole_files else _PIECE_ROWS
+        size = shard.num_rows if self.known.whole_files else _PIECE_ROWS
         starts = range(0, shard.num_rows, size)
         pieces = [self._converted(table.slice(first, size), shard, shard.first_row + first) for first in starts]
         return pa.concat_tables(pieces).replace_schema_metadata({s.READ_FROM: shard.digest})
@@ -121,7 +126,7 @@ class PairReader:
         fields = [field for field in self.schema if field.name not in known]
         outcomes = [
             self._outcome(row, f"{shard.file}:{first_row + index}", read.get(index))
-            for index, row in FORMATS[self.format].together(rows).items()
+            for index, row in self.known.together(rows).items()
         ]
         names = {name for outcome in outcomes for name in outcome}
         own = _table({name: [outcome.get(name) for outcome in outcomes] for name in names}, fields)
@@ -140,7 +145,7 @@ class PairReader:
         self, table: pa.Table, unwanted: Sequence[int]
     ) -> tuple[Sequence[int], Mapping[str, Sequence[Any]]]:
         """Rows whose pairs can be made of whole columns, and the columns of these pairs, or NotPlain."""
-        known = FORMATS[self.format]
+        known = self.known
         if known.layout is None or self.pairs != BEST_WORST or not {s.CHOSEN, s.REJECTED} <= {*self.columns}:
             raise NotPlain
         columns = plain_arrays(table)
@@ -168,18 +173,22 @@ class PairReader:
         row_id: str | None = None
         try:
             row_id = None if self.id_column is None else id_of(row.get(self.id_column))
-            pair = FORMATS[self.format].convert(row, self.pairs)
-            check_fields(pair, self.pair_schema)
-            digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.template_kwargs)
-            row_id = row_id or digest
+            pair, content = self._content(row)
+            row_id = row_id or content[s.CONTENT_DIGEST]
             scores = read_scores(row, pair, self.scores)
             named = {} if not isinstance(read, Mapping) else {f: self.map.value(read, f.name) for f in self.passthrough}
             passed = {field.name: fitted(value, field) for field, value in named.items()}
         except Exception as error:  # noqa: BLE001 - reason_of passes on what is not to be blamed on the row
             return {s.ID: row_id, **Drop(reason_of(error, row_id or place)).columns}
-        own = {s.ID: row_id, s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
-        beside = {s.TOOLS: pair.tools, s.TEMPLATE_KWARGS: pair.template_kwargs}
-        return {**passed, **own, **beside, s.CONTENT_DIGEST: digest, s.STATUS: s.KEPT, **scores}
+        return {**passed, s.ID: row_id, **content, s.STATUS: s.KEPT, **scores}
+
+    def _content(self, row: Row) -> tuple[PairRow, dict[str, Any]]:
+        """The pair of a row, and its columns with their digest. Raises as `Format.convert`."""
+        pair = self.known.convert(row, self.pairs)
+        check_fields(pair, self.pair_schema)
+        digest = content_digest(pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.template_kwargs)
+        sides = {s.PROMPT: pair.prompt, s.CHOSEN: pair.chosen, s.REJECTED: pair.rejected}
+        return pair, {**sides, s.TOOLS: pair.tools, s.TEMPLATE_KWARGS: pair.template_kwargs, s.CONTENT_DIGEST: digest}
 
 
 def _table(columns: Mapping[str, Sequence[Any]], fields: Sequence[pa.Field]) -> pa.Table:

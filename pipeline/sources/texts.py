@@ -84,11 +84,11 @@ def _claims_strings(columns: Columns, sample: Sequence[Row]) -> bool:
 
 def _strings_pair(row: Row) -> PairRow:
     chosen, rejected = (completion_of(text_of(row.get(side))) for side in (CHOSEN, REJECTED))
-    pair = checked_pair(_after_history(row), chosen, rejected, row)
+    pair = checked_pair(after_history(row), chosen, rejected, row)
     return begun(pair, text_of(row[BEGUN])) if row.get(BEGUN) else pair
 
 
-def _after_history(row: Row) -> list[Turn]:
+def after_history(row: Row) -> list[Turn]:
     """The prompt after the earlier turns in `history`: messages, or LLaMA-Factory's lists of question and answer."""
     system_and_user = prompt_from_texts(row)
     history = row.get(HISTORY)

@@ -153,9 +153,7 @@ def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], r
 
     A system prompt in a column of its own opens a prompt that has no system turn.
     """
-    if prompt and SYSTEM_ROLES.isdisjoint(turn["role"] for turn in prompt):
-        prompt = [*_system_turn(row), *prompt]
-    check_prompt(prompt)
+    prompt = checked_prompt(prompt, row)
     for completion in (chosen, rejected):
         if not completion:
             raise DropRow(Reason.EMPTY_RESPONSE)
@@ -175,6 +173,14 @@ def checked_pair(prompt: list[Turn], chosen: list[Turn], rejected: list[Turn], r
         tools=tools_of(row.get(TOOLS)),
         template_kwargs=template_kwargs_of(row.get(TEMPLATE_KWARGS)),
     )
+
+
+def checked_prompt(prompt: list[Turn], row: Row) -> list[Turn]:
+    """The prompt, after the system turn of a column of its own, if it has none, or DropRow."""
+    if prompt and SYSTEM_ROLES.isdisjoint(turn["role"] for turn in prompt):
+        prompt = [*_system_turn(row), *prompt]
+    check_prompt(prompt)
+    return prompt
 
 
 def begun(pair: PairRow, text: str) -> PairRow:

@@ -26,7 +26,7 @@ from pipeline.sources.turns import (
 
 ONE_SCORE: Final = ("score", "reward", "rating", "helpfulness", "overall_score")
 """Columns with the score of a row's answer; the first one that a row has is read."""
-_ANSWERS: Final = ("completion", "response", "answer", "output", "generation")
+ANSWERS: Final = ("completion", "response", "answer", "output", "generation")
 _MESSAGES: Final = "messages"  # where there is no other answer, they end with it
 _LABELS: Final = ("kto_tag", "label")
 _TRUTHS: Final = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -100,7 +100,7 @@ def _paired(better: _Answer, worse: _Answer, group: Sequence[_Answer]) -> _Pair:
 
 
 def _answer(index: int, row: Row) -> _Answer:
-    answer = next((row[name] for name in _ANSWERS if row.get(name) is not None), None)
+    answer = next((row[name] for name in ANSWERS if row.get(name) is not None), None)
     own = with_prompt(row)
     if answer is None:
         dialogue = turns_of(row.get(_MESSAGES))
@@ -148,7 +148,7 @@ def _is_labelled(columns: Columns) -> bool:
 
 
 def _needs(columns: Columns) -> list[str]:
-    has_answer = any(columns.get(name) in TURNS_OR_TEXT for name in _ANSWERS)
+    has_answer = any(columns.get(name) in TURNS_OR_TEXT for name in ANSWERS)
     lacks = [] if has_answer or columns.get(_MESSAGES) is Kind.TURNS else ["completion (text or turns)"]
     lacks += [] if has_prompt(columns) else ["prompt (text or turns)"]
     return lacks if _is_labelled(columns) or _scores_in(columns) else [*lacks, "label (flag) or score (number)"]
@@ -165,7 +165,7 @@ UNPAIRED: Final = Format(
     about="a prompt, one answer, such as `completion`, and `label` (true or false) or a score",
     known_from="TRL and LLaMA-Factory (KTO), HelpSteer2",
     wants={},
-    reads=(*PROMPT_COLUMNS, *SYSTEM_TEXTS, TOOLS, *_ANSWERS, *_LABELS, *ONE_SCORE),
+    reads=(*PROMPT_COLUMNS, *SYSTEM_TEXTS, TOOLS, *ANSWERS, *_LABELS, *ONE_SCORE),
     claims=_claims,
     build=_pair,
     needs=_needs,

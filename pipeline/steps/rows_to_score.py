@@ -1,6 +1,6 @@
 """The rows that `score` scores: of one source or several, or of a dataset of ours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.config import ColumnsModel, ColumnsReward, Config, NamedSource, Source
+from pipeline.config import ColumnsModel, ColumnsReward, Config, NamedSource, Source, Storage
 from pipeline.data.benchmarks import read_benchmarks
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import Manifest
@@ -31,7 +31,7 @@ from pipeline.steps.shards import OwnRows, SourceRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
+class Opened:
     """One source. fingerprint: of its rows, without its files. found: what the reader found, as keys of its section."""
 
     reader: PairReader
@@ -53,46 +53,52 @@ def rows_of_sources(config: Config) -> dict[str, Any]:
 
     Raises an AlignpotError if something is wrong with a source.
     """
+    held = {name: isinstance(config.members.get(name), ColumnsReward) for name in config.reward_names}
+    opened = partial(
+        open_checked,
+        storage=config.storage,
+        opener=partial(
+            open_source,
+            rewards=held.get("", False) if held.keys() <= {""} else held,
+            policy_logps=isinstance(config.policy, ColumnsModel),
+            reference_logps=isinstance(config.reference, ColumnsModel),
+        ),
+    )
     reader: PairReader | MixReader
     if config.source is not None:
-        opened = [_opened(config.source, config)]
-        reader, files = opened[0].reader, opened[0].files
-        given: dict[str, Any] = {"source": config.source.model_dump(mode="json") | {**opened[0].found}}
-        fingerprint, formats = dict(opened[0].fingerprint), reader.format
+        every = [opened(config.source)]
+        reader, files = every[0].reader, every[0].files
+        given: dict[str, Any] = {"source": config.source.model_dump(mode="json") | {**every[0].found}}
+        fingerprint, formats = dict(every[0].fingerprint), reader.format
     elif config.sources:
-        opened = [_opened(source, config) for source in config.sources]
-        reader = MixReader.of(_weighted(config.sources, opened))
-        named = list(zip(config.sources, opened, strict=True))
+        every = [opened(source) for source in config.sources]
+        reader = MixReader.of(_weighted(config.sources, every))
+        named = list(zip(config.sources, every, strict=True))
         files = [file for source, found in named for file in mixed_files(source.name, found.files)]
         given = {"sources": [source.model_dump(mode="json") | {**found.found} for source, found in named]}
         fingerprint = {"sources": {source.name: found.fingerprint for source, found in named}}
-        formats = ", ".join(dict.fromkeys(found.reader.format for found in opened))
+        formats = ", ".join(dict.fromkeys(found.reader.format for found in every))
     else:
         raise ConfigError("score needs a source section with the path of the preference data; the config has none.")
-    has_ids = any(found.reader.id_column is not None for found in opened)
+    has_ids = any(found.reader.id_column is not None for found in every)
     return {
         "given": given,
         "rows": SourceRows(reader=reader, files=files, shard_rows=_shard_rows(config)),
         "schema": reader.schema,
         "fingerprint": fingerprint | {"files": {file.path: file.digest for file in files}},
         "source_format": formats,
-        "check": _check_ids if has_ids else None,  # other ids are digests of the content
+        "check": check_ids if has_ids else None,  # other ids are digests of the content
     }
 
 
-def _opened(source: Source, config: Config) -> _Opened:
-    place = Place.of_source(source.path, config.storage)
-    held = {name: isinstance(config.members.get(name), ColumnsReward) for name in config.reward_names}
-    benchmarks = read_benchmarks(source, config.storage)
+def open_checked(
+    source: Source, storage: Storage, opener: Callable[..., tuple[PairReader, list[SourceFile]]]
+) -> Opened:
+    """Open a source by `opener` (`open_source`, `open_responses`), with its benchmarks; raises as that."""
+    place = Place.of_source(source.path, storage)
+    benchmarks = read_benchmarks(source, storage)
     with storage_errors(source.path):
-        reader, files = open_source(
-            place.fs,
-            place.root,
-            source,
-            rewards=held.get("", False) if held.keys() <= {""} else held,
-            policy_logps=isinstance(config.policy, ColumnsModel),
-            reference_logps=isinstance(config.reference, ColumnsModel),
-        )
+        reader, files = opener(place.fs, place.root, source)
     fingerprint = source.fingerprint() | {
         "format": reader.format,
         "passthrough": [field.name for field in reader.passthrough],
@@ -107,10 +113,10 @@ def _opened(source: Source, config: Config) -> _Opened:
     if place.commit is not None:
         fingerprint["commit"] = place.commit
         found["path"] = str(place)
-    return _Opened(reader=replace(reader, benchmarks=benchmarks), files=files, fingerprint=fingerprint, found=found)
+    return Opened(reader=replace(reader, benchmarks=benchmarks), files=files, fingerprint=fingerprint, found=found)
 
 
-def _weighted(sources: Sequence[NamedSource], opened: Sequence[_Opened]) -> dict[str, PairReader]:
+def _weighted(sources: Sequence[NamedSource], opened: Sequence[Opened]) -> dict[str, PairReader]:
     """The reader of each source, which takes as many rows as the weights ask for."""
     readers = {source.name: found.reader for source, found in zip(sources, opened, strict=True)}
     weights = {source.name: source.weight for source in sources if source.weight is not None}
@@ -153,7 +159,7 @@ def rows_of_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
         "rows": OwnRows(rows=pairs, shard_rows=_shard_rows(config), prepare=prepare),
         "schema": wanted,
         "fingerprint": {"dataset": pairs.content},
-        "check": _check_ids,
+        "check": check_ids,
     }
 
 
@@ -177,7 +183,7 @@ def _shard_rows(config: Config) -> int:
     return config.run.shard_rows or (256 if config.torch_models() or reward_backends(config.members) else 8192)
 
 
-def _check_ids(run: Run, manifest: Manifest) -> None:
+def check_ids(run: Run, manifest: Manifest) -> None:
     """Refuse a dataset whose ids stand for several contents before it is published, however often it is asked for."""
     dataset = Dataset(run.place, manifest)
     hashes = [id_hashes(single_array(table, schema.ID)) for table in dataset.tables([schema.ID])]

@@ -7,7 +7,7 @@ If it had finished, it does nothing.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import ColumnsModel, Config, TorchModel, resolved
+from pipeline.config import ColumnsModel, Config, RewardConfig, Tokens, TorchModel, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SCORED, Manifest, find_manifest
@@ -24,6 +24,7 @@ from pipeline.data.run import RUN_FILE, Run
 from pipeline.errors import TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint, pinned
 from pipeline.models.loading import check_models
+from pipeline.rewards.backend import Backend
 from pipeline.rewards.cache import check_cache
 from pipeline.rewards.registry import reward_backends
 from pipeline.schema import with_leads
@@ -110,10 +111,10 @@ def _check_fp8(config: Config, step: Step, run: Run, pending: NDArray[np.int64])
         call_on_cluster(partial(check_ranks, config), rows, **reserved_by_one_call(models))
 
 
-def check_dropped(config: Config, manifest: Manifest) -> None:
+def check_dropped(config: Config | RewardConfig, manifest: Manifest) -> None:
     """Raise a TooManyDroppedError if the share of dropped rows is over the limit."""
     if manifest.fraction_dropped > config.run.max_dropped:
-        words = template_words(config, manifest)
+        words = template_words(config, manifest) if isinstance(config, Config) else ""
         counts = manifest.drops_by_reason.items()
         reasons = ", ".join(f"{with_words(reason, words)}: {count}" for reason, count in counts)
         raise TooManyDroppedError(
@@ -142,12 +143,16 @@ def _model_fingerprints(config: Config, columns: Sequence[str]) -> dict[str, Any
     if of_members:
         found |= {"rewards": of_members} if config.rewards else {"reward": of_members[""]}
     found |= {role: model_fingerprint(model) for role, model in models.items()}
-    tokens = config.tokens.fingerprint()
     if models:
-        found["tokens"] = tokens
-    elif any(reward.reads_ids for reward in rewards.values()):  # they have their own templates and lengths
-        found["tokens"] = {name: value for name, value in tokens.items() if name in ("date", "template")}
-    return found
+        return found | {"tokens": config.tokens.fingerprint()}
+    return found | reward_tokens(rewards.values(), config.tokens)
+
+
+def reward_tokens(rewards: Iterable[Backend[Any]], tokens: Tokens) -> dict[str, Any]:
+    """What a fingerprint holds of the section tokens for rewards alone: they have their own templates and lengths."""
+    if not any(reward.reads_ids for reward in rewards):
+        return {}
+    return {"tokens": {name: value for name, value in tokens.fingerprint().items() if name in ("date", "template")}}
 
 
 def _causal_models(config: Config) -> dict[str, TorchModel]:

@@ -28,7 +28,7 @@ class ScoreSummary:
 
 
 def render_score(summary: ScoreSummary, manifest: Manifest, url: str) -> str:
-    """The summary of the scored dataset at `url` as a table for the terminal."""
+    """The summary of the scored or rewarded dataset at `url` as a table for the terminal."""
     rows: list[tuple[str, str]] = [
         ("rows read", f"{manifest.num_rows:,}"),
         ("rows kept", f"{manifest.num_kept:,}"),
@@ -47,6 +47,6 @@ def render_score(summary: ScoreSummary, manifest: Manifest, url: str) -> str:
     rows += [(f"  busy {stage}", f"{seconds:.1f} s") for stage, seconds in busy_s.items()]
     if overlap_s:
         rows.append(("  reward with policy/reference", f"{overlap_s:.1f} s at once"))
-    rows.append(("scored dataset", shown_path(url)))
+    rows.append((f"{manifest.kind} dataset", shown_path(url)))
     widest = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(widest)}  {value}" for name, value in rows)

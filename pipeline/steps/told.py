@@ -8,7 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import schema as s
-from pipeline.config import ColumnsModel, ColumnsReward, Config, Output, names_of
+from pipeline.config import ColumnsModel, ColumnsReward, Config, Output, RewardConfig, names_of
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import SUBSET, Manifest
 from pipeline.data.place import Place
@@ -111,6 +111,15 @@ def tell_scored(facts: Facts, summary: ScoreSummary, manifest: Manifest) -> None
     if summary.num_tokens_now:
         rate = summary.num_tokens_now / summary.seconds
         facts.figures |= {"tokens": summary.num_tokens_now, "tokens_per_second": rate}
+
+
+def tell_rewarding(facts: Facts, config: RewardConfig, step: Step, run: Run) -> None:
+    """The source, and the rewarded dataset that is to be made. Arguments as `prepare_reward` gives them."""
+    assert isinstance(step.rows, SourceRows) and isinstance(step.rows.reader, PairReader)  # noqa: S101, PT018
+    version = fingerprint_digest(run.plan.fingerprint)
+    facts.inputs = [_source(step.config["source"]["path"], step.rows.reader, step.rows.files)]
+    facts.outputs = [Data(url=config.rewarded, schema=run.plan.schema, version=version)]
+    facts.fingerprint = {"rewarded": version}
 
 
 def tell_found(facts: Facts, scored: Source, found: Found, output: Output) -> None:

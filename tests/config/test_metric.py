@@ -25,6 +25,19 @@ from tests.config.sections import assert_refused, changed
         (changed(metric={"ratoi": "std"}), ["metric.ratoi", "did you mean ratio?"]),
         (changed(metric={"normalise": "ranks"}), ["metric.normalise", "zscore", "got 'ranks'"]),
         (changed(metric={"order": "highest"}), ["metric.order", "wanted smallest or largest (got 'highest')"]),
+        (changed(metric={"length": "linear"}), ["metric.length", "residual_monotone", "got 'linear'"]),
+        (
+            changed(metric={"length": "residual", "explicit": "candidates"}),
+            ["metric", "lengths of all candidates", "set explicit: signed"],
+        ),
+        (
+            changed(metric={"name": "explicit", "length": "residual"}, policy=None),
+            ["metric.length residual reads token counts", "add a policy section"],
+        ),
+        (
+            changed(metric={"name": "explicit"}, policy=None, select={"k": 1, "max_length_gap": 9}),
+            ["select.max_length_ratio and max_length_gap read token counts", "add a policy section"],
+        ),
         (changed(metric={"name": "difficulty"}), ["metric difficulty", "set objective.name: dpo"]),
         (changed(metric={"name": "bees-add"}, reward=None), ["metric bees-add", "add a reward section"]),
         (changed(metric={"name": "sigma-gap"}, policy=None), ["metric sigma-gap", "add a policy section"]),
@@ -53,7 +66,8 @@ def test_metric_knows_which_margins_it_reads(metric, explicit, implicit, candida
     assert (found.reads_explicit, found.reads_implicit, found.reads_candidates) == (explicit, implicit, candidates)
 
 
-@pytest.mark.parametrize("metric", [{"normalise": "rank", "weight": 2.0}, {"weight": "auto", "ratio": "std"},
+@pytest.mark.parametrize("metric", [{"normalise": "rank", "weight": 2.0}, {"length": "residual_monotone"},
+                                     {"weight": "auto", "ratio": "std"},
                                     {"name": "explicit", "weight": "auto", "normalise": "rank"}])  # fmt: skip
 def test_metric_section_is_accepted_and_resolves_to_itself(metric):
     config = parse_config(changed(metric=metric))

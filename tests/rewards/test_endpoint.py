@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from pipeline.config import ClassifierReward, SelfPlayConfig, parse_config
+from pipeline.config import ClassifierReward, parse_config
 from pipeline.data.dataset import Dataset
 from pipeline.errors import AlignpotError, ConfigError, FingerprintError, TemporaryError
 from pipeline.models.packing import Completion
@@ -27,7 +27,8 @@ from pipeline.models.rewards import ClassifierEngine
 from pipeline.rewards import http, probe
 from pipeline.rewards.kinds import inputs_of
 from pipeline.rewards.registry import reward_backend
-from pipeline.selfplay.annotate import annotate_stages
+from pipeline.schema import ANNOTATED_SCHEMA
+from pipeline.steps.annotate import annotate_stages
 from pipeline.steps.score import prepare_score, score
 from tests.fixtures_models import tiny_tokenizer
 from tests.rewards.reward_servers import Ids, RewardServer
@@ -125,11 +126,8 @@ def test_each_server_gives_the_classifiers_own_rewards(
         assert_equal(scored(made), expected)
         scoring = [asked for asked in server.asked if asked.body is not None]
         assert len(scoring) == 2 + 3 * math.ceil(16 / 5)
-        play = SelfPlayConfig(
-            path=str(tmp_path / "play"), prompts={"path": "p"}, policy={"model": "m"}, reward=made.reward
-        )
         table = candidate_table([["a b", "", "none at all"], ["", ""]])
-        applies = [stage.build() for stage in annotate_stages(play)]
+        applies = [stage.build() for stage in annotate_stages(made.members, made.tokens, ANNOTATED_SCHEMA)]
         for apply in applies:
             table = apply(table)
         applies[-1].close()

@@ -13,18 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline
-from pipeline.config import FunctionReward, SelfPlayConfig, Tokens, parse_self_play
+from pipeline.config import FunctionReward, Tokens, parse_self_play
 from pipeline.data.dataset import Dataset
 from pipeline.errors import AlignpotError, ConfigError, FingerprintError, TemporaryError
 from pipeline.rewards.backend import Dialogue
 from pipeline.rewards.function import FunctionBackend
-from pipeline.selfplay.annotate import annotate_stages
+from pipeline.schema import ANNOTATED_SCHEMA
 from pipeline.selfplay.rounds import self_play
 from pipeline.steps import step
+from pipeline.steps.annotate import annotate_stages
 from pipeline.steps.score import prepare_score, score
 from tests.rewards import functions
-from tests.selfplay.test_annotate import candidate_table
 from tests.steps.conftest import make_config, write_jsonl
+from tests.steps.test_annotate import candidate_table
 from tests.steps.test_self_play import settings
 
 PAGE = (Path(__file__).parents[2] / "jobs" / "REWARDS.md").read_text()
@@ -169,14 +170,9 @@ def test_a_column_with_the_name_of_the_answer_is_refused(tmp_path: Path) -> None
         prepare_score(make_config(tmp_path, source, **sections))
 
 
-def test_responses_of_self_play_get_their_rewards(tmp_path: Path) -> None:
-    config = SelfPlayConfig(
-        path=str(tmp_path / "play"),
-        prompts={"path": str(tmp_path)},
-        policy={"model": "m"},
-        reward=section("by_word", timeout_s=5),
-    )
-    [stage] = annotate_stages(config)
+def test_responses_of_self_play_get_their_rewards() -> None:
+    reward = FunctionReward(**section("by_word", timeout_s=5))
+    [stage] = annotate_stages({"": reward}, Tokens(), ANNOTATED_SCHEMA)
     apply = stage.build()
     found = apply(candidate_table([["a b", "", "none at all"], ["", ""], ["nan", "none"]]))
     apply.close()

@@ -15,19 +15,21 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config import JudgeReward, PairwisePrompt, PointwisePrompt, SelfPlayConfig, parse_config
+from pipeline.config.rewarding import parse_reward
 from pipeline.data.dataset import Dataset
 from pipeline.errors import AlignpotError, ConfigError, SchemaError
 from pipeline.rewards import http
 from pipeline.rewards.backend import Dialogue
 from pipeline.rewards.judge_prompts import PRESETS, Prompt
+from pipeline.schema import ANNOTATED_SCHEMA
 from pipeline.selection.report import render
-from pipeline.selfplay.annotate import annotate_stages
+from pipeline.steps.annotate import annotate_stages
 from pipeline.steps.compare import compare_rows
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
 from tests.rewards.service import Asked, Reply, Service, serving
-from tests.selfplay.test_annotate import candidate_table
 from tests.steps.conftest import make_config, write_jsonl
+from tests.steps.test_annotate import candidate_table
 from tests.steps.test_secrets import leaks
 
 NUM_PAIRS = 24
@@ -350,7 +352,7 @@ def test_log_probabilities_are_read_where_the_verdict_stands(
     assert values(found["lead_chosen"]) == {0.3}
 
 
-def test_ratings_are_ordinary_rewards(config: Callable[..., Any], judge: Judge, tmp_path: Path):
+def test_ratings_are_ordinary_rewards(config: Callable[..., Any], judge: Judge):
     def rate(asked: Asked) -> Reply:
         [quality] = qualities(asked)
         return completion("5", [{"5": 0.4, "6": 0.2 if quality > 0 else 0.1, "None": 0.1}])
@@ -364,15 +366,12 @@ def test_ratings_are_ordinary_rewards(config: Callable[..., Any], judge: Judge, 
     np.testing.assert_allclose(found["reward_chosen"].to_numpy(), expected, rtol=1e-12)
     judge.fault = lambda asked: completion("9" if "deep" in asked.body["messages"][-1]["content"] else "?")
     reward = made.reward.model_copy(update={"verdict": "votes"})
-    play = SelfPlayConfig(path=str(tmp_path / "play"), prompts={"path": "p"}, policy={"model": "m"}, reward=reward)
-    [stage] = annotate_stages(play)
+    [stage] = annotate_stages({"": reward}, made.tokens, ANNOTATED_SCHEMA)
     apply = stage.build()
     table = apply(candidate_table([["deep", "", "shallow"], ["flat", "dull"]]))
     apply.close()  # type: ignore[attr-defined]
-    assert table["all_rm_scores"].to_pylist() == [[9.0, None, None], None] or table["drop_reason"].to_pylist() == [
-        None,
-        "no_verdict",
-    ]
+    assert table["all_rm_scores"][0].as_py() == [9.0, None, None]
+    assert table["drop_reason"].to_pylist() == [None, "no_verdict"]
 
 
 def test_leads_stay_with_rewards_of_columns_and_go_with_others(config: Callable[..., Any], tmp_path: Path):
@@ -420,10 +419,12 @@ def test_settings_that_do_not_fit_are_refused(keys: dict[str, Any], words: str):
         JudgeReward(backend="judge", urls=["http://x"], model="m", **keys)
 
 
-def test_self_play_takes_no_pairwise_judge(tmp_path: Path):
+def test_single_responses_take_no_pairwise_judge(tmp_path: Path):
     reward = {"backend": "judge", "urls": ["http://x"], "model": "m"}
     with pytest.raises(ValidationError, match="set style: pointwise"):
         SelfPlayConfig(path=str(tmp_path), prompts={"path": "p"}, policy={"model": "m"}, reward=reward)
+    with pytest.raises(ConfigError, match="set style: pointwise"):
+        parse_reward({"source": {"path": "p"}, "rewards": {"j": reward}, "rewarded": str(tmp_path)})
 
 
 def test_key_and_texts_are_told_nowhere(

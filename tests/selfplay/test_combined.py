@@ -12,12 +12,12 @@ import pytest
 from pipeline.config import Combine, Pairing, SelfPlayConfig, parse_self_play
 from pipeline.errors import ConfigError
 from pipeline.schema import annotated_schema
-from pipeline.selfplay.annotate import annotate_stages
 from pipeline.selfplay.combined import compared_with, fit_rewards, one_reward
 from pipeline.selfplay.pairing import make_pairs
 from pipeline.selfplay.rounds import self_play
+from pipeline.steps.annotate import annotate_stages
 from pipeline.steps.work import close_stage
-from tests.selfplay.test_annotate import candidate_table
+from tests.steps.test_annotate import candidate_table
 from tests.steps.test_self_play import settings
 
 FUNCTIONS = "tests.rewards.functions"
@@ -33,7 +33,7 @@ def play_config(tmp_path: Path, **sections: Any) -> SelfPlayConfig:
 
 def annotated(config: SelfPlayConfig) -> pa.Table:
     table = candidate_table(TEXTS)
-    for stage in annotate_stages(config):
+    for stage in annotate_stages(config.members, config.tokens, annotated_schema(config.reward_names)):
         apply = stage.build()
         table = apply(table)
         close_stage(apply)

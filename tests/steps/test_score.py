@@ -78,10 +78,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
     ("run", "replicas"),
     [
         ({"engine": "plain", "shard_rows": 7}, 1),
-        pytest.param({"engine": "ray", "shard_rows": 1000, "placement": "colocated"}, 2, marks=pytest.mark.slow),
-        ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 2),
+        pytest.param({"engine": "ray", "shard_rows": 30, "placement": "colocated"}, 2, marks=pytest.mark.slow),
+        ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 1),
     ],
-    ids=["plain-7", "ray-one-shard-colocated-2", "ray-9-colocated-2"],
+    ids=["plain-7", "ray-30-colocated-2", "ray-9-colocated-1"],
 )
 @pytest.mark.usefixtures("local_ray")
 def test_layout_does_not_move_a_score_or_the_selection(
@@ -93,7 +93,8 @@ def test_layout_does_not_move_a_score_or_the_selection(
     expected: tuple[pa.Table, list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("pipeline.steps.step.WAVE_SHARDS", 5)  # more shards than that go in waves
+    # More shards than that go in waves, each with actors of its own.
+    monkeypatch.setattr("pipeline.steps.step.WAVE_SHARDS", 5)
     source = write_jsonl(tmp_path / "pairs.jsonl", shuffled(pairs, seed=replicas))
     sized = {role: {**models[role], "num_cpus": 0.5} for role in ("policy", "reference", "reward")}
     sized["policy"]["replicas"] = replicas

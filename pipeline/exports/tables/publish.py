@@ -41,7 +41,7 @@ def check_target(target: config.Table, storage: config.Storage) -> None:
 
 
 def publish(source: Place, target: config.Table, storage: config.Storage, split: str = TRAIN) -> str:
-    """Publish the kept rows of a subset or a scored dataset, unless they are there; returns the text to print.
+    """Publish the kept rows of a subset or of another dataset, unless they are there; returns the text to print.
 
     split: of a subset, the rows that are published.
 

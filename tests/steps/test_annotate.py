@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.config import ClassifierReward, SelfPlayConfig
+from pipeline.config import ClassifierReward, Tokens
 from pipeline.errors import ModelError
 from pipeline.models.loading import load_classifier
 from pipeline.models.prompts import DialogueTokenizer
@@ -15,7 +15,7 @@ from pipeline.models.rewards import ClassifierEngine
 from pipeline.models.scores import Scores
 from pipeline.rewards.classifier import ClassifierScorer
 from pipeline.schema import ANNOTATED_SCHEMA, CANDIDATE_SCHEMA, DROPPED, KEPT
-from pipeline.selfplay.annotate import AnnotateResponses, TokeniseResponses, annotate_stages
+from pipeline.steps.annotate import AnnotateResponses, TokeniseResponses, annotate_stages
 from tests.fixtures_models import CHATML, tiny_model, tiny_tokenizer
 from tests.selfplay.tables import messages
 
@@ -157,13 +157,10 @@ def test_an_engine_that_is_wrong_on_real_rows_ends_the_run(engine, monkeypatch):
         AnnotateResponses(ClassifierScorer(engine), reads_ids=True)(tokenised(candidate_table()))
 
 
-def test_the_stages_of_a_config_are_the_stages(tmp_path, reward, engine):
-    config = SelfPlayConfig(
-        path=str(tmp_path / "play"), prompts={"path": str(tmp_path)}, policy={"model": "m"}, reward=reward
-    )
+def test_the_stages_of_a_reward_are_the_stages(reward, engine):
     table = candidate_table()
     expected = AnnotateResponses(ClassifierScorer(engine), reads_ids=True)(tokenised(table))
-    stages = annotate_stages(config)
+    stages = annotate_stages({"": reward}, Tokens(), ANNOTATED_SCHEMA)
     assert [(stage.name, stage.model) for stage in stages] == [("tokenise", None), ("annotate", reward)]
     for stage in stages:
         table = stage.build()(table)
