@@ -115,6 +115,7 @@ class Reason(StrEnum):
     NON_FINITE_REWARD = "non_finite_reward", "reward annotate", "the reward is NaN or infinite"
     NO_REWARD = "no_reward", "reward annotate", "the reward function gives it no number (None)"
     REWARD_ERROR = "reward_error", "reward annotate", "the reward function or service fails on it; the log says how"
+    NO_VERDICT = "no_verdict", "reward annotate", "no verdict can be read in what the judge says of it"
     REWARD_TIMEOUT = "reward_timeout", "reward annotate", "the reward function takes longer than reward.timeout_s"
     STAGE_ERROR = "stage_error", _ANY_STAGE, "the stage failed on this row and works on others; the log names the error"
     KILLED_WORKER = "killed_worker", _ANY_STAGE, "three workers in a row died on this row"

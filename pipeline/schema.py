@@ -79,6 +79,20 @@ def named_rewards(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if {*reward_columns(name)} <= {*there})
 
 
+def lead_columns(name: str = "") -> tuple[str, str]:
+    """Columns of a reward by a pairwise judge: how far chosen leads where it stands first, -1 to 1; rejected likewise.
+
+    Only such a reward has them. Its reward_columns are null.
+    """
+    return (f"lead_{name}_chosen", f"lead_{name}_rejected") if name else ("lead_chosen", "lead_rejected")
+
+
+def judged_rewards(columns: Iterable[str]) -> tuple[str, ...]:
+    """The rewards that have both leads among these columns; "" is the only reward of a dataset."""
+    there = [*columns]
+    return tuple(name for name in ("", *named_rewards(there)) if {*lead_columns(name)} <= {*there})
+
+
 # --- outcome of a row ------------------------------------------------------------------------------
 STATUS: Final = "status"
 KEPT: Final = "kept"
@@ -119,6 +133,11 @@ def reward_fields(rewards: Iterable[str] = ("",)) -> tuple[pa.Field, ...]:
     """The columns of rewards of these names, and that of all candidates."""
     names = [column for name in rewards for column in reward_columns(name)]
     return (*(pa.field(name, pa.float64()) for name in names), pa.field(REWARDS_ALL, pa.list_(pa.float64())))
+
+
+def lead_fields(rewards: Iterable[str] = ("",)) -> tuple[pa.Field, ...]:
+    """The columns of leads of rewards of these names."""
+    return tuple(pa.field(column, pa.float64()) for name in rewards for column in lead_columns(name))
 
 
 SCORE_FIELDS: Final = (
@@ -230,7 +249,7 @@ def scored_schema(
     scores = [field for field in SCORE_FIELDS if field not in reward_fields()]
     own = pa.schema([*pair, *reward_fields(rewards), *scores, *OUTCOME_FIELDS])
     extra = list(passthrough)
-    reserved = {*own.names} | {field.name for field in (*SCORE_FIELDS, *SUBSET_FIELDS)}
+    reserved = {*own.names} | {field.name for field in (*SCORE_FIELDS, *SUBSET_FIELDS, *lead_fields(["", *rewards]))}
     if any(rewards):
         reserved |= {column for name in named_rewards(f.name for f in extra) for column in reward_columns(name)}
     taken = sorted({f.name for f in extra} & reserved)
@@ -240,6 +259,11 @@ def scored_schema(
             "Leave them out, or rename the columns in the source."
         )
     return pa.schema([*own, *extra])
+
+
+def with_leads(scored: pa.Schema, rewards: Iterable[str]) -> pa.Schema:
+    """The schema of a scored part with the leads of these rewards."""
+    return pa.schema([*scored, *lead_fields(rewards)])
 
 
 def require_columns(schema: pa.Schema, columns: Iterable[str], *, where: str, remedy: str) -> None:

@@ -46,7 +46,7 @@ from pipeline.config.round import (
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
-from pipeline.config.services import EndpointReward, ServiceReward
+from pipeline.config.services import EndpointReward, JudgeReward, PairwisePrompt, PointwisePrompt, ServiceReward
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
 from pipeline.config.table import Table, parse_target
 
@@ -66,12 +66,15 @@ __all__ = [
     "Explicit",
     "FunctionReward",
     "Generate",
+    "JudgeReward",
     "Labels",
     "Metric",
     "NamedSource",
     "Objective",
     "Output",
     "Pairing",
+    "PairwisePrompt",
+    "PointwisePrompt",
     "Prompts",
     "Replicas",
     "RewardConfig",

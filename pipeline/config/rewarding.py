@@ -26,7 +26,7 @@ class RewardConfig(HasRewards):
     """Where the responses are. `source.format` and `source.pairs` are for pairs."""
     storage: Storage = Storage()
     reward: ComputedReward | None = Field(default=None, json_schema_extra=BY_CONTENT)
-    """What judges responses: a reward model, without fp8, or a function."""
+    """What judges responses: a reward model, without fp8, a pointwise judge, or a function."""
     rewards: ComputedRewards | None = Field(default=None, json_schema_extra=BY_CONTENT)
     """Several rewards in place of `reward`, by name: each gives lists of its own, `all_rm_scores_NAME`."""
     tokens: Tokens = Tokens()
@@ -44,9 +44,10 @@ class RewardConfig(HasRewards):
         return value
 
     @model_validator(mode="after")
-    def _rewards_are_not_rounded(self) -> "RewardConfig":
+    def _rewards_suit_responses(self) -> "RewardConfig":
         if not self.members:
             raise ValueError("needs a reward section, or rewards: what judges the responses")
+        self.check_each_is_rated()
         if any(isinstance(section, TorchModel) and section.fp8 for section in self.members.values()):
             raise ValueError("fp8 is for score, which checks its roundings: leave it out")
         return self

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, Tag, field_validator, model_validato
 from pipeline.config.jinja import JinjaFile
 from pipeline.config.models import Replicas, TorchModel, VllmModel, by_backend
 from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section, given_only
-from pipeline.config.services import EndpointReward
+from pipeline.config.services import EndpointReward, JudgeReward
 
 V = TypeVar("V")
 
@@ -24,7 +24,7 @@ class ColumnsReward(Section):
 
     backend: Literal["columns"] = "columns"
     """Where rewards come from: `columns` of the source, a `classifier`, the same run by `vllm`, an `endpoint` that
-    serves one, or a `function` of yours."""
+    serves one, a `judge`, or a `function` of yours."""
 
 
 class ClassifierReward(TorchModel):
@@ -114,6 +114,7 @@ Reward = Annotated[
     | Annotated[ClassifierReward, Tag("classifier")]
     | Annotated[VllmReward, Tag("vllm")]
     | Annotated[EndpointReward, Tag("endpoint")]
+    | Annotated[JudgeReward, Tag("judge")]
     | Annotated[FunctionReward, Tag("function")],
     by_backend("columns"),
 ]
@@ -121,6 +122,7 @@ ComputedReward = Annotated[
     Annotated[ClassifierReward, Tag("classifier")]
     | Annotated[VllmReward, Tag("vllm")]
     | Annotated[EndpointReward, Tag("endpoint")]
+    | Annotated[JudgeReward, Tag("judge")]
     | Annotated[FunctionReward, Tag("function")],
     by_backend("classifier"),
 ]
@@ -164,6 +166,11 @@ class HasRewards(Section):
         """Names of all rewards, in the order of their columns; without any, that of the one whose columns are null."""
         names = [name for member, section in self.members.items() for name in names_of(member, section)]
         return tuple(names) or ("",)
+
+    def check_each_is_rated(self) -> None:
+        """Raise a ValueError if a member compares pairs, and so gives no reward of a single response."""
+        if any(isinstance(section, JudgeReward) and section.style == "pairwise" for section in self.members.values()):
+            raise ValueError("a pairwise judge gives no reward of a single response: set style: pointwise")
 
     def with_members(self, sections: Mapping[str, Section]) -> Self:
         """The same with other sections for these members."""

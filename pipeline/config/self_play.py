@@ -59,7 +59,7 @@ class SelfPlayConfig(HasRewards):
     reference: TorchModel | None = Field(default=None, json_schema_extra=BY_CONTENT)
     """Default: the policy of round 0, if the objective or the training needs a reference."""
     reward: ComputedReward | None = Field(default=None, json_schema_extra=BY_CONTENT)
-    """What judges responses: a reward model, without fp8, or a function."""
+    """What judges responses: a reward model, without fp8, a pointwise judge, or a function."""
     rewards: ComputedRewards | None = Field(default=None, json_schema_extra=BY_CONTENT)
     """Several rewards in place of `reward`, by name. `metric.combine` makes one of them, for pairs and for margins."""
     tokens: Tokens = Tokens()
@@ -120,9 +120,10 @@ class SelfPlayConfig(HasRewards):
         return value
 
     @model_validator(mode="after")
-    def _rewards_are_not_rounded(self) -> "SelfPlayConfig":
+    def _rewards_suit_candidates(self) -> "SelfPlayConfig":
         if not self.members:
             raise ValueError("needs a reward section, or rewards: what judges the responses")
+        self.check_each_is_rated()
         if any(isinstance(section, TorchModel) and section.fp8 for section in self.members.values()):
             raise ValueError("fp8 is not for self-play: rewards choose the pairs, and their roundings are not checked")
         return self

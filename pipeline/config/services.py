@@ -1,16 +1,20 @@
 """The sections of rewards that come from an HTTP service."""
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.jinja import JinjaFile
 from pipeline.config.models import Replicas
-from pipeline.config.section import BY_CONTENT, LAYOUT, given_only
+from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, given_only
 
 _URL: Final = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?")
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
+_OWN_PARAMETERS: Final = frozenset({"model", "messages", "n", "stream", "seed", "logprobs"})
+
+PairwisePrompt = Literal["default", "mt-bench", "rm-r1", "prometheus", "nemotron-genrm"]
+PointwisePrompt = Literal["default", "prometheus", "rewardbench"]
 
 
 def _service_url(url: str) -> str:
@@ -97,3 +101,50 @@ class EndpointReward(ServiceReward):
     def fingerprint(self) -> dict[str, Any]:
         """Without what is not given."""
         return given_only(super().fingerprint(), chat_template=self.chat_template, bounded=self.bounded or None)
+
+
+class JudgeReward(ServiceReward):
+    """A chat model as judge, behind a server with OpenAI's chat completions: see [REWARDS.md](REWARDS.md)."""
+
+    backend: Literal["judge"]
+    """As for columns."""
+    model: str
+    """Name that requests give the model."""
+    style: Literal["pairwise", "pointwise"] = "pairwise"
+    """`pairwise` compares the answers of a pair, in both orders. It gives a margin from -1 to 1, and no rewards of each
+    side. `pointwise` rates each answer by itself."""
+    prompt: PairwisePrompt | PointwisePrompt = "default"
+    """Whose format request and verdict have: alignpot's own (`default`), `mt-bench`, `rm-r1`, `prometheus` or
+    `nemotron-genrm` if pairwise; `default`, `prometheus` or `rewardbench` if pointwise."""
+    template: JinjaFile | None = None
+    """Jinja file of your own in place of the text of the prompt. The verdict must keep its format."""
+    rubric: str | None = None
+    """What makes an answer good, in your words. Default: a general rubric."""
+    verdict: Literal["logprobs", "votes"] = "logprobs"
+    """`logprobs` reads how likely each verdict is, so that margins are continuous; the server must give
+    log-probabilities. `votes` counts verdicts."""
+    votes: int = Field(default=1, ge=1, le=64)
+    """Verdicts for each request; above 1 only with `verdict: votes`. They need a temperature."""
+    parameters: Arguments = Field(default_factory=dict)
+    """Further keys of each request, such as `{temperature: 0.6, max_tokens: 4096}`. They replace those of the prompt;
+    null leaves one out."""
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> "JudgeReward":
+        known = get_args(PairwisePrompt if self.style == "pairwise" else PointwisePrompt)
+        if self.prompt not in known:
+            raise ValueError(f"prompt {self.prompt} is not for style {self.style}; wanted one of {', '.join(known)}")
+        if self.verdict == "logprobs" and self.prompt == "rewardbench":
+            raise ValueError("verdict: logprobs is not for prompt rewardbench, whose 10 is two tokens: use votes")
+        if self.verdict == "logprobs" and self.votes > 1:
+            raise ValueError("votes are counted only with verdict: votes")
+        if self.rubric is not None and self.prompt == "nemotron-genrm" and self.template is None:
+            raise ValueError("rubric is not for prompt nemotron-genrm, which has no place for it: leave it out")
+        taken = sorted({*self.parameters} & _OWN_PARAMETERS)
+        if taken:
+            raise ValueError(f"parameters must not name {', '.join(taken)}, which alignpot sets itself")
+        return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Without what is not given."""
+        return given_only(super().fingerprint(), template=self.template, rubric=self.rubric)

@@ -244,7 +244,8 @@ def _check_kept(kept: pa.Table, where: str) -> None:
         if kept[name].null_count:
             raise IntegrityError(f"{where}: {kept[name].null_count} kept rows have no {name}.")
     several = () if names.REWARD_CHOSEN in kept.column_names else names.named_rewards(kept.column_names)
-    for field in (*names.SCORE_FIELDS, *names.reward_fields(several)):
+    judged = names.lead_fields(names.judged_rewards(kept.column_names))
+    for field in (*names.SCORE_FIELDS, *names.reward_fields(several), *judged):
         if not pa.types.is_floating(field.type) or field.name not in kept.column_names:
             continue
         wrong = pc.invert(pc.is_finite(kept[field.name]).fill_null(fill_value=True))

@@ -47,8 +47,10 @@ EXPLICIT_COLUMNS: Final[Mapping[Explicit, tuple[str, ...]]] = {
 def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed", reward: str = "") -> FloatArray:
     """Reward margin of every pair, float64 [num_rows]. reward: the name of one of several.
 
-    signed: r*(chosen) - r*(rejected); absolute: its magnitude; candidates: largest minus smallest reward of all K
-    responses the pair was drawn from, whichever of them are chosen and rejected (the recipe of the paper's code).
+    signed: r*(chosen) - r*(rejected). Of a pairwise judge (lead(chosen) - lead(rejected)) / 2, and 0 where both leads
+    have one sign, because the two orders disagree then. absolute: its magnitude. candidates: largest minus smallest
+    reward of all K responses the pair was drawn from, whichever of them are chosen and rejected (the recipe of the
+    paper's code).
     NaN where a reward is null or NaN, or a row has no candidates.
 
     Raises:
@@ -59,6 +61,10 @@ def explicit_margin(table: pa.Table | pa.RecordBatch, kind: Explicit = "signed",
     with np.errstate(invalid="ignore", over="ignore"):
         chosen, rejected = (float_column(table, name) for name in schema.reward_columns(reward))
         margin = chosen - rejected
+        if {*schema.lead_columns(reward)} <= {*table.schema.names}:
+            ours, theirs = (float_column(table, name) for name in schema.lead_columns(reward))
+            judged = np.where(np.sign(ours) * np.sign(theirs) > 0, 0.0, (ours - theirs) / 2)
+            margin = np.where(np.isnan(judged), margin, judged)
     return np.abs(margin) if kind == "absolute" else margin
 
 

@@ -1,5 +1,6 @@
 """Answers of a service to rows: from the cache where it has them, else several rows a request."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -31,12 +32,14 @@ class Form(Generic[Row]):
 def ask_rows(client: Client, cache: Cache, form: Form[Row], rows: Sequence[Row]) -> list[Any]:
     """Of each row its answer; Failed if the service fails on this row; None if it gives nothing for it, even alone.
 
-    A request that fails is split until the row is found that is to blame. Answers are cached as they come, whatever
-    happens after. Raises as `Client.ask`.
+    Rows with the same request are asked about once. A request that fails is split until the row is found that is to
+    blame. Answers are cached as they come, whatever happens after. Raises as `Client.ask`.
     """
     keys = [form.body_of([row]) for row in rows]
     found = [cache.get(key) for key in keys]
-    missing = [index for index, answer in enumerate(found) if answer is None]
+    firsts: dict[str, int] = {}
+    places = [firsts.setdefault(json.dumps(key), index) for index, key in enumerate(keys)]
+    missing = [index for index in firsts.values() if found[index] is None]
     pending = [missing[begin : begin + form.batch_rows] for begin in range(0, len(missing), form.batch_rows)]
     doubted: set[int] = set()
 
@@ -65,4 +68,4 @@ def ask_rows(client: Client, cache: Cache, form: Form[Row], rows: Sequence[Row])
             pending = again
     finally:
         cache.flush()
-    return found
+    return [found[place] for place in places]

@@ -68,6 +68,11 @@ class Backend(ABC, Generic[S]):
     def __init__(self, section: S) -> None:
         self.section = section
 
+    @property
+    def compares(self) -> bool:
+        """Whether it compares the two answers of a pair: its numbers are then their leads, and no rewards."""
+        return False
+
     @abstractmethod
     def check(self, tokens: Tokens, columns: Sequence[str]) -> None:
         """Check all that can be checked before anything runs. columns: names of the further columns of the rows.

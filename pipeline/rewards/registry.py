@@ -3,17 +3,27 @@
 from collections.abc import Mapping
 from typing import Any, Final, overload
 
-from pipeline.config import ClassifierReward, ColumnsReward, EndpointReward, FunctionReward, Replicas, VllmReward
+from pipeline.config import (
+    ClassifierReward,
+    ColumnsReward,
+    EndpointReward,
+    FunctionReward,
+    JudgeReward,
+    Replicas,
+    VllmReward,
+)
 from pipeline.rewards.backend import Backend
 from pipeline.rewards.classifier import ClassifierBackend
 from pipeline.rewards.endpoint import EndpointBackend
 from pipeline.rewards.function import FunctionBackend
+from pipeline.rewards.judge import JudgeBackend
 from pipeline.rewards.vllm import VllmBackend
 
 _BACKENDS: Final[Mapping[type[Replicas], type[Backend[Any]]]] = {
     ClassifierReward: ClassifierBackend,
     VllmReward: VllmBackend,
     EndpointReward: EndpointBackend,
+    JudgeReward: JudgeBackend,
     FunctionReward: FunctionBackend,
 }
 

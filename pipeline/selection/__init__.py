@@ -11,6 +11,7 @@
     split, partition    which of the kept rows are held out, and which folder each goes to
     report      what was kept, in numbers; compare: several metrics side by side
     figures     what the pictures of a page are drawn from: plane, breakdown, alternatives, wrong_labels, members
+    judged      how far a pairwise judge is led by place and length
 
 Knows no files, no models and no Ray.
 """

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.metrics.columns import BoolArray, FloatArray, float_column, single_array
 from pipeline.metrics.moments import Moments, moments_of
+from pipeline.selection.judged import Judged, shares_of
 from pipeline.selection.passes import Passes
 from pipeline.selection.source import Source
 from pipeline.selection.view import View, rounded, share
@@ -35,6 +36,7 @@ Coded = tuple[npt.NDArray[np.int32], list[str]]
 class _Part:
     start: int
     tokens: tuple[FloatArray, ...]
+    leads: tuple[FloatArray, ...]
     values: Mapping[str, Coded | None]
 
 
@@ -43,15 +45,17 @@ class _ReadPart:
     """Reads one part; picklable."""
 
     tokens: tuple[str, ...]
+    leads: tuple[str, ...]
     columns: tuple[str, ...]
 
     def __call__(self, part: tuple[int, Source]) -> _Part:
         start, source = part
-        names = [*self.tokens, *self.columns]
+        names = [*self.tokens, *self.leads, *self.columns]
         table = pa.concat_tables([source.schema.empty_table().select(names), *source.tables(names)]).combine_chunks()
         return _Part(
             start=start,
             tokens=tuple(float_column(table, name) for name in self.tokens),
+            leads=tuple(float_column(table, name) for name in self.leads),
             values={name: _coded(single_array(table, name)) for name in self.columns},
         )
 
@@ -96,18 +100,21 @@ class _Lengths:
 
 
 def breakdown(view: View, source: Source, passes: Passes) -> tuple[dict[str, Any], FloatArray]:
-    """`lengths` and `by_column` for the report; and tokens of chosen minus rejected for the rows of the sample.
+    """`lengths`, `judges` and `by_column` for the report; and the length gap of the rows of the sample.
 
-    lengths: None where no row has token counts. by_column: of each column that names a few groups, its values by size.
+    lengths: None where no row has token counts. judges: by name of the reward, only where one compared the
+    pairs. by_column: of each column that names a few groups, its values by size.
     """
     names = source.schema.names
     tokens = _TOKENS if {*_TOKENS} <= {*names} else ()
+    judges = {name: {group: Judged() for group in view.groups} for name in schema.judged_rewards(names)}
+    leads = tuple(column for name in judges for column in schema.lead_columns(name))
     columns = _facets(view, source)
     lengths = {group: _Lengths() for group in view.groups}
     found: dict[str, dict[str | None, _Value] | None] = {name: {} for name in columns}
     gap = np.full(view.scores.size if tokens else 0, np.nan, dtype=np.float32)
-    read = _ReadPart(tokens=tokens, columns=tuple(columns))
-    parts = passes.map(read, source.split(passes.num_parts)) if tokens or columns else iter(())
+    read = _ReadPart(tokens=tokens, leads=leads, columns=tuple(columns))
+    parts = passes.map(read, source.split(passes.num_parts)) if tokens or leads or columns else iter(())
     for part in parts:
         if part.tokens:
             sides = _sides(view, part)
@@ -115,12 +122,17 @@ def breakdown(view: View, source: Source, passes: Passes) -> tuple[dict[str, Any
                 known = rows[part.start : part.start + sides[0].size] & np.isfinite(sides[0] + sides[1])
                 lengths[group].add([side[known] for side in sides])
             gap[part.start : part.start + sides[0].size] = sides[0] - sides[1]
+        for place, judged in enumerate(judges.values()):
+            both = part.leads[2 * place : 2 * place + 2]
+            for group, rows in view.groups.items():
+                judged[group].add(both, part.tokens, rows[part.start : part.start + both[0].size])
         for name, coded in part.values.items():
             values = found[name]
             found[name] = None if coded is None or values is None else _with_rows(values, view, part.start, coded)
     of_sample = gap[view.sample].astype(np.float64) if tokens else np.full(view.sample.size, np.nan)
     return {
         "lengths": _lengths(view, lengths, of_sample),
+        **({"judges": {name or "reward": shares_of(judged) for name, judged in judges.items()}} if judges else {}),
         "by_column": {name: _by_size(values) for name, values in found.items() if values and len(values) > 1},
     }, of_sample
 

@@ -53,6 +53,8 @@ class Wanted:
         there = [q for q in self.quantities if set(q.columns) <= set(available)]
         names = [name for quantity in there for name in quantity.columns]
         names += SIGNED_EXPLICIT.columns if self.labels != "keep" and self.by_reward else []
+        judged = [name for name in schema.judged_rewards(available) if {*schema.reward_columns(name)} & {*names}]
+        names += [column for name in judged for column in schema.lead_columns(name)]
         names += [schema.PROMPT] if self.prompts else []
         names += [name for where in self.wheres for name in parse_where(where).columns]
         names += [*VOTE_COLUMNS, *({schema.TOOLS} & {*available})] if self.votes else []
@@ -85,6 +87,12 @@ class Columns:
     def num_rows(self) -> int:
         """How many rows there are."""
         return int(self.hashes.size)
+
+    def without_values(self, quantity: Quantity) -> list[str]:
+        """The columns that a quantity reads and that are null in every row. Leads take the place of rewards."""
+        judged = {name for name in quantity.rewards if all(self.num_values.get(c) for c in schema.lead_columns(name))}
+        instead = {column for name in judged for column in schema.reward_columns(name)}
+        return [name for name in quantity.columns if self.num_values[name] == 0 and name not in instead]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,8 +72,9 @@ def _details(source: Source, positions: Positions) -> NDArray[np.void]:
 
 
 def _named(columns: Sequence[str]) -> list[str]:
-    """Columns of rewards that have names."""
-    return [column for name in names.named_rewards(columns) for column in names.reward_columns(name)]
+    """Columns of rewards that have names, and those that a judge gives."""
+    named = [column for name in names.named_rewards(columns) for column in names.reward_columns(name)]
+    return [*named, *(column for name in names.judged_rewards(columns) for column in names.lead_columns(name))]
 
 
 def _score_hashes(table: pa.Table) -> HashArray:

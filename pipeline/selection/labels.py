@@ -31,7 +31,7 @@ def _sides(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in pairs if pair[1] in known)
 
 
-SIDES: Final = _sides(schema.scored_schema().names)
+SIDES: Final = _sides(schema.with_leads(schema.scored_schema(), [""]).names)
 """Columns that are exchanged, chosen first, beside those of rewards that have names."""
 
 
@@ -39,7 +39,8 @@ def sides_of(columns: Iterable[str]) -> list[tuple[str, str]]:
     """The pairs of columns that are exchanged, chosen first, of which a table has at least one."""
     names = {*columns}
     known = [pair for pair in SIDES if names & {*pair}]
-    return [*known, *(schema.reward_columns(name) for name in schema.named_rewards(sorted(names)))]
+    named, judged = schema.named_rewards(sorted(names)), schema.judged_rewards(sorted(names))
+    return [*known, *map(schema.reward_columns, named), *(schema.lead_columns(name) for name in judged if name)]
 
 
 def contradicted(block: pa.Table | pa.RecordBatch) -> BoolArray:

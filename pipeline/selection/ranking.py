@@ -230,14 +230,14 @@ def _check_rankable(columns: Columns, query: Query, num_rows: int, rows: BoolArr
     ranker, labels = query.ranker, query.rule.labels
     for term in (*ranker.terms, *ranker.sampled_terms):
         for part in ranker.ingredients(term):
-            empty = [name for name in part.columns if columns.num_values[name] == 0]
+            empty = columns.without_values(part)
             if empty and part != LENGTH_GAP:
                 raise SchemaError(_all_null(ranker, term, empty, num_rows))
     empty = [name for name in LENGTH_GAP.columns if columns.num_values.get(name) == 0]
     if empty and _read_by(query).keys() & {LENGTH_GAP, LENGTH_RATIO}:
         reader = "a select.max_length rule" if query.lengths else f"metric.length {query.metric.length}"
         raise SchemaError(f"{reader} reads {', '.join(empty)}, null in all {num_rows} scored rows. {_NO_LENGTH}")
-    empty = [name for name in query.signed.columns if labels != "keep" and columns.num_values[name] == 0]
+    empty = columns.without_values(query.signed) if labels != "keep" else []
     if empty:
         raise SchemaError(
             f"select.labels {labels} reads {', '.join(empty)}, null in all {num_rows} scored rows. {_NO_REWARD}"

@@ -36,6 +36,11 @@ _BOUNDS: Final = (
     "group_by",
 )
 _DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none", "disagreement": None}
+_JUDGE: Final[Mapping[str, str]] = {
+    "flips": "the judge's orders disagree",
+    "flips_for_first": "of these, for the first",
+    "longer_wins": "the longer answer wins",
+}
 _CORRELATIONS: Final = {
     schema.MARGIN_EXPLICIT: "correlation of reward margin and length gap",
     MARGIN_RESIDUAL: "  without what length explains",
@@ -155,6 +160,10 @@ def render(report: Mapping[str, Any]) -> str:
         rows += [(f"{name} {number}", *(_number(of[number]) for of in stats)) for number in ("mean", "std")]
     signs = [report["signs"][group] for group in GROUPS]
     rows += [(label, *(_percent(of[sign]["share"]) for of in signs)) for sign, label in SIGNS.items()]
+    for name, judge in report.get("judges", {}).items():
+        rows += [
+            (f"{name}: {words}", *(_percent(judge[g][key]["share"]) for g in GROUPS)) for key, words in _JUDGE.items()
+        ]
     if report.get("lengths"):
         lengths = [report["lengths"][group] for group in GROUPS]
         rows.append(("chosen is longer", *(_percent(of["chosen_longer"]["share"]) for of in lengths)))

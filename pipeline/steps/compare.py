@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from pipeline import schema
 from pipeline.config import Config, Metric, Objective, Select, parse_config, yaml_value
 from pipeline.errors import ConfigError
 from pipeline.selection.compare import Comparison, compare
@@ -65,6 +66,8 @@ def _metrics(given: Sequence[str | Mapping[str, Any]], objective: Objective, sou
     columns = {name: query.ranker.columns for name, query in queries.items()}
     there = {name for of_one in columns.values() for name in of_one if name in source.schema.names}
     filled = {name for name in there if source.has_values(name)}
+    for name in schema.judged_rewards(source.schema.names):
+        filled |= {*schema.reward_columns(name)} if all(map(source.has_values, schema.lead_columns(name))) else set()
     return {name: metric for name, metric in readable.items() if filled >= {*columns[name]}}
 
 

@@ -151,7 +151,7 @@ def render(cost: RunCost, config: Config) -> str:
 
 def _first_rows(step: Step, run: Run, pending: NDArray[np.int64]) -> pa.Table:
     """The first rows that are not scored yet, tokenised."""
-    tables = [step.schema.empty_table(), *first_rows(step, run, pending, SAMPLE_ROWS)]
+    tables = first_rows(step, run, pending, SAMPLE_ROWS) or [step.schema.empty_table()]
     table = pa.concat_tables(tables).slice(0, SAMPLE_ROWS).combine_chunks()
     tokenise = [stage for stage in step.stages if stage.name == "tokenise"]
     return tokenise[0].build()(table) if tokenise else table

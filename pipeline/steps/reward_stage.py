@@ -1,4 +1,4 @@
-"""The stage of scoring that gives each answer of a pair its reward, whatever the back end."""
+"""The stage of scoring that gives each answer of a pair its reward, or its lead, whatever the back end."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -35,18 +35,26 @@ def id_columns(member: str = "") -> tuple[str, str]:
 
 
 def _build(member: str, reward: Backend[Any], cache: Place | None) -> Apply:
+    names = names_of(member, reward.section)
+    columns_of = schema.lead_columns if reward.compares else schema.reward_columns
     return RewardPairs(
-        reward.scorer(cache), reads_ids=reward.reads_ids, member=member, names=names_of(member, reward.section)
+        reward.scorer(cache), reads_ids=reward.reads_ids, member=member, columns=[*map(columns_of, names)]
     )
 
 
 class RewardPairs:
-    """Adds the rewards of both answers by one member, float64; `names` are those of its rewards, one for each head."""
+    """Adds the rewards of both answers by one member, or their leads, float64; `columns` are two for each head."""
 
-    def __init__(self, scorer: Scorer, *, reads_ids: bool, member: str = "", names: Sequence[str] = ("",)) -> None:
-        self._scorer = scorer
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        reads_ids: bool,
+        member: str = "",
+        columns: Sequence[tuple[str, str]] = (schema.reward_columns(),),
+    ) -> None:
+        self._scorer, self._columns = scorer, columns
         self._dialogues = partial(dialogues_as_ids, member=member) if reads_ids else dialogues_as_turns
-        self._columns = [schema.reward_columns(name) for name in names]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Score the kept rows. Rows without two rewards are dropped. Raises as the scorer."""
@@ -88,7 +96,7 @@ def dialogues_as_turns(table: pa.Table, rows: npt.NDArray[np.int64]) -> list[lis
 
 def extra_columns(scored: pa.Schema) -> list[str]:
     """The columns of rows to score that are not alignpot's own."""
-    own = {*_OWN}
+    own = {*_OWN} | {name for judged in schema.judged_rewards(scored.names) for name in schema.lead_columns(judged)}
     if schema.REWARD_CHOSEN not in scored.names:
         own |= {column for name in schema.named_rewards(scored.names) for column in schema.reward_columns(name)}
     return [name for name in scored.names if name not in own and not name.startswith(TRANSIENT_PREFIX)]

@@ -138,7 +138,10 @@ def rows_of_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
     pair = schema.pair_schema(fields, template_kwargs=schema.TEMPLATE_KWARGS in pairs.schema.names)
     taken: set[str] = {*pair.names, schema.STATUS}
     for section, names in (
-        *((section, (*schema.reward_columns(name), schema.REWARDS_ALL)) for name, section in config.members.items()),
+        *(
+            (section, (*schema.reward_columns(name), *schema.lead_columns(name), schema.REWARDS_ALL))
+            for name, section in config.members.items()
+        ),
         (config.policy, schema.POLICY_SCORES),
         (config.reference, schema.REFERENCE_SCORES),
     ):
@@ -146,8 +149,11 @@ def rows_of_dataset(config: Config, pairs: Dataset) -> dict[str, Any]:
             taken.update(names)
     own = {field.name for field in (*schema.scored_schema(pair=pair), *schema.SUBSET_FIELDS)}
     own |= {column for name in config.reward_names for column in schema.reward_columns(name)}
+    judged = schema.judged_rewards(pairs.schema.names)
+    own |= {column for name in judged for column in schema.lead_columns(name)}
     extra = [field for field in pairs.schema if field.name not in own]
     wanted = schema.scored_schema(extra, pair, config.reward_names)
+    wanted = schema.with_leads(wanted, [name for name in judged if {*schema.lead_columns(name)} <= taken])
     prepare = partial(_as_scored, wanted=wanted, blank=frozenset(own - taken))
     return {
         "rows": OwnRows(rows=pairs, shard_rows=_shard_rows(config), prepare=prepare),

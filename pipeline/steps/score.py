@@ -27,6 +27,7 @@ from pipeline.models.loading import check_models
 from pipeline.rewards.backend import Backend
 from pipeline.rewards.cache import check_cache
 from pipeline.rewards.registry import reward_backends
+from pipeline.schema import with_leads
 from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
 from pipeline.steps.rows_to_score import rows_of_dataset, rows_of_sources
@@ -64,7 +65,9 @@ def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, 
         given |= source.pop("given")
     pins: dict[str, Any] = {role: pinned(model, models[role]) for role, model in _causal_models(config).items()}
     of_members = models.get("rewards", {"": models.get("reward")})
-    sections = {name: reward.pinned(of_members[name]) for name, reward in reward_backends(config.members).items()}
+    rewards = reward_backends(config.members)
+    sections = {name: reward.pinned(of_members[name]) for name, reward in rewards.items()}
+    source["schema"] = with_leads(source["schema"], [name for name, reward in rewards.items() if reward.compares])
     config = config.model_copy(update=pins).with_members(sections)
     source["fingerprint"] = {"source": source["fingerprint"], **models}
     return config, Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)

@@ -208,7 +208,8 @@ def _origins_of_scored(
     found |= {name: read([name]) for name in scores.named}
     for member, reward in reward_backends(config.members).items():
         beside = () if reward.reads_ids else read([field.name for field in reader.passthrough])
-        columns = [column for name in names_of(member, reward.section) for column in s.reward_columns(name)]
+        columns_of = s.lead_columns if reward.compares else s.reward_columns
+        columns = [column for name in names_of(member, reward.section) for column in columns_of(name)]
         found |= dict.fromkeys(columns, tuple(dict.fromkeys((*pair, *beside))))
     for names, section in ((s.REFERENCE_SCORES, config.reference), (s.POLICY_SCORES, config.policy)):
         if isinstance(section, ColumnsModel):

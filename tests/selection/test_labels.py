@@ -48,6 +48,7 @@ def test_every_column_that_schema_has_for_both_sides_is_exchanged():
     assert set(SIDES) == {
         ("chosen", "rejected"),
         ("reward_chosen", "reward_rejected"),
+        ("lead_chosen", "lead_rejected"),
         ("policy_logp_chosen", "policy_logp_rejected"),
         ("reference_logp_chosen", "reference_logp_rejected"),
         ("num_tokens_chosen", "num_tokens_rejected"),
