@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,7 +110,13 @@ def test_table_opens_with_the_rule():
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_can_be_reported(name):
-    report = report_of(agreeing_table(60), Metric(name=name), k=10)
+    table = agreeing_table(60)
+    if name == "divergence":  # of several rewards
+        several = {"reward_chosen": "reward_a_chosen", "reward_rejected": "reward_a_rejected"}
+        table = table.rename_columns([several.get(column, column) for column in table.column_names])
+        table = table.append_column("reward_b_chosen", table["reward_a_rejected"])
+        table = table.append_column("reward_b_rejected", pa.array([0.25 * row for row in range(60)]))
+    report = report_of(table, Metric(name=name), k=10)
     assert render(report).startswith(f"metric {name}")
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
