@@ -21,7 +21,7 @@ def query(metric=None, objective=SIMPO, **rule) -> Query:
 
 WEIGHTS = [query(Metric(weight=w), fraction=0.3) for w in (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)]
 FRACTIONS = [query(fraction=f) for f in (0.05, 0.1, 0.25, 0.4, 0.5, 0.75, 0.9, 1.0)]
-METRIC_SWEEP = [query(Metric(name=name), k=25) for name in METRICS]
+METRIC_SWEEP = [query(Metric(name=name), k=25) for name in METRICS if name != "divergence"]  # of one reward
 NORMALISERS = [query(Metric(normalise=n), k=25) for n in ("zscore", "robust", "rank", "none")]
 RATIOS = [query(Metric(weight="auto", ratio=r), k=25) for r in RATIO_METHODS]
 OBJECTIVES = [query(objective=Objective(name=n), k=25) for n in ("simpo", "dpo", "cpo", "orpo")]

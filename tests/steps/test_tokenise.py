@@ -12,7 +12,7 @@ from pipeline.models.prompts import DialogueTokenizer, PairTokenizer
 from pipeline.rewards.classifier import completions
 from pipeline.sources.open import open_source
 from pipeline.sources.shards import plan_shards
-from pipeline.steps.reward_stage import REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS, dialogues_as_ids
+from pipeline.steps.reward_stage import dialogues_as_ids, id_columns
 from pipeline.steps.score_stages import (
     CHOSEN_IDS,
     CHOSEN_START,
@@ -24,6 +24,7 @@ from pipeline.steps.score_stages import (
 from tests.fixtures_models import CHATML, tiny_tokenizer
 from tests.models.pairs import demo_pairs, tokenized_pairs
 
+REWARD_CHOSEN_IDS, REWARD_REJECTED_IDS = id_columns("")
 FAILING = "{% if 'secret' in messages[0]['content'] %}{{ 1 // 0 }}{% endif %}" + CHATML
 
 
