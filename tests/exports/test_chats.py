@@ -24,7 +24,7 @@ def subset(tmp_path: Path) -> str:
     rows[1]["rejected"] = [{**turn("assistant", "Eight."), "reasoning_content": "I guess."}]
     rows[2]["chat_template_kwargs"] = '{"enable_thinking":false}'
     pair = names.pair_schema(("tool_calls", "tool_call_id", "reasoning_content"), template_kwargs=True)
-    fields = [*pair, *names.REWARD_FIELDS, *names.SUBSET_FIELDS]
+    fields = [*pair, *names.reward_fields(), *names.SUBSET_FIELDS]
     schema = pa.schema([field for field in fields if field.name != names.CONTENT_DIGEST])
     return write_subset(str(tmp_path / "subset"), rows, schema=schema)
 

@@ -249,6 +249,8 @@ def test_models_are_checked_before_weights_are_loaded(tiny_model_dir, tmp_path):
     with pytest.raises(ModelError, match="differ in chat template"):
         check_models({"policy": policy, "reference": causal(bare)}, Tokens())
     check_models({"policy": policy, "reference": causal(bare)}, given)
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps(config | {"id2label": {"0": "reward"}}))
     reward = ClassifierReward(backend="classifier", model=str(bare))
     with pytest.raises(ModelError, match=r"no chat template\. Set reward\.chat_template"):
         ClassifierBackend(reward).check(Tokens(), ())
