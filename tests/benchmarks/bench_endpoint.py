@@ -47,7 +47,7 @@ def timed(score: Callable[[Any], Any], rows: Any) -> tuple[float, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="alignpot-bench-") as folder:
