@@ -12,12 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.config import (
-    Config,
-    Output,
-    RewardConfig,
-    Storage,
-)
+from pipeline.config import Config, Output, RewardConfig, Storage
 from pipeline.config.load import parse
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import REWARDED
@@ -46,17 +41,15 @@ class Pairs(Rows):
         super().__init__(table.filter(is_kept).drop_columns([name for name in table.column_names if name in _INTERNAL]))
 
 
-class Scored(Rows):
-    """A scored dataset: the kept rows with their rewards, log-probs and token counts.
+class _Kept(Rows):
+    """The kept rows of a complete dataset.
 
     path: where it lies; temporary files go with this object. dropped: left-out rows by stage and reason.
     """
 
-    def __init__(self, config: Config, files: ExitStack) -> None:
-        self.dataset = Dataset.open(Place.open(config.scored, config.storage))
-        self.config = config
-        self.path = config.scored
-        self.dropped = self.dataset.manifest.drops_by_reason
+    def __init__(self, dataset: Dataset, path: str, files: ExitStack) -> None:
+        self.dataset, self.path = dataset, path
+        self.dropped = dataset.manifest.drops_by_reason
         weakref.finalize(self, files.close)
 
     def __len__(self) -> int:
@@ -67,21 +60,20 @@ class Scored(Rows):
         return self.dataset.table()
 
 
-class Rewarded(Rows):
-    """Prompts with their responses and the rewards of these; `path` and `dropped` as of Scored."""
+class Scored(_Kept):
+    """A scored dataset: pairs with their rewards, log-probs and token counts."""
+
+    def __init__(self, config: Config, files: ExitStack) -> None:
+        super().__init__(Dataset.open(Place.open(config.scored, config.storage)), config.scored, files)
+        self.config = config
+
+
+class Rewarded(_Kept):
+    """Prompts with their responses and the rewards of these."""
 
     def __init__(self, config: RewardConfig, files: ExitStack) -> None:
-        self.dataset = Dataset.open(Place.open(config.rewarded, config.storage), REWARDED)
-        self.path = config.rewarded
-        self.dropped = self.dataset.manifest.drops_by_reason
-        weakref.finalize(self, files.close)
-
-    def __len__(self) -> int:
-        return self.dataset.num_kept
-
-    def to_arrow(self) -> pa.Table:
-        """All kept rows in memory, as an Arrow table."""
-        return self.dataset.table()
+        place = Place.open(config.rewarded, config.storage)
+        super().__init__(Dataset.open(place, REWARDED), config.rewarded, files)
 
 
 class Subset(Rows):

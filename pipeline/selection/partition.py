@@ -5,11 +5,12 @@ from typing import Final
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.metrics.columns import single_array
-from pipeline.schema import TRAIN
-from pipeline.selection.columns import coded
+from pipeline.schema import TRAIN, require_columns
+from pipeline.selection.columns import check_group_type, coded
 from pipeline.selection.selection import Selection
 from pipeline.selection.source import Positions, Source, take_all
 from pipeline.shown import shown
@@ -22,12 +23,20 @@ Partition = Mapping[tuple[str, str], Positions]
 """Ascending places of kept rows by folder and split, in the order of the files."""
 
 
+def check_partition(column: str, schema: pa.Schema) -> None:
+    """Raise a SchemaError if the column is not there, and a DataError if it cannot name folders."""
+    require_columns(schema, [column], where=KEY, remedy="Name it in source.passthrough.")
+    check_group_type(column, schema.field(column).type, KEY)
+
+
 def partition(selection: Selection, source: Source, column: str) -> Partition:
     """The folder of each kept row: COLUMN=VALUE, with percent signs before what URLs escape.
 
     Raises:
-        DataError: the column has too many values, too long ones, or cannot name groups.
+        DataError: the column has too many values or too long ones.
+        AlignpotError: as `check_partition`.
     """
+    check_partition(column, source.schema)
     values = single_array(take_all(source, selection.positions, [column]), column)
     codes, names = coded(values, column, KEY)
     splits = selection.splits or {TRAIN: np.arange(selection.k)}

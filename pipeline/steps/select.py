@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, FingerprintError, SourceError
 from pipeline.report import about, report_page
 from pipeline.selection.columns import check_group_type
 from pipeline.selection.former import apply_former, former_fitted, former_rule
-from pipeline.selection.partition import KEY, Partition, partition
+from pipeline.selection.partition import Partition, check_partition, partition
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.ranking import Query, rank
 from pipeline.selection.report import summarise
@@ -85,9 +85,8 @@ def prepare_select(config: Config, plan: Plan | None = None) -> list[SelectRun]:
 def _prepare(config: Config, scored: Mapping[str, Any], columns: pa.Schema, plan: Plan | None) -> SelectRun:
     if config.select is None or config.output is None:
         raise ConfigError("select needs a select section (fraction or k) and an output section (path); add them.")
-    if (column := config.output.partition_by) is not None:
-        schema.require_columns(columns, [column], where=KEY, remedy="Name it in source.passthrough.")
-        check_group_type(column, columns.field(column).type, KEY)
+    if config.output.partition_by is not None:
+        check_partition(config.output.partition_by, columns)
     place = Place.open(config.output.path, config.storage)
     if Dataset.find(place, SUBSET) is None:
         check_writable(place)

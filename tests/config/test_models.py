@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config import parse_config, resolved
+from pipeline.config import Run, parse_config, resolved
 from pipeline.errors import ConfigError
 from tests.config.sections import assert_refused, changed
 
@@ -91,3 +91,22 @@ def test_vllm_gets_a_gpu_for_each_part_of_the_model(num_gpus, engine_args):
 def test_backend_may_be_left_out():
     config = parse_config(changed(reward={}))
     assert (config.policy.backend, config.reward.backend) == ("torch", "columns")
+
+
+@pytest.mark.parametrize(
+    ("engine", "address", "runs_models", "on_ray"),
+    [
+        ("auto", None, True, True),
+        ("auto", None, False, False),
+        ("auto", "10.0.0.1:6379", False, True),
+        ("auto", "local", False, False),
+        ("ray", None, False, True),
+        ("plain", "10.0.0.1:6379", True, False),
+    ],
+)
+def test_ray_works_where_models_run_or_a_cluster_is_named(engine, address, runs_models, on_ray, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert Run(engine=engine, address=address).on_ray(runs_models=runs_models) == on_ray
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert Run(engine=engine).on_ray(runs_models=runs_models) == on_ray

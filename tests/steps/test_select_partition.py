@@ -89,3 +89,10 @@ def test_what_cannot_name_folders_is_refused(output: dict[str, Any], words: list
         prepare_select(data.select_config(scored, tmp_path / "subset", output=output))
     assert all(word in str(error.value) for word in words)
     assert not (tmp_path / "subset").exists()
+
+
+def test_what_is_not_there_is_refused_for_rows_in_memory_too(tmp_path: Path):
+    chosen = select(data.scored_table(8), metric="explicit", k=2)
+    with pytest.raises(AlignpotError, match=r"output\.partition_by.*nowhere"):
+        chosen.write(tmp_path / "subset", partition_by="nowhere")
+    assert not (tmp_path / "subset" / "run.json").exists()
