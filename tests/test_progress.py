@@ -12,6 +12,7 @@ import time
 import pytest
 
 from pipeline import progress as module
+from pipeline import score
 from pipeline.progress import Figures, progress
 from pipeline.shown import JsonFormatter
 
@@ -98,6 +99,7 @@ def test_a_task_that_ends_at_once_says_nothing(caplog, monkeypatch):
 ON_A_TERMINAL = """
 import logging, time
 from pipeline import progress as module
+from pipeline import score
 from pipeline.progress import Figures, progress
 module._REDRAW_S = module._SHORT_S = 0.05
 logging.basicConfig(format="%(message)s")
@@ -150,6 +152,21 @@ def test_a_log_of_json_holds_the_figures(capfd, monkeypatch):
     assert (line["level"], line["logger"], line["task"]) == ("INFO", "pipeline.progress", "scored")
     assert (line["done"], line["total"], line["dropped"]) == (2, 4, {"too_long": 1})
     assert line["message"].startswith("scored: 2 of 4 rows, 1 shards, ")
+
+
+def test_a_step_gives_the_figures_of_its_shards(caplog, monkeypatch):
+    monkeypatch.setattr(module, "_SHORT_S", 0.0)
+    caplog.set_level(logging.INFO)
+    texts = ["a", "b", "same"]  # the last pair has equal answers
+    rows = [
+        {"id": text, "prompt": "p", "chosen": text, "rejected": "same", "reward_chosen": 1.0, "reward_rejected": 0.0}
+        for text in texts
+    ]
+    score(rows, reward="columns", source={"id_column": "id"}, run={"shard_rows": 1, "max_dropped": 1.0})
+    [*_, last] = [record.fields for record in caplog.records if record.name == "pipeline.progress"]
+    assert (last["task"], last["done"], last["total"], last["shards"]) == ("scored", 3, 3, 3)
+    assert last["dropped"] == {"identical_responses": 1}
+    assert {*last["workers_busy"]} == {"read", "commit"}
 
 
 def test_where_a_task_failed_is_said_and_the_error_goes_on(caplog):

@@ -45,6 +45,10 @@ def test_the_rows_are_those_of_no_partition_and_every_reader_finds_them(
         *(f"topic={value}" for value in ("math", "code", "chat")),
         "topic=__HIVE_DEFAULT_PARTITION__",
     }
+    for part in [folder / name for name in ("topic=math", "topic=code")]:
+        for name in found.splits:
+            numbers = sorted(file.stem for file in part.glob(f"{name}-*"))
+            assert numbers == [f"{name}-{i:05d}-of-{len(numbers):05d}" for i in range(len(numbers))] != []
     assert all(len(pl.read_parquet(file, hive_partitioning=False)) <= 20 for file in folder.rglob("*.parquet"))
     rows = {(row[names.ID], row[TOPIC]) for part in plain.splits for row in plain.of_split(part).table().to_pylist()}
     arrow = ds.dataset(folder, partitioning="hive").to_table([names.ID, TOPIC]).to_pylist()
