@@ -15,6 +15,7 @@ _REDRAW_S: Final = 1.0
 _LINE_S: Final = 30.0
 _SHORT_S: Final = 2.0
 _BAR_LENGTH: Final = 20
+_WORTH_TELLING: Final = 0.05  # workers that are busy on average
 _NO_VIEW: Final = "TQDM_DISABLE"
 
 _log = logging.getLogger(__name__)
@@ -181,7 +182,8 @@ class _Task:
     def _counts(self) -> str:
         parts = [f"{self._name}: {self._done:,} of {self._total:,} {self._unit}"]
         if self._figures is not None:
-            parts.append(f"{self._figures.num_shards:,} shards")
+            num_shards = self._figures.num_shards
+            parts.append("1 shard" if num_shards == 1 else f"{num_shards:,} shards")
         parts.append(f"{_clock(self.seconds())} so far")
         rate, token_rate = self._rates()
         if rate:
@@ -208,8 +210,9 @@ class _Task:
     def _beside(self) -> Iterator[str]:
         if (figures := self._figures) is None:
             return
-        if busy := self._busy(figures):
-            yield f"workers busy: {', '.join(f'{stage} {number:.2f}' for stage, number in busy.items())}"
+        busy = [f"{number:.1f} {stage}" for stage, number in self._busy(figures).items() if number >= _WORTH_TELLING]
+        if busy:
+            yield f"workers busy: {', '.join(busy)}"
         if figures.dropped:
             reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(figures.dropped.items()))
             yield f"dropped: {sum(figures.dropped.values()):,} ({reasons})"
