@@ -214,7 +214,7 @@ def test_the_examples_of_the_page_work() -> None:
 @pytest.mark.ray
 def test_on_ray_the_rewards_are_those_of_the_plain_loop(config: Callable[..., Any]) -> None:
     here = scored(config("by_word", version="plain", timeout_s=5))
-    on_ray = scored(config("by_word", version="ray", timeout_s=5, engine="ray", replicas=2))
+    on_ray = scored(config("by_word", version="ray", timeout_s=5, engine="ray", replicas=[1, 2]))
     assert on_ray.drop_columns("source_file").equals(here.drop_columns("source_file"))
 
 
