@@ -4,6 +4,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
+from pipeline.metrics import METRICS
+
+OF_ONE_REWARD = [name for name in METRICS if name != "divergence"]
 
 
 def scored_table(num_rows: int = 0, *, seed: int = 0, **columns) -> pa.Table:

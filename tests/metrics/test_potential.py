@@ -13,14 +13,12 @@ from pipeline.metrics import ranker as ranker_module
 from pipeline.metrics.listing import describe_metrics
 from pipeline.metrics.normalise import Fitted, Ranks, Scale
 from pipeline.metrics.ratio import RATIO_METHODS
-from tests.metrics.tables import agreeing_table, scored_table, swapped
+from tests.metrics.tables import OF_ONE_REWARD, agreeing_table, scored_table, swapped
 from tests.selection.sources import found_in
 
 RAW = Metric(normalise="none", weight=2.5)
 NOTHING = Fitted()
 SIMPO = Objective()
-
-OF_ONE_REWARD = [name for name in METRICS if name != "divergence"]
 
 
 def fitted_over(table, metric, objective=SIMPO):

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from pipeline import schema
 from pipeline.config import Metric, Select
 from pipeline.errors import DataError
-from pipeline.metrics import METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.selection import Query, Threads, fit, select_many, summarise
-from tests.metrics.tables import agreeing_table
+from tests.metrics.tables import OF_ONE_REWARD, agreeing_table
 from tests.selection.sources import SIMPO, CountedSource, ElsewherePasses, margins, source_of, with_columns, with_texts
 
 RATIOS = list(RATIO_METHODS)
 SETTINGS = [
-    *(Metric(name=name) for name in METRICS if name not in ("potential", "divergence")),  # of one reward
+    *(Metric(name=name) for name in OF_ONE_REWARD if name != "potential"),
     Metric(name="implicit", order="largest"),
     Metric(name="explicit", explicit="candidates"),
     *(Metric(normalise=n, weight=1.5) for n in ("zscore", "robust", "rank", "none")),

@@ -5,10 +5,9 @@ import pytest
 
 from pipeline import schema
 from pipeline.config import Metric, Objective, Select
-from pipeline.metrics import METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
 from pipeline.selection import Query, Threads, select_many, summarise
-from tests.metrics.tables import agreeing_table
+from tests.metrics.tables import OF_ONE_REWARD, agreeing_table
 from tests.selection.sources import EXPLICIT, SIMPO, CountedSource, with_texts
 from tests.selection.test_passes import rows
 
@@ -21,7 +20,7 @@ def query(metric=None, objective=SIMPO, **rule) -> Query:
 
 WEIGHTS = [query(Metric(weight=w), fraction=0.3) for w in (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)]
 FRACTIONS = [query(fraction=f) for f in (0.05, 0.1, 0.25, 0.4, 0.5, 0.75, 0.9, 1.0)]
-METRIC_SWEEP = [query(Metric(name=name), k=25) for name in METRICS if name != "divergence"]  # of one reward
+METRIC_SWEEP = [query(Metric(name=name), k=25) for name in OF_ONE_REWARD]
 NORMALISERS = [query(Metric(normalise=n), k=25) for n in ("zscore", "robust", "rank", "none")]
 RATIOS = [query(Metric(weight="auto", ratio=r), k=25) for r in RATIO_METHODS]
 OBJECTIVES = [query(objective=Objective(name=n), k=25) for n in ("simpo", "dpo", "cpo", "orpo")]
