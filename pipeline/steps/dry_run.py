@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.config import Config, reward_key
 from pipeline.data.commit import no_new_folders
-from pipeline.data.manifest import SCORED
 from pipeline.data.place import Place
 from pipeline.data.run import Run, check_claim, find_plan
 from pipeline.drops import share_of_faults
@@ -96,8 +95,8 @@ def estimate(config: Config, *, select: bool) -> RunCost:
 def _estimate(config: Config, *, select: bool) -> RunCost:
     config, step = scoring_step(config)
     plan, place = plan_of(step), Place.open(config.scored, config.storage)
-    check_claim(place, SCORED, plan.fingerprint)
-    run = Run(place, find_plan(place, SCORED) or plan)
+    check_claim(place, step.kind, plan.fingerprint)
+    run = Run(place, find_plan(place, step.kind) or plan)
     if select:
         prepare_select(config, run.plan)
     pending = pending_shards(step, run)

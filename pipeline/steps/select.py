@@ -40,7 +40,7 @@ from pipeline.shown import shown_path
 
 _SCORING: Final = ("policy", "reference", "reward", "tokens")
 _SLIM: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
-_INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTCOME_FIELDS))
+_INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in (*schema.OUTCOME_FIELDS, *schema.LAZY_FIELDS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +109,8 @@ def _prepare(config: Config, scored: Mapping[str, Any], columns: pa.Schema, plan
 def _fingerprint(
     scored: Mapping[str, Any], query: Query, output: Output, former: Mapping[str, Any] | None
 ) -> dict[str, Any]:
+    # The bounds in a lazily scored dataset decide nothing.
+    scored = {name: value for name, value in scored.items() if name != "bounds"}
     return {
         "scored": fingerprint_digest(scored),
         "objective": query.objective.fingerprint(),
