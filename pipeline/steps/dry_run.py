@@ -28,6 +28,7 @@ from pipeline.errors import TooManyDroppedError
 from pipeline.models.packing import num_packed_tokens
 from pipeline.rewards.classifier import completions
 from pipeline.selection.text import aligned
+from pipeline.steps.lazy import outlook
 from pipeline.steps.refusals import words_in
 from pipeline.steps.reward_stage import dialogues_as_ids
 from pipeline.steps.rows import kept_rows, without_transient
@@ -56,7 +57,7 @@ class RunCost:
 
     num_rows, num_left: rows of the source, and those that are not scored yet. num_sampled: first rows of these that
     were read. dropped: of them, by stage and reason. template_words: see `refusals`. scored_bytes, subset_bytes: of the
-    finished datasets.
+    finished datasets. lazy: what score.lazy will save, in words.
     """
 
     num_rows: int
@@ -67,6 +68,7 @@ class RunCost:
     models: tuple[ModelCost, ...]
     scored_bytes: int
     subset_bytes: int | None
+    lazy: str = ""
 
 
 def dry_run(config: Config, *, select: bool) -> Iterator[str]:
@@ -114,6 +116,7 @@ def _estimate(config: Config, *, select: bool) -> RunCost:
         models=tuple(_model_costs(config, table, num_left)),
         scored_bytes=round(num_rows * scored_bytes),
         subset_bytes=_subset_bytes(config, table, num_rows * kept_share) if select else None,
+        lazy=outlook(config, run) if config.score.lazy else "",
     )
 
 
@@ -145,6 +148,7 @@ def render(cost: RunCost, config: Config) -> str:
             f"Assumed: {given.gpu_flops:.3g} FLOP/s of a GPU, {given.scoring_mfu:.0%} of it used. Set them under "
             "estimate.",
         ]
+    texts += [cost.lazy] if cost.lazy else []
     return "\n\n".join([*texts, "Nothing was scored or written."])
 
 

@@ -22,7 +22,7 @@ from pipeline.config import ColumnsReward, Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.lazy import round_name, sealed_name
 from pipeline.data.manifest import LAZY, SCORED, Manifest
-from pipeline.data.run import Run, find_plan
+from pipeline.data.run import Plan, Run, find_plan
 from pipeline.metrics.columns import single_array
 from pipeline.metrics.ids import HashArray, id_hashes
 from pipeline.selection.lazy import first_rows, next_rows
@@ -58,12 +58,7 @@ def score_lazily(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Ma
     started = time.monotonic()
     work = _Work(config=config)
     rewarded = Dataset(run.place, work.complete(step, run))
-    lazy = LazyRows.of(rewarded, [name for role in _LOGPS if role in config.torch_models() for name in _LOGPS[role]])
-    queries = [
-        Query(objective=each.objective, metric=each.metric, rule=each.select).on(rewarded.schema)
-        for each in config.variants()
-        if each.select is not None
-    ]
+    lazy, queries = LazyRows.of(rewarded, _logps(config)), _queries(config, rewarded)
     sampled, repeated = first_rows(_hashes(rewarded), config.score.statistics_rows)
     for index in itertools.count():
         scoring = _scoring_of(config, step, rewarded, no_positions(), index)
@@ -79,6 +74,29 @@ def score_lazily(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Ma
     begun = begin_step(sealing, config.storage)
     manifest = work.complete(sealing, begun, engine="plain")
     return work.summary(time.monotonic() - started, manifest), manifest
+
+
+def outlook(config: Config, run: Run) -> str:
+    """How many rows the run will score, as far as that is known before it; in words. Writes nothing."""
+    rewarded = Dataset.find(run.place, LAZY)
+    if rewarded is None or Dataset.find(run.place / round_name(0)) is None:
+        return (
+            "score.lazy: policy and reference will score fewer rows than that. How many is known when the rewards and "
+            f"the first {config.score.statistics_rows:,} scores are there: stop the run then, and ask again."
+        )
+    lazy, queries = LazyRows.of(rewarded, _logps(config)), _queries(config, rewarded)
+    sampled, _ = first_rows(_hashes(rewarded), config.score.statistics_rows)
+    for index in itertools.count():
+        scored, plan = (find(run.place / round_name(index), SCORED) for find in (Dataset.find, find_plan))
+        if not isinstance(scored, Dataset) or not isinstance(plan, Plan):
+            break
+        lazy.add(scored, picked_positions(plan.shards), sampled)
+    num_wanted, num_scored = _wanted(lazy, queries).size, int(np.count_nonzero(lazy.scoring))
+    saved = 1 - (num_wanted + num_scored) / max(1, lazy.scoring.size)
+    return (
+        f"score.lazy: {num_scored:,} of {lazy.scoring.size:,} rows are scored, and about {num_wanted:,} more will be. "
+        f"{saved:.0%} of the forwards of policy and reference are saved."
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,6 +176,19 @@ def _sealing(step: Step, lazy: LazyRows, queries: Sequence[Query], num_rounds: i
         check=None,
         extra={"lazy": {**step.fingerprint["lazy"], **counts, "rounds": num_rounds, "fitted": fitted}},
     )
+
+
+def _logps(config: Config) -> list[str]:
+    """The columns that rounds fill."""
+    return [name for role in _LOGPS if role in config.torch_models() for name in _LOGPS[role]]
+
+
+def _queries(config: Config, rewarded: Dataset) -> list[Query]:
+    return [
+        Query(objective=each.objective, metric=each.metric, rule=each.select).on(rewarded.schema)
+        for each in config.variants()
+        if each.select is not None
+    ]
 
 
 def _hashes(dataset: Dataset) -> HashArray:

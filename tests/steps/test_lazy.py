@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import DataError, FingerprintError, SourceError
+from pipeline.steps.dry_run import estimate, render
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
 from tests.steps.conftest import make_config, run_all, write_jsonl
@@ -46,7 +47,17 @@ def scored_of(config: Config, **keys) -> pa.Table:
     return Dataset.open(Place.open(config.scored, config.storage)).table(**keys)
 
 
-def test_a_lazy_run_selects_what_all_scores_select_and_scores_no_row_twice(tmp_path, source, models):
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"engine": "plain"},
+        pytest.param({"engine": "ray", "placement": "colocated"}, marks=[pytest.mark.ray, pytest.mark.slow]),
+    ],
+    ids=["plain", "ray"],
+)
+def test_a_lazy_run_selects_what_all_scores_select_and_scores_no_row_twice(run, tmp_path, source, models, request):
+    if run["engine"] == "ray":
+        request.getfixturevalue("local_ray")
     every = make_config(tmp_path / "every", source, **models, select={"fraction": 1.0})
     score(*prepare_score(every))
     assert scored_of(every)["scoring_outcome"].to_pylist().count("skipped") == 0
@@ -56,7 +67,9 @@ def test_a_lazy_run_selects_what_all_scores_select_and_scores_no_row_twice(tmp_p
     rounds = []
     for name, wanted in (("few", 0.05), ("half", 0.5), ("again", 0.1)):
         there = {"scored": str(tmp_path / "lazy/scored"), "output": {"path": str(tmp_path / "lazy" / name)}}
-        config = make_config(tmp_path, source, **models, **there, select={"fraction": wanted})
+        config = make_config(tmp_path, source, **models, **there, select={"fraction": wanted}, run=run)
+        assert "will score fewer rows" in (told := render(estimate(config, select=True), config)) or name != "few"
+        assert "% of the forwards of policy and reference are saved" in told or name == "few"
         shown = run_all(config)
         assert "rows skipped" in shown
         expected = make_config(tmp_path, source, **models, scored=every.scored, select={"fraction": wanted},
