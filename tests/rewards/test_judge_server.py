@@ -15,6 +15,7 @@ import pytest
 from pipeline.config import Storage, parse_self_play
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
+from pipeline.selfplay.expansion import ANNOTATED
 from pipeline.selfplay.rounds import self_play
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
@@ -103,31 +104,24 @@ def test_a_request_without_room_for_an_answer_drops_its_row(in_process: dict[str
 
 
 @pytest.mark.parametrize("judge", ["served", "in_process"])
-def test_self_play_is_rated(
-    judge: str, tiny_model_dir: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
+def test_votes_and_ratings_of_self_play(
+    judge: str, source: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
 ):
-    given = settings(tmp_path, tiny_model_dir("llama", seed=1), tmp_path, rounds=1, train=None)
-    reward = {**request.getfixturevalue(judge), "style": "pointwise"}
-    list(self_play(parse_self_play(given | {"reward": reward, "run": {"engine": "plain", "max_dropped": 0.5}})))
-    [annotated] = (tmp_path / "run").glob("round-1/base/annotated")
-    dataset = Dataset.open(Place.open(str(annotated), Storage()))
-    ratings = [rating for row in dataset.table(["all_rm_scores"]).to_pylist() for rating in row["all_rm_scores"]]
-    assert ratings
-    assert all(1 <= rating <= 9 for rating in ratings if rating is not None)
-
-
-@pytest.mark.parametrize("judge", ["served", "in_process"])
-def test_votes_and_ratings(judge: str, source: Path, tmp_path: Path, request: pytest.FixtureRequest):
-    judge = request.getfixturevalue(judge)
-    few = write_jsonl(tmp_path / "few.jsonl", [json.loads(line) for line in source.read_text().splitlines()[:8]])
+    section = request.getfixturevalue(judge)
+    few = write_jsonl(tmp_path / "few.jsonl", [json.loads(line) for line in source.read_text().splitlines()[:4]])
     votes = {"verdict": "votes", "votes": 2, "parameters": {"temperature": 0.8, "max_tokens": 24}}
-    _, rows = scored(tmp_path / "votes", few, {**judge, "prompt": "mt-bench", **votes})
-    assert len(rows) == 8
+    _, rows = scored(tmp_path / "votes", few, {**section, "prompt": "mt-bench", **votes})
+    assert len(rows) == 4
     assert {row["drop_reason"] for row in rows} <= {None, "no_verdict"}
     for row in rows:
         if row["drop_reason"] is None:
             assert row["lead_chosen"] in (-1, -0.5, 0, 0.5, 1)
-    _, rated = scored(tmp_path / "ratings", few, {**judge, "style": "pointwise"})
-    rewards = [row["reward_chosen"] for row in rated if row["drop_reason"] is None]
-    assert len(rewards) > 4
-    assert all(1 <= reward <= 9 for reward in rewards)
+
+    given = settings(tmp_path, tiny_model_dir("llama", seed=1), tmp_path, rounds=1, train=None)
+    sections = {"reward": {**section, "style": "pointwise"}, "run": {"engine": "plain", "max_dropped": 0.5}}
+    list(self_play(parse_self_play(given | sections)))
+    annotated = Place.open(str(tmp_path / "run" / "round-1" / "base" / "annotated"), Storage())
+    rated = Dataset.open(annotated, ANNOTATED).table(["all_rm_scores"])["all_rm_scores"].to_pylist()
+    ratings = [rating for row in rated for rating in row if rating is not None]
+    assert len(ratings) > 4
+    assert all(1 <= rating <= 9 for rating in ratings)
