@@ -6,9 +6,10 @@
 SmolLM2-135M-Instruct scores HH-RLHF's pairs (ALIGNPOT_SHARED or ../shared), else our demo pairs, in the plain loop of
 this process, under simpo. Rewards stand in columns; those of HH-RLHF are made up: their margins are normal. Before any
 number counts: the scores of a lazy run at fraction 1.0 equal those of an ordinary run to the bit, and each lazy subset
-is, id for id and score for score, the one that those scores give. Then margins like the real ones, a million of them,
-are ranked with statistics of all rows and of 20,000: how many ids of the subset differ. The last line is a JSON object
-with the ratios.
+is, id for id and score for score, the one that those scores give. Then come margins like the real ones, a million of
+them, without a model: the share of the rows that the same rounds score, with 20,000 rows for statistics; and how many
+ids of a subset differ between statistics of all rows and of 20,000. At last, without a model too, the tokens of four
+pairs a prompt, whose blocks are shared. The last line is a JSON object with the ratios.
 """
 
 import argparse
@@ -22,19 +23,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import Config, parse_config
+from pipeline.config import Config, Tokens, parse_config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.demo.models import ensure_smollm2
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.margins import implicit_margin
+from pipeline.models.packing import BLOCK_ROWS, response_step, sharing_order
+from pipeline.models.prompts import PairTokenizer, TokenizedPair
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
+from tests.benchmarks.lazy_margins import DRAWN, moved_by_the_sample, share_scored
 from tests.benchmarks.scoring_data import machine, read_rows
+from tests.models.pairs import pair_groups
 
 SCORES = ["id", "policy_logp_chosen", "policy_logp_rejected"]
-DRAWN = 20_000
-SEEDS = 5
 
 
 def written_pairs(folder: Path, count: int) -> tuple[str, Path]:
@@ -114,26 +117,24 @@ def compare_runs(folder: Path, args: argparse.Namespace) -> tuple[dict[str, Any]
     return ratios, implicit_margin(table, ordinary.objective)
 
 
-def moved_by_the_sample(implicit: FloatArray, num_rows: int) -> dict[str, float]:
-    """The largest share of a subset's ids that differ with statistics of a sample, by fraction, over some seeds."""
-    worst: dict[str, float] = {}
-    for seed in range(SEEDS):
-        random = np.random.default_rng(seed)
-        explicit = random.normal(0.5, 1.0, num_rows)
-        # Real margins, drawn again and smoothed a little, so that few are equal.
-        i = np.abs(random.choice(implicit, num_rows) + random.normal(0.0, 0.1 * implicit.std(), num_rows))
-        sample = random.choice(num_rows, min(DRAWN, num_rows), replace=False)
+def tokens_of_four_pairs(count: int) -> dict[str, int]:
+    """Tokens that a model runs for four pairs a prompt: without sharing between pairs, as on a CPU, as on a GPU."""
+    from transformers import AutoTokenizer
 
-        def potential(rows: Any, explicit: FloatArray = explicit, i: FloatArray = i) -> FloatArray:
-            e_fit, i_fit = explicit[rows], i[rows]
-            return (explicit - e_fit.mean()) / e_fit.std() - (i - i_fit.mean()) / i_fit.std()
-
-        whole, drawn = potential(slice(None)), potential(sample)
-        for fraction in (0.1, 0.4):
-            k = int(fraction * num_rows)
-            kept = [set(np.argpartition(-scores, k)[:k].tolist()) for scores in (whole, drawn)]
-            worst[str(fraction)] = max(worst.get(str(fraction), 0.0), len(kept[0] - kept[1]) / k)
-    return worst
+    _, rows = read_rows(None, count)
+    tokenizer = PairTokenizer(AutoTokenizer.from_pretrained(ensure_smollm2()), Tokens())
+    # Beside its own pair, a prompt gets the answers of the three rows after it.
+    four = [
+        {**rows[(i + step) % len(rows)], "prompt": row["prompt"]} for step in range(4) for i, row in enumerate(rows)
+    ]
+    tokenized = [tokenizer.tokenize(**row) for row in four]
+    groups = pair_groups([pair for pair in tokenized if isinstance(pair, TokenizedPair)])
+    ordered = [groups[i] for i in sharing_order(groups)]
+    ways = {"alone": 0, "in blocks": BLOCK_ROWS, "whole": 1}
+    return {
+        way: sum(segment.num_queries for segment in response_step(ordered, sharing=sharing).segments)
+        for way, sharing in ways.items()
+    }
 
 
 def main() -> None:
@@ -145,9 +146,20 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ratios, implicit = compare_runs(Path(folder), args)
+    at_scale = {}
+    for fraction, weight in [*((fraction, 1.0) for fraction in args.fractions), (0.1, 0.25), (0.1, 4.0)]:
+        share, num_rounds = share_scored(implicit, args.resampled, fraction, weight)
+        at_scale[f"{fraction} w={weight}"] = round(1 / share, 2)
+        print(f"{args.resampled} rows, fraction {fraction}, w {weight}: {share:.1%} are scored, in {num_rounds} rounds")
     moved = moved_by_the_sample(implicit, args.resampled)
-    print(f"ids of a subset of {args.resampled} rows that a sample of {DRAWN} moves, at most: {moved}")
-    print(json.dumps({"saved": ratios, "moved": moved, "load": machine()["load"]}))
+    print(f"share of the ids of a subset that statistics of {DRAWN} rows move: {moved}")
+    shared = tokens_of_four_pairs(args.pairs)
+    print(f"tokens of four pairs a prompt, {args.pairs} prompts: {shared}")
+    print(
+        json.dumps(
+            {"saved": ratios, "rows_at_scale": at_scale, "moved": moved, "shared": shared, "load": machine()["load"]}
+        )
+    )
 
 
 if __name__ == "__main__":
