@@ -44,7 +44,7 @@ from pipeline.config.round import (
     Train,
 )
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
-from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
+from pipeline.config.selection import Explicit, Labels, Metric, Objective, Order, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
 from pipeline.config.services import EndpointReward, JudgeReward, PairwisePrompt, PointwisePrompt, ServiceReward
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
@@ -71,6 +71,7 @@ __all__ = [
     "Metric",
     "NamedSource",
     "Objective",
+    "Order",
     "Output",
     "Pairing",
     "PairwisePrompt",

@@ -13,7 +13,8 @@ from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.normalise import Fitted
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, UNIFORM, VARIANCE, Term
-from pipeline.metrics.ranker import LENGTH_GAP, LENGTH_RATIO, Quantities, Quantity, Ranker
+from pipeline.metrics.ranker import LENGTH, LENGTH_GAP, LENGTH_RATIO, Quantities, Quantity, Ranker
+from pipeline.selection.bands import band_quantities, fit_bands
 from pipeline.selection.columns import Columns, Wanted
 from pipeline.selection.disagreement import find_disagreement
 from pipeline.selection.fit import fit, fit_length
@@ -29,8 +30,7 @@ FEW_AGREE: Final = "too_few_rewards_agree"
 _NO_CANDIDATES: Final = "The source carries no rewards of all candidates: set metric.explicit to signed or absolute."
 _NO_REWARD: Final = "That model was not run: add a `reward` section and score again, or choose metric.name: implicit."
 _NO_LENGTH: Final = (
-    "Token counts come with log-probs: add a `policy` section and score again, or leave out metric.length, "
-    "select.max_length_gap and select.max_length_ratio."
+    "Token counts come with log-probs: add a `policy` section and score again, or leave out what reads lengths."
 )
 _NO_LOGP: Final = "That model was not run: add its section and score again, or choose an objective without it."
 
@@ -69,6 +69,12 @@ class Query:
         bounds = {LENGTH_RATIO: self.rule.max_length_ratio, LENGTH_GAP: self.rule.max_length_gap}
         return {quantity: bound for quantity, bound in bounds.items() if bound is not None}
 
+    @property
+    def beside(self) -> dict[str, tuple[Quantity, ...]]:
+        """What further rules look at, by key; a row need not have it to be ranked."""
+        found = {f"band {term}": quantity.parts for term, quantity in band_quantities(self).items()}
+        return found | ({"order": (LENGTH,)} if self.rule.order.startswith("length") else {})
+
     def on(self, scored: pa.Schema) -> "Query":
         """The same with the rewards named that it combines: all that the scored rows hold, if it says nothing else.
 
@@ -101,7 +107,7 @@ def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
     for query in queries:
         ranker = query.ranker
         needed = [part for term in (*ranker.terms, *ranker.sampled_terms) for part in ranker.quantity(term).parts]
-        needed += query.lengths
+        needed += [*query.lengths, *(part for parts in query.beside.values() for part in parts)]
         check_columns(source.schema, [name for quantity in needed for name in quantity.columns])
         made = [*needed, query.explicit, query.implicit, query.signed]
         quantities |= dict.fromkeys(quantity for each in made for quantity in each.parts)
@@ -189,6 +195,7 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
     scores = ranker.score({q: quantities[q] for q in map(ranker.quantity, ranker.terms)}, fitted)
     scores[~rows] = np.nan
     _check_finite(scores, rows)
+    fitted = fitted if fitted.bands else replace(fitted, bands=fit_bands(query, quantities, scores))
     return Ranking(
         query=query,
         scores=scores,
@@ -242,9 +249,18 @@ def _check_rankable(columns: Columns, query: Query, num_rows: int, rows: BoolArr
         raise SchemaError(
             f"select.labels {labels} reads {', '.join(empty)}, null in all {num_rows} scored rows. {_NO_REWARD}"
         )
+    _check_beside(columns, query, num_rows)
     if not rows.any():
         counts = {reason: count for reason, count in excluded.items() if count}
         raise DataError(f"none of {num_rows} scored rows can be ranked: {counts}.")
+
+
+def _check_beside(columns: Columns, query: Query, num_rows: int) -> None:
+    for key, parts in query.beside.items():
+        empty = [name for part in parts for name in columns.without_values(part)]
+        if empty:
+            remedy = _NO_LENGTH if parts[0] in (LENGTH, LENGTH_GAP) else "That model was not run: leave the rule out."
+            raise SchemaError(f"select.{key} reads {', '.join(empty)}, null in all {num_rows} scored rows. {remedy}")
 
 
 def _all_null(ranker: Ranker, term: Term, empty: Sequence[str], num_rows: int) -> str:

@@ -30,9 +30,9 @@ DPO = Objective(name="dpo")
 PROSE = {"0", "1", "0%", "1%", "100%"}  # numbers of the explanations
 
 
-def found_in(table, metric=None, **rule):
+def found_in(table, metric=None, objective=DPO, **rule):
     source = TableSource(table=table)
-    query = Query(objective=DPO, metric=metric or Metric(), rule=Select(**(rule or {"fraction": 0.4})))
+    query = Query(objective=objective, metric=metric or Metric(), rule=Select(**(rule or {"fraction": 0.4})))
     return next(select_many(source, [query])), source
 
 
@@ -62,6 +62,7 @@ def topics(table, names=("code", "chat", "math")):
         (Metric(weight="auto", explicit="absolute"), {"k": 30, "group_by": "topic"}),
         (Metric(name="explicit"), {"min_score": 0.5, "labels": "swap"}),
         (Metric(name="bees-mul"), {"fraction": 0.1, "labels": "drop"}),
+        (Metric(), {"band": {"explicit": [0.25, 0.75]}, "order": "score_descending", "weights": True}),
     ],
 )
 def test_every_number_on_the_page_stands_in_the_report(metric, rule):
@@ -123,15 +124,71 @@ def test_hexagons_are_those_of_the_nearest_centre():
 
 def test_rows_by_a_column_are_counted_and_averaged():
     table = topics(agreeing_table(300), ("code", "chat", None))
+    table = with_columns(table, {"stars": pa.array([i % 5 for i in range(300)])})
     table = with_columns(table, {"note": pa.array([f"a remark of row {i}" for i in range(300)])})
     found, source = found_in(table)
     by_column = summarise(found, source)["by_column"]
-    assert list(by_column) == ["topic"]  # a column of unlike texts names no groups, and none of it is shown
+    assert list(by_column) == ["topic", "stars"]  # a column of unlike texts names no groups, and none of it is shown
     kept = np.isin(np.arange(300), found.selection.positions)
-    for value in by_column["topic"]["values"]:
-        rows = np.array([each == value["value"] for each in table.column("topic").to_pylist()])
+    for column, value in ((name, value) for name in by_column for value in by_column[name]["values"]):
+        texts = table.column(column).cast(pa.string()).to_pylist()
+        rows = np.array([each == value["value"] for each in texts])
         assert (value["size"], value["selected"]) == (rows.sum(), (rows & kept).sum())
         assert value["margin_explicit"] == pytest.approx(explicit_margin(table)[rows].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "edges"),
+    [
+        (Objective(), {"reversed": (-np.inf, 0.0), "below_target": (0.0, 0.5), "done": (0.5, np.inf)}),
+        (Objective(gamma=0.1), {"reversed": (-np.inf, 0.0), "below_target": (0.0, 0.1), "done": (0.1, np.inf)}),
+        (DPO, {"reversed": (-np.inf, 0.0), "done": (0.0, np.inf)}),
+    ],
+)
+def test_reach_counts_pairs_by_the_target_of_the_objective(objective, edges):
+    table = agreeing_table(500)
+    found, source = found_in(table, objective=objective, fraction=0.3)
+    reach = summarise(found, source)["reach"]
+    implicit = implicit_margin(table, objective)
+    kept = np.isin(np.arange(500), found.selection.positions)
+    for group, rows in (("all", kept | True), ("selected", kept)):
+        counts = {name: ((implicit >= low) & (implicit < high))[rows].sum() for name, (low, high) in edges.items()}
+        assert {name: of["count"] for name, of in reach[group].items()} == counts
+        assert sum(counts.values()) == rows.sum()
+    assert reach["target"] == objective.target
+
+
+def test_the_data_map_is_that_of_the_rewards_of_all_candidates():
+    table = agreeing_table(400)
+    found, source = found_in(table)
+    report = json.loads(json.dumps(summarise(found, source)))
+    candidates = np.array(table.column("rewards_all").to_pylist())
+    kept = np.isin(np.arange(400), found.selection.positions)
+    for group, rows in (("all", kept | True), ("selected", kept)):
+        means = report["data_map"]["means"][group]
+        assert means["mean"] == pytest.approx(candidates[rows].mean(axis=1).mean(), rel=1e-5)
+        assert means["variance"] == pytest.approx(candidates[rows].var(axis=1).mean(), rel=1e-5)
+        shown = sum(report["data_map"]["cells"][group]) + report["data_map"]["outside"][group]
+        assert shown == report["data_map"]["count"][group] == rows.sum()
+    assert "mean reward of the candidates" in report_page(report, FACTS)
+    none = report_of(agreeing_table(60, rewards_all=None))
+    assert none["data_map"] is None
+    assert "mean reward of the candidates" not in report_page(none, FACTS)
+
+
+def test_rules_and_time_of_scoring_are_told():
+    report = report_of(agreeing_table(300), band={"implicit_abs": [0.1, 0.9]}, order="score_ascending", weights=True)
+    took = {"seconds": 12.5, "rows": 200, "of_rows": 300, "tokens": 5000}
+    report["scoring"] = {**took, "rows_per_second": 16.0, "tokens_per_second": 400.0}
+    page = Page(report_page(report, FACTS))
+    low, high = report["selection"]["fitted"]["bands"]["implicit_abs"]
+    text = " ".join(page.text.split())
+    assert f"band of implicit_abs {number(low)} to {number(high)} (quantiles 0.1 to 0.9)" in text
+    assert "outside select.band" in text
+    assert "order of the rows score_ascending" in text
+    weights = report["row_weights"]
+    assert f"{number(weights['lowest'])} to {number(weights['highest'])}, median {number(weights['median'])}" in text
+    assert "12.5 s for the last 200 of 300 rows, after earlier runs: 16 rows and 400 tokens a second" in text
 
 
 def test_weights_and_metrics_are_those_of_selections_made_so():
