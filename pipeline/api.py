@@ -30,6 +30,7 @@ from pipeline.config import (
     Source,
     Storage,
     parse_config,
+    parse_prompts,
     parse_reward,
     parse_target,
     resolved,
@@ -269,6 +270,22 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
         told.begin()
         text = export_subset(places[0], to, places[1], **options)
         told.add(tell_copy, str(subset), *places)
+    return text
+
+
+def prompts(
+    candidates: Any, path: str | Path, *, storage: Mapping[str, Any] | Storage | None = None, **band: Any
+) -> str:
+    """Choose prompts by the rewards of all their responses, for trainers such as GRPO; returns what was kept, in words.
+
+    candidates: what `reward` or `score` gave, or the path or URL of such a dataset. path: of the prompts. band: keys of
+    the section prompts (pass_above, pass_rate, variance, ...).
+    """
+    from pipeline.commands import prompts_only
+
+    source = candidates.path if isinstance(candidates, Scored | Rewarded) else str(candidates)
+    config = {"candidates": source, "output": str(path), "prompts": band, "storage": _storage(storage).model_dump()}
+    [text] = prompts_only(parse_prompts(config, where="the call"))
     return text
 
 

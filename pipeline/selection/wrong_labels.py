@@ -161,6 +161,8 @@ def _likeliest(view: View, source: Source, found: WrongLabels) -> list[dict[str,
         odds.append(of_block[there])
     places, lowest = np.concatenate(rows), np.concatenate(odds)
     first = np.lexsort([view.found.columns.hashes[places], lowest])[:_SHOWN]
+    if not first.size:
+        return []
     first = first[np.argsort(places[first])]
     named = _named(view, source, places[first], log_odds_weight(lowest[first]), text=False)
     numbers = (PROBABILITY, schema.MARGIN_EXPLICIT, schema.MARGIN_IMPLICIT)
