@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import pipeline
 from pipeline import cli, schema
 from pipeline.config import Metric, Objective, Select, Storage
 from pipeline.data.dataset import Dataset
@@ -278,7 +279,10 @@ def test_no_text_of_the_data_acts_on_the_page():
     corners = examples(found, source, 2)
     assert {corner.name for corner in corners} == {"agree", "reward_only", "policy_only", "both_against"}
     facts = {**FACTS, "made_from": {"source": {"path": HOSTILE}}, "scored_by": {"policy": {"name": HOSTILE}}}
-    html = report_page(summarise(found, source), facts, corners)
+    report = summarise(found, source)
+    likeliest = dict.fromkeys(("id", "reasons"), HOSTILE) | {"probability_wrong": 0.9}
+    report["label_audit"]["likeliest"] = [{**likeliest, "margin_explicit": -1.0, "margin_implicit": None}]
+    html = report_page(report, facts, corners)
     page, plain = Page(html), page_of(agreeing_table(80))
     assert "This page holds data." in page.text
     assert "This page holds data." not in plain.text
@@ -384,6 +388,21 @@ def test_a_page_lies_beside_every_subset_and_can_be_written_again(config: Path, 
     assert flow["ranked"] - flow["ranked_lower"] == flow["selected"] == report["selection"]["k"]
     assert "the prompt leaves no room for a response" in Page(written.read_text()).text
     assert str(tmp_path) not in written.read_text()
+
+
+def test_time_and_throughput_are_those_of_the_scoring(tmp_path: Path):
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": "no", "score_chosen": i, "score_rejected": 0.0}
+        for i in range(30)
+    ]
+    scored = pipeline.score(rows, reward="columns", path=tmp_path / "scored")
+    pipeline.select(scored, metric="explicit", fraction=0.5).write(tmp_path / "subset")
+    scoring = data.read_json(tmp_path / "subset", "report.json")["scoring"]
+    assert (scoring["rows"], scoring["of_rows"]) == (30, 30)
+    assert scoring["rows_per_second"] == pytest.approx(30 / scoring["seconds"])
+    assert "tokens_per_second" not in scoring  # no model read any
+    page = " ".join(Page((tmp_path / "subset" / "report.html").read_text()).text.split())
+    assert f"{number(scoring['seconds'])} s: {number(scoring['rows_per_second'])} rows a second" in page
 
 
 def test_examples_are_shown_where_they_are_asked_for(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
