@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from pipeline import schema
 from pipeline.config import (
     Metric,
     Objective,
+    Order,
     Select,
     Source,
     Storage,
@@ -409,7 +410,9 @@ def _query(scored_config: Mapping[str, Any], objective: Any, metric: Any, keys: 
         "select": {},
     }
     for key, value in keys.items():
-        sections[next((name for name, of_section in _KEYS.items() if key in of_section), "select")][key] = value
+        found = next((name for name, of_section in _KEYS.items() if key in of_section), "select")
+        # An order is that of the metric implicit, or that of the rows that are written.
+        sections["select" if key == "order" and value in get_args(Order) else found][key] = value
     config = parse_config({"scored": "scored", "output": {"path": "subset"}, **sections}, where="the call")
     assert config.select is not None  # noqa: S101 - it was given
     return Query(objective=config.objective, metric=config.metric, rule=config.select)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from pipeline import api
 from pipeline.config import Metric, Select
 from pipeline.errors import DataError, SchemaError
 from pipeline.metrics import explicit_margin, implicit_margin
@@ -108,6 +109,16 @@ def test_rows_are_written_in_the_order_that_is_asked_for(order, key):
     assert subset(selection, table, slice(10, 30)).to_pylist() == rows[10:30]
     other_way = table.take(np.arange(149, -1, -1))
     assert subset(run(other_way, POTENTIAL, fraction=0.4, order=order), other_way).to_pylist() == rows
+
+
+def test_the_call_takes_these_rules_as_it_takes_others():
+    table = agreeing_table(80)
+    rows = api.select(table, band={"explicit": [0.2, 1.0]}, order="score_ascending", weights=True).to_arrow()
+    assert rows.num_rows == 65  # both ends are in
+    assert (np.diff(rows.column("potential").to_numpy()) >= 0).all()
+    assert rows.column("weight").null_count == 0
+    largest = api.select(table, metric="implicit", order="largest", k=5).to_arrow().column("margin_implicit").to_numpy()
+    assert np.abs(largest).min() == pytest.approx(np.sort(np.abs(implicit_margin(table, SIMPO)))[-5])
 
 
 def test_weights_rise_with_the_score_and_are_one_on_average():
