@@ -1,40 +1,21 @@
-"""The cells of the training study: which there are, in which order, and how one of them is run.
+"""The cells of the training study: which there are, and in which order they are run.
 
 A cell is an arm, a seed, an objective, a start policy, a world and a share of the pool. It needs nothing of another
-cell: pools, scores and start policies lie in the work folder, and are made anew where they are missing.
+cell.
 """
 
-import hashlib
-import importlib.metadata
-import tempfile
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-import datasets
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from jobs.study.lab import Lab, seen_rewards
 from jobs.study.worlds import WORLDS, WorldSettings
-from pipeline import api
-from pipeline import schema as s
-from pipeline.config import Objective, Pairing, Train
-from pipeline.results import Scored
-from pipeline.selfplay.pairing import make_pairs
-from pipeline.training.job import TrainJob
-from pipeline.training.run import run as train
+from pipeline.config import Objective
 
 Part = Literal["main", "arms", "starts", "sizes", "rounds", "worlds"]
 Start = Literal["base", "warm", "over"]
 
 BEFORE: Final = "before training"
-GOLD_CHOSEN: Final = "gold_chosen"
-GOLD_REJECTED: Final = "gold_rejected"
-_VALUES: Final = (s.REWARD_CHOSEN, GOLD_CHOSEN, s.REWARD_REJECTED, GOLD_REJECTED)
+SAME_STEPS: Final = "all pairs, same steps"
 
 ARMS: Final[Mapping[str, Mapping[str, Any]]] = {
     "potential, w = 1": {"metric": "potential", "weight": 1.0},
@@ -51,8 +32,8 @@ ARMS: Final[Mapping[str, Mapping[str, Any]]] = {
     "difficulty": {"metric": "difficulty"},
     "sigma-gap": {"metric": "sigma-gap"},
     "random, draw 2": {"metric": "random", "seed": 2},
-    "all pairs, same steps": {"metric": "random", "seed": 3, "fraction": 1.0, "same_steps": True},
-    "all pairs, one epoch": {"metric": "random", "seed": 3, "fraction": 1.0},
+    SAME_STEPS: {"metric": "random", "fraction": 1.0},
+    "all pairs, one epoch": {"metric": "random", "fraction": 1.0},
     "gold margin, reversed": {"metric": "explicit", "gold": -1.0},
 }
 """What each arm selects by: arguments of `pipeline.select`. `gold` ranks by the gold margin, which no user has."""
@@ -73,7 +54,24 @@ ALL_WORLDS: Final[Mapping[str, WorldSettings]] = {
 }
 _FRACTIONS: Final = (0.1, 0.25, 0.5, 1.0)
 _NUM_ROUNDS: Final = 3
-_EPOCHS: Final[Mapping[str, float]] = {"warm": 1.0, "over": 6.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much one seed costs. The numbers of a scale are fixed, so that its cells can be compared."""
+
+    num_seeds: int
+    num_prompts: int
+    num_held_out: int
+    num_responses: int = 4
+    max_prompt_tokens: int = 24
+    max_tokens: int = 16
+    fraction: float = 0.25
+    batch_size: int = 2
+    learning_rate: float = 3e-3
+    rank: int = 8
+    num_kl: int = 4
+    num_gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,171 +110,3 @@ def cells_of(part: Part, objective: str, seed: int, fraction: float, arms: tuple
         return cells
     before = [replace(cell, arm=BEFORE, fraction=0.0, num_rounds=1, world=MAIN_WORLD) for cell in cells]
     return [*dict.fromkeys(before), *cells]
-
-
-class Runner:
-    """Runs cells on the models of a lab; what cells share lies below the lab's work folder."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self._loaded: dict[Path, Any] = {}
-
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Train and measure; what is found as JSON: the cell, its outcome, and facts of what was selected."""
-        begin = time.monotonic()
-        start = self._start(cell)
-        model = self._model(start)
-        trained, facts = model, {"pairs": 0, "steps": 0}
-        with tempfile.TemporaryDirectory(dir=self._lab.work) as name:
-            policy = start
-            for number in range(cell.num_rounds) if cell.arm != BEFORE else ():
-                folder = Path(name) / str(number)
-                scored = self._scored(cell, policy, number, folder if number else self._folder(cell))
-                facts = self._train(cell, scored, policy, folder / "adapter")
-                trained = self._lab.with_adapter(self._model(policy), folder / "adapter")
-                policy = folder / "policy"
-                if number + 1 < cell.num_rounds:
-                    self._lab.save(trained, policy)
-            outcome = self._lab.outcome(trained, model, self._lab.prompts_of(cell.seed)[1], cell.seed)
-        return {
-            **asdict(cell),
-            **asdict(outcome),
-            **facts,
-            "seconds": round(time.monotonic() - begin, 1),
-            "versions": {name: importlib.metadata.version(name) for name in ("alignpot", "torch", "trl")},
-        }
-
-    def _folder(self, cell: Cell) -> Path:
-        return self._lab.work / f"seed-{cell.seed}" / cell.start
-
-    def _model(self, policy: Path) -> Any:
-        """A policy in memory; the latest one is kept."""
-        if policy not in self._loaded:
-            self._loaded.clear()
-            self._loaded[policy] = self._lab.load(policy)
-        return self._loaded[policy]
-
-    def _start(self, cell: Cell) -> Path:
-        """The start policy of a cell: the base model, or what DPO makes of it on prompts of their own."""
-        if cell.start == "base":
-            return self._lab.base
-        output = self._folder(cell) / "policy"
-        if not output.is_dir():
-            first = replace(cell, start="base", objective="dpo", world=MAIN_WORLD)
-            prompts = self._lab.prompts_of(cell.seed)[2]
-            pairs = self._pairs(first, self._pool(self._folder(cell) / "warm", self._lab.base, prompts, cell.seed))
-            with tempfile.TemporaryDirectory(dir=self._lab.work) as name:
-                folder = Path(name)
-                datasets.Dataset(pairs).save_to_disk(folder / "hf")
-                self._run_training(first, folder / "hf", self._lab.base, folder / "adapter", epochs=_EPOCHS[cell.start])
-                trained = self._lab.with_adapter(self._model(self._lab.base), folder / "adapter")
-                self._lab.save(trained, output)
-        return output
-
-    def _pool(self, folder: Path, policy: Path, prompts: pa.Table, seed: int) -> pa.Table:
-        """The answers of a policy to prompts, with their gold rewards; made once."""
-        file = folder / "pool.parquet"
-        if not file.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            made = self._lab.answers(self._model(policy), prompts, self._lab.size.num_responses, seed)
-            pq.write_table(made, file.with_suffix(".part"))
-            file.with_suffix(".part").rename(file)
-        return pq.read_table(file)
-
-    def _pairs(self, cell: Cell, pool: pa.Table) -> pa.Table:
-        """Best against worst, second best against second worst, as the proxy of the cell's world sees them.
-
-        Flipped labels exchange the answers of a pair with their rewards.
-        """
-        world = ALL_WORLDS[cell.world]
-        made = make_pairs(seen_rewards(pool, world, cell.seed), Pairing(per_prompt=2))
-        gold = {
-            (row[s.ID], text): reward
-            for row in pool.to_pylist()
-            for text, reward in zip(row[s.RESPONSES] or (), row[s.RESPONSE_REWARDS] or (), strict=True)
-        }
-        rng = np.random.default_rng([cell.seed, 2])
-        rows = []
-        for row in made.to_pylist():
-            if row[s.STATUS] == s.DROPPED:
-                continue
-            sides = [
-                (row[side], row[reward], gold[row[s.PROMPT_ID], row[side][0]["content"]])
-                for side, reward in ((s.CHOSEN, s.REWARD_CHOSEN), (s.REJECTED, s.REWARD_REJECTED))
-            ]
-            (chosen, *of_chosen), (rejected, *of_rejected) = reversed(sides) if rng.random() < world.flips else sides
-            values = dict(zip(_VALUES, (*of_chosen, *of_rejected), strict=True))
-            texts = {s.ID: row[s.ID], s.PROMPT: row[s.PROMPT], s.CHOSEN: chosen, s.REJECTED: rejected}
-            rows.append(texts | values)
-        return pa.Table.from_pylist(rows)
-
-    def _scored(self, cell: Cell, policy: Path, number: int, folder: Path) -> Scored:
-        """The pairs of a round, scored by its policy; of the first round they are kept for the other cells."""
-        pool = self._pool(folder, policy, self._lab.prompts_of(cell.seed)[0], cell.seed + 10_000 * number)
-        reference = self._lab.section(self._lab.base).model_dump(exclude_defaults=True)
-        return api.score(
-            self._pairs(cell, pool),
-            policy=self._lab.section(policy).model_dump(exclude_defaults=True),
-            reference=reference if cell.objective == "dpo" else None,
-            reward="columns",
-            objective=OBJECTIVES[cell.objective].model_dump(exclude_none=True),
-            path=folder / f"scored-{cell.objective}-{cell.world.replace(' ', '-')}",
-            tokens=self._lab.tokens.model_dump(mode="json"),
-            source={"id_column": s.ID, "passthrough": [GOLD_CHOSEN, GOLD_REJECTED]},
-        )
-
-    def _train(self, cell: Cell, scored: Scored, policy: Path, output: Path) -> dict[str, Any]:
-        """Train on what the arm of a cell selects; facts of the pairs."""
-        keys = dict(ARMS[cell.arm])
-        gold, steps = keys.pop("gold", None), keys.pop("same_steps", False)
-        pairs: Any = scored
-        if gold is not None:
-            pairs = scored.to_arrow()
-            for reward, true in ((s.REWARD_CHOSEN, GOLD_CHOSEN), (s.REWARD_REJECTED, GOLD_REJECTED)):
-                values = pa.array(gold * pairs.column(true).to_numpy())
-                pairs = pairs.set_column(pairs.column_names.index(reward), reward, values)
-        subset = api.select(pairs, objective=scored.config.objective.model_dump(), **keys | {"fraction": cell.fraction})
-        subset.write(output.parent / "subset", formats=["hf"])
-        num_steps = max(1, int(self._lab.size.fraction * len(scored)) // self._lab.size.batch_size)
-        data = output.parent / "subset" / "hf"
-        summary = self._run_training(cell, data, policy, output, max_steps=num_steps if steps else None)
-        rows = subset.to_arrow()
-        margins = rows.column(GOLD_CHOSEN).to_numpy() - rows.column(GOLD_REJECTED).to_numpy()
-        ids = ",".join(sorted(rows.column(s.ID).to_pylist()))
-        return {
-            "pairs": len(subset),
-            "steps": summary["steps"],
-            "gold_margin": round(float(margins.mean()), 4),
-            "wrong_labels": round(float((margins < 0).mean()), 4),
-            "selected": hashlib.sha256(ids.encode()).hexdigest()[:12],
-        }
-
-    def _run_training(
-        self, cell: Cell, data: Path, policy: Path, output: Path, epochs: float = 1.0, max_steps: int | None = None
-    ) -> dict[str, Any]:
-        """Train an adapter; the reference of DPO is the base model, and its log-probs are those that were scored."""
-        size, is_base = self._lab.size, policy == self._lab.base
-        settings = Train(
-            method="simpo" if cell.objective == "simpo" else "dpo",
-            adapter="lora",
-            rank=size.rank,
-            learning_rate=size.learning_rate,
-            epochs=epochs,
-            max_steps=max_steps,
-            batch_size=size.batch_size,
-            dtype="float32",
-            precomputed_reference=not is_base,
-            seed=cell.seed,
-            num_gpus=size.num_gpus,
-        )
-        job = TrainJob(
-            datasets=(str(data),),
-            policy=self._lab.section(policy),
-            reference=None if is_base else self._lab.section(self._lab.base),
-            output=output,
-            settings=settings,
-            objective=OBJECTIVES[cell.objective],
-            tokens=self._lab.tokens,
-            merge=False,
-        )
-        return train(job)

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import torch
 
 from jobs.study.batched import BatchedSampler
+from jobs.study.cells import Size
 from jobs.study.worlds import WorldSettings
 from pipeline import schema as s
 from pipeline.config import ClassifierReward, Evaluate, Generate, Prompts, Storage, Tokens, TorchModel
@@ -51,24 +52,6 @@ NEUTRAL: Final = (
 """Text that has nothing to do with the prompts: what training does to it is a side effect."""
 
 FloatArray = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """How much one seed costs. The numbers of a scale are fixed, so that its cells can be compared."""
-
-    num_seeds: int
-    num_prompts: int
-    num_held_out: int
-    num_responses: int = 4
-    max_prompt_tokens: int = 24
-    max_tokens: int = 16
-    fraction: float = 0.25
-    batch_size: int = 2
-    learning_rate: float = 3e-3
-    rank: int = 8
-    num_kl: int = 4
-    num_gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +110,10 @@ class Lab:
         evaluate = Evaluate(num_prompts=self.size.num_held_out)
         rest, held_out, _ = split_held_out(self._all_prompts, evaluate, seed)
         ids, num = by_hash(rest.column(s.ID).to_pylist(), seed + 1_000_000), self.size.num_prompts
-        if len(ids) < num:
-            raise ConfigError(f"{len(ids)} short prompts are left to train on; wanted {num}. Give more with --prompts.")
-        pool, warm = (
-            rest.filter(pc.is_in(rest.column(s.ID), pa.array(part))) for part in (ids[:num], ids[-num // 2 :])
-        )
+        if len(ids) <= num:
+            raise ConfigError(f"{len(ids)} short prompts are left to train on; wanted {num + 1} with --prompts.")
+        parts = ids[:num], ids[num : num + num // 2]
+        pool, warm = (rest.filter(pc.is_in(rest.column(s.ID), pa.array(part))) for part in parts)
         return pool, held_out, warm
 
     def answers(self, model: Any, prompts: pa.Table, num_responses: int, seed: int) -> pa.Table:

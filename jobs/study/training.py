@@ -51,7 +51,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from jobs.study import cells, findings
-from jobs.study.lab import Lab, Size
+from jobs.study.cells import Size
 from pipeline.errors import AlignpotError
 
 SCALES: Final = {
@@ -108,12 +108,15 @@ def setup_of(size: Size, prompts: Path) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Run every cell that has no line in the results, and append its line."""
+    from jobs.study.lab import Lab  # these load torch
+    from jobs.study.runner import Runner
+
     size = SCALES[options.scale]
     setup = setup_of(size, options.prompts)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignpot" / "study"
     work = (options.work or cache) / f"{options.scale}-{setup}"
     work.mkdir(parents=True, exist_ok=True)
-    runner = cells.Runner(Lab(size, options.prompts, work))
+    runner = Runner(Lab(size, options.prompts, work))
     arms = TINY_ARMS if options.scale == "tiny" else cells.MAIN_ARMS
     done = {_key(line) for line in findings.read_lines(options.results)}
     seeds = range(options.first_seed, options.first_seed + (options.seeds or size.num_seeds))
