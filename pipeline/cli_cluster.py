@@ -32,7 +32,7 @@ def doctor(
 
 @cluster.command()
 def submit(
-    job: Annotated[str, typer.Argument(help="run, score, select, self-play or doctor.", show_default=False)],
+    job: Annotated[str, typer.Argument(help="run, score, select, reward, self-play or doctor.", show_default=False)],
     config: ConfigPath,
     address: Address = None,
     overrides: Overrides = None,

@@ -46,7 +46,15 @@ from pipeline.config.round import (
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
 from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
-from pipeline.config.services import EndpointReward, JudgeReward, PairwisePrompt, PointwisePrompt, ServiceReward
+from pipeline.config.services import (
+    EndpointReward,
+    JudgeReward,
+    Judging,
+    PairwisePrompt,
+    PointwisePrompt,
+    ServiceReward,
+    VllmJudgeReward,
+)
 from pipeline.config.source import DEFAULT_DATE, NamedSource, Source, Storage, Tokens
 from pipeline.config.table import Table, parse_target
 
@@ -67,6 +75,7 @@ __all__ = [
     "FunctionReward",
     "Generate",
     "JudgeReward",
+    "Judging",
     "Labels",
     "Metric",
     "NamedSource",
@@ -90,6 +99,7 @@ __all__ = [
     "Tokens",
     "TorchModel",
     "Train",
+    "VllmJudgeReward",
     "VllmModel",
     "VllmReward",
     "carries_credentials",

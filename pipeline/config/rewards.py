@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, Tag, field_validator, model_validato
 from pipeline.config.jinja import JinjaFile
 from pipeline.config.models import Replicas, TorchModel, VllmModel, by_backend
 from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, Section, given_only
-from pipeline.config.services import EndpointReward, JudgeReward
+from pipeline.config.services import EndpointReward, JudgeReward, Judging, VllmJudgeReward
 
 V = TypeVar("V")
 
@@ -24,7 +24,7 @@ class ColumnsReward(Section):
 
     backend: Literal["columns"] = "columns"
     """Where rewards come from: `columns` of the source, a `classifier`, the same run by `vllm`, an `endpoint` that
-    serves one, a `judge`, or a `function` of yours."""
+    serves one, a `judge`, a judge by `vllm_judge`, or a `function` of yours."""
 
 
 class ClassifierReward(TorchModel):
@@ -115,6 +115,7 @@ Reward = Annotated[
     | Annotated[VllmReward, Tag("vllm")]
     | Annotated[EndpointReward, Tag("endpoint")]
     | Annotated[JudgeReward, Tag("judge")]
+    | Annotated[VllmJudgeReward, Tag("vllm_judge")]
     | Annotated[FunctionReward, Tag("function")],
     by_backend("columns"),
 ]
@@ -123,6 +124,7 @@ ComputedReward = Annotated[
     | Annotated[VllmReward, Tag("vllm")]
     | Annotated[EndpointReward, Tag("endpoint")]
     | Annotated[JudgeReward, Tag("judge")]
+    | Annotated[VllmJudgeReward, Tag("vllm_judge")]
     | Annotated[FunctionReward, Tag("function")],
     by_backend("classifier"),
 ]
@@ -167,9 +169,15 @@ class HasRewards(Section):
         names = [name for member, section in self.members.items() for name in names_of(member, section)]
         return tuple(names) or ("",)
 
+    def torch_models(self) -> dict[str, TorchModel]:
+        """The models that alignpot runs itself, by the key of their section: policy, reference, then rewards."""
+        roles = {role: getattr(self, role, None) for role in ("policy", "reference")}
+        roles |= {reward_key(name): section for name, section in self.members.items()}
+        return {role: model for role, model in roles.items() if isinstance(model, TorchModel)}
+
     def check_each_is_rated(self) -> None:
         """Raise a ValueError if a member compares pairs, and so gives no reward of a single response."""
-        if any(isinstance(section, JudgeReward) and section.style == "pairwise" for section in self.members.values()):
+        if any(isinstance(section, Judging) and section.style == "pairwise" for section in self.members.values()):
             raise ValueError("a pairwise judge gives no reward of a single response: set style: pointwise")
 
     def with_members(self, sections: Mapping[str, Section]) -> Self:

@@ -11,7 +11,7 @@ from pydantic_core import InitErrorDetails
 from pipeline.config.load import load, parse
 from pipeline.config.models import ColumnsModel, Estimate, Model, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
-from pipeline.config.rewards import ColumnsReward, HasRewards, Reward, Rewards, reward_key
+from pipeline.config.rewards import ColumnsReward, HasRewards, Reward, Rewards
 from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
 from pipeline.config.selection import Metric, Objective, Output, Select
 from pipeline.config.source import NamedSource, Source, Storage, Tokens
@@ -198,12 +198,6 @@ class Config(HasRewards):
         if self.source is not None:
             return {"source": self.source}
         return {f"sources.{index}": source for index, source in enumerate(self.sources)}
-
-    def torch_models(self) -> dict[str, TorchModel]:
-        """The models that alignpot runs itself, by the key of their section: policy, reference, then rewards."""
-        roles = {"policy": self.policy, "reference": self.reference}
-        roles |= {reward_key(name): section for name, section in self.members.items()}
-        return {role: m for role, m in roles.items() if isinstance(m, TorchModel)}
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

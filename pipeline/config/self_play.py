@@ -10,6 +10,7 @@ from pipeline.config.combine import Combine
 from pipeline.config.load import load, parse, read_sections
 from pipeline.config.models import Estimate, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
+from pipeline.config.rewarding import RewardConfig
 from pipeline.config.rewards import ColumnsReward, ComputedReward, ComputedRewards, HasRewards
 from pipeline.config.root import Config
 from pipeline.config.round import Evaluate, Evolve, Generate, Pairing, Prompts, Train
@@ -182,11 +183,13 @@ def load_self_play(path: str | Path, overrides: Iterable[str] = ()) -> SelfPlayC
     return load(SelfPlayConfig, path, overrides)
 
 
-def load_any(path: str | Path, overrides: Iterable[str] = ()) -> Config | SelfPlayConfig:
-    """`load_config` for either kind of config: that of self-play is the one with prompts."""
+def load_any(path: str | Path, overrides: Iterable[str] = ()) -> Config | SelfPlayConfig | RewardConfig:
+    """`load_config` for any kind of config: that of self-play has `prompts`, that of `alignpot reward` `rewarded`."""
     sections, where = read_sections(path), shown_path(path)
     if "prompts" in sections:
         return parse(SelfPlayConfig, sections, where, overrides)
+    if "rewarded" in sections:
+        return parse(RewardConfig, sections, where, overrides)
     return parse(Config, sections, where, overrides)
 
 

@@ -1,12 +1,12 @@
 """The sections of rewards that come from an HTTP service."""
 
 import re
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.jinja import JinjaFile
-from pipeline.config.models import Replicas
+from pipeline.config.models import Replicas, VllmModel
 from pipeline.config.section import BY_CONTENT, LAYOUT, Arguments, given_only
 
 _URL: Final = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?")
@@ -103,13 +103,9 @@ class EndpointReward(ServiceReward):
         return given_only(super().fingerprint(), chat_template=self.chat_template, bounded=self.bounded or None)
 
 
-class JudgeReward(ServiceReward):
-    """A chat model as judge, behind a server with OpenAI's chat completions: see [REWARDS.md](REWARDS.md)."""
+class Judging(Replicas):
+    """Keys of a chat model as judge: what it is asked, and how its verdicts are read."""
 
-    backend: Literal["judge"]
-    """As for columns."""
-    model: str
-    """Name that requests give the model."""
     style: Literal["pairwise", "pointwise"] = "pairwise"
     """`pairwise` compares the answers of a pair, in both orders. It gives a margin from -1 to 1, and no rewards of each
     side. `pointwise` rates each answer by itself."""
@@ -130,7 +126,7 @@ class JudgeReward(ServiceReward):
     null leaves one out."""
 
     @model_validator(mode="after")
-    def _settings_fit(self) -> "JudgeReward":
+    def _settings_fit(self) -> Self:
         known = get_args(PairwisePrompt if self.style == "pairwise" else PointwisePrompt)
         if self.prompt not in known:
             raise ValueError(f"prompt {self.prompt} is not for style {self.style}; wanted one of {', '.join(known)}")
@@ -148,3 +144,21 @@ class JudgeReward(ServiceReward):
     def fingerprint(self) -> dict[str, Any]:
         """Without what is not given."""
         return given_only(super().fingerprint(), template=self.template, rubric=self.rubric)
+
+
+class JudgeReward(Judging, ServiceReward):
+    """A chat model as judge, behind a server with OpenAI's chat completions: see [REWARDS.md](REWARDS.md)."""
+
+    backend: Literal["judge"]
+    """As for columns."""
+    model: str
+    """Name that requests give the model."""
+
+
+class VllmJudgeReward(Judging, VllmModel):
+    """A chat model as judge, run by vLLM in the process that scores, without a server."""
+
+    backend: Literal["vllm_judge"]  # type: ignore[assignment]
+    """As for columns."""
+    max_length: int = Field(default=16384, ge=2)
+    """Most tokens of a request and its answer together. A row whose request leaves no room is dropped."""

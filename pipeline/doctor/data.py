@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
-from pipeline.config import Prompts, Source, Storage, Table
+from pipeline.config import Prompts, RewardConfig, Source, Storage, Table
 from pipeline.data.commit import check_writable, create
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
@@ -21,6 +21,7 @@ from pipeline.doctor.machine import LEAST_FREE
 from pipeline.faults import storage_errors
 from pipeline.shown import listed, shown_path
 from pipeline.sources.inspect import inspect_source
+from pipeline.sources.open import open_responses
 from pipeline.sources.prompts import open_prompts
 
 _PROBE_BYTES: Final = 8 * 2**20
@@ -50,6 +51,14 @@ def prompts(wanted: Prompts, storage: Storage) -> Finding:
     with storage_errors(str(place)):
         found = open_prompts(place.fs, place.root, wanted)
     return ok(f"{place}: format {found.format}, {len(found.files):,} files")
+
+
+def responses(config: RewardConfig, storage: Storage) -> Finding:
+    """The same for the responses that are to get rewards."""
+    place = Place.of_source(config.source.path, storage)
+    with storage_errors(str(place)):
+        reader, files = open_responses(place.fs, place.root, config.source, rewards=config.reward_names)
+    return ok(f"{place}: format {reader.format}, {len(files):,} files")
 
 
 def readable(url: str, storage: Storage) -> Finding:

@@ -6,19 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from pipeline.config import Config, Run, SelfPlayConfig, TorchModel, VllmModel, load_any
+from pipeline.config import Config, RewardConfig, Run, SelfPlayConfig, Storage, TorchModel, VllmModel, load_any
 from pipeline.data.place import is_name_on_hub
 from pipeline.doctor import cluster, data, hub, machine
 from pipeline.doctor.check import Check, Finding, bad, ok
 from pipeline.errors import ConfigError
 from pipeline.models.fingerprints import is_local
-from pipeline.on_ray.shipment import named_places
+from pipeline.on_ray.shipment import AnyConfig, named_places
 
 _FEW_ATTEMPTS: Final = 2
 _TORCH_S: Final = 180.0
 _RAY_S: Final = cluster.JOIN_S + 10.0
-
-AnyConfig = Config | SelfPlayConfig
 
 
 def examine(
@@ -107,14 +105,9 @@ def _config_checks(config: AnyConfig | None) -> Iterator[Check]:
         return
     storage = config.storage.model_copy(update={"max_attempts": _FEW_ATTEMPTS})
     places, models = named_places(config)
-    written = {"scored", "output.path", "output.table.path", "path", "train.policies", "run.cache"}
-    if isinstance(config, SelfPlayConfig):
-        yield Check(name="prompts", look=partial(data.prompts, config.prompts, storage))
-    elif config.all_sources():
-        for key, source in config.all_sources().items():
-            yield Check(name=key, look=partial(data.source, source, storage, config.run.max_dropped))
-    else:
-        yield Check(name="scored", look=partial(data.scored, config.scored, storage))
+    written = {"scored", "output.path", "output.table.path", "rewarded", "path", "train.policies", "run.cache"}
+    yield from _source_checks(config, storage)
+    if isinstance(config, Config) and not config.all_sources():
         written.remove("scored")
     for key in [name for name in places if "decontaminate" in name]:
         yield Check(name=key, look=partial(data.readable, places[key], storage))
@@ -129,6 +122,19 @@ def _config_checks(config: AnyConfig | None) -> Iterator[Check]:
     if output is not None and output.table is not None:
         yield Check(name="table", look=partial(data.table, output.table, storage))
     yield from _hub_checks(places, models, None if output is None else output.hub)
+
+
+def _source_checks(config: AnyConfig, storage: Storage) -> Iterator[Check]:
+    """Of what is read first."""
+    if isinstance(config, SelfPlayConfig):
+        yield Check(name="prompts", look=partial(data.prompts, config.prompts, storage))
+    elif isinstance(config, RewardConfig):
+        yield Check(name="source", look=partial(data.responses, config, storage))
+    elif config.all_sources():
+        for key, source in config.all_sources().items():
+            yield Check(name=key, look=partial(data.source, source, storage, config.run.max_dropped))
+    else:
+        yield Check(name="scored", look=partial(data.scored, config.scored, storage))
 
 
 def _hub_checks(places: dict[str, str], models: dict[str, TorchModel], target: str | None) -> Iterator[Check]:

@@ -8,6 +8,7 @@
     engine              numbers in steps that fit memory, compared with the model's own forward
     scores              what an engine gives: numbers, and reasons for those left out
     logprobs, rewards   the two engines; vllm_logprobs a third, for models larger than one GPU
+    vllm_chat           answers of a chat model in this process
 
 Nothing is imported here: torch and transformers load with the module that needs them.
 """

@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +20,15 @@ import yaml
 import pipeline
 from pipeline.config import (
     Config,
+    Prompts,
+    RewardConfig,
     SelfPlayConfig,
+    Source,
     TorchModel,
     load_any,
     load_config,
+    load_reward,
     load_self_play,
-    reward_key,
     without_table,
 )
 from pipeline.errors import ConfigError
@@ -35,6 +38,7 @@ JOBS: Final = {
     "run": "run",
     "score": "score",
     "select": "select",
+    "reward": "reward",
     "self-play": "self-play",
     "score_pairs": "score",
     "select_pairs": "select",
@@ -46,9 +50,12 @@ _WRITTEN: Final = {
     "run": ("scored", "output.path"),
     "score": ("scored",),
     "select": ("output.path",),
+    "reward": ("rewarded",),
     "self-play": ("path",),
 }
 """Keys of the places that a command writes datasets to."""
+AnyConfig = Config | SelfPlayConfig | RewardConfig
+
 _PACKAGE: Final = Path(pipeline.__file__).parent
 _SUFFIXES: Final = frozenset({".py", ".txt", ".json", ".jinja", ".css", ".js", ".yaml"})
 _LEFT_OUT: Final = frozenset({"demo", "__pycache__"})
@@ -59,7 +66,7 @@ class Shipment:
     """A command, and the config that it is to run with."""
 
     command: str
-    config: Config | SelfPlayConfig
+    config: AnyConfig
 
     @property
     def submission_id(self) -> str:
@@ -115,13 +122,14 @@ def prepare_job(job: str, config: Path, overrides: Sequence[str]) -> Shipment:
     """
     if job not in JOBS:
         raise ConfigError(f"unknown job {job!r}; wanted one of {', '.join(JOBS)}")
-    loaders = {"self-play": load_self_play, "doctor": load_any}
+    loaders: dict[str, Callable[[Path, Sequence[str]], AnyConfig]]
+    loaders = {"self-play": load_self_play, "reward": load_reward, "doctor": load_any}
     parsed = loaders.get(JOBS[job], load_config)(config, overrides)
     _check_paths(parsed)
     return Shipment(JOBS[job], parsed)
 
 
-def config_digest(config: Config | SelfPlayConfig) -> str:
+def config_digest(config: AnyConfig) -> str:
     """What the id of a job says of its config: 12 hex digits that change with any key."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -141,7 +149,7 @@ def _modules() -> Iterator[Path]:
             yield inner
 
 
-def _check_paths(config: Config | SelfPlayConfig) -> None:
+def _check_paths(config: AnyConfig) -> None:
     """Refuse relative paths: they mean something else on the cluster's head node, and nothing on its workers."""
     places, models = named_places(config)
     paths = {name: without_table(path) for name, path in places.items()}
@@ -157,23 +165,23 @@ def _check_paths(config: Config | SelfPlayConfig) -> None:
         )
 
 
-def named_places(config: Config | SelfPlayConfig) -> tuple[dict[str, str], dict[str, TorchModel]]:
+def named_places(config: AnyConfig) -> tuple[dict[str, str], dict[str, TorchModel]]:
     """Paths and models that a config names, by key."""
-    cache = {} if config.run.cache is None else {"run.cache": config.run.cache}
+    places = {} if config.run.cache is None else {"run.cache": config.run.cache}
+    read: Mapping[str, Source | Prompts]
     if isinstance(config, Config):
-        places = {"scored": config.scored, **cache}
-        for key, source in config.all_sources().items():
-            places[f"{key}.path"] = source.path
-            places |= {f"{key}.decontaminate[{i}]": path for i, path in enumerate(source.decontaminate)}
+        read, places["scored"] = config.all_sources(), config.scored
         if config.output is not None:
             places["output.path"] = config.output.path
             if config.output.table is not None and config.output.table.kind != "iceberg":
                 places["output.table.path"] = config.output.table.path
-        return places, config.torch_models()
-    places = {"path": config.path, "prompts.path": config.prompts.path, **cache}
-    places |= {f"prompts.decontaminate[{i}]": path for i, path in enumerate(config.prompts.decontaminate)}
-    if config.train is not None and config.train.policies is not None:
-        places["train.policies"] = config.train.policies
-    models = {"policy": config.policy, "reference": config.reference}
-    models |= {reward_key(name): section for name, section in config.members.items()}
-    return places, {role: model for role, model in models.items() if isinstance(model, TorchModel)}
+    elif isinstance(config, RewardConfig):
+        read, places["rewarded"] = {"source": config.source}, config.rewarded
+    else:
+        read, places["path"] = {"prompts": config.prompts}, config.path
+        if config.train is not None and config.train.policies is not None:
+            places["train.policies"] = config.train.policies
+    for key, source in read.items():
+        places[f"{key}.path"] = source.path
+        places |= {f"{key}.decontaminate[{i}]": path for i, path in enumerate(source.decontaminate)}
+    return places, config.torch_models()

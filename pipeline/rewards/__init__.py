@@ -5,6 +5,7 @@
     classifier   a reward model in this process; vllm: the same by vLLM
     endpoint     a reward model behind a server; kinds: what each server takes and gives; probe: whether it is the same
     judge        a chat model that compares or rates answers; judge_prompts: what it is asked, how its verdicts are read
+    vllm_judge   the same run by vLLM in this process
     answers      rows to requests, from the cache or the service
     cache        paid answers on storage
     http         a client of HTTP services: many requests at once, retries, deadlines; replies: what a reply means

@@ -1,14 +1,25 @@
 """Answers of a service to rows: from the cache where it has them, else several rows a request."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pipeline.rewards.cache import Cache
-from pipeline.rewards.http import BadAnswer, Client, Failed
+from pipeline.rewards.http import BadAnswer, Failed
 
 Row = TypeVar("Row")
+T = TypeVar("T")
+
+
+class Asked(Protocol):
+    """What answers requests: a `Client` of a service, or an engine in this process."""
+
+    def ask(self, path: str, bodies: Sequence[Any], read: Callable[[int, Any], T]) -> Iterator[tuple[int, T | Failed]]:
+        """As `Client.ask`."""
+
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +40,7 @@ class Form(Generic[Row]):
     batch_rows: int = 1
 
 
-def ask_rows(client: Client, cache: Cache, form: Form[Row], rows: Sequence[Row]) -> list[Any]:
+def ask_rows(client: Asked, cache: Cache, form: Form[Row], rows: Sequence[Row]) -> list[Any]:
     """Of each row its answer; Failed if the service fails on this row; None if it gives nothing for it, even alone.
 
     Rows with the same request are asked about once. A request that fails is split until the row is found that is to

@@ -19,18 +19,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline.config import JudgeReward, Tokens
+from pipeline.config import JudgeReward, Tokens, VllmJudgeReward
 from pipeline.data.place import Place
 from pipeline.data.sealed import digest
 from pipeline.drops import Reason
 from pipeline.errors import AlignpotError, ConfigError
 from pipeline.models.scores import Scores
-from pipeline.rewards.answers import Form, ask_rows
+from pipeline.rewards.answers import Asked, Form, ask_rows
 from pipeline.rewards.backend import Backend, Dialogue, Scorer
 from pipeline.rewards.cache import Cache
 from pipeline.rewards.http import Client, Failed, Service, headers_of
@@ -44,9 +44,11 @@ _ENOUGH: Final = 8
 
 _log = logging.getLogger(__name__)
 
+J = TypeVar("J", JudgeReward, VllmJudgeReward)
 
-class JudgeBackend(Backend[JudgeReward]):
-    """A judge that a server gives access to."""
+
+class JudgingBackend(Backend[J], Generic[J]):
+    """A judge, wherever it runs."""
 
     @property
     def compares(self) -> bool:
@@ -54,9 +56,8 @@ class JudgeBackend(Backend[JudgeReward]):
         return self.section.style == "pairwise"
 
     def check(self, tokens: Tokens, columns: Sequence[str]) -> None:
-        """Check key and prompt. Raises a ConfigError if one cannot be used."""
+        """Check the prompt. Raises a ConfigError if it cannot be used."""
         del tokens, columns
-        headers_of(_service(self.section))
         preset = Prompt(self.section).preset
         if self.section.votes > 1 and not (preset.parameters | self.section.parameters).get("temperature"):
             raise ConfigError(
@@ -64,12 +65,25 @@ class JudgeBackend(Backend[JudgeReward]):
                 "reward.parameters: {temperature: 0.7}, or reward.votes: 1."
             )
 
-    def fingerprint(self) -> dict[str, Any]:
-        """The section, and version and digest of the prompt."""
+    def prompt_fingerprint(self) -> dict[str, Any]:
+        """Version and digest of the prompt."""
         prompt = Prompt(self.section)
         said = json.dumps([prompt.text, prompt.rubric, prompt.preset.parameters], sort_keys=True)
         known = {"version": prompt.preset.version, "digest": digest(said.encode())}
-        return self.section.fingerprint() | {"prompt": {"name": self.section.prompt, **known}}
+        return {"prompt": {"name": self.section.prompt, **known}}
+
+
+class JudgeBackend(JudgingBackend[JudgeReward]):
+    """A judge that a server gives access to."""
+
+    def check(self, tokens: Tokens, columns: Sequence[str]) -> None:
+        """Check key and prompt. Raises a ConfigError if one cannot be used."""
+        headers_of(_service(self.section))
+        super().check(tokens, columns)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The section and the prompt."""
+        return self.section.fingerprint() | self.prompt_fingerprint()
 
     def pinned(self, fingerprint: Mapping[str, Any]) -> JudgeReward:
         """The section, which holds all."""
@@ -78,18 +92,19 @@ class JudgeBackend(Backend[JudgeReward]):
 
     def scorer(self, cache: Place | None = None) -> "JudgeScorer":
         """A client."""
-        return JudgeScorer(self.section, cache)
+        section = self.section
+        asked = {"judge": section.model, "version": section.version, "style": section.style, "prompt": section.prompt}
+        scope = {**asked, "read": Prompt(section).preset.version}
+        return JudgeScorer(section, Client(_service(section)), Cache(cache, scope))
 
 
 class JudgeScorer(Scorer):
     """Asks a judge. Of a pairwise one the values of a pair are the leads of its two answers."""
 
-    def __init__(self, section: JudgeReward, cache: Place | None) -> None:
+    def __init__(self, section: JudgeReward | VllmJudgeReward, judge: Asked, cache: Cache) -> None:
         self._section, self._prompt = section, Prompt(section)
+        self._judge, self._cache = judge, cache
         preset = self._prompt.preset
-        scope = {"judge": section.model, "version": section.version, "style": section.style}
-        self._cache = Cache(cache, {**scope, "prompt": section.prompt, "read": preset.version})
-        self._client = Client(_service(section))
         self._form: Form[dict[str, Any]] = Form(
             path="/chat/completions", body_of=lambda rows: rows[0], read=lambda answer: [self._read(answer)]
         )
@@ -114,7 +129,7 @@ class JudgeScorer(Scorer):
         pending = [(index, vote) for index in range(len(asked)) for vote in range(self._section.votes)]
         for _ in range(self._prompt.preset.tries):
             bodies = [self._body(messages[index], seed) for index, seed in pending]
-            answers = ask_rows(self._client, self._cache, self._form, bodies)
+            answers = ask_rows(self._judge, self._cache, self._form, bodies)
             again = []
             for (index, seed), answer in zip(pending, answers, strict=True):
                 if isinstance(answer, Failed):
@@ -134,9 +149,9 @@ class JudgeScorer(Scorer):
         return Scores(values=np.asarray(values, dtype=np.float64), left_out=reasons)
 
     def close(self) -> None:
-        """Write what is not in the cache yet, and close connections."""
+        """Write what is not in the cache yet, and close connections or end the engine."""
         self._cache.flush()
-        self._client.close()
+        self._judge.close()
 
     def _orders(self, group: Sequence[Dialogue]) -> list[Sequence[Dialogue]]:
         if self._section.style == "pointwise":
@@ -171,7 +186,7 @@ class JudgeScorer(Scorer):
         self._has_worked = self._has_worked or len(failed) < num_asked
         if not self._has_worked and num_asked >= _ENOUGH:
             raise AlignpotError(
-                f"reward: the judge fails on each of the first {num_asked} requests: {failed[0][1]}. See to the server "
+                f"reward: the judge fails on each of the first {num_asked} requests: {failed[0][1]}. See to the judge "
                 "and to reward.parameters, and run again."
             )
         for row, words in failed:

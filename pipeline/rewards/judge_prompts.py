@@ -15,7 +15,7 @@ from typing import Any, Final
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pipeline.config import JudgeReward
+from pipeline.config import Judging
 from pipeline.data.sealed import digest
 from pipeline.errors import ConfigError
 from pipeline.models.templates import Messages
@@ -117,7 +117,7 @@ PRESETS: Final[Mapping[tuple[str, str], Preset]] = {
 class Prompt:
     """The prompt of a section. Raises a ConfigError if its template cannot be used."""
 
-    def __init__(self, section: JudgeReward) -> None:
+    def __init__(self, section: Judging) -> None:
         self.preset = PRESETS[section.style, section.prompt]
         self.rubric = section.rubric or _RUBRIC
         self._section = section

@@ -10,6 +10,7 @@ from pipeline.config import (
     FunctionReward,
     JudgeReward,
     Replicas,
+    VllmJudgeReward,
     VllmReward,
 )
 from pipeline.rewards.backend import Backend
@@ -18,12 +19,14 @@ from pipeline.rewards.endpoint import EndpointBackend
 from pipeline.rewards.function import FunctionBackend
 from pipeline.rewards.judge import JudgeBackend
 from pipeline.rewards.vllm import VllmBackend
+from pipeline.rewards.vllm_judge import VllmJudgeBackend
 
 _BACKENDS: Final[Mapping[type[Replicas], type[Backend[Any]]]] = {
     ClassifierReward: ClassifierBackend,
     VllmReward: VllmBackend,
     EndpointReward: EndpointBackend,
     JudgeReward: JudgeBackend,
+    VllmJudgeReward: VllmJudgeBackend,
     FunctionReward: FunctionBackend,
 }
 

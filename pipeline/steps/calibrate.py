@@ -95,6 +95,10 @@ def calibrate(first: Config, second: Config, *, num_rows: int, keep: str | None 
             },
         },
         "rows_per_second": {side: rates for side, (_, rates) in zip(SIDES, scored, strict=True)},
+        "hours_for_a_million_rows": {
+            side: {name: float(f"{1e6 / rate / 3600:.4g}") for name, rate in rates.items()}
+            for side, (_, rates) in zip(SIDES, scored, strict=True)
+        },
         "margins": _margins(*sides),
         "selection": _selection(query, *sides),
     }
@@ -271,6 +275,9 @@ def render_calibration(found: Mapping[str, Any]) -> str:
     names = dict.fromkeys(name for of_side in rates.values() for name in of_side)
     speed = [(name, *(_text(rates[side].get(name)) for side in SIDES)) for name in names]
     parts.append(aligned([("rows a second", *SIDES), *speed]))
+    hours = found["hours_for_a_million_rows"]
+    cost = [(name, *(_text(hours[side].get(name)) for side in SIDES)) for name in names]
+    parts.append(aligned([("hours of one replica for a million rows", *SIDES), *cost]))
     return "\n\n".join(parts)
 
 

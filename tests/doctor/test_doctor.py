@@ -87,6 +87,20 @@ def test_healthy_config_passes_leaves_no_trace_and_loads_no_heavy_library(config
     assert [*config.parent.iterdir()] == [config]
 
 
+def test_config_of_rewards_alone(tmp_path: Path):
+    path, rows = tmp_path / "reward.yaml", tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Why?", "response": "So."}) + "\n")
+    reward = {"backend": "function", "function": "tests.rewards.functions:length"}
+    path.write_text(
+        yaml.safe_dump({"source": {"path": str(rows)}, "reward": reward, "rewarded": str(tmp_path / "out")})
+    )
+    found = report(path)
+    assert (found.code, found.bad) == (0, set())
+    assert {"source", "store rewarded"} <= {*found.findings}
+    rows.write_text(json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No."}) + "\n")
+    assert "alignpot score" in report(path).findings["source"].says
+
+
 def test_wrong_key_is_told_and_the_machine_is_looked_at_all_the_same(config: Path):
     code, found = report(config, "select.fractoin=0.1")
     assert code == 2

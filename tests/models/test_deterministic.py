@@ -99,7 +99,7 @@ def test_a_group_beyond_the_budget_costs_no_other_row(groups):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_layers_rounded_to_8_bits_keep_the_shape(compiled, groups):
     model = tiny_model("llama")
     exact = LogprobEngine(tiny_model("llama")).score(groups)

@@ -135,7 +135,7 @@ def test_bfloat16_stays_within_its_noise_of_float32_on_hh_pairs(smollm2_dir, hh)
     assert np.sqrt(np.mean(np.square(differences))) <= 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.smollm2
 def test_bfloat16_is_invariant_to_the_bit_and_close_to_float32(smollm2_dir):
     model, tokenizer = smollm2(smollm2_dir, torch.bfloat16)

@@ -276,7 +276,7 @@ def test_the_configs_of_the_page_parse() -> None:
     found = [
         parse_config(base | each).reward.backend for each in sections if "reward" in each and "rewarded" not in each
     ]
-    assert {"vllm", "endpoint", "function"} <= {*found}
+    assert {"vllm", "endpoint", "judge", "vllm_judge", "function"} <= {*found}
 
 
 @pytest.mark.parametrize(

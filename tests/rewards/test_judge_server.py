@@ -1,19 +1,27 @@
-"""A judge that a real vLLM server runs. The model is small: that all is counted is tested, not that it is right."""
+"""A judge that vLLM runs, behind a server and in the actor.
+
+The model is small: that all is counted is tested, not that it is right.
+"""
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.config import Storage, parse_self_play
 from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
+from pipeline.selfplay.expansion import ANNOTATED
+from pipeline.selfplay.rounds import self_play
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
 from tests.rewards.vllm_server import vllm_serving
 from tests.steps.conftest import PAIRS, make_config, write_jsonl
+from tests.steps.test_self_play import settings
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,9 +49,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scored(
-    folder: Path, source: Path, url: str, engine: str = "plain", **keys: Any
+    folder: Path, source: Path, reward: dict[str, Any], engine: str = "plain"
 ) -> tuple[Any, list[dict[str, Any]]]:
-    reward = {"backend": "judge", "urls": [url], "model": "judge", **keys}
     run = {"engine": engine, "shard_rows": 16, "max_dropped": 1.0}
     config = make_config(folder, source, metric={"name": "explicit"}, reward=reward, run=run, select={"fraction": 1.0})
     *_, run = prepared = prepare_score(config)
@@ -53,33 +60,68 @@ def scored(
     return config, dataset.table(names, kept_only=False).sort_by("id").to_pylist()
 
 
-@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=pytest.mark.ray)])
-def test_margins_by_log_probabilities(engine: str, url: str, source: Path, tmp_path: Path):
-    config, rows = scored(tmp_path, source, url, engine)
+@pytest.fixture(scope="module")
+def served(url: str) -> dict[str, Any]:
+    return {"backend": "judge", "urls": [url], "model": "judge"}
+
+
+@pytest.fixture(scope="module")
+def in_process(smollm2_dir: Path) -> dict[str, Any]:
+    return {"backend": "vllm_judge", "model": str(smollm2_dir), "dtype": "float32", "num_gpus": 0, "max_length": 2048}
+
+
+def leads_of(rows: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([[row["lead_chosen"], row["lead_rejected"]] for row in rows if row["drop_reason"] is None])
+
+
+@pytest.mark.ray
+def test_margins_by_log_probabilities(served: dict[str, Any], in_process: dict[str, Any], source: Path, tmp_path: Path):
+    config, rows = scored(tmp_path / "served", source, served)
     lost = Counter(row["drop_reason"] for row in rows if row["drop_reason"])
     assert {*lost} <= {"no_verdict"}
-    kept = [row for row in rows if row["drop_reason"] is None]
-    assert len(kept) > NUM_PAIRS // 2
-    leads = np.array([[row["lead_chosen"], row["lead_rejected"]] for row in kept])
+    leads = leads_of(rows)
+    assert len(leads) > NUM_PAIRS // 2
     assert np.all(np.abs(leads) < 1)
     assert len({*leads[:, 0]}) > NUM_PAIRS // 4
     [report] = select_subsets(prepare_select(config))
     flips = int(np.count_nonzero(np.sign(leads).prod(axis=1) > 0))
     counted = report["judges"]["reward"]["all"]["flips"]
-    assert (counted["count"], counted["of"]) == (flips, len(kept))
+    assert (counted["count"], counted["of"]) == (flips, len(leads))
     assert report["flow"]["dropped"] == dict(lost)
 
+    _, others = scored(tmp_path / "actor", source, in_process, "ray")
+    assert [(row["id"], row["drop_reason"]) for row in others] == [(row["id"], row["drop_reason"]) for row in rows]
+    np.testing.assert_allclose(leads_of(others), leads, rtol=0, atol=1e-4)
 
-def test_votes_and_ratings(url: str, source: Path, tmp_path: Path):
-    few = write_jsonl(tmp_path / "few.jsonl", [json.loads(line) for line in source.read_text().splitlines()[:8]])
+
+def test_a_request_without_room_for_an_answer_drops_its_row(in_process: dict[str, Any], tmp_path: Path):
+    rows = [
+        {"id": f"r{i}", "prompt": "Count.", "chosen": "one two " * n, "rejected": "No."}
+        for i, n in enumerate((2, 1100, 3))
+    ]
+    _, found = scored(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", rows), in_process)
+    assert [row["drop_reason"] for row in found] == [None, "reward_error", None]
+
+
+@pytest.mark.parametrize("judge", ["served", "in_process"])
+def test_votes_and_ratings_of_self_play(
+    judge: str, source: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
+):
+    section = request.getfixturevalue(judge)
+    few = write_jsonl(tmp_path / "few.jsonl", [json.loads(line) for line in source.read_text().splitlines()[:4]])
     votes = {"verdict": "votes", "votes": 2, "parameters": {"temperature": 0.8, "max_tokens": 24}}
-    _, rows = scored(tmp_path / "votes", few, url, prompt="mt-bench", **votes)
-    assert len(rows) == 8
+    _, rows = scored(tmp_path / "votes", few, {**section, "prompt": "mt-bench", **votes})
+    assert len(rows) == 4
     assert {row["drop_reason"] for row in rows} <= {None, "no_verdict"}
     for row in rows:
         if row["drop_reason"] is None:
             assert row["lead_chosen"] in (-1, -0.5, 0, 0.5, 1)
-    _, rated = scored(tmp_path / "ratings", few, url, style="pointwise")
-    rewards = [row["reward_chosen"] for row in rated if row["drop_reason"] is None]
-    assert len(rewards) > 4
-    assert all(1 <= reward <= 9 for reward in rewards)
+
+    given = settings(tmp_path, tiny_model_dir("llama", seed=1), tmp_path, rounds=1, train=None)
+    sections = {"reward": {**section, "style": "pointwise"}, "run": {"engine": "plain", "max_dropped": 0.5}}
+    list(self_play(parse_self_play(given | sections)))
+    annotated = Place.open(str(tmp_path / "run" / "round-1" / "base" / "annotated"), Storage())
+    rated = Dataset.open(annotated, ANNOTATED).table(["all_rm_scores"])["all_rm_scores"].to_pylist()
+    ratings = [rating for row in rated for rating in row if rating is not None]
+    assert len(ratings) > 4
+    assert all(1 <= rating <= 9 for rating in ratings)

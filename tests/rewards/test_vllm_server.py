@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.config import parse_self_play
+from pipeline.config import Storage, parse_self_play
 from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
 from pipeline.demo.models import build_reward_model
 from pipeline.drops import Reason
+from pipeline.selfplay.expansion import ANNOTATED
 from pipeline.selfplay.rounds import self_play
 from pipeline.steps.score import prepare_score, score
 from tests.rewards.vllm_server import vllm_serving
@@ -105,17 +107,25 @@ def test_rows_that_are_too_long_for_the_server_are_dropped_alone(url: str, model
     assert found["drop_reason"].to_pylist() == [None, Reason.REWARD_ERROR, None]
 
 
-def test_self_play_is_judged_by_the_server(url: str, model: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path):
-    given = settings(tmp_path, tiny_model_dir("llama", seed=1), tmp_path, rounds=1, train=None)
-    reward = {
-        "reward": endpoint(url, model),
-        "run": {"engine": "plain", "max_dropped": 0.5, "cache": str(tmp_path / "cache")},
-    }
-    list(self_play(parse_self_play(given | reward)))
-    assert [*(tmp_path / "run").glob("round-1/base/annotated/_SUCCESS.json")]
+def in_process(model: Path) -> dict[str, Any]:
+    return {"backend": "vllm", "model": str(model), "dtype": "float32", "num_gpus": 0, "max_length": MOST_TOKENS}
+
+
+def test_self_play_is_judged_by_the_server_and_by_vllm_in_this_process(
+    url: str, model: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path
+):
+    run = {"engine": "plain", "max_dropped": 0.5, "cache": str(tmp_path / "cache")}
+    found = []
+    for name, reward in (("server", endpoint(url, model)), ("process", in_process(model))):
+        given = settings(tmp_path / name, tiny_model_dir("llama", seed=1), tmp_path, rounds=1, train=None)
+        list(self_play(parse_self_play(given | {"reward": reward, "run": run})))
+        annotated = Place.open(str(tmp_path / name / "run" / "round-1" / "base" / "annotated"), Storage())
+        table = Dataset.open(annotated, ANNOTATED).table(["id", "all_rm_scores"]).sort_by("id")
+        found.append([score for row in table["all_rm_scores"].to_pylist() for score in row])
     assert [*(tmp_path / "cache").rglob("*.parquet")]
+    assert len(found[0]) > NUM_FEW
+    np.testing.assert_allclose(*(np.array(rewards, dtype=float) for rewards in found), rtol=0, atol=1e-4)
 
 
 def test_vllm_in_this_process_gives_the_classifiers_own_rewards(model: Path, few: Path, expected: Any, tmp_path: Path):
-    reward = {"backend": "vllm", "model": str(model), "dtype": "float32", "num_gpus": 0, "max_length": MOST_TOKENS}
-    assert_equal(scored(tmp_path, few, reward), expected)
+    assert_equal(scored(tmp_path, few, in_process(model)), expected)

@@ -71,7 +71,10 @@ def test_differences_ranks_and_overlap_are_those_of_numpy(config: dict[str, Any]
     assert found["selection"]["fraction"] == 0.25
     assert 0.0 < found["selection"]["overlap"] <= 1.0
     assert [name for name, *_ in found["differs"]] == ["reward.function"]
-    assert all(rates["reward"] > 0 for rates in found["rows_per_second"].values())
+    for side, rates in found["rows_per_second"].items():
+        assert found["hours_for_a_million_rows"][side]["reward"] * rates["reward"] == pytest.approx(
+            1e6 / 3600, rel=1e-3
+        )
     assert not (tmp_path / "scored").exists()
 
 

@@ -121,7 +121,7 @@ class Deadly:
     ("rows", "num_deaths", "most_deaths", "hang"),
     [
         pytest.param({4, 5}, 1, 1, False, id="dies once"),
-        pytest.param({6, 7, 13}, 10**6, 7, False, id="dies on rows of two shards"),
+        pytest.param({6, 7, 13}, 10**6, 7, False, id="dies on rows of two shards", marks=pytest.mark.soak),
         pytest.param({6}, 10**6, 3, True, id="hangs", marks=pytest.mark.soak),
     ],
 )

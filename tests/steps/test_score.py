@@ -78,7 +78,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
     ("run", "replicas"),
     [
         ({"engine": "plain", "shard_rows": 7}, 1),
-        pytest.param({"engine": "ray", "shard_rows": 30, "placement": "colocated"}, 2, marks=pytest.mark.slow),
+        pytest.param({"engine": "ray", "shard_rows": 30, "placement": "colocated"}, 2, marks=pytest.mark.soak),
         ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 1),
     ],
     ids=["plain-7", "ray-30-colocated-2", "ray-9-colocated-1"],
@@ -104,7 +104,7 @@ def test_layout_does_not_move_a_score_or_the_selection(
     assert selected_ids(config) == expected[1]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_pools_overlap_in_time_and_move_no_score(

@@ -70,7 +70,7 @@ def test_the_plain_loop_scores_policy_and_reference_by_vllm(tmp_path, pairs, mod
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_actors_score_by_vllm(tmp_path, pairs, models, expected):
     """Each in an actor of its own; the reference is split between two processes of its actor."""

@@ -24,7 +24,7 @@ from tests.data.tables import spec_of
 from tests.fixtures_storage import S3Server
 from tests.steps import scored_data as data
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(3600)]
 
 WATCHED = """
 import atexit, pathlib, sys

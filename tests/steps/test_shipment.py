@@ -1,5 +1,6 @@
 """What travels with a submitted job, and what every command for jobs says before it reaches a cluster."""
 
+import json
 import os
 import re
 import shutil
@@ -11,10 +12,10 @@ import pytest
 import yaml
 
 import pipeline
-from pipeline.config import load_config
+from pipeline.config import load_any, load_config
 from pipeline.errors import ConfigError
 from pipeline.on_ray import shipment
-from pipeline.on_ray.shipment import is_of, prepare_job
+from pipeline.on_ray.shipment import config_digest, is_of, prepare_job
 from tests.steps import scored_data
 from tests.steps.conftest import Ended
 
@@ -109,6 +110,19 @@ def test_dry_run_lists_what_would_be_sent(config: Path, untidy: None, command):
     assert not is_of(f"{submission_id}0", digest)
     other = command("submit", "select", config, "--set", "select.k=8", "--dry-run").out
     assert digest not in other
+
+
+def test_rewards_alone_are_a_job_too(tmp_path: Path, command):
+    path = tmp_path / "reward.yaml"
+    sections = {"source": {"path": "s3://bucket/rows"}, "reward": {"backend": "classifier", "model": "org/rm"}}
+    path.write_text(yaml.safe_dump({**sections, "rewarded": "s3://bucket/rewarded"}))
+    ended: Ended = command("submit", "reward", path, "--dry-run")
+    assert "python -m pipeline.cli reward config.yaml" in ended.out
+    assert json.loads(prepare_job("reward", path, ()).metadata["alignpot_places"]) == ["s3://bucket/rewarded"]
+    [(_, submission_id)] = re.findall(r"^(id +)(\S+)$", ended.out, re.M)
+    assert is_of(submission_id, config_digest(load_any(path)))
+    with pytest.raises(ConfigError, match="rewarded: a relative path"):
+        prepare_job("reward", path, ["rewarded=here"])
 
 
 @pytest.mark.parametrize("name", ["submit", "status", "logs", "stop"])
