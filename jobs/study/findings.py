@@ -100,13 +100,13 @@ def findings_of(lines: Sequence[Line]) -> dict[Arm, Finding]:
         }
         wins = evidence.wins(after, start)
         results[arm] = Finding(seeds=tuple(whole), wins=wins, gains=after - start, facts=facts)
-    if not results:
-        raise DataError("no two seeds are whole in any part: there is nothing to compare. Let the study run on.")
     return results
 
 
 def _of_objective(objective: str, lines: Sequence[Line], part: str) -> str:
     found = findings_of(lines)
+    if not found:
+        return f"**{objective}**, {len(lines)} lines: no two seeds are whole yet."
     differences = {}
     for arm, finding in found.items():
         # Arms on the whole pool are compared with the random draw of the others' share.
@@ -131,7 +131,7 @@ def _of_objective(objective: str, lines: Sequence[Line], part: str) -> str:
         picture.append(f"{_name(arm, part):<34}{_bar(rate)}")
     axis = " " * 34 + "0" + " " * (_WIDTH // 2 - 2) + "0.5" + " " * (_WIDTH // 2 - 2) + "1"
     return "\n\n".join((
-        f"**{objective}**, {len(lines)} lines. {_detectable(differences)}",
+        f"**{objective}**, {len(lines)} lines. {_detectable(differences)}".rstrip(),
         markdown(_HEADER, rows),
         "\n".join(["```text", axis, *picture, "```"]),
     ))  # fmt: skip

@@ -58,8 +58,7 @@ def test_only_whole_blocks_count():
     every = lines({RANDOM: 0.0, "explicit": 0.0})
     text = findings.report(every[:-1], "cpu", "main")  # the last arm of the last seed was not run
     assert row(text, RANDOM)[2] == row(text, "explicit")[2] == "7"
-    with pytest.raises(DataError, match="no two seeds are whole"):
-        findings.report(every[:4], "cpu", "main")
+    assert "no two seeds are whole yet" in findings.report(every[:4], "cpu", "main")
 
 
 def test_later_arms_are_compared_on_the_seeds_that_have_them():
