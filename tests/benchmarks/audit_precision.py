@@ -2,8 +2,9 @@
 
 5% of the labels are turned round. Precision at the flip count is the share of planted ones among as many pairs, those
 most likely mislabelled. Beside it stand the pairs of the lowest reward margin, those of the lowest implicit margin, and
-chance. The worlds are those of `make study`; labels that the world itself draws wrong are not counted as found. DEMO is
-the scored dataset of `alignpot demo --pairs 307`. The last line is a JSON object.
+chance. The worlds are those of `make study`. They draw wrong labels themselves, which are not counted as found; so the
+pairs of the lowest true margin, which no rule knows, stand there too. DEMO is the scored dataset of `alignpot demo
+--pairs 307`. The last line is a JSON object.
 """
 
 import argparse
@@ -30,11 +31,13 @@ from pipeline.metrics.margins import explicit_margin, implicit_margin
 from pipeline.selection.labels import swap_sides
 
 SHARE = 0.05
-RULES = ("audit", "reward margin", "implicit margin", "chance")
+RULES = ("audit", "reward margin", "implicit margin", "chance", "true margin")
 Rng = np.random.Generator
 
 
-def precision(table: pa.Table, objective: Objective, rng: Rng) -> dict[str, float]:
+def precision(
+    table: pa.Table, objective: Objective, rng: Rng, true_margin: np.ndarray | None = None
+) -> dict[str, float]:
     """Of each rule, after some labels were turned round. Where the audit refuses, it is counted as chance."""
     num_rows = table.num_rows
     num = max(1, round(SHARE * num_rows))
@@ -42,6 +45,8 @@ def precision(table: pa.Table, objective: Objective, rng: Rng) -> dict[str, floa
     wrong[rng.choice(num_rows, num, replace=False)] = True
     flipped = swap_sides(table, wrong)
     margins = {"reward margin": explicit_margin(flipped), "implicit margin": implicit_margin(flipped, objective)}
+    if true_margin is not None:
+        margins["true margin"] = np.where(wrong, -true_margin, true_margin)
     found = {name: wrong[np.argsort(values, kind="stable")][:num].mean() for name, values in margins.items()}
     try:
         listed = api.audit(flipped, objective=objective.model_dump(exclude_none=True), above=0.0).to_arrow()
@@ -61,8 +66,8 @@ def of_world(name: str, objective: Objective, seed: int, num_pairs: int) -> dict
     warm = draw_pairs(others, reference, 1000, rng, settings.warm_topics)
     training = Training(num_steps=settings.warm_steps)
     policy = train(reference, loss_of(warm, objective, reference), [np.arange(1000)], training, seed)[0]
-    table = scored_table(draw_pairs(world, policy, num_pairs, rng), policy, reference)
-    return precision(table, objective, rng)
+    pairs = draw_pairs(world, policy, num_pairs, rng)
+    return precision(scored_table(pairs, policy, reference), objective, rng, pairs.margin_true)
 
 
 def of_demo(scored: str, num_draws: int) -> Iterator[tuple[str, list[dict[str, float]]]]:
@@ -90,8 +95,9 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
 
     def show(name: str, draws: list[dict[str, float]]) -> None:
-        results[name] = {rule: float(np.mean([draw[rule] for draw in draws])) for rule in RULES}
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in results[name].values()) + " |", flush=True)
+        found = {rule: float(np.mean([draw[rule] for draw in draws])) for rule in RULES if rule in draws[0]}
+        print("|".join(["", name, *(f"{found[rule]:.2f}" if rule in found else "" for rule in RULES), ""]), flush=True)
+        results[name] = found
 
     print(f"| pairs | {' | '.join(RULES)} |\n|---|{'---|' * len(RULES)}")
     for name in WORLDS:

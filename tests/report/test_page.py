@@ -242,7 +242,18 @@ def test_what_is_not_known_is_said_and_not_drawn():
     assert "log-probabilities of the policy: the model was not run" in page.text
     assert "nan" not in page.text.lower().split()
     older = report_of(agreeing_table(60))
-    for name in ("flow", "plane", "histograms", "lengths", "by_column", "metrics", "weights", "label_audit"):
+    for name in (
+        "flow",
+        "plane",
+        "histograms",
+        "lengths",
+        "by_column",
+        "metrics",
+        "weights",
+        "label_audit",
+        "reach",
+        "data_map",
+    ):
         del older[name]
     assert "by a version that did not judge labels" in Page(report_page(older, FACTS)).text
 
