@@ -9,7 +9,8 @@
     mapping, naming other names, forms and roles become those that the formats know
     drift           files that differ: which differences do no harm
     passthrough     columns that are carried along
-    columns, rows   kinds of columns; what a format makes of a row: a pair, or the reason to drop it; turns: its messages
+    columns, rows   kinds of columns; what a format makes of a row: a pair, or the reason to drop it
+    turns           the messages of a row, checked
     messages, texts, ranked, answers, compared, unpaired    one module for each family of formats
     formats         all formats, and which of them a table is of
     beside_text     which fields of messages a source has
