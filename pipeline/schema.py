@@ -57,6 +57,7 @@ POLICY_LOGP_CHOSEN: Final = "policy_logp_chosen"
 POLICY_LOGP_REJECTED: Final = "policy_logp_rejected"
 REFERENCE_LOGP_CHOSEN: Final = "reference_logp_chosen"
 REFERENCE_LOGP_REJECTED: Final = "reference_logp_rejected"
+LOGPS: Final = (POLICY_LOGP_CHOSEN, POLICY_LOGP_REJECTED, REFERENCE_LOGP_CHOSEN, REFERENCE_LOGP_REJECTED)
 NUM_TOKENS_PROMPT: Final = "num_tokens_prompt"
 NUM_TOKENS_DRAFT: Final = "num_tokens_draft"  # of a prompt that the policy wrote, the token that ended it included
 NUM_TOKENS_CHOSEN: Final = "num_tokens_chosen"
@@ -102,6 +103,12 @@ DROP_REASON: Final = "drop_reason"
 SOURCE_FILE: Final = "source_file"  # relative to source.path
 SOURCE_ROW: Final = "source_row"  # 0-based row in that file
 SOURCE_NAME: Final = "source_name"  # which one of several sources; where there is one only, there is no such column
+SCORING: Final = "scoring_outcome"  # of a lazy run: which rows policy and reference scored, one of SCORINGS
+SKIPPED: Final = "skipped"  # not scored: the row could not be selected
+SCORED: Final = "scored"
+SAMPLED: Final = "sampled"  # scored, and one of the rows that statistics come from
+SCORINGS: Final = (SKIPPED, SCORED, SAMPLED)
+BOUND: Final = "potential_bound"  # of a skipped row: its score is at most this
 READ_FROM: Final = b"alignpot.read_from"  # in the metadata of a shard's schema: digest of the file it was read from
 
 # --- subset ----------------------------------------------------------------------------------------
@@ -155,6 +162,8 @@ SCORE_FIELDS: Final = (
 STATUS_FIELDS: Final = tuple(pa.field(name, pa.string()) for name in (STATUS, DROP_STAGE, DROP_REASON))
 
 OUTCOME_FIELDS: Final = (*STATUS_FIELDS, pa.field(SOURCE_FILE, pa.string()), pa.field(SOURCE_ROW, pa.int64()))
+
+LAZY_FIELDS: Final = (pa.field(SCORING, pa.string()), pa.field(BOUND, pa.float64()))
 
 PROVENANCE_FIELDS: Final = (
     pa.field(PARENT_ID, pa.string()),
@@ -251,7 +260,8 @@ def scored_schema(
     scores = [field for field in SCORE_FIELDS if field not in reward_fields()]
     own = pa.schema([*pair, *reward_fields(rewards), *scores, *OUTCOME_FIELDS])
     extra = list(passthrough)
-    reserved = {*own.names} | {field.name for field in (*SCORE_FIELDS, *SUBSET_FIELDS, *lead_fields(["", *rewards]))}
+    made = (*SCORE_FIELDS, *SUBSET_FIELDS, *LAZY_FIELDS, *lead_fields(["", *rewards]))
+    reserved = {*own.names} | {field.name for field in made}
     if any(rewards):
         reserved |= {column for name in named_rewards(f.name for f in extra) for column in reward_columns(name)}
     taken = sorted({f.name for f in extra} & reserved)

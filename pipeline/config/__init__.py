@@ -6,6 +6,7 @@
     rewards      reward                             }
     services     rewards of an HTTP service         }
     selection    objective, metric, select, output  }
+    lazy         score                              }
     combine      metric.combine, select.agreement   }
     table        output.table
     round        prompts, generate, pair, evolve, evaluate, train

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
+from pipeline.config.lazy import Score, why_not_lazy
 from pipeline.config.load import load, parse
 from pipeline.config.models import ColumnsModel, Estimate, Model, Run, TorchModel
 from pipeline.config.presets import PresetName, with_preset
@@ -58,6 +59,7 @@ class Config(HasRewards):
     ORG/A}, gpt: {backend: columns}}`. Each is stored raw, as `reward_NAME_chosen` and `reward_NAME_rejected`, and
     `metric.combine` makes one margin of them."""
     tokens: Tokens = Tokens()
+    score: Score = Score()
     scored: Url = Field(json_schema_extra=LAYOUT)
     """Folder or URL of the scored dataset: every row once, with rewards, log-probs and token counts."""
     objective: Objective = Objective()
@@ -154,6 +156,21 @@ class Config(HasRewards):
             )
         if self.all_sources() and not self.members:
             raise ValueError(f"select.labels {labels} reads the rewards: add a reward section")
+        return self
+
+    @model_validator(mode="after")
+    def _lazy_scores_can_be_left_out(self) -> "Config":
+        if not self.score.lazy or self.sweep:  # the variants of a sweep are checked one by one
+            return self
+        if self.select is None:
+            raise ValueError("score.lazy leaves out what no selection can keep: add a select section")
+        reason = why_not_lazy(self.metric, self.select)
+        if reason is not None:
+            raise ValueError(f"score.lazy: {reason}, or set score.lazy: false")
+        if self.all_sources() and not isinstance(self.policy, TorchModel):
+            raise ValueError("score.lazy saves forwards of the policy, and none is run: set score.lazy: false")
+        if any(model.fp8 for model in self.torch_models().values()):
+            raise ValueError("score.lazy does not go with fp8, which is checked on the first rows: set one to false")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@
     parts         one Parquet object a shard, kept and dropped rows together
     files         files for others: Hugging Face, Parquet, JSON Lines (formats in writers)
     dataset       reads any complete dataset by its manifest
-    verify        checks a dataset whole
+    verify        checks a dataset whole; lazy: where the datasets of a lazy run lie
 
 Nothing is renamed or overwritten, and readers never trust a listing. Loads neither Ray nor torch.
 """

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline import schema as names
 from pipeline.data.files import arrow_tables, rows_by_split, split_of
+from pipeline.data.lazy import last_sealed
 from pipeline.data.manifest import EXPORT, REWARDED, SCORED, SUBSET, File, Manifest, find_manifest
 from pipeline.data.parts import footer_bytes, read_footer
 from pipeline.data.place import Place, in_order
@@ -72,8 +73,14 @@ class Dataset:
 
     @classmethod
     def find(cls, place: Place, kind: str = SCORED) -> "Dataset | None":
-        """The same, or None if there is none. Raises as `open`."""
-        manifest = find_manifest(place, kind)
+        """The same, or None if there is none. Raises as `open`.
+
+        Of a lazy run it is the scored dataset made last.
+        """
+        manifest = find_manifest(place, kind, or_lazy=kind == SCORED)
+        if manifest is not None and manifest.kind != kind:
+            place = last_sealed(place)
+            manifest = find_manifest(place, kind)
         if manifest is None:
             return None
         if manifest.beside:
@@ -141,6 +148,10 @@ class Dataset:
     def table(self, columns: Sequence[str] | None = None, *, kept_only: bool = True) -> pa.Table:
         """All rows in memory. Raises as `tables`."""
         return self._whole(self.tables(columns, kept_only=kept_only), columns)
+
+    def part(self, index: int) -> pa.Table:
+        """All rows of one file, dropped ones too, in memory. Raises as `tables`."""
+        return self._of_files(self._files()[index : index + 1]).table(kept_only=False)
 
     def split(self, num_parts: int) -> list[tuple[int, "Dataset"]]:
         """About `num_parts` runs of consecutive files, each with the position of its first kept row."""
@@ -291,10 +302,12 @@ def _opened(part: _OpenPart, place: Place) -> Any:
 
 
 def _why_missing(place: Place, kind: str) -> str:
-    plan = find_plan(place, kind)
+    plan = find_plan(place, kind, or_lazy=kind == SCORED)
     remedy = _REMEDIES.get(kind, "Run `alignpot self-play` with its config.")
     if plan is None:
         return f"{place} holds no dataset of kind {kind}. {remedy}"
+    if plan.kind != kind:
+        return f"{place} holds an unfinished lazy run. {remedy}"
     num_done = len(plan.shards) - len(Run(place, plan).pending())
     done = "" if plan.formats else f" ({num_done} of {len(plan.shards)} parts)"
     return f"{place} holds an unfinished dataset of kind {kind}{done}. {remedy}"

@@ -15,6 +15,8 @@ from pipeline.errors import FingerprintError, IntegrityError
 
 MANIFEST_FILE: Final = "_SUCCESS.json"
 SCORED: Final = "scored"
+LAZY: Final = "lazy"
+"""Pairs with their rewards; rounds of scoring and the scored datasets made of them lie below, see `data.lazy`."""
 REWARDED: Final = "rewarded"
 SUBSET: Final = "subset"
 EXPORT: Final = "export"
@@ -86,8 +88,10 @@ def kind_of(place: Place) -> str:
     return kind if kind in (SCORED, REWARDED) else SUBSET
 
 
-def find_manifest(place: Place, kind: str) -> Manifest | None:
+def find_manifest(place: Place, kind: str, *, or_lazy: bool = False) -> Manifest | None:
     """The manifest of the run of that kind at `place`; None if there is none, or if it is not complete.
+
+    or_lazy: one of kind LAZY is given too.
 
     Raises:
         FingerprintError: there is one of another kind.
@@ -98,7 +102,7 @@ def find_manifest(place: Place, kind: str) -> Manifest | None:
     if value is None:
         return None
     try:
-        check_kind(value, kind, path)
+        check_kind(value, LAZY if or_lazy and value["kind"] == LAZY else kind, path)
         files, beside = value.pop("files").of_kind(File), tuple(File(**each) for each in value.pop("beside"))
         return Manifest(**{**value, "files": files, "beside": beside, "schema": schema_of(value["schema"])})
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from pipeline import __version__
 from pipeline.data.commit import clear_leftovers, create
-from pipeline.data.manifest import MANIFEST_FILE, File, Manifest, check_kind, find_manifest, schema_json, schema_of
+from pipeline.data.manifest import (
+    LAZY,
+    MANIFEST_FILE,
+    File,
+    Manifest,
+    check_kind,
+    find_manifest,
+    schema_json,
+    schema_of,
+)
 from pipeline.data.parts import PartSpec, PartSummary, add_id_digests, part_path, part_sizes, read_part_summary
 from pipeline.data.place import Place, in_order
 from pipeline.data.records import Records
@@ -137,11 +146,16 @@ class Run:
         return stored
 
 
-def find_plan(place: Place, kind: str) -> Plan | None:
-    """The plan of the run of that kind at `place`; None if none was begun. Raises as `Run.claim`."""
+def find_plan(place: Place, kind: str, *, or_lazy: bool = False) -> Plan | None:
+    """The plan of the run of that kind at `place`; None if none was begun. Raises as `Run.claim`.
+
+    or_lazy: one of kind LAZY is given too.
+    """
     path = place / RUN_FILE
     stored = _read(path)
-    return None if stored is None else _plan(stored, kind, path)
+    if stored is None:
+        return None
+    return _plan(stored, LAZY if or_lazy and stored.get("kind") == LAZY else kind, path)
 
 
 def check_claim(place: Place, kind: str, fingerprint: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@
     length       what the length gap explains of the explicit margin
     ids          seeded hash of row ids
     potential    M_AP and the other metrics: the formulas
+    bound        how high a score can be while the implicit margin is not known
     combine      one explicit margin of several rewards
     normalise    z-scores, robust z-scores, ranks; what a metric takes from the whole set
     calibration  margins on the log-odds scale of the labels

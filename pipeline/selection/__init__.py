@@ -7,6 +7,7 @@
     disagreement, labels, duplicates    rows that a rule leaves out before statistics
     rules       score band, per_prompt, quotas, threshold, near_duplicates: which rows are kept
     selection   `select` and `select_many`, which put these together
+    lazy        which rows must still be scored, where some were skipped
     former      the rule of another selection, applied to these rows
     split, partition    which of the kept rows are held out, and which folder each goes to
     report      what was kept, in numbers; compare: several metrics side by side

@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.config import Labels
@@ -57,6 +58,7 @@ class Wanted:
         names += [column for name in judged for column in schema.lead_columns(name)]
         names += [schema.PROMPT] if self.prompts else []
         names += [name for where in self.wheres for name in parse_where(where).columns]
+        names += [schema.SCORING] if schema.SCORING in available else []
         names += [*VOTE_COLUMNS, *({schema.TOOLS} & {*available})] if self.votes else []
         return list(dict.fromkeys([schema.ID, *names, *self.groups]))
 
@@ -69,7 +71,8 @@ class Columns:
     contradicts, where labels are treated. prompts, votes: `prompt_keys` and `votes_of`, where they are wanted.
     num_agreeing: how many of several rewards prefer chosen; members: what their margins were normalised by before they
     were combined. outside: rows for which a `select.where` does not hold, by its text. groups: by column, the code of a
-    row's value, -1 for null, and the values in order of code.
+    row's value, -1 for null, and the values in order of code. scoring: places in `schema.SCORINGS`; empty if every
+    row was to be scored.
     """
 
     num_values: Mapping[str, int]
@@ -82,6 +85,7 @@ class Columns:
     groups: Mapping[str, tuple[Codes, list[str]]]
     num_agreeing: FloatArray = field(default_factory=lambda: np.zeros(0))
     members: Mapping[str, Normaliser] = field(default_factory=dict)
+    scoring: npt.NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
 
     @property
     def num_rows(self) -> int:
@@ -130,6 +134,7 @@ class _ReadPart:
             votes=votes,
             outside=outside,
             groups={name: coded(single_array(table, name), name) for name in wanted.groups},
+            scoring=_scoring(table),
         )
 
 
@@ -170,6 +175,7 @@ def _joined(parts: Sequence[Columns], wanted: Wanted) -> Columns:
         votes=np.concatenate([part.votes for part in parts]),
         outside={where: np.concatenate([part.outside[where] for part in parts]) for where in wanted.wheres},
         groups={name: _joined_groups([part.groups[name] for part in parts], name) for name in wanted.groups},
+        scoring=np.concatenate([part.scoring for part in parts]),
     )
 
 
@@ -198,6 +204,15 @@ def coded(values: pa.Array, column: str, key: str = "select.group_by") -> tuple[
     _check_num_groups(len(encoded.dictionary), column, key)
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
     return codes, encoded.dictionary.to_pylist()
+
+
+def _scoring(table: pa.Table) -> npt.NDArray[np.int8]:
+    if schema.SCORING not in table.column_names:
+        return np.zeros(0, dtype=np.int8)
+    places = pc.index_in(single_array(table, schema.SCORING), pa.array(schema.SCORINGS, pa.string()))
+    known = places.fill_null(schema.SCORINGS.index(schema.SCORED))
+    codes: npt.NDArray[np.int8] = known.to_numpy(zero_copy_only=False).astype(np.int8)
+    return codes
 
 
 def _joined_groups(parts: Sequence[tuple[Codes, list[str]]], column: str) -> tuple[Codes, list[str]]:

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, IntegrityError
 from pipeline.metrics.normalise import Fitted
 from pipeline.selection.columns import Columns
 from pipeline.selection.ranking import Query, rank
-from pipeline.selection.rules import NO_GROUP, NO_QUOTA, Choice, candidates
+from pipeline.selection.rules import NO_GROUP, NO_QUOTA, Choice, candidates, check_scored
 from pipeline.selection.selection import Found, found
 from pipeline.selection.source import Positions, Source, take_all
 from pipeline.selection.threshold import Cut
@@ -97,7 +97,9 @@ def apply_former(
         keep[tied] = True
         chosen.append(np.flatnonzero(keep))
         cuts[name] = replace(cut, k=chosen[-1].size, num_candidates=int(np.count_nonzero(groups[name])))
-    return found(columns, ranking, Choice(positions=np.sort(np.concatenate(chosen)), cuts=cuts, excluded=excluded))
+    positions = np.sort(np.concatenate(chosen))
+    check_scored(ranking, positions)
+    return found(columns, ranking, Choice(positions=positions, cuts=cuts, excluded=excluded))
 
 
 def former_fitted(former: Mapping[str, Any]) -> Fitted:

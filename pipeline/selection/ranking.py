@@ -1,7 +1,7 @@
 """The score of every row under one query, and why rows have none."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.config import Combine, Metric, Objective, Select
 from pipeline.errors import ConfigError, DataError, SchemaError
+from pipeline.metrics.bound import BANDS_NEED_ALL, why_no_bound
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.normalise import Fitted
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, UNIFORM, VARIANCE, Term
@@ -127,7 +128,8 @@ class Ranking:
     """Rows by score.
 
     scores: float64 [num_rows], NaN where a row is not ranked. fitted: what the metric took from the set. quantities:
-    those of the columns, and the residual margin where the metric takes it.
+    those of the columns, and the residual margin where the metric takes it. bounds: float64 [num_rows], the highest
+    score that a row which was not scored can have, NaN for other rows; empty if every row was to be scored.
     excluded: rows that are not ranked, by reason. num_contradicted, num_disagreed: see Selection.
     """
 
@@ -138,11 +140,17 @@ class Ranking:
     excluded: dict[str, int]
     num_contradicted: int
     num_disagreed: int | None
+    bounds: FloatArray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def num_ranked(self) -> int:
-        """Rows that have a score."""
+        """Rows that have a score, or a bound of it."""
         return self.scores.size - sum(self.excluded.values())
+
+    @property
+    def highest(self) -> FloatArray:
+        """The score of each row, or its bound."""
+        return self.scores if not self.bounds.size else np.where(np.isnan(self.bounds), self.scores, self.bounds)
 
 
 def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted | None = None) -> Ranking:
@@ -152,7 +160,6 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
         SchemaError: a column that is read is null in every row, because that model was not run.
         DataError: no row can be ranked, a term to be normalised has no spread, or a score overflows.
     """
-    ranker = query.ranker
     rows = np.ones(columns.num_rows, dtype=np.bool_)
     rows[duplicates] = False
     outside = np.zeros_like(rows) if query.rule.where is None else columns.outside[query.rule.where]
@@ -174,8 +181,11 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
         rows &= columns.num_agreeing >= query.rule.agreement.at_least
     num_unique = int(np.count_nonzero(rows))
     excluded: dict[str, int] = {}
+    skipped, sampled = _lazily(columns, query)
     for part, reason in _read_by(query).items():
         finite = np.isfinite(columns.quantities[part])
+        if part == query.implicit:
+            finite |= skipped
         excluded[reason] = excluded.get(reason, 0) + int(np.count_nonzero(rows & ~finite))
         rows &= finite
     excluded[DUPLICATE] = int(duplicates.size)
@@ -187,14 +197,10 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
         excluded[CONTRADICTED] = num_contradicted
     if query.rule.agreement is not None:
         excluded[FEW_AGREE] = num_before - num_unique
+    skipped = skipped & rows
+    rows &= ~skipped
     _check_rankable(columns, query, num_unique, rows, excluded)
-    length = fitted.length if fitted is not None else fit_length(ranker, columns.quantities, rows)
-    quantities = ranker.without_length(columns.quantities, length)
-    if fitted is None:
-        fitted = replace(fit(ranker, quantities, rows, columns.hashes), length=length, members=columns.members)
-    scores = ranker.score({q: quantities[q] for q in map(ranker.quantity, ranker.terms)}, fitted)
-    scores[~rows] = np.nan
-    _check_finite(scores, rows)
+    fitted, quantities, scores, bounds = _scores(columns, query, rows, skipped, rows & sampled, fitted)
     fitted = fitted if fitted.bands else replace(fitted, bands=fit_bands(query, quantities, scores))
     return Ranking(
         query=query,
@@ -204,7 +210,47 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
         excluded=excluded,
         num_contradicted=num_contradicted,
         num_disagreed=num_disagreed,
+        bounds=bounds,
     )
+
+
+def _scores(
+    columns: Columns, query: Query, rows: BoolArray, skipped: BoolArray, fitting: BoolArray, fitted: Fitted | None
+) -> tuple[Fitted, Quantities, FloatArray, FloatArray]:
+    """What the metric takes from the rows `fitting`, all quantities, the scores of `rows` and bounds of `skipped`."""
+    ranker = query.ranker
+    length = fitted.length if fitted is not None else fit_length(ranker, columns.quantities, fitting)
+    quantities = ranker.without_length(columns.quantities, length)
+    if fitted is None:
+        fitted = replace(fit(ranker, quantities, fitting, columns.hashes), length=length, members=columns.members)
+    read = {q: quantities[q] for q in map(ranker.quantity, ranker.terms)}
+    scores, bounds = ranker.score(read, fitted), np.zeros(0)
+    scores[~rows] = np.nan
+    _check_finite(scores, rows)
+    if columns.scoring.size and query.implicit in read:
+        bounds = ranker.score({**read, query.implicit: np.zeros(rows.size)}, fitted)
+        bounds[~skipped] = np.nan
+        _check_finite(bounds, skipped)
+    return fitted, quantities, scores, bounds
+
+
+def _lazily(columns: Columns, query: Query) -> tuple[BoolArray, BoolArray]:
+    """Rows that were not scored because others would be selected, and rows that statistics come from.
+
+    Raises:
+        ConfigError: there are such rows, and the metric gives no bound of their scores.
+    """
+    none = np.zeros(columns.num_rows, dtype=np.bool_)
+    if not columns.scoring.size or not (query.metric.reads_implicit or query.rule.band):
+        return none, ~none
+    skipped, _, sampled = (columns.scoring == place for place in range(len(schema.SCORINGS)))
+    reason = why_no_bound(query.metric) or (BANDS_NEED_ALL if query.rule.band else None)
+    if reason is not None and skipped.any():
+        raise ConfigError(
+            f"{np.count_nonzero(skipped)} rows of the scored dataset were skipped by score.lazy, and {reason}; or "
+            "score all rows to another path, with score.lazy: false."
+        )
+    return skipped, sampled if reason is None else ~none
 
 
 def _read_by(query: Query) -> dict[Quantity, str]:

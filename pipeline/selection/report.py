@@ -155,7 +155,8 @@ def render(report: Mapping[str, Any]) -> str:
     chosen = report["selection"]
     disagreed = chosen.get("num_disagreed")
     rows: list[tuple[str, ...]] = [
-        ("rows scored", f"{chosen['num_rows']:,}", ""),
+        ("rows scored", f"{chosen['num_rows'] - (chosen.get('num_skipped') or 0):,}", ""),
+        *([("rows skipped", f"{skipped:,}", "")] if (skipped := chosen.get("num_skipped")) else []),
         *((f"  {reason}", f"{count:,}", "") for reason, count in chosen["excluded"].items() if count),
         *([("rows on which judges disagree", f"{disagreed:,}", "")] if disagreed is not None else []),
         ("rows ranked and selected", f"{chosen['num_ranked']:,}", f"{chosen['k']:,}"),

@@ -55,33 +55,26 @@ def choose(source: Source, columns: Columns, ranking: Ranking) -> Choice:
     """Apply the rules.
 
     Raises:
-        DataError: more rows are wanted than are left, or none would be kept.
+        DataError: more rows are wanted than are left, none would be kept, or skipped rows might be.
         IntegrityError: ids repeat.
     """
-    rule = ranking.query.rule
+    choice = _chosen(source, columns, ranking)
+    check_scored(ranking, choice.positions)
+    return choice
 
-    def ids_at(positions: Positions) -> pa.Array:
-        return take_all(source, positions, [schema.ID]).column(schema.ID).combine_chunks()
 
-    scores, excluded = candidates(ranking)
-    if rule.per_prompt is not None:
-        beyond = beyond_cap(columns.prompts, scores, rule.per_prompt, ids_at)
-        scores = scores.copy()
-        scores[beyond] = np.nan
-        excluded[BEYOND_PROMPT_CAP] = beyond.size
-    groups = _Groups.of(rule, columns, scores)
-    if rule.group_by is not None:
-        excluded[NO_GROUP] = groups.num_without
-        excluded[NO_QUOTA] = sum(rows.size for name, rows in groups.rows.items() if not groups.wanted.get(name))
+def _chosen(source: Source, columns: Columns, ranking: Ranking) -> Choice:
+    rule, of_places = ranking.query.rule, partial(ids_at, source)
+    scores, excluded, groups = contest(columns, ranking, of_places)
     if rule.deduplicate == "none":
-        positions, cuts = groups.best(scores, ids_at)
+        positions, cuts = groups.best(scores, of_places)
         return Choice(positions=positions, cuts=cuts, excluded=excluded)
     index = NearDuplicates(rule.deduplicate, rule.similarity)
     before: Positions = np.zeros(0, dtype=np.int64)
     excluded[SIMILAR] = 0
     scores = scores.copy()
     while True:
-        positions, cuts = groups.best(scores, ids_at)
+        positions, cuts = groups.best(scores, of_places)
         refused = _refused(index, source, np.setdiff1d(positions, before, assume_unique=True), scores)
         if not refused.size:
             return Choice(positions=positions, cuts=cuts, excluded=excluded)
@@ -91,9 +84,29 @@ def choose(source: Source, columns: Columns, ranking: Ranking) -> Choice:
         groups.recount(scores, rule)
 
 
+def contest(columns: Columns, ranking: Ranking, ids_at: IdsAt) -> tuple[FloatArray, dict[str, int], "Groups"]:
+    """The scores of the rows among which the best are looked for, NaN for the others; how many rules leave out; groups.
+
+    Raises:
+        DataError: more rows are wanted than are left, or none would be kept.
+    """
+    rule = ranking.query.rule
+    scores, excluded = candidates(ranking)
+    if rule.per_prompt is not None:
+        beyond = beyond_cap(columns.prompts, scores, rule.per_prompt, ids_at)
+        scores = scores.copy()
+        scores[beyond] = np.nan
+        excluded[BEYOND_PROMPT_CAP] = beyond.size
+    groups = Groups.of(rule, columns, scores)
+    if rule.group_by is not None:
+        excluded[NO_GROUP] = groups.num_without
+        excluded[NO_QUOTA] = sum(rows.size for name, rows in groups.rows.items() if not groups.wanted.get(name))
+    return scores, excluded, groups
+
+
 def candidates(ranking: Ranking) -> tuple[FloatArray, dict[str, int]]:
     """Scores of the rows inside all bounds and bands, NaN for the others; how many are outside, by reason, if set."""
-    rule, scores = ranking.query.rule, ranking.scores
+    rule, scores = ranking.query.rule, ranking.highest
     excluded, num_left = {}, ranking.num_ranked
     if rule.min_score is not None or rule.max_score is not None:
         low = -math.inf if rule.min_score is None else rule.min_score
@@ -111,6 +124,36 @@ def candidates(ranking: Ranking) -> tuple[FloatArray, dict[str, int]]:
         scores = np.where(np.abs(ranking.quantities[quantity]) <= most, scores, np.nan)
         excluded[OUTSIDE_LENGTHS] = num_left - int(np.count_nonzero(~np.isnan(scores)))
     return scores, excluded
+
+
+def not_determined(ranking: Ranking) -> Positions:
+    """Skipped rows of which is not known whether their scores lie within the bounds of scores, ascending."""
+    rule, bounds = ranking.query.rule, ranking.bounds
+    rows = np.zeros(bounds.size, dtype=np.bool_)
+    if rule.min_score is not None:
+        rows |= bounds >= rule.min_score
+    if rule.max_score is not None:
+        rows |= bounds > rule.max_score
+    for quantity, most in ranking.query.lengths.items():
+        rows = rows & (np.abs(ranking.quantities[quantity]) <= most) if rows.size else rows
+    return np.flatnonzero(rows)
+
+
+def check_scored(ranking: Ranking, positions: Positions) -> None:
+    """Refuse a selection, made with the bounds of skipped rows as their scores, that their scores could change.
+
+    It is the one that all scores give if it keeps no skipped row: any other row has a lower bound than those it keeps.
+
+    Raises:
+        DataError: it keeps skipped rows, or the bounds of scores might.
+    """
+    kept = positions[~np.isnan(ranking.bounds[positions])] if ranking.bounds.size else positions[:0]
+    needed = np.union1d(kept, not_determined(ranking))
+    if needed.size:
+        raise DataError(
+            f"{needed.size} rows or more that this selection may keep were skipped by score.lazy. Run `alignpot run` "
+            "with this config: it scores what is missing, and no row again."
+        )
 
 
 def num_selected(rule: Select, num_rows: int) -> int:
@@ -150,7 +193,7 @@ def num_selected(rule: Select, num_rows: int) -> int:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Groups:
+class Groups:
     """How many candidates are wanted of each group, in order of name; None is the group of all without group_by.
 
     rows: positions of a group's candidates. sizes: how many there are. whole: all candidates are kept.
@@ -163,7 +206,8 @@ class _Groups:
     num_without: int = 0
 
     @classmethod
-    def of(cls, rule: Select, columns: Columns, scores: FloatArray) -> "_Groups":
+    def of(cls, rule: Select, columns: Columns, scores: FloatArray) -> "Groups":
+        """Those of these candidates. Raises a DataError as `num_selected` and `allocate`."""
         whole = rule.fraction is None and rule.k is None
         if rule.group_by is None:
             size = int(np.count_nonzero(~np.isnan(scores)))
@@ -218,6 +262,11 @@ class _Groups:
                     f"{wanted} rows{group} are wanted, but without repeated texts only {size} are left. Lower "
                     "select.k, raise select.similarity, or give a fraction, which keeps what there is."
                 )
+
+
+def ids_at(source: Source, positions: Positions) -> pa.Array:
+    """The ids of the rows at ascending positions."""
+    return take_all(source, positions, [schema.ID]).column(schema.ID).combine_chunks()
 
 
 def _ids_in(ids_at: IdsAt, rows: Positions, places: Positions) -> pa.Array:

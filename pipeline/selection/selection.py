@@ -42,7 +42,8 @@ class Selection:
     cuts: by group, in order of name; one under None where select.group_by is not set.
     num_rows: rows read, repeats included. num_ranked: those with a score. num_contradicted: pairs whose label the
     reward contradicts, where select.labels is not keep. num_disagreed: rows, repeats included, whose two answers
-    another row prefers the other way round; None unless select.disagreement is set.
+    another row prefers the other way round; None unless select.disagreement is set. num_skipped: rows that score.lazy
+    left out of scoring; None if it was not set.
     excluded: rows that could not be kept, by reason. order: see `written_order`. splits: see `split_rows`, places among
     the kept rows, in that order.
     fitted: what the metric took from the whole set. id_digest: names the set of kept ids, whatever their order.
@@ -60,6 +61,7 @@ class Selection:
     num_ranked: int
     num_contradicted: int
     num_disagreed: int | None
+    num_skipped: int | None
     excluded: Mapping[str, int]
     id_digest: str
     splits: Mapping[str, Positions]
@@ -101,6 +103,7 @@ class Selection:
             "excluded": dict(self.excluded),
             "num_contradicted": self.num_contradicted,
             **({} if self.num_disagreed is None else {"num_disagreed": self.num_disagreed}),
+            **({} if self.num_skipped is None else {"num_skipped": self.num_skipped}),
             **({"splits": self.num_by_split} if self.splits else {}),
             "id_digest": self.id_digest,
         }
@@ -276,6 +279,7 @@ def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
         num_ranked=ranking.num_ranked,
         num_contradicted=ranking.num_contradicted,
         num_disagreed=ranking.num_disagreed,
+        num_skipped=int(np.count_nonzero(columns.scoring == 0)) if columns.scoring.size else None,
         excluded=ranking.excluded | choice.excluded,
         id_digest=f"{int(columns.hashes[rows].sum(dtype=np.uint64)):016x}",
         splits=splits,

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.config import Config, reward_key
 from pipeline.data.commit import no_new_folders
-from pipeline.data.manifest import SCORED
 from pipeline.data.place import Place
 from pipeline.data.run import Run, check_claim, find_plan
 from pipeline.drops import share_of_faults
@@ -29,6 +28,7 @@ from pipeline.errors import TooManyDroppedError
 from pipeline.models.packing import num_packed_tokens
 from pipeline.rewards.classifier import completions
 from pipeline.selection.text import aligned
+from pipeline.steps.lazy import outlook
 from pipeline.steps.refusals import words_in
 from pipeline.steps.reward_stage import dialogues_as_ids
 from pipeline.steps.rows import kept_rows, without_transient
@@ -57,7 +57,7 @@ class RunCost:
 
     num_rows, num_left: rows of the source, and those that are not scored yet. num_sampled: first rows of these that
     were read. dropped: of them, by stage and reason. template_words: see `refusals`. scored_bytes, subset_bytes: of the
-    finished datasets.
+    finished datasets. lazy: what score.lazy will save, in words.
     """
 
     num_rows: int
@@ -68,6 +68,7 @@ class RunCost:
     models: tuple[ModelCost, ...]
     scored_bytes: int
     subset_bytes: int | None
+    lazy: str = ""
 
 
 def dry_run(config: Config, *, select: bool) -> Iterator[str]:
@@ -96,8 +97,8 @@ def estimate(config: Config, *, select: bool) -> RunCost:
 def _estimate(config: Config, *, select: bool) -> RunCost:
     config, step = scoring_step(config)
     plan, place = plan_of(step), Place.open(config.scored, config.storage)
-    check_claim(place, SCORED, plan.fingerprint)
-    run = Run(place, find_plan(place, SCORED) or plan)
+    check_claim(place, step.kind, plan.fingerprint)
+    run = Run(place, find_plan(place, step.kind) or plan)
     if select:
         prepare_select(config, run.plan)
     pending = pending_shards(step, run)
@@ -115,6 +116,7 @@ def _estimate(config: Config, *, select: bool) -> RunCost:
         models=tuple(_model_costs(config, table, num_left)),
         scored_bytes=round(num_rows * scored_bytes),
         subset_bytes=_subset_bytes(config, table, num_rows * kept_share) if select else None,
+        lazy=outlook(config, run) if config.score.lazy else "",
     )
 
 
@@ -146,6 +148,7 @@ def render(cost: RunCost, config: Config) -> str:
             f"Assumed: {given.gpu_flops:.3g} FLOP/s of a GPU, {given.scoring_mfu:.0%} of it used. Set them under "
             "estimate.",
         ]
+    texts += [cost.lazy] if cost.lazy else []
     return "\n\n".join([*texts, "Nothing was scored or written."])
 
 

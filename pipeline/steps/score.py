@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.config import ColumnsModel, Config, RewardConfig, Tokens, TorchModel, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import SCORED, Manifest, find_manifest
+from pipeline.data.manifest import LAZY, SCORED, Manifest, find_manifest
 from pipeline.data.place import Place
 from pipeline.data.run import RUN_FILE, Run
 from pipeline.errors import TooManyDroppedError
@@ -28,6 +28,7 @@ from pipeline.rewards.backend import Backend
 from pipeline.rewards.cache import check_cache
 from pipeline.rewards.registry import reward_backends
 from pipeline.schema import with_leads
+from pipeline.steps.lazy import lazy_step, score_lazily
 from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
 from pipeline.steps.rows_to_score import rows_of_dataset, rows_of_sources
@@ -57,7 +58,7 @@ def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, 
     source = rows_of_sources(config) if pairs is None else rows_of_dataset(config, pairs)
     models = _model_fingerprints(config, extra_columns(source["schema"]))
     place = Place.open(config.scored, config.storage)
-    if find_manifest(place, SCORED) is None:
+    if find_manifest(place, LAZY if config.score.lazy else SCORED) is None:
         check_writable(place)
         check_cache(config.run, config.storage)
     given = resolved(config)
@@ -70,7 +71,8 @@ def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, 
     source["schema"] = with_leads(source["schema"], [name for name, reward in rewards.items() if reward.compares])
     config = config.model_copy(update=pins).with_members(sections)
     source["fingerprint"] = {"source": source["fingerprint"], **models}
-    return config, Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
+    step = Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
+    return config, lazy_step(config, step) if config.score.lazy else step
 
 
 def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]:
@@ -78,6 +80,8 @@ def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]
 
     Raises the AlignpotError that stopped the run; parts committed so far stay.
     """
+    if config.score.lazy:
+        return score_lazily(config, step, run)
     started = time.monotonic()
     pending = pending_shards(step, run)
     if len(pending) and any(model.fp8 for model in config.torch_models().values()):

@@ -40,7 +40,7 @@ from pipeline.shown import shown_path
 
 _SCORING: Final = ("policy", "reference", "reward", "tokens")
 _SLIM: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
-_INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in schema.OUTCOME_FIELDS))
+_INTERNAL: Final = (schema.CONTENT_DIGEST, *(field.name for field in (*schema.OUTCOME_FIELDS, *schema.LAZY_FIELDS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +114,8 @@ def _prepare(config: Config, scored: Mapping[str, Any], columns: pa.Schema, plan
 def _fingerprint(
     scored: Mapping[str, Any], query: Query, output: Output, former: Mapping[str, Any] | None
 ) -> dict[str, Any]:
+    # The bounds in a lazily scored dataset decide nothing.
+    scored = {name: value for name, value in scored.items() if name != "bounds"}
     return {
         "scored": fingerprint_digest(scored),
         "objective": query.objective.fingerprint(),
@@ -265,10 +267,10 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
 def _scoring(manifest: Manifest) -> dict[str, Any] | None:
     """Time and throughput of the process that completed the scored dataset; rows: those that were left for it.
 
-    None if the manifest does not say, or if nothing was left to do.
+    None if the manifest does not say, if nothing was left to do, or if the scores are those of rounds.
     """
     took = manifest.extra
-    if not took.get("rows") or not took["seconds"]:
+    if not took.get("rows") or not took["seconds"] or "lazy" in took:
         return None
     rates = {f"{name}_per_second": took[name] / took["seconds"] for name in ("rows", "tokens") if took[name]}
     return {"of_rows": manifest.num_rows, **{name: took[name] for name in ("seconds", "rows", "tokens")}, **rates}

@@ -3,8 +3,10 @@
 Both kinds know how to plan shards for run.json and how to find them again there.
 """
 
+import base64
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -118,7 +120,94 @@ class OwnRows:
         return [RowShard(index=i, first_row=shard["first_row"], num_rows=shard["rows_in"]) for i, shard in wanted]
 
 
-AnyShard = Shard | RowShard
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedShard:
+    """Some kept rows of a dataset. rows: their positions as `_packed` writes them."""
+
+    index: int
+    rows: str
+
+    @property
+    def file(self) -> str:
+        """For messages."""
+        return f"shard {self.index} of picked rows"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedRows:
+    """The kept rows of a dataset of ours at these ascending positions. A stored plan names its own."""
+
+    rows: Dataset
+    positions: NDArray[np.int64]
+    shard_rows: int
+
+    @property
+    def reader(self) -> "PickedRows":
+        """It reads by itself."""
+        return replace(self, positions=self.positions[:0])  # a shard brings its own
+
+    def read(self, shard: PickedShard) -> pa.Table:
+        """The rows of one shard."""
+        none = self.rows.schema.empty_table()
+        return pa.concat_tables([none, *self.rows.take(_unpacked(shard.rows))])
+
+    def plan(self) -> Sequence[Mapping[str, Any]]:
+        """The shards for run.json."""
+        pieces = (self.positions[i : i + self.shard_rows] for i in range(0, self.positions.size, self.shard_rows))
+        return Records.of(({"num_rows": rows.size, "rows": _packed(rows)} for rows in pieces), dict)
+
+    def check(self, stored: Sequence[Mapping[str, Any]], where: Place) -> None:
+        """Raise an IntegrityError if run.json at `where` names rows that are not there, or one twice."""
+        last, size = -1, self.rows.num_kept
+        for shard in stored:
+            rows = _unpacked(shard["rows"])
+            if rows.size != shard["num_rows"] or rows[0] <= last or (np.diff(rows) <= 0).any() or rows[-1] >= size:
+                raise IntegrityError(f"{where} is damaged: its shards are not rows of {self.rows.place}.")
+            last = rows[-1]
+
+    def shards(self, stored: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[PickedShard]:
+        """As in SourceRows."""
+        return [PickedShard(index=index, rows=stored[index]["rows"]) for index in indices]
+
+
+def picked_positions(stored: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+    """The positions of all rows that the plan of PickedRows names."""
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(_unpacked(shard["rows"]) for shard in stored)])
+
+
+def _packed(rows: NDArray[np.int64]) -> str:
+    """Ascending positions as text, about two bytes each."""
+    steps = np.diff(rows, prepend=0).astype("<u8")
+    return base64.b64encode(zlib.compress(steps.tobytes())).decode("ascii")
+
+
+def _unpacked(text: str) -> NDArray[np.int64]:
+    steps = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<u8")
+    return np.cumsum(steps.astype(np.int64))
+
+
+class StepRows(Protocol):
+    """The rows of a step: how they are planned, found again in a plan, and read."""
+
+    @property
+    def reader(self) -> ShardReader:
+        """Reads the rows, in whatever process."""
+        ...
+
+    def plan(self) -> Sequence[Mapping[str, Any]]:
+        """The shards for run.json."""
+        ...
+
+    def check(self, stored: Sequence[Mapping[str, Any]], where: Place) -> None:
+        """Raise an IntegrityError if run.json at `where` does not hold the shards that it should."""
+        ...
+
+    def shards(self, stored: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Sequence["AnyShard"]:
+        """The shards at these indices of a plan that was checked."""
+        ...
+
+
+AnyShard = Shard | RowShard | PickedShard
 
 
 def rows_in(plan: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ A step that was killed continues with the shards that have no part. A complete s
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from pipeline.data.run import MINOR_VERSION, RUN_FILE, Plan, Run
 from pipeline.progress import progress
 from pipeline.steps.guard import guarded
 from pipeline.steps.rows import without_transient
-from pipeline.steps.shards import OwnRows, SourceRows, rows_in
+from pipeline.steps.shards import StepRows, rows_in
 from pipeline.steps.totals import Totals
 from pipeline.steps.work import ShardWork, Stage, read_shard, run_plain
 from pipeline.termination import raise_if_terminated
@@ -43,17 +43,19 @@ class Step:
         url: where they go.
         fingerprint: everything beside the version that can change a row.
         check: raises if the complete dataset must not be published.
+        extra: what the manifest says beside.
     """
 
     kind: str
     url: str
-    rows: SourceRows | OwnRows
+    rows: StepRows
     stages: Sequence[Stage]
     schema: pa.Schema
     fingerprint: Mapping[str, Any]
     config: Mapping[str, Any]
     source_format: str = "alignpot"
     check: Callable[[Run, Manifest], None] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_step(step: Step, settings: config.Run, storage: config.Storage) -> Dataset:
@@ -134,7 +136,7 @@ def complete_step(step: Step, run: Run, pending: NDArray[np.int64], settings: co
             totals.end_wave()
     check = None if step.check is None else partial(step.check, run)
     took = {"seconds": time.monotonic() - started, "rows": int(num_rows[pending].sum()), "tokens": totals.num_tokens}
-    return run.finish(took, check), totals
+    return run.finish({**step.extra, **took}, check), totals
 
 
 def commit_to(dataset: Place, specs: Mapping[int, PartSpec], index: int, table: pa.Table) -> pa.Table:

@@ -37,6 +37,7 @@ def render_score(summary: ScoreSummary, manifest: Manifest, url: str) -> str:
             (f"  {shown(with_words(reason, summary.template_words))}", f"{count:,}")
             for reason, count in sorted(manifest.drops_by_reason.items())
         ),
+        *([("rows skipped", f"{lazy['skipped']:,}")] if (lazy := manifest.extra.get("lazy")) else []),
         ("shards", f"{len(manifest.files):,} ({summary.num_shards_done_now or 'none'} now)"),
         ("seconds", f"{summary.seconds:.1f}"),
     ]

@@ -38,6 +38,21 @@ CARRYING = [
         (changed(objective={"name": "orpo", "beta": 0.1}), ["orpo does not use beta", "orpo takes no parameter"]),
         (changed(objective={"name": "r-dpo", "alpha": -0.1}), ["alpha of r-dpo", "set length_sign: -1 instead"]),
         (changed(objective={"name": "simop"}), ["objective.name", "simpo", "got 'simop'"]),
+        (changed(score={"lazy": True}, select=None), ["score.lazy", "add a select section"]),
+        *(
+            (changed(score={"lazy": True}, select={"fraction": 0.1, **rule}, metric=metric), ["score.lazy: ", *parts])
+            for rule, metric, parts in (
+                ({}, {"name": "bees-add"}, ["metric bees-add", "use metric potential"]),
+                ({}, {"implicit": "signed"}, ["set metric.implicit: absolute"]),
+                ({}, {"normalise": "rank"}, ["set metric.normalise: zscore"]),
+                ({"deduplicate": "near"}, {}, ["select.deduplicate", "leave it out"]),
+                ({"where": "policy_logp_chosen > -9"}, {}, ["select.where reads policy_logp_chosen"]),
+            )
+        ),
+        (
+            changed(score={"lazy": True}, select={"k": 9}, policy={"backend": "columns"}),
+            ["score.lazy saves forwards of the policy"],
+        ),
         (changed(objective={"btea": None}), ["objective.btea", "did you mean beta?"]),
         (changed(scored="subset/"), ["must differ"]),
         (changed(source={"path": "https://host/pairs.jsonl"}), ["source.path", "object-store URL"]),

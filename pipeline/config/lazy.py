@@ -1,0 +1,42 @@
+"""The section score: whether rows that cannot be selected are left out of scoring."""
+
+from pydantic import Field
+
+from pipeline.config.section import Section
+from pipeline.config.selection import Metric, Select
+from pipeline.metrics.bound import BANDS_NEED_ALL, why_no_bound
+from pipeline.schema import LOGPS
+from pipeline.where import parse_where
+
+
+class Score(Section):
+    """Which rows policy and reference score."""
+
+    lazy: bool = False
+    """Let policy and reference score only rows that can still be selected. Rewards come first. The potential of a row
+    is at most what it would be with an implicit margin of 0. Rows whose bound does not reach the threshold are left
+    out: `scoring_outcome` calls them `skipped`, and `potential_bound` holds their bound. The subset is the one that
+    scores of all rows would give, with the same statistics; rows that a model would drop count as long as they are
+    skipped. Needs a `select` section, and a metric with a bound: potential with the absolute implicit margin, without
+    ranks. A later run that needs more rows, for a larger fraction or another weight, scores these alone."""
+    statistics_rows: int = Field(default=20_000, ge=2)
+    """With `lazy`: rows that are scored in any case. Of them come mean and spread of the margins and an automatic
+    weight. They are those with the smallest hashes of their ids, so they are the same in any order of rows. Rules that
+    leave few rows, such as a narrow `select.where`, leave few of these too."""
+
+
+def why_not_lazy(metric: Metric, rule: Select) -> str | None:
+    """Why a selection needs the scores of all rows; None if it does not."""
+    reason = why_no_bound(metric)
+    if reason is not None:
+        return reason
+    if rule.band:
+        return BANDS_NEED_ALL
+    if rule.deduplicate != "none":
+        return "select.deduplicate compares the texts of rows whose scores must be known: leave it out"
+    if rule.stats_from is not None:
+        return "select.stats_from brings statistics of another set: leave it out, and give fraction or k"
+    read = [] if rule.where is None else [name for name in parse_where(rule.where).columns if name in LOGPS]
+    if read:
+        return f"select.where reads {', '.join(read)}, which skipped rows do not have: leave it out"
+    return None

@@ -1,0 +1,114 @@
+"""Lazy scoring from source to subset: as scores of all rows would have it, nothing scored twice, through kills."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import Config
+from pipeline.data.dataset import Dataset
+from pipeline.data.place import Place
+from pipeline.errors import DataError, FingerprintError, SourceError
+from pipeline.steps.dry_run import estimate, render
+from pipeline.steps.score import prepare_score, score
+from pipeline.steps.select import prepare_select, select_subsets
+from tests.steps.conftest import make_config, run_all, write_jsonl
+
+LOGPS = ["policy_logp_chosen", "policy_logp_rejected", "reference_logp_chosen", "reference_logp_rejected"]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model_dir: Callable[..., Path], tiny_reward_dir: Path) -> dict:
+    return {
+        "policy": {"model": str(tiny_model_dir("llama", seed=1)), "dtype": "float32"},
+        "reference": {"model": str(tiny_model_dir("llama", seed=2)), "dtype": "float32"},
+        "reward": {"backend": "classifier", "model": str(tiny_reward_dir), "dtype": "float32"},
+        "objective": {"name": "dpo", "beta": 0.1},
+        "score": {"lazy": True, "statistics_rows": 8},
+    }
+
+
+@pytest.fixture
+def source(tmp_path: Path, pairs: list[dict]) -> Path:
+    broken = {**pairs[0], "id": "broken", "chosen": None}
+    again = [pairs[3], pairs[7]]
+    return write_jsonl(tmp_path / "pairs.jsonl", [*pairs[:40], broken, *again])
+
+
+def subset_of(config: Config) -> pa.Table:
+    assert config.output is not None
+    return pq.read_table(f"{config.output.path}/parquet").sort_by("id")
+
+
+def scored_of(config: Config, **keys) -> pa.Table:
+    return Dataset.open(Place.open(config.scored, config.storage)).table(**keys)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"engine": "plain"},
+        pytest.param({"engine": "ray", "placement": "colocated"}, marks=[pytest.mark.ray, pytest.mark.slow]),
+    ],
+    ids=["plain", "ray"],
+)
+def test_a_lazy_run_selects_what_all_scores_select_and_scores_no_row_twice(run, tmp_path, source, models, request):
+    if run["engine"] == "ray":
+        request.getfixturevalue("local_ray")
+    every = make_config(tmp_path / "every", source, **models, select={"fraction": 1.0})
+    score(*prepare_score(every))
+    assert scored_of(every)["scoring_outcome"].to_pylist().count("skipped") == 0
+    full = make_config(tmp_path / "full", source, **{**models, "score": {}})
+    score(*prepare_score(full))
+
+    rounds = []
+    for name, wanted in (("few", 0.05), ("half", 0.5), ("again", 0.1)):
+        there = {"scored": str(tmp_path / "lazy/scored"), "output": {"path": str(tmp_path / "lazy" / name)}}
+        config = make_config(tmp_path, source, **models, **there, select={"fraction": wanted}, run=run)
+        assert "will score fewer rows" in (told := render(estimate(config, select=True), config)) or name != "few"
+        assert "% of the forwards of policy and reference are saved" in told or name == "few"
+        shown = run_all(config)
+        assert "rows skipped" in shown
+        expected = make_config(tmp_path, source, **models, scored=every.scored, select={"fraction": wanted},
+                               output={"path": str(tmp_path / "expected" / name)})  # fmt: skip
+        select_subsets(prepare_select(expected))
+        assert subset_of(config).equals(subset_of(expected))
+        lazy = scored_of(config)
+        is_skipped = pa.compute.equal(lazy["scoring_outcome"], "skipped")
+        assert lazy.filter(is_skipped)["policy_logp_chosen"].null_count == pa.compute.sum(is_skipped).as_py()
+        scores = {row["id"]: row for row in scored_of(full, columns=["id", *LOGPS]).to_pylist()}
+        done = lazy.filter(pa.compute.invert(is_skipped)).select(["id", *LOGPS]).to_pylist()
+        assert all(row == scores[row["id"]] for row in done)
+        rounds.append(len(done))
+    assert rounds[0] < rounds[1] == rounds[2] < 42
+
+
+def test_a_killed_round_goes_on_as_it_was_planned_whatever_is_wanted_now(tmp_path, source, models):
+    config = make_config(tmp_path, source, **models, select={"fraction": 0.05})
+    score(*prepare_score(config))
+    place = tmp_path / "scored"
+    rounds = sorted(path.name for path in (place / "rounds").iterdir())
+    last = place / "rounds" / rounds[-1]
+    shutil.rmtree(place / "sealed")
+    (last / "_SUCCESS.json").unlink()
+    plan = (last / "run.json").read_bytes()
+    with pytest.raises(SourceError, match="unfinished lazy run"):
+        Dataset.open(Place.open(config.scored, config.storage))
+
+    wider = make_config(tmp_path, source, **models, select={"fraction": 0.5})
+    there = {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}
+    run_all(wider)
+    assert (last / "run.json").read_bytes() == plan
+    assert there.items() <= {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}.items()
+    assert len([*(place / "rounds").iterdir()]) > len(rounds)
+
+    eager = make_config(tmp_path, source, **{**models, "score": {}})
+    with pytest.raises(FingerprintError, match="kind 'lazy'"):
+        prepare_score(eager)
+    more = make_config(tmp_path, source, **{**models, "score": {}}, select={"fraction": 1.0},
+                       output={"path": str(tmp_path / "all")})  # fmt: skip
+    with pytest.raises(DataError, match="were skipped by"):
+        select_subsets(prepare_select(more))
