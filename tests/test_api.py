@@ -90,7 +90,7 @@ def test_the_public_names_are_these() -> None:
         "read_pairs",
         "score",
     }
-    names |= {"reward", "select", "self_play"}
+    names |= {"prompts", "reward", "select", "self_play"}
     assert {*pipeline.__all__} == names
     assert names <= {*dir(pipeline)}
     assert all(callable(getattr(pipeline, name)) for name in names)

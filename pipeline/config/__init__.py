@@ -12,6 +12,7 @@
     round        prompts, generate, pair, evolve, evaluate, train
     root         Config, the whole file, with sweeps and the rules across sections
     self_play    SelfPlayConfig, the whole file of self-play; rewarding: RewardConfig, that of `alignpot reward`
+    prompting    PromptsConfig, the whole file of `alignpot prompts`
     presets      settings of the paper's authors, by name
     load         YAML and --set in, a checked config out
     problems     what is wrong with a config, and what a key takes, in words
@@ -23,6 +24,7 @@ Each default is the vetted setting. Rules across sections are checked before any
 from pipeline.config.combine import Combine
 from pipeline.config.load import yaml_value
 from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
+from pipeline.config.prompting import PromptsConfig, load_prompts, parse_prompts
 from pipeline.config.rewarding import RewardConfig, load_reward, parse_reward
 from pipeline.config.rewards import (
     ClassifierReward,
@@ -45,7 +47,7 @@ from pipeline.config.round import (
     Train,
 )
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
-from pipeline.config.selection import Explicit, Labels, Metric, Objective, Output, Select
+from pipeline.config.selection import Explicit, Labels, Metric, Objective, Order, Output, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
 from pipeline.config.services import (
     EndpointReward,
@@ -81,11 +83,13 @@ __all__ = [
     "Metric",
     "NamedSource",
     "Objective",
+    "Order",
     "Output",
     "Pairing",
     "PairwisePrompt",
     "PointwisePrompt",
     "Prompts",
+    "PromptsConfig",
     "Replicas",
     "RewardConfig",
     "Run",
@@ -106,10 +110,12 @@ __all__ = [
     "carries_credentials",
     "load_any",
     "load_config",
+    "load_prompts",
     "load_reward",
     "load_self_play",
     "names_of",
     "parse_config",
+    "parse_prompts",
     "parse_reward",
     "parse_self_play",
     "parse_target",

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from pipeline.config.section import Section
 from pipeline.config.selection import Metric, Select
-from pipeline.metrics.bound import why_no_bound
+from pipeline.metrics.bound import BANDS_NEED_ALL, why_no_bound
 from pipeline.schema import LOGPS
 from pipeline.where import parse_where
 
@@ -30,6 +30,8 @@ def why_not_lazy(metric: Metric, rule: Select) -> str | None:
     reason = why_no_bound(metric)
     if reason is not None:
         return reason
+    if rule.band:
+        return BANDS_NEED_ALL
     if rule.deduplicate != "none":
         return "select.deduplicate compares the texts of rows whose scores must be known: leave it out"
     if rule.stats_from is not None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic.fields import FieldInfo
 
 from pipeline.config.problems import sections_of, takes
+from pipeline.config.prompting import PromptsConfig
 from pipeline.config.rewarding import RewardConfig
 from pipeline.config.root import Config
 from pipeline.config.section import PER_OUTPUT, Section, mark_of
@@ -36,6 +37,7 @@ _ROOTS: Final[Mapping[str, type[Section]]] = {
     "run, score, select, report": Config,
     "reward": RewardConfig,
     "self-play": SelfPlayConfig,
+    "prompts": PromptsConfig,
 }
 
 

@@ -108,8 +108,17 @@ class Config(HasRewards):
         if self.policy is None and self.reference is None:
             if self.metric.takes_out_length:
                 raise ValueError(f"metric.length {self.metric.length} reads token counts: add a policy section")
-            if self.select is not None and self.select.bounds_lengths:
-                raise ValueError("select.max_length_ratio and max_length_gap read token counts: add a policy section")
+            if self.select is not None and self.select.length_rules:
+                raise ValueError(f"select.{self.select.length_rules[0]} reads token counts: add a policy section")
+        return self
+
+    @model_validator(mode="after")
+    def _bands_have_their_models(self) -> "Config":
+        bands = {} if self.select is None or not self.all_sources() else self.select.band or {}
+        for term in bands:
+            if (term == "explicit" and not self.members) or (term.startswith("implicit") and self.policy is None):
+                model = "reward" if term == "explicit" else "policy"
+                raise ValueError(f"select.band {term} reads what the {model} gives: add a {model} section")
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ Names, formulas and defaults of objectives and metrics stand in `pipeline.metric
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -22,6 +22,13 @@ Length = Literal["keep", "residual", "residual_monotone"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Quantile = Annotated[float, Field(ge=0, le=1)]
+BandTerm = Literal["score", "explicit", "implicit", "implicit_abs", "length_gap"]
+Order = Literal["as_read", "score_descending", "score_ascending", "length_ascending", "length_descending"]
+_LATER: Final = (
+    *("where", "disagreement", "split", "agreement", "max_length_ratio", "max_length_gap"),
+    *("band", "order", "weights"),
+)
 
 
 class Objective(Section):
@@ -41,6 +48,9 @@ class Objective(Section):
     """lambda of dpop. Default: the objective's own."""
     length_sign: Literal[1, -1] | None = None
     """For r-dpo: 1 adds alpha x tokens to the reward of a side, -1 subtracts it. Default: 1."""
+    gamma: float | None = Field(default=None, ge=0, allow_inf_nan=False, json_schema_extra=LAYOUT)
+    """Target margin of the loss of simpo and alphapo. It moves no rank: the report counts the pairs that lie below it.
+    Default: 0.5, as in TRL."""
 
     @model_validator(mode="before")
     @classmethod
@@ -56,7 +66,7 @@ class Objective(Section):
     @model_validator(mode="after")
     def _only_used_parameters(self) -> "Objective":
         definition = OBJECTIVES[self.name]
-        uses = definition.defaults
+        uses = [*definition.defaults, *(["gamma"] if definition.target is not None else [])]
         unused = [name for name in self.parameters if name not in uses]
         if unused:
             takes = f"uses {' and '.join(uses)}" if uses else "takes no parameter"
@@ -74,6 +84,11 @@ class Objective(Section):
     def parameters(self) -> Mapping[str, float]:
         """The parameters that the objective uses, by name, defaults filled in."""
         return {name: value for name, value in self if name != "name" and value is not None}
+
+    @property
+    def target(self) -> float | None:
+        """The margin that the loss asks for; None if it asks for none."""
+        return OBJECTIVES[self.name].target if self.gamma is None else self.gamma
 
     @property
     def reads_reference(self) -> bool:
@@ -153,9 +168,9 @@ class Metric(Section):
 
 
 class Select(Section):
-    """The rules, in the order in which they are applied: where, disagreement, labels, agreement, score bounds, lengths,
-    per_prompt, number of rows (shared out by quotas), deduplicate, split. Give `fraction` or `k`, a score bound, or
-    `stats_from`.
+    """The rules, in the order in which they are applied: where, disagreement, labels, agreement, score bounds, band,
+    lengths, per_prompt, number of rows (shared out by quotas), deduplicate, split. Give `fraction` or `k`, a score
+    bound, a band, or `stats_from`.
 
     Statistics of the metric are taken over all rows that have a score, after where, disagreement, labels and agreement.
     """
@@ -168,6 +183,11 @@ class Select(Section):
     """Lowest score to keep. Without `fraction` and `k`, every row within the score bounds is kept."""
     max_score: float | None = Field(default=None, allow_inf_nan=False)
     """Highest score to keep."""
+    band: dict[BandTerm, tuple[Quantile, Quantile]] | None = Field(default=None, min_length=1)
+    """Keep rows between two quantiles of all ranked rows, both included: `[0.2, 0.8]` of the score, or of terms by
+    name, such as `{implicit_abs: [0, 0.5], length_gap: [0.05, 0.95]}`. explicit: the margin as metric.explicit says;
+    implicit: the signed margin; length_gap: tokens of chosen minus those of rejected. Rows without a term are left out.
+    Without `fraction` and `k`, every row within the bands is kept."""
     max_length_ratio: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """Most tokens of the longer response for each token of the shorter one."""
     max_length_gap: int | None = Field(default=None, ge=0)
@@ -198,6 +218,12 @@ class Select(Section):
     """Shares of the chosen rows that are held out, such as `{test: 0.05}`; the rest is `train`. All pairs of a prompt
     are on one side, which follows from the prompt and the seed alone: it is the same in every subset of every dataset.
     So the shares are approximate."""
+    order: Order = "as_read"
+    """Order of the rows in the files of the subset, for curricula: as they were read, by score, or by the tokens of
+    both responses. Of equal rows, a hash of the id decides. Most trainers shuffle unless they are told not to."""
+    weights: bool = False
+    """Write a column `weight`: a smooth function of the score, 1 on average (`pipeline/metrics/weighting.py`). Training
+    with TRL weighs the loss of each pair by it."""
     seed: int = 0
     """Seed of the metric `random` and of `split`."""
     stats_from: Url | None = Field(default=None, json_schema_extra=BY_CONTENT)
@@ -220,14 +246,27 @@ class Select(Section):
             return value
         return {str(name).lower() if isinstance(name, bool) else str(name): weight for name, weight in value.items()}
 
+    @field_validator("band", mode="before")
+    @classmethod
+    def _of_the_score(cls, value: Any) -> Any:
+        return {"score": value} if isinstance(value, (list, tuple)) else value
+
+    @field_validator("band")
+    @classmethod
+    def _ends_in_order(cls, value: dict[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]] | None:
+        for term, (low, high) in (value or {}).items():
+            if low >= high:
+                raise ValueError(f"{term} takes a lower and a higher quantile, such as [0.2, 0.8]")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> "Select":
         by_number = self.fraction is not None or self.k is not None
-        by_score = self.min_score is not None or self.max_score is not None
+        by_score = self.min_score is not None or self.max_score is not None or self.band is not None
         if self.fraction is not None and self.k is not None:
             raise ValueError("takes exactly one of fraction and k")
         if not by_number and not by_score and self.stats_from is None:
-            raise ValueError("takes exactly one of fraction and k, or min_score, max_score or stats_from")
+            raise ValueError("takes exactly one of fraction and k, or min_score, max_score, band or stats_from")
         if not by_number and self.stats_from is None and self.group_by is not None:
             raise ValueError("group_by shares out a number of rows: give fraction or k")
         if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
@@ -239,9 +278,16 @@ class Select(Section):
         return self
 
     @property
-    def bounds_lengths(self) -> bool:
-        """Whether a rule reads the token counts."""
-        return self.max_length_ratio is not None or self.max_length_gap is not None
+    def length_rules(self) -> list[str]:
+        """The keys that read the token counts."""
+        found = [name for name in ("max_length_ratio", "max_length_gap") if getattr(self, name) is not None]
+        found += ["band"] if "length_gap" in (self.band or {}) else []
+        return found + (["order"] if self.order.startswith("length") else [])
+
+    @property
+    def unset(self) -> set[str]:
+        """Keys that were not there from the start and have their default."""
+        return {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
 
     @field_validator("split")
     @classmethod
@@ -258,8 +304,7 @@ class Select(Section):
 
     def fingerprint(self) -> dict[str, Any]:
         """Without rules that are not set and were not there from the start."""
-        later = {"where", "disagreement", "split", "agreement", "max_length_ratio", "max_length_gap"}
-        return {name: value for name, value in super().fingerprint().items() if value is not None or name not in later}
+        return {name: value for name, value in super().fingerprint().items() if name not in self.unset}
 
 
 class Output(Section):

@@ -63,7 +63,7 @@ class Manifest:
     beside: tuple[File, ...] = ()
     """The report, and descriptions of the data files for their readers."""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What the run added: timings, the selection, the digest of a trained model."""
+    """What the run added: what the process that completed it took, the selection, the digest of a trained model."""
 
     @property
     def fraction_dropped(self) -> float:

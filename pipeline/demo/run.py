@@ -32,12 +32,12 @@ _SELF_PLAY_NOTE: Final = (
 
 
 def run_demo(workdir: Path, num_pairs: int, overrides: Sequence[str] = ()) -> Iterator[str]:
-    """Score and select `num_pairs` of the demo's pairs; yields the texts of `alignpot run`."""
+    """Score and select `num_pairs` of the demo's pairs; yields the texts of `alignpot run`, the report's path last."""
     from pipeline.commands import run_all
 
     config = write_demo(workdir, num_pairs)
+    yield f"The config of this run: {config}\n"
     yield from run_all(load_config(config, overrides))
-    yield f"\nThe config of this run: {config}"
 
 
 def run_self_play_demo(workdir: Path, overrides: Sequence[str] = ()) -> Iterator[str]:

@@ -65,6 +65,8 @@ def _columns(names: Sequence[str]) -> str:
     text = "`prompt`, `chosen` and `rejected` are lists of messages; the answers hold no turn of the prompt."
     if schema.POTENTIAL not in names:
         return text
+    if schema.WEIGHT in names:
+        text += f" `{schema.WEIGHT}` says how much a pair counts in training; it is 1 on average."
     return (
         f"{text} `{schema.POTENTIAL}` is the score that was ranked, `{schema.MARGIN_EXPLICIT}` and "
         f"`{schema.MARGIN_IMPLICIT}` are the margins of the reward and of the policy. Log-probabilities are natural "

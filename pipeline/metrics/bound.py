@@ -9,10 +9,14 @@ monotonically, so that no score is above its bound, not by a rounding either.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pipeline.config import Metric
+
+
+BANDS_NEED_ALL: Final = "select.band takes quantiles of what skipped rows do not have: leave it out"
+"""Why a selection by bands needs the scores of all rows."""
 
 
 def why_no_bound(metric: Metric) -> str | None:

@@ -104,6 +104,12 @@ def length_ratio(table: pa.Table | pa.RecordBatch) -> FloatArray:
     return ratio
 
 
+def length_of_both(table: pa.Table | pa.RecordBatch) -> FloatArray:
+    """Tokens of both responses, float64 [num_rows]; NaN and errors as above."""
+    chosen, rejected = _lengths(table)
+    return chosen + rejected
+
+
 def _lengths(table: pa.Table | pa.RecordBatch) -> tuple[FloatArray, FloatArray]:
     sides = [float_column(table, names["num_tokens"]) for names in COLUMN_OF.values()]
     with np.errstate(invalid="ignore"):

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.length import LengthFit, length_fit_of
+from pipeline.metrics.weighting import Weighting
 
 CONSISTENCY: Final = 1.482602218505602
 """Median absolute deviations of a normal distribution in one standard deviation, 1 / Phi^-1(3/4)."""
@@ -56,7 +57,8 @@ class Fitted:
     normalisers: by term. weight: the explicit/implicit ratio that is applied to normalised margins.
     scales: Bradley-Terry scales by term: scale times margin is in log-odds. ranges: lowest and highest value by term.
     length: what the length gap explains of the explicit margin, where metric.length takes it out.
-    members: of the margins of several rewards, by name, before they are combined.
+    members: of the margins of several rewards, by name, before they are combined. bands: lowest and highest value by
+    term of select.band. weighting: of select.weights.
     """
 
     normalisers: Mapping[str, Normaliser] = field(default_factory=dict)
@@ -65,6 +67,8 @@ class Fitted:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     length: LengthFit | None = None
     members: Mapping[str, Normaliser] = field(default_factory=dict)
+    bands: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    weighting: Weighting | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; floats come back to the bit. Of ranks, only that they are ranks."""
@@ -72,9 +76,11 @@ class Fitted:
             "normalisers": _to_dict(self.normalisers),
             "weight": self.weight,
             "scales": dict(self.scales),
-            "ranges": {name: list(bounds) for name, bounds in self.ranges.items()},
+            "ranges": _lists(self.ranges),
             **({} if self.length is None else {"length": self.length.to_dict()}),
             **({"members": _to_dict(self.members)} if self.members else {}),
+            **({"bands": _lists(self.bands)} if self.bands else {}),
+            **({} if self.weighting is None else {"weighting": self.weighting.to_dict()}),
         }
 
     @staticmethod
@@ -88,10 +94,20 @@ class Fitted:
             normalisers=_from_dict(value["normalisers"]),
             weight=None if value["weight"] is None else float(value["weight"]),
             scales={name: float(scale) for name, scale in value["scales"].items()},
-            ranges={name: (float(low), float(high)) for name, (low, high) in value["ranges"].items()},
+            ranges=_bounds(value["ranges"]),
             length=length_fit_of(value["length"]) if "length" in value else None,
             members=_from_dict(value.get("members", {})),
+            bands=_bounds(value.get("bands", {})),
+            weighting=Weighting.from_dict(value["weighting"]) if "weighting" in value else None,
         )
+
+
+def _lists(bounds: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
+    return {name: [*pair] for name, pair in bounds.items()}
+
+
+def _bounds(value: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    return {name: (float(low), float(high)) for name, (low, high) in value.items()}
 
 
 def _to_dict(normalisers: Mapping[str, Normaliser]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Definition:
     reads: the quantities of each side that it takes.
     defaults: its parameters, which are keys of the config's objective section, each with its default value.
     negative_alpha: whether alpha may be below 0.
+    target: the margin that the loss asks for, gamma, as trainers have it by default; None if the loss has none.
     formula, source, typical: for people; typical names the hyperparameters as papers and trainers set them.
     reward: (side, parameters) -> reward of that side; the margin is chosen minus rejected.
     margin: (chosen, rejected, parameters) -> margin, for an objective that gives one side alone no reward.
@@ -46,6 +47,7 @@ class Definition:
     source: str
     defaults: Parameters
     negative_alpha: bool = False
+    target: float | None = None
     reward: Callable[[Side, Parameters], FloatArray] | None = None
     margin: Callable[[Side, Side, Parameters], FloatArray] | None = None
 
@@ -62,7 +64,8 @@ def _objective(
     name: str, reads: tuple[Quantity, ...], *, kind: str = "reward", **about: Any
 ) -> Callable[[Callable[..., FloatArray]], Callable[..., FloatArray]]:
     """Enter the function that follows as the objective `name`; what is no field of Definition is a default."""
-    fields = {key: about.pop(key) for key in ("formula", "typical", "source", "negative_alpha") if key in about}
+    names = ("formula", "typical", "source", "negative_alpha", "target")
+    fields = {name: about.pop(name) for name in names if name in about}
 
     def entered(function: Callable[..., FloatArray]) -> Callable[..., FloatArray]:
         formula: dict[str, Any] = {kind: function}
@@ -88,7 +91,7 @@ def mean_log_ratio(side: Side) -> FloatArray:
 
 
 @_objective(
-    "simpo", _MEAN, beta=2.0,
+    "simpo", _MEAN, beta=2.0, target=0.5,
     formula="beta * lp / n",
     typical="beta 2 to 10, gamma / beta 0.1 to 0.8",
     source="arXiv 2405.14734 eq. 4; TRL CPOTrainer.cpo_loss, simpo",
@@ -99,7 +102,7 @@ def _simpo(side: Side, parameters: Parameters) -> FloatArray:
 
 
 @_objective(
-    "alphapo", _MEAN, beta=2.5, alpha=0.25, negative_alpha=True,
+    "alphapo", _MEAN, beta=2.5, alpha=0.25, negative_alpha=True, target=0.5,
     formula="beta * (1 - exp(-alpha * lp / n)) / alpha",
     typical="beta 2.5, alpha 0.25",
     source="arXiv 2501.03884; TRL CPOTrainer.cpo_loss, alphapo",

@@ -26,6 +26,7 @@ from pipeline.metrics.margins import (
     explicit_margin,
     implicit_margin,
     length_gap,
+    length_of_both,
     length_ratio,
     objective_columns,
 )
@@ -61,8 +62,9 @@ QuantityKind = Literal[
     "uniform",
     "length_gap",
     "length_ratio",
+    "length",
 ]
-_LENGTHS: Final = {"length_gap": length_gap, "length_ratio": length_ratio}
+_LENGTHS: Final = {"length_gap": length_gap, "length_ratio": length_ratio, "length": length_of_both}
 _OF_CANDIDATES: Final = {"candidates": candidates_range, "mean": candidates_mean, "variance": candidates_variance}
 
 
@@ -74,7 +76,7 @@ class Quantity:
     `combine`). residual: the margin of one or several without what the length gap explains of it (see `length`).
     candidates, mean, variance: range, mean and variance of the rewards of all candidates. implicit: signed implicit
     margin under `objective`. uniform: hash of the id by `seed`, in [0, 1). length_gap: tokens of chosen minus those of
-    rejected. length_ratio: tokens of the longer response over those of the shorter one.
+    rejected. length_ratio: tokens of the longer response over those of the shorter one. length: tokens of both.
     """
 
     kind: QuantityKind
@@ -126,6 +128,7 @@ class Quantity:
 SIGNED_EXPLICIT: Final = Quantity(kind="explicit")
 LENGTH_GAP: Final = Quantity(kind="length_gap")
 LENGTH_RATIO: Final = Quantity(kind="length_ratio")
+LENGTH: Final = Quantity(kind="length")
 
 Quantities: TypeAlias = Mapping[Quantity, FloatArray]
 """Quantities of some rows, each float64 [num_rows]."""

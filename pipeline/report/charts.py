@@ -68,10 +68,13 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def hexagons(plane: Mapping[str, Any]) -> dict[str, Any]:
-    """The plane of both margins: a hexagon a cell, large where many rows are, in five shades by the share selected."""
-    axes = Axes(width=480, height=360, across=tuple(plane["reward"]), up=tuple(plane["implicit"]))
-    cells = plane["cells"]
+def hexagons(picture: Mapping[str, Any], across: str, up: str) -> dict[str, Any]:
+    """A hexagon a cell, large where many rows are, in five shades by the share selected.
+
+    across, up: the names of the ranges in the picture.
+    """
+    axes = Axes(width=480, height=360, across=tuple(picture[across]), up=tuple(picture[up]))
+    cells = picture["cells"]
     most = max(cells["all"], default=1)
     step_x = (axes.width - LEFT - RIGHT) / ACROSS
     step_y = (axes.height - TOP - BOTTOM) / DOWN

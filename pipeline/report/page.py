@@ -36,7 +36,7 @@ def report_page(report: Mapping[str, Any], facts: Mapping[str, Any], corners: Se
     examples, with the text of rows.
     """
     selection = report["selection"]
-    plane = report.get("plane")
+    plane, candidates = report.get("plane"), report.get("data_map")
     return _page(
         "report.html.jinja",
         report=report,
@@ -47,7 +47,8 @@ def report_page(report: Mapping[str, Any], facts: Mapping[str, Any], corners: Se
         models=_models(facts),
         sources=_sources(facts),
         repeat=_repeat(selection),
-        plane=charts.hexagons(plane) if plane else None,
+        plane=charts.hexagons(plane, "reward", "implicit") if plane else None,
+        data_map=charts.hexagons(candidates, "mean", "variance") if candidates else None,
         line=charts.threshold_lines(selection, plane) if plane else [],
         corners=corners,
     )

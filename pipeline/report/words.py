@@ -17,6 +17,11 @@ MARGINS: Final = {
     "margin_implicit": "implicit margin",
     "potential": "score",
 }
+REACH: Final = {
+    "reversed": "reversed: the policy prefers rejected",
+    "below_target": "below target: the policy prefers chosen, by less than the target",
+    "done": "done: the policy prefers chosen, by the target or more",
+}
 LEFT_OUT: Final = {
     "duplicate": "repeats the id and content of another row",
     "outside_where": "select.where does not hold",
@@ -25,6 +30,7 @@ LEFT_OUT: Final = {
     "too_few_rewards_agree": "too few rewards prefer chosen (select.agreement)",
     "beyond_per_prompt": "a prompt has better pairs enough (select.per_prompt)",
     "outside_score_band": "outside select.min_score and max_score",
+    "outside_band": "outside select.band",
     "outside_length_bounds": "beyond select.max_length_ratio or max_length_gap",
     "length_not_known": "no token counts of both responses",
     "group_null": "no value in the column select.group_by",

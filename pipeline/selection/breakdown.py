@@ -140,7 +140,10 @@ def breakdown(view: View, source: Source, passes: Passes) -> tuple[dict[str, Any
 def _facets(view: View, source: Source) -> list[str]:
     """Columns that may name groups: that of select.group_by, the source, and those passed through."""
     own = {*schema.scored_schema().names, schema.TEMPLATE_KWARGS, schema.SCORING}
-    named = (pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_dictionary)
+    named = (
+        *(pa.types.is_string, pa.types.is_large_string),
+        *(pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary),
+    )
     kinds = {each.name: each.type for each in source.schema}
     given = [name for name in kinds if name not in own and any(test(kinds[name]) for test in named)]
     first = [name for name in (view.found.selection.query.rule.group_by,) if name in kinds]

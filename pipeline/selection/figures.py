@@ -4,16 +4,28 @@ from typing import Any, Final
 
 from pipeline.selection.alternatives import metrics_side_by_side, weights_side_by_side
 from pipeline.selection.breakdown import breakdown
+from pipeline.selection.data_map import data_map
 from pipeline.selection.members import rewards_side_by_side
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.plane import histograms, plane
-from pipeline.selection.rules import BEYOND_PROMPT_CAP, NO_GROUP, NO_QUOTA, OUTSIDE_BAND, OUTSIDE_LENGTHS, SIMILAR
+from pipeline.selection.reach import reach
+from pipeline.selection.rules import (
+    BEYOND_PROMPT_CAP,
+    NO_GROUP,
+    NO_QUOTA,
+    OUTSIDE_BAND,
+    OUTSIDE_LENGTHS,
+    OUTSIDE_QUANTILES,
+    SIMILAR,
+)
 from pipeline.selection.selection import Found
 from pipeline.selection.source import Source
 from pipeline.selection.view import View
 from pipeline.selection.wrong_labels import label_audit
 
-_BY_RULE: Final = frozenset({BEYOND_PROMPT_CAP, NO_GROUP, NO_QUOTA, OUTSIDE_BAND, OUTSIDE_LENGTHS, SIMILAR})
+_BY_RULE: Final = frozenset(
+    {BEYOND_PROMPT_CAP, NO_GROUP, NO_QUOTA, OUTSIDE_BAND, OUTSIDE_LENGTHS, OUTSIDE_QUANTILES, SIMILAR}
+)
 
 
 def figures(found: Found, source: Source, passes: Passes | None = None) -> dict[str, Any]:
@@ -31,7 +43,9 @@ def figures(found: Found, source: Source, passes: Passes | None = None) -> dict[
         **lengths,
         "metrics": metrics_side_by_side(view),
         "weights": weights_side_by_side(view, gap),
-        "label_audit": label_audit(view),
+        "label_audit": label_audit(view, source),
+        "reach": reach(view),
+        "data_map": data_map(view, source),
         **rewards_side_by_side(view),
     }
 

@@ -20,7 +20,7 @@ KEY: Final = "output.partition_by"
 _LONGEST: Final = 250  # bytes of the name of a folder
 
 Partition = Mapping[tuple[str, str], Positions]
-"""Ascending places of kept rows by folder and split, in the order of the files."""
+"""Places of kept rows, in the order of writing, by folder and split, in the order of the files."""
 
 
 def check_partition(column: str, schema: pa.Schema) -> None:
@@ -39,7 +39,7 @@ def partition(selection: Selection, source: Source, column: str) -> Partition:
     check_partition(column, source.schema)
     values = single_array(take_all(source, selection.positions, [column]), column)
     codes, names = coded(values, column, KEY)
-    splits = selection.splits or {TRAIN: np.arange(selection.k)}
+    splits = selection.splits or {TRAIN: np.arange(selection.k) if selection.order is None else selection.order}
     found = {}
     for code, name in enumerate([*names, None]):
         folder = f"{quote(column, safe='')}={NULL_PARTITION if name is None else quote(name, safe='')}"

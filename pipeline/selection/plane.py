@@ -1,5 +1,6 @@
 """Where the rows lie in the plane of both margins, and along each of them: counts in bins, exact over all rows."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -15,8 +16,45 @@ QUADRANTS: Final = ("agree", "reward_only", "policy_only", "both_against", "unde
 ACROSS: Final = 26
 DOWN: Final = 10
 """Hexagons of one lattice, from edge to edge; a second one lies between."""
+_OUTSIDE: Final = (2 * ACROSS + 1) * (2 * DOWN + 1)
+"""Code of the rows beyond the picture, after those of the hexagons."""
 _BARS: Final = 40
 _TAIL: Final = 0.002
+
+
+class Hexagons:
+    """Counts of the rows of two groups, all and selected, in the hexagons of a picture with these two ranges."""
+
+    def __init__(self, ranges: tuple[list[float], list[float]]) -> None:
+        self._ranges = ranges
+        self._counts = np.zeros((2, _OUTSIDE + 1), dtype=np.int64)
+
+    def add(self, group: int, x: FloatArray, y: FloatArray) -> None:
+        """Count rows of a group: of the nearest centres of both lattices, the nearer one; finite values."""
+        (left, right), (bottom, top) = self._ranges
+        inside = (x >= left) & (x <= right) & (y >= bottom) & (y <= top)
+        across = (x[inside] - left) / (right - left) * ACROSS
+        up = (y[inside] - bottom) / (top - bottom) * DOWN
+        first = np.rint(across), np.rint(up)
+        second = np.minimum(np.floor(across), ACROSS - 1) + 0.5, np.minimum(np.floor(up), DOWN - 1) + 0.5
+        near = [(across - column) ** 2 + 3 * (up - row) ** 2 for column, row in (first, second)]
+        column, row = (np.where(near[0] <= near[1], a, b) for a, b in zip(first, second, strict=True))
+        codes = np.full(x.size, _OUTSIDE, dtype=np.int64)
+        codes[inside] = (2 * column * (2 * DOWN + 1) + 2 * row).astype(np.int64)
+        self._counts[group] += np.bincount(codes, minlength=_OUTSIDE + 1)
+
+    def to_dict(self, groups: Iterable[str]) -> dict[str, Any]:
+        """JSON-ready: rows outside the picture by group, and the hexagons that hold a row."""
+        counts = dict(zip(groups, self._counts, strict=True))
+        filled = np.flatnonzero(self._counts[0, :-1])
+        return {
+            "outside": {name: int(of_group[-1]) for name, of_group in counts.items()},
+            "cells": {
+                "column": (filled // (2 * DOWN + 1)).tolist(),
+                "row": (filled % (2 * DOWN + 1)).tolist(),
+                **{name: of_group[filled].tolist() for name, of_group in counts.items()},
+            },
+        }
 
 
 def plane(view: View) -> dict[str, Any] | None:
@@ -28,30 +66,24 @@ def plane(view: View) -> dict[str, Any] | None:
     inside = view.sample[np.isfinite(view.reward[view.sample]) & np.isfinite(view.implicit[view.sample])]
     if not inside.size:
         return None
-    ranges = [_range(margin[inside], zero=True) for margin in (view.reward, view.implicit)]
+    reward_range, implicit_range = (picture_range(margin[inside], zero=True) for margin in (view.reward, view.implicit))
     quadrants = np.zeros((2, len(QUADRANTS)), dtype=np.int64)
-    cells = np.zeros((2, _num_codes()), dtype=np.int64)
+    hexagons = Hexagons((reward_range, implicit_range))
     for block in blocks_of(view.scores.size):
         for group, rows in enumerate(view.groups.values()):
             reward, implicit = view.reward[block][rows[block]], view.implicit[block][rows[block]]
             known = np.isfinite(reward) & np.isfinite(implicit)
             reward, implicit = reward[known], implicit[known]
             quadrants[group] += np.bincount(_quadrant(reward, implicit), minlength=len(QUADRANTS))
-            cells[group] += np.bincount(_hexagon(reward, implicit, ranges), minlength=_num_codes())
-    filled = np.flatnonzero(cells[0, :-1])
+            hexagons.add(group, reward, implicit)
     return {
         "quadrants": {
             name: dict(zip(QUADRANTS, counts, strict=True))
             for name, counts in zip(view.groups, quadrants.tolist(), strict=True)
         },
-        "reward": ranges[0],
-        "implicit": ranges[1],
-        "outside": dict(zip(view.groups, cells[:, -1].tolist(), strict=True)),
-        "cells": {
-            "column": (filled // (2 * DOWN + 1)).tolist(),
-            "row": (filled % (2 * DOWN + 1)).tolist(),
-            **{name: counts[filled].tolist() for name, counts in zip(view.groups, cells, strict=True)},
-        },
+        "reward": reward_range,
+        "implicit": implicit_range,
+        **hexagons.to_dict(view.groups),
     }
 
 
@@ -67,7 +99,7 @@ def histograms(view: View) -> dict[str, dict[str, Any]]:
         sample = of_rows[view.sample]
         if not np.isfinite(sample).any():
             continue
-        low, high = _range(sample[np.isfinite(sample)], zero=False)
+        low, high = picture_range(sample[np.isfinite(sample)], zero=False)
         found[name] = {
             "edges": [float(f"{edge:.6g}") for edge in np.linspace(low, high, _BARS + 1)],
             **{group: _bars(of_rows, rows, low, high) for group, rows in view.groups.items()},
@@ -85,7 +117,7 @@ def _bars(values: FloatArray, rows: BoolArray, low: float, high: float) -> list[
     return bars
 
 
-def _range(values: FloatArray, *, zero: bool) -> list[float]:
+def picture_range(values: FloatArray, *, zero: bool) -> list[float]:
     """From end to end, without the last 0.2% on either side of a set that is large enough to have them."""
     low, high = np.quantile(values, [_TAIL, 1 - _TAIL], method="nearest").tolist()
     if zero:
@@ -99,23 +131,3 @@ def _quadrant(reward: FloatArray, implicit: FloatArray) -> npt.NDArray[np.int64]
     place = 2 * (reward < 0) + (implicit < 0)
     place[(reward == 0) | (implicit == 0)] = len(QUADRANTS) - 1
     return place.astype(np.int64)
-
-
-def _num_codes() -> int:
-    """Codes of hexagons, and a last one for rows beyond the picture."""
-    return (2 * ACROSS + 1) * (2 * DOWN + 1) + 1
-
-
-def _hexagon(reward: FloatArray, implicit: FloatArray, ranges: list[list[float]]) -> npt.NDArray[np.int64]:
-    """The code of the hexagon that each row lies in: of the nearest centres of both lattices, the nearer one."""
-    (left, right), (bottom, top) = ranges
-    inside = (reward >= left) & (reward <= right) & (implicit >= bottom) & (implicit <= top)
-    x = (reward[inside] - left) / (right - left) * ACROSS
-    y = (implicit[inside] - bottom) / (top - bottom) * DOWN
-    first = np.rint(x), np.rint(y)
-    second = np.minimum(np.floor(x), ACROSS - 1) + 0.5, np.minimum(np.floor(y), DOWN - 1) + 0.5
-    near = [(x - column) ** 2 + 3 * (y - row) ** 2 for column, row in (first, second)]
-    column, row = (np.where(near[0] <= near[1], a, b) for a, b in zip(first, second, strict=True))
-    codes = np.full(reward.size, _num_codes() - 1, dtype=np.int64)
-    codes[inside] = (2 * column * (2 * DOWN + 1) + 2 * row).astype(np.int64)
-    return codes

@@ -10,11 +10,12 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.config import Combine, Metric, Objective, Select
 from pipeline.errors import ConfigError, DataError, SchemaError
-from pipeline.metrics.bound import why_no_bound
+from pipeline.metrics.bound import BANDS_NEED_ALL, why_no_bound
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.normalise import Fitted
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, UNIFORM, VARIANCE, Term
-from pipeline.metrics.ranker import LENGTH_GAP, LENGTH_RATIO, Quantities, Quantity, Ranker
+from pipeline.metrics.ranker import LENGTH, LENGTH_GAP, LENGTH_RATIO, Quantities, Quantity, Ranker
+from pipeline.selection.bands import band_quantities, fit_bands
 from pipeline.selection.columns import Columns, Wanted
 from pipeline.selection.disagreement import find_disagreement
 from pipeline.selection.fit import fit, fit_length
@@ -30,8 +31,7 @@ FEW_AGREE: Final = "too_few_rewards_agree"
 _NO_CANDIDATES: Final = "The source carries no rewards of all candidates: set metric.explicit to signed or absolute."
 _NO_REWARD: Final = "That model was not run: add a `reward` section and score again, or choose metric.name: implicit."
 _NO_LENGTH: Final = (
-    "Token counts come with log-probs: add a `policy` section and score again, or leave out metric.length, "
-    "select.max_length_gap and select.max_length_ratio."
+    "Token counts come with log-probs: add a `policy` section and score again, or leave out what reads lengths."
 )
 _NO_LOGP: Final = "That model was not run: add its section and score again, or choose an objective without it."
 
@@ -70,6 +70,12 @@ class Query:
         bounds = {LENGTH_RATIO: self.rule.max_length_ratio, LENGTH_GAP: self.rule.max_length_gap}
         return {quantity: bound for quantity, bound in bounds.items() if bound is not None}
 
+    @property
+    def beside(self) -> dict[str, tuple[Quantity, ...]]:
+        """What further rules look at, by key; a row need not have it to be ranked."""
+        found = {f"band {term}": quantity.parts for term, quantity in band_quantities(self).items()}
+        return found | ({"order": (LENGTH,)} if self.rule.order.startswith("length") else {})
+
     def on(self, scored: pa.Schema) -> "Query":
         """The same with the rewards named that it combines: all that the scored rows hold, if it says nothing else.
 
@@ -102,7 +108,7 @@ def wanted_by(queries: Sequence[Query], source: Source) -> Wanted:
     for query in queries:
         ranker = query.ranker
         needed = [part for term in (*ranker.terms, *ranker.sampled_terms) for part in ranker.quantity(term).parts]
-        needed += query.lengths
+        needed += [*query.lengths, *(part for parts in query.beside.values() for part in parts)]
         check_columns(source.schema, [name for quantity in needed for name in quantity.columns])
         made = [*needed, query.explicit, query.implicit, query.signed]
         quantities |= dict.fromkeys(quantity for each in made for quantity in each.parts)
@@ -195,6 +201,7 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
     rows &= ~skipped
     _check_rankable(columns, query, num_unique, rows, excluded)
     fitted, quantities, scores, bounds = _scores(columns, query, rows, skipped, rows & sampled, fitted)
+    fitted = fitted if fitted.bands else replace(fitted, bands=fit_bands(query, quantities, scores))
     return Ranking(
         query=query,
         scores=scores,
@@ -239,10 +246,10 @@ def _lazily(columns: Columns, query: Query) -> tuple[BoolArray, BoolArray]:
         ConfigError: there are such rows, and the metric gives no bound of their scores.
     """
     none = np.zeros(columns.num_rows, dtype=np.bool_)
-    if not columns.scoring.size or not query.metric.reads_implicit:
+    if not columns.scoring.size or not (query.metric.reads_implicit or query.rule.band):
         return none, ~none
     skipped, _, sampled = (columns.scoring == place for place in range(len(schema.SCORINGS)))
-    reason = why_no_bound(query.metric)
+    reason = why_no_bound(query.metric) or (BANDS_NEED_ALL if query.rule.band else None)
     if reason is not None and skipped.any():
         raise ConfigError(
             f"{np.count_nonzero(skipped)} rows of the scored dataset were skipped by score.lazy, and {reason}; or "
@@ -293,9 +300,18 @@ def _check_rankable(columns: Columns, query: Query, num_rows: int, rows: BoolArr
         raise SchemaError(
             f"select.labels {labels} reads {', '.join(empty)}, null in all {num_rows} scored rows. {_NO_REWARD}"
         )
+    _check_beside(columns, query, num_rows)
     if not rows.any():
         counts = {reason: count for reason, count in excluded.items() if count}
         raise DataError(f"none of {num_rows} scored rows can be ranked: {counts}.")
+
+
+def _check_beside(columns: Columns, query: Query, num_rows: int) -> None:
+    for key, parts in query.beside.items():
+        empty = [name for part in parts for name in columns.without_values(part)]
+        if empty:
+            remedy = _NO_LENGTH if parts[0] in (LENGTH, LENGTH_GAP) else "That model was not run: leave the rule out."
+            raise SchemaError(f"select.{key} reads {', '.join(empty)}, null in all {num_rows} scored rows. {remedy}")
 
 
 def _all_null(ranker: Ranker, term: Term, empty: Sequence[str], num_rows: int) -> str:

@@ -21,6 +21,7 @@ from pipeline.selection.selection import Found
 from pipeline.selection.source import Positions, Source, take_all
 from pipeline.selection.text import aligned
 from pipeline.selection.threshold import best, kth_largest
+from pipeline.selection.view import rounded
 from pipeline.shown import shown
 
 GROUPS: Final = ("all", "selected")
@@ -35,7 +36,7 @@ _BOUNDS: Final = (
     "per_prompt",
     "group_by",
 )
-_DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none", "disagreement": None}
+_DEFAULT_RULES: Final = {"labels": "keep", "deduplicate": "none", "disagreement": None, "order": "as_read"}
 _JUDGE: Final[Mapping[str, str]] = {
     "flips": "the judge's orders disagree",
     "flips_for_first": "of these, for the first",
@@ -56,11 +57,12 @@ SIGNS: Final[Mapping[str, str]] = {
 def summarise(found: Found, source: Source, *, num_examples: int = 10, passes: Passes | None = None) -> dict[str, Any]:
     """Numbers of a selection, JSON-ready.
 
-    selection: the rule and its counts. margins: count, mean and standard deviation of both margins, signed implicit,
-    over all ranked rows and over the selected ones, where the columns hold values. signs: rows whose reward margin
-    (chosen minus rejected, whatever metric.explicit is) or implicit margin is below zero, and rows where one is above
-    zero and the other below. top, bottom: the ranked rows of highest and lowest score, ties by id. The rest is what
-    `figures` counts. Labels are counted after select.labels has treated them. passes: what reads further columns.
+    selection: the rule and its counts. row_weights: of select.weights, if it is set. margins: count, mean and standard
+    deviation of both margins, signed implicit, over all ranked rows and over the selected ones, where the columns hold
+    values. signs: rows whose reward margin (chosen minus rejected, whatever metric.explicit is) or implicit margin is
+    below zero, and rows where one is above zero and the other below. top, bottom: the ranked rows of highest and lowest
+    score, ties by id. The rest is what `figures` counts. Labels are counted after select.labels has treated them.
+    passes: what reads further columns.
     """
     selection, columns, scores = found.selection, found.columns, found.ranking.scores
     selected = np.zeros(columns.num_rows, dtype=np.bool_)
@@ -87,11 +89,17 @@ def summarise(found: Found, source: Source, *, num_examples: int = 10, passes: P
     return {
         "selection": selection.to_dict(),
         "margins": {group: {name: dict(moments(name, rows)) for name in margins} for group, rows in masks.items()},
+        **({} if selection.weights is None else {"row_weights": _row_weights(selection.weights)}),
         "signs": {group: _signs(reward, implicit, rows) for group, rows in masks.items()},
         "top": examples(1),
         "bottom": examples(-1),
         **figures(found, source, passes),
     }
+
+
+def _row_weights(weights: FloatArray) -> dict[str, float | None]:
+    low, middle, high = np.quantile(weights, [0, 0.5, 1], method="inverted_cdf").tolist()
+    return {"lowest": rounded(low), "median": rounded(middle), "highest": rounded(high)}
 
 
 def _signs(reward: FloatArray, implicit: FloatArray, rows: BoolArray) -> dict[str, Any]:
@@ -199,6 +207,8 @@ def rule_in_words(chosen: Mapping[str, Any]) -> str:
         for key in _BOUNDS
         if (value := select.get(key)) is not None
     ]
+    kept += [f"band of {term} {low:g} to {high:g}" for term, (low, high) in (select.get("band") or {}).items()]
+    kept += ["weights"] if select.get("weights") else []
     kept += [f"at least {select['agreement']['at_least']} rewards agree"] if select.get("agreement") else []
     kept += [f"{key} {select[key]}" for key, default in _DEFAULT_RULES.items() if select.get(key, default) != default]
     parameters = "".join(f" {key} {value}" for key, value in objective.items() if key != "name")

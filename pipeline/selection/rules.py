@@ -1,4 +1,4 @@
-"""The rules of the select section, in their order: score band, lengths, per_prompt, how many by quotas, deduplicate.
+"""The rules of the select section: score bounds, bands, lengths, per_prompt, how many by quotas, deduplicate, in order.
 
 Labels are treated when the columns are read. Every rule works on the scores of all rows, in which NaN stands for a row
 that is no candidate (any more).
@@ -18,6 +18,7 @@ from pipeline import schema
 from pipeline.config import Select
 from pipeline.errors import ConfigError, DataError
 from pipeline.metrics.columns import FloatArray
+from pipeline.selection.bands import inside_band
 from pipeline.selection.columns import Columns
 from pipeline.selection.near_duplicates import NearDuplicates, row_texts
 from pipeline.selection.per_prompt import beyond_cap
@@ -29,6 +30,7 @@ from pipeline.shown import shown
 
 BEYOND_PROMPT_CAP: Final = "beyond_per_prompt"
 OUTSIDE_BAND: Final = "outside_score_band"
+OUTSIDE_QUANTILES: Final = "outside_band"
 OUTSIDE_LENGTHS: Final = "outside_length_bounds"
 NO_GROUP: Final = "group_null"
 NO_QUOTA: Final = "group_without_quota"
@@ -103,7 +105,7 @@ def contest(columns: Columns, ranking: Ranking, ids_at: IdsAt) -> tuple[FloatArr
 
 
 def candidates(ranking: Ranking) -> tuple[FloatArray, dict[str, int]]:
-    """Scores of the rows inside the bounds of score and lengths, NaN for the others; how many are outside, if set."""
+    """Scores of the rows inside all bounds and bands, NaN for the others; how many are outside, by reason, if set."""
     rule, scores = ranking.query.rule, ranking.highest
     excluded, num_left = {}, ranking.num_ranked
     if rule.min_score is not None or rule.max_score is not None:
@@ -112,6 +114,12 @@ def candidates(ranking: Ranking) -> tuple[FloatArray, dict[str, int]]:
         scores = np.where((scores >= low) & (scores <= high), scores, np.nan)
         excluded[OUTSIDE_BAND] = num_left - int(np.count_nonzero(~np.isnan(scores)))
     num_left -= sum(excluded.values())
+    inside = {term: inside_band(ranking.query, term, ranking.fitted.bands, ranking.quantities, scores)
+              for term in rule.band or {}}  # fmt: skip
+    if inside:
+        scores = np.where(np.logical_and.reduce([*inside.values()]), scores, np.nan)
+        excluded[OUTSIDE_QUANTILES] = num_left - int(np.count_nonzero(~np.isnan(scores)))
+        num_left -= excluded[OUTSIDE_QUANTILES]
     for quantity, most in ranking.query.lengths.items():
         scores = np.where(np.abs(ranking.quantities[quantity]) <= most, scores, np.nan)
         excluded[OUTSIDE_LENGTHS] = num_left - int(np.count_nonzero(~np.isnan(scores)))
@@ -164,12 +172,16 @@ def num_selected(rule: Select, num_rows: int) -> int:
             )
         return rule.k
     if rule.fraction is None:
-        if rule.min_score is None and rule.max_score is None:
-            raise ConfigError("nothing says how many rows to keep: give select.fraction, k, min_score or max_score.")
+        if rule.min_score is None and rule.max_score is None and rule.band is None:
+            raise ConfigError(
+                "nothing says how many rows to keep: give select.fraction, k, min_score, max_score or band."
+            )
         if num_rows == 0:
+            bounds = {name: getattr(rule, name) for name in ("min_score", "max_score", "band")}
+            set_ones = " and ".join(f"select.{name} {value}" for name, value in bounds.items() if value is not None)
             raise DataError(
-                f"no row has a score between select.min_score {rule.min_score} and select.max_score {rule.max_score}. "
-                "See the scores in the report of a selection without these bounds."
+                f"no row has a score inside {set_ones}. See the scores in the report of a selection without these "
+                "bounds."
             )
         return num_rows
     k = math.floor(Fraction(str(rule.fraction)) * num_rows)

@@ -19,9 +19,12 @@ from pipeline.errors import SchemaError
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.combine import combined, fit_members, num_agreeing
 from pipeline.metrics.normalise import Fitted
+from pipeline.metrics.ranker import LENGTH
+from pipeline.metrics.weighting import Weighting
 from pipeline.selection.columns import Columns, read_columns
 from pipeline.selection.duplicates import find_repeats
 from pipeline.selection.labels import swap_sides
+from pipeline.selection.order import written_order
 from pipeline.selection.passes import Passes, Threads
 from pipeline.selection.ranking import Query, Ranking, rank, wanted_by
 from pipeline.selection.rules import Choice, choose
@@ -41,7 +44,8 @@ class Selection:
     reward contradicts, where select.labels is not keep. num_disagreed: rows, repeats included, whose two answers
     another row prefers the other way round; None unless select.disagreement is set. num_skipped: rows that score.lazy
     left out of scoring; None if it was not set.
-    excluded: rows that could not be kept, by reason. splits: see `split_rows`, places among the kept rows.
+    excluded: rows that could not be kept, by reason. order: see `written_order`. splits: see `split_rows`, places among
+    the kept rows, in that order.
     fitted: what the metric took from the whole set. id_digest: names the set of kept ids, whatever their order.
     """
 
@@ -61,6 +65,18 @@ class Selection:
     excluded: Mapping[str, int]
     id_digest: str
     splits: Mapping[str, Positions]
+    order: Positions | None = None
+
+    @property
+    def weights(self) -> FloatArray | None:
+        """How much each kept row counts in training, float64 [k], where select.weights is set."""
+        return None if self.fitted.weighting is None else self.fitted.weighting.of_rows(self.scores)
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The columns that the kept rows have beside those of the source."""
+        weight = () if self.fitted.weighting is None else (pa.field(schema.WEIGHT, pa.float64()),)
+        return (*schema.SUBSET_FIELDS, *weight)
 
     @property
     def k(self) -> int:
@@ -75,11 +91,10 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the rows, JSON-ready, for the manifest."""
         groups = {name: cut.to_dict() for name, cut in self.cuts.items() if name is not None}
-        unset = {"engine"} | {name for name in ("split", "agreement") if getattr(self.query.rule, name) is None}
         return {
             "objective": self.query.objective.model_dump(mode="json"),
             "metric": self.query.metric.model_dump(mode="json"),
-            "select": self.query.rule.model_dump(mode="json", exclude=unset),
+            "select": self.query.rule.model_dump(mode="json", exclude={"engine"} | self.query.rule.unset),
             "fitted": self.fitted.to_dict(),
             **(self.cuts[None].to_dict() if None in self.cuts else {"k": self.k}),
             "groups": groups or None,
@@ -96,20 +111,36 @@ class Selection:
     def rows(
         self, source: Source, columns: Sequence[str], places: slice | Positions = slice(None)
     ) -> Iterator[pa.Table]:
-        """The kept rows in the order of the source: `columns`, then margin_explicit, margin_implicit and potential.
+        """The kept rows in the order of writing: `columns`, then margin_explicit, margin_implicit, potential, weight.
 
-        places: which of the kept rows, ascending. Sides are exchanged where select.labels swaps them.
+        places: a range of that order, or which of the kept rows, in their order. Sides are exchanged where
+        select.labels swaps them. Rows out of the order of the source are taken at once: all of them are in memory.
         """
-        taken = [field.name for field in schema.SUBSET_FIELDS if field.name in source.schema.names]
+        if self.order is None:
+            yield from self._as_read(source, columns, places)
+            return
+        wanted = self.order[places] if isinstance(places, slice) else places
+        ascending = np.sort(wanted)
+        tables = list(self._as_read(source, columns, ascending))
+        if tables:
+            yield pa.concat_tables(tables).take(pa.array(np.searchsorted(ascending, wanted)))
+
+    def _as_read(self, source: Source, columns: Sequence[str], places: slice | Positions) -> Iterator[pa.Table]:
+        taken = [field.name for field in self.fields if field.name in source.schema.names]
         if taken:
-            raise SchemaError(f"{taken} are in the table already: it is a subset. Select from the scored dataset.")
+            raise SchemaError(
+                f"{taken} are in the table already. If it is a subset, select from the scored dataset; if not, give "
+                "these columns other names in the source."
+            )
         swapped = self.swapped[places]
+        weights = self.weights
         numbers = [values[places] for values in (self.explicit, self.implicit, self.scores)]
+        numbers += [] if weights is None else [weights[places]]
         start = 0
         for table in source.take(self.positions[places], columns):
             rows = slice(start, start + table.num_rows)
             kept = swap_sides(table, swapped[rows])
-            for field, values in zip(schema.SUBSET_FIELDS, numbers, strict=True):
+            for field, values in zip(self.fields, numbers, strict=True):
                 kept = kept.append_column(field, pa.array(values[rows], mask=np.isnan(values[rows])))
             yield kept
             start = rows.stop
@@ -226,12 +257,20 @@ def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
         columns.quantities[quantity][rows] if quantity in columns.quantities else missing
         for quantity in (query.explicit, query.implicit)
     )
+    scores, fitted = ranking.scores[rows], ranking.fitted
+    if query.rule.weights and fitted.weighting is None:
+        fitted = replace(fitted, weighting=Weighting.of(scores))
+    lengths = columns.quantities[LENGTH][rows] if query.rule.order.startswith("length") else None
+    order = written_order(query.rule.order, scores, lengths, columns.hashes[rows])
+    splits = split_rows(columns.prompts[rows], query.rule)
+    if order is not None:
+        splits = {name: order[np.isin(order, of_split)] for name, of_split in splits.items()}
     swapped = columns.against[rows] if query.rule.labels == "swap" else np.zeros(rows.size, dtype=np.bool_)
     selection = Selection(
         query=query,
-        fitted=ranking.fitted,
+        fitted=fitted,
         positions=rows,
-        scores=ranking.scores[rows],
+        scores=scores,
         explicit=np.abs(explicit) if query.metric.explicit == "absolute" else explicit,
         implicit=implicit,
         swapped=swapped,
@@ -243,6 +282,7 @@ def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
         num_skipped=int(np.count_nonzero(columns.scoring == 0)) if columns.scoring.size else None,
         excluded=ranking.excluded | choice.excluded,
         id_digest=f"{int(columns.hashes[rows].sum(dtype=np.uint64)):016x}",
-        splits=split_rows(columns.prompts[rows], query.rule),
+        splits=splits,
+        order=order,
     )
     return Found(selection=selection, columns=columns, ranking=ranking)

@@ -24,13 +24,14 @@ from pipeline.metrics.calibration import log_odds_weight
 from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.moments import Moments, moments_of
 from pipeline.selection.fit import blocks_of
-from pipeline.selection.source import Source, take_all
+from pipeline.selection.source import Positions, Source, take_all
 from pipeline.selection.view import View, rounded
 
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95)
 PROBABILITY: Final = "probability_wrong"
 REASONS: Final = "reasons"
 _TEXTS: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED)
+_SHOWN: Final = 10
 _FITTED_ROWS: Final = 2**14
 _STEPS: Final = 150
 _PRIOR: Final = (1.0, 20.0)  # wrong labels among so many, as if seen before: 5%, worth 20 rows
@@ -51,7 +52,9 @@ class WrongLabels:
         Raises:
             DataError: no margin is there, or the margins are against the labels in sum.
         """
-        margins = {schema.MARGIN_EXPLICIT: view.reward, schema.MARGIN_IMPLICIT: view.implicit}
+        rewards = rewards_of(view)
+        by_reward = rewards if len(rewards) > 1 else {schema.MARGIN_EXPLICIT: view.reward}
+        margins = {**by_reward, schema.MARGIN_IMPLICIT: view.implicit}
         margins = {name: margin for name, margin in margins.items() if np.isfinite(margin[view.sample]).any()}
         if not margins:
             raise DataError("no pair has a margin of the reward or of the policy. Run one of these models.")
@@ -101,8 +104,16 @@ def _fitted(margins: FloatArray) -> tuple[float, list[float]]:
     return rate, weights.tolist()
 
 
-def label_audit(view: View) -> dict[str, Any]:
-    """Expected share of wrong labels, and how many are likely wrong; or why that cannot be said."""
+def rewards_of(view: View) -> dict[str, FloatArray]:
+    """The margin of each of several rewards, by name; nothing if there is one."""
+    query, quantities = view.found.selection.query, view.found.columns.quantities
+    if query.metric.combine is None:
+        return {}
+    return {f"reward {part.rewards[0]}": quantities[part] for part in query.signed.parts}
+
+
+def label_audit(view: View, source: Source) -> dict[str, Any]:
+    """Expected share of wrong labels, how many are likely wrong, and the most likely ones; or why that is unknown."""
     try:
         found = WrongLabels.of(view)
     except DataError as error:
@@ -121,7 +132,7 @@ def label_audit(view: View) -> dict[str, Any]:
             "above": dict(zip(map(str, LEVELS), above.tolist(), strict=True)),
         }
     weights = {name: rounded(weight) for name, weight in found.weights.items()}
-    return {"rate": rounded(found.rate), "weights": weights, **groups}
+    return {"rate": rounded(found.rate), "weights": weights, **groups, "likeliest": _likeliest(view, source, found)}
 
 
 def suspicious_pairs(view: View, source: Source, *, above: float, text: bool) -> pa.Table:
@@ -133,21 +144,46 @@ def suspicious_pairs(view: View, source: Source, *, above: float, text: bool) ->
         DataError: the labels cannot be judged by these margins.
     """
     odds = WrongLabels.of(view).log_odds(slice(None))
-    wrong = np.full(odds.size, np.nan)
-    wrong[np.isfinite(odds)] = log_odds_weight(odds[np.isfinite(odds)])
-    rows = np.flatnonzero(view.ranked & (np.nan_to_num(wrong, nan=-1.0) > above))
+    wrong = np.full(odds.size, -1.0)
+    known = view.ranked & np.isfinite(odds)
+    wrong[known] = log_odds_weight(odds[known])
+    rows = np.flatnonzero(wrong > above)
+    return _named(view, source, rows, wrong[rows], text=text)
+
+
+def _likeliest(view: View, source: Source, found: WrongLabels) -> list[dict[str, Any]]:
+    """The first of `suspicious_pairs` that are more likely wrong than right; which of equal ones, the hashes decide."""
+    rows, odds = [], []
+    for block in blocks_of(view.ranked.size):
+        of_block = found.log_odds(block)
+        there = np.flatnonzero(view.ranked[block] & (of_block < 0))
+        rows.append(there + block.start)
+        odds.append(of_block[there])
+    places, lowest = np.concatenate(rows), np.concatenate(odds)
+    first = np.lexsort([view.found.columns.hashes[places], lowest])[:_SHOWN]
+    if not first.size:
+        return []
+    first = first[np.argsort(places[first])]
+    named = _named(view, source, places[first], log_odds_weight(lowest[first]), text=False)
+    numbers = (PROBABILITY, schema.MARGIN_EXPLICIT, schema.MARGIN_IMPLICIT)
+    return [
+        {**row, **{name: rounded(row[name]) for name in numbers if row[name] is not None}} for row in named.to_pylist()
+    ]
+
+
+def _named(view: View, source: Source, rows: Positions, wrong: FloatArray, *, text: bool) -> pa.Table:
+    """Rows at ascending places, with these probabilities of a wrong label, as `suspicious_pairs` gives them."""
     taken = take_all(source, rows, [schema.ID, *(_TEXTS if text else ())])
-    against = {
-        "reward prefers rejected": view.reward[rows] < 0,
-        "policy prefers rejected": view.implicit[rows] < 0,
-    }
+    rewards = rewards_of(view)
+    margins = {**(rewards if len(rewards) > 1 else {"reward": view.reward}), "policy": view.implicit}
+    against = {f"{name} prefers rejected": margin[rows] < 0 for name, margin in margins.items()}
     reasons = [
         "; ".join(name for name, holds in zip(against, each, strict=True) if holds)
         for each in zip(*(holds.tolist() for holds in against.values()), strict=True)
     ]
     columns = {
         schema.ID: taken.column(schema.ID),
-        PROBABILITY: pa.array(wrong[rows]),
+        PROBABILITY: pa.array(wrong),
         REASONS: pa.array(reasons, pa.string()),
         schema.MARGIN_EXPLICIT: pa.array(view.reward[rows], from_pandas=True),
         schema.MARGIN_IMPLICIT: pa.array(view.implicit[rows], from_pandas=True),

@@ -21,7 +21,7 @@ from pipeline.config import Config, Output, Storage, resolved
 from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.files import PAGE_FILE, REPORT_FILE, file_shards, finish_files, split_of, with_layout, write_files
-from pipeline.data.manifest import SUBSET, File
+from pipeline.data.manifest import SUBSET, File, Manifest
 from pipeline.data.place import Place
 from pipeline.data.run import Plan, Run, check_claim
 from pipeline.data.sealed import differences, digest, fingerprint_digest, read_sealed, sealed
@@ -99,6 +99,11 @@ def _prepare(config: Config, scored: Mapping[str, Any], columns: pa.Schema, plan
         remedy = "Name it in source.passthrough."
         schema.require_columns(plan.schema, [rule.group_by], where="select.group_by", remedy=remedy)
         check_group_type(rule.group_by, plan.schema.field(rule.group_by).type)
+    if rule.weights and schema.WEIGHT in columns.names:
+        raise ConfigError(
+            f"select.weights writes a column {schema.WEIGHT}, and the scored rows have one. Leave it out of "
+            "source.passthrough, or rename it in the source."
+        )
     if plan is not None and former is None:
         num_selected(rule, sum(shard["num_rows"] for shard in plan.shards))
     check_claim(place, SUBSET, fingerprint)
@@ -235,7 +240,7 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
     fields = [source.schema.field(name) for name in columns]
     plan = replace(
         plan,
-        schema=pa.schema(fields if output.slim else [*fields, *schema.SUBSET_FIELDS]),
+        schema=pa.schema([*fields, *(f for f in selection.fields if not output.slim or f.name == schema.WEIGHT)]),
         shards=shards,
         formats=output.formats,
     )
@@ -244,6 +249,7 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
     if isinstance(source, Dataset):
         read = {"read": source.manifest.num_rows, "dropped": dict(sorted(source.manifest.drops_by_reason.items()))}
         report["flow"] = {**read, **report["flow"]}
+        report["scoring"] = _scoring(source.manifest)
     made_from = source.manifest.config if isinstance(source, Dataset) else {}
     several = {"rewards": made_from["rewards"]} if made_from.get("rewards") else {}
     extra = {
@@ -256,6 +262,18 @@ def _write(passes: Passes, source: Source, found: Found, place: Place, output: O
         page = beside.submit(report_page, report, about(run.plan, extra))
         files = [file for of_one in passes.map(task, range(len(run.plan.shards))) for file in of_one]
     finish_files(run, files, {REPORT_FILE: sealed(report), PAGE_FILE: page.result().encode()}, extra)
+
+
+def _scoring(manifest: Manifest) -> dict[str, Any] | None:
+    """Time and throughput of the process that completed the scored dataset; rows: those that were left for it.
+
+    None if the manifest does not say, if nothing was left to do, or if the scores are those of rounds.
+    """
+    took = manifest.extra
+    if not took.get("rows") or not took["seconds"] or "lazy" in took:
+        return None
+    rates = {f"{name}_per_second": took[name] / took["seconds"] for name in ("rows", "tokens") if took[name]}
+    return {"of_rows": manifest.num_rows, **{name: took[name] for name in ("seconds", "rows", "tokens")}, **rates}
 
 
 def _write_file(

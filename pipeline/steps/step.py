@@ -135,7 +135,8 @@ def complete_step(step: Step, run: Run, pending: NDArray[np.int64], settings: co
                 raise_if_terminated()
             totals.end_wave()
     check = None if step.check is None else partial(step.check, run)
-    return run.finish({**step.extra, "seconds": time.monotonic() - started}, check), totals
+    took = {"seconds": time.monotonic() - started, "rows": int(num_rows[pending].sum()), "tokens": totals.num_tokens}
+    return run.finish({**step.extra, **took}, check), totals
 
 
 def commit_to(dataset: Place, specs: Mapping[int, PartSpec], index: int, table: pa.Table) -> pa.Table:

@@ -228,13 +228,15 @@ def _subset(query: Query, output: Output, scored: Data) -> Data:
     if query.rule.labels == "swap":
         for sides in sides_of(schema.names):
             origins |= dict.fromkeys(sides, _from(scored.name, sides))
+    terms = [name for term in ranker.terms for name in ranker.quantity(term).columns]
     if output.slim:
         origins = {name: origins[name] for name in _SIDES}
     else:
-        terms = [name for term in ranker.terms for name in ranker.quantity(term).columns]
         origins[s.MARGIN_EXPLICIT] = _from(scored.name, query.explicit.columns)
         origins[s.MARGIN_IMPLICIT] = _from(scored.name, query.implicit.columns)
         origins[s.POTENTIAL] = _from(scored.name, terms)
+    if query.rule.weights:
+        origins[s.WEIGHT] = _from(scored.name, terms)
     read = wanted_by([query], TableSource(table=schema.empty_table())).columns(schema.names)
     deciders = _from(scored.name, read)
     if scored.origins:

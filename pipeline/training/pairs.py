@@ -5,13 +5,14 @@ left out.
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline import schema
 from pipeline.errors import DataError, SchemaError, SourceError
-from pipeline.schema import CHOSEN, ID, MESSAGE_FIELDS, PROMPT, REJECTED, TEMPLATE_KWARGS, TOOLS
+from pipeline.schema import CHOSEN, ID, MESSAGE_FIELDS, PROMPT, REJECTED, TEMPLATE_KWARGS, TOOLS, WEIGHT
 from pipeline.shown import shown
 from pipeline.sources.turns import message_of
 from pipeline.training.job import TrainJob
@@ -29,11 +30,12 @@ def load_pairs(job: TrainJob, tokenizer: Any, scratch: Path, *, with_reference: 
     """The pairs of a job, tokenised, and how many were left out because they cannot be trained on.
 
     Columns: prompt, chosen, rejected, TOKEN_COLUMNS, the numbers of tokens that were scored, tools if some pair has
-    any, and the reference log-probs if they are wanted. Temporary files go below `scratch`.
+    any, weights if the datasets have them, and the reference log-probs if they are wanted. Temporary files go below
+    `scratch`.
 
     Raises:
         SourceError, SchemaError: as `read_pairs`, or no pair can be trained on.
-        DataError: a pair has no reference log-probs.
+        DataError: a pair has no reference log-probs, or no weight.
     """
     import pyarrow as pa
     from datasets import Dataset, concatenate_datasets
@@ -42,7 +44,7 @@ def load_pairs(job: TrainJob, tokenizer: Any, scratch: Path, *, with_reference: 
 
     columns = [*MESSAGE_COLUMNS, *(REFERENCE_COLUMNS if with_reference else ())]
     pairs = read_pairs(job, scratch, columns)
-    beside = (ID, TOOLS, TEMPLATE_KWARGS, *TOKEN_COUNTS)
+    beside = (ID, TOOLS, TEMPLATE_KWARGS, *TOKEN_COUNTS, WEIGHT)
     pairs = pairs.select_columns([*columns, *(name for name in beside if name in pairs.column_names)])
     engine = PairTokenizer(tokenizer, job.tokens.model_copy(update={"preset": "trl"}))
     rows: list[int] = []
@@ -56,6 +58,7 @@ def load_pairs(job: TrainJob, tokenizer: Any, scratch: Path, *, with_reference: 
                 f"Pair {shown(row.get(ID, f'row {index}'))} has no reference log-probs. Score with a reference "
                 "section, or set train.precomputed_reference: false."
             )
+        _check_weight(row, index)
         rows.append(index)
         for name in TOKEN_COLUMNS:
             tokens[name].append(getattr(pair, name))
@@ -70,6 +73,15 @@ def load_pairs(job: TrainJob, tokenizer: Any, scratch: Path, *, with_reference: 
     added = Dataset(pa.table({name: pa.array(values) for name, values in tokens.items()}))
     kept = _as_trl_reads(pairs.select(rows).remove_columns(unwanted))
     return concatenate_datasets([kept, added], axis=1), len(pairs) - len(rows)
+
+
+def _check_weight(row: Mapping[str, Any], index: int) -> None:
+    weight = row.get(WEIGHT, 1.0)
+    if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise DataError(
+            f"Pair {shown(row.get(ID, f'row {index}'))} has a {WEIGHT} of {shown(weight)}; wanted a number from 0 on, "
+            f"by which its loss is multiplied. Rename a column {WEIGHT} that means something else."
+        )
 
 
 def _as_trl_reads(pairs: "Dataset") -> "Dataset":
@@ -106,6 +118,11 @@ def read_pairs(job: TrainJob, scratch: Path, columns: Sequence[str] = MESSAGE_CO
             raise SchemaError(f"{url} lacks {', '.join(missing)}; it has {', '.join(part.column_names)}. {remedy}")
     if not sum(len(part) for part in parts):
         raise SourceError(f"The datasets {list(job.datasets)} hold 0 pairs. Select more pairs, or train on other ones.")
+    if len({WEIGHT in part.column_names for part in parts}) > 1:
+        raise SchemaError(
+            f"some of the datasets {list(job.datasets)} have a column {WEIGHT}, others have none. Select all of them "
+            "with select.weights, or none."
+        )
     common = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
     pairs = concatenate_datasets([part.select_columns(common) for part in parts])
     if ID not in common:

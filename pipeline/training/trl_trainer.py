@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.config import TorchModel
 from pipeline.errors import AlignpotError
-from pipeline.schema import TEMPLATE_KWARGS, TOOLS
+from pipeline.schema import TEMPLATE_KWARGS, TOOLS, WEIGHT
 from pipeline.training.job import TrainJob
 from pipeline.training.pairs import MESSAGE_COLUMNS, REFERENCE_COLUMNS, TOKEN_COLUMNS, TOKEN_COUNTS, load_pairs
 from pipeline.training.trl_options import computes_in, trl_config
+from pipeline.training.weighted import weighted_cpo, weighted_dpo
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +57,7 @@ def train_with_trl(job: TrainJob, folder: Path, scratch: Path) -> dict[str, Any]
     seconds = time.monotonic() - begin
     summary = _summary(trainer.state.log_history)
     _save(job, trainer.accelerator.unwrap_model(trainer.model), configs, folder)
-    rows = {"rows": len(pairs), "rows_left_out": num_left_out}
+    rows = {"rows": len(pairs), "rows_left_out": num_left_out, "weighted": WEIGHT in pairs.column_names}
     return {**rows, **summary, "precomputed_reference": precomputed, "seconds": round(seconds, 3)}
 
 
@@ -81,24 +82,28 @@ def _trainer(job: TrainJob, config: Any, model: Any, tokenizer: Any, pairs: "Dat
         "peft_config": adapter,
         "callbacks": [_progress()],
     }
+    weight = [WEIGHT] if WEIGHT in pairs.column_names else []
     if job.settings.method == "simpo":
-        return _cpo_trainer()(train_dataset=pairs.select_columns(list(TOKEN_COLUMNS)), **shared)
+        kind = weighted_cpo(_cpo_trainer()) if weight else _cpo_trainer()
+        return kind(train_dataset=pairs.select_columns([*TOKEN_COLUMNS, *weight]), **shared)
     columns = [
         *MESSAGE_COLUMNS,
-        *(name for name in (TOOLS, TEMPLATE_KWARGS, *TOKEN_COUNTS) if name in pairs.column_names),
+        *(name for name in (TOOLS, TEMPLATE_KWARGS, *TOKEN_COUNTS, WEIGHT) if name in pairs.column_names),
     ]
     if config.precompute_ref_log_probs:
         from pipeline.training import precomputed
 
         pairs = pairs.select_columns([*columns, *REFERENCE_COLUMNS])
         pairs = pairs.rename_columns(dict(zip(REFERENCE_COLUMNS, precomputed.REFERENCE_COLUMNS, strict=True)))
-        return precomputed.precomputed_dpo_trainer()(train_dataset=pairs, **shared)
+        kind = precomputed.precomputed_dpo_trainer()
+        return (weighted_dpo(kind) if weight else kind)(train_dataset=pairs, **shared)
     from trl import DPOTrainer
 
     reference = None  # the trainer gets it by switching the adapter off
     if job.reference is not None or job.settings.adapter == "none":
         reference = _load(job, job.reference or job.policy, for_training=False)
-    return DPOTrainer(train_dataset=pairs.select_columns(columns), ref_model=reference, **shared)
+    kind = weighted_dpo(DPOTrainer) if weight else DPOTrainer
+    return kind(train_dataset=pairs.select_columns(columns), ref_model=reference, **shared)
 
 
 def _cpo_trainer() -> Any:

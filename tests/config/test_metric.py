@@ -36,7 +36,22 @@ from tests.config.sections import assert_refused, changed
         ),
         (
             changed(metric={"name": "explicit"}, policy=None, select={"k": 1, "max_length_gap": 9}),
-            ["select.max_length_ratio and max_length_gap read token counts", "add a policy section"],
+            ["select.max_length_gap reads token counts", "add a policy section"],
+        ),
+        *(
+            (
+                changed(metric={"name": name}, **{missing: None}, select={"band": {term: [0.1, 0.9]}}),
+                [f"select.band {term}", f"add a {missing} section"],
+            )
+            for name, missing, term in (
+                ("explicit", "policy", "implicit"),
+                ("explicit", "policy", "implicit_abs"),
+                ("implicit", "reward", "explicit"),
+            )
+        ),
+        (
+            changed(metric={"name": "explicit"}, policy=None, select={"k": 1, "order": "length_ascending"}),
+            ["select.order reads token counts", "add a policy section"],
         ),
         (changed(metric={"name": "difficulty"}), ["metric difficulty", "set objective.name: dpo"]),
         (changed(metric={"name": "bees-add"}, reward=None), ["metric bees-add", "add a reward section"]),

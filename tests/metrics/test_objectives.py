@@ -58,7 +58,7 @@ def test_declared_columns_are_all_that_is_read(name):
 
 
 def test_every_parameter_of_an_objective_is_a_key_of_the_config():
-    keys = {*Objective.model_fields} - {"name"}
+    keys = {*Objective.model_fields} - {"name", "gamma"}
     assert {name for definition in OBJECTIVES.values() for name in definition.defaults} == keys
 
 
@@ -72,6 +72,19 @@ def test_every_parameter_of_an_objective_moves_its_margin_and_no_other_is_taken(
     for parameter in {"beta", "alpha", "penalty", "length_sign"} - set(OBJECTIVES[name].defaults):
         with pytest.raises(ValueError, match=f"{name} does not use {parameter}; leave it out"):
             Objective(name=name, **{parameter: 1})
+
+
+def test_the_target_margin_moves_no_margin_and_is_taken_where_the_loss_has_one():
+    table = scored_table(50)
+    for name, definition in OBJECTIVES.items():
+        if definition.target is None:
+            with pytest.raises(ValueError, match=f"{name} does not use gamma"):
+                Objective(name=name, gamma=1.0)
+            continue
+        other = Objective(name=name, gamma=1.5)
+        assert (Objective(name=name).target, other.target) == (definition.target, 1.5)
+        assert (implicit_margin(table, other) == implicit_margin(table, Objective(name=name))).all()
+        assert other.fingerprint() == Objective(name=name).fingerprint()
 
 
 LOGPS = st.floats(-1000.0, -1e-6)

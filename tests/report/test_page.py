@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import pipeline
 from pipeline import cli, schema
 from pipeline.config import Metric, Objective, Select, Storage
 from pipeline.data.dataset import Dataset
@@ -30,9 +31,9 @@ DPO = Objective(name="dpo")
 PROSE = {"0", "1", "0%", "1%", "100%"}  # numbers of the explanations
 
 
-def found_in(table, metric=None, **rule):
+def found_in(table, metric=None, objective=DPO, **rule):
     source = TableSource(table=table)
-    query = Query(objective=DPO, metric=metric or Metric(), rule=Select(**(rule or {"fraction": 0.4})))
+    query = Query(objective=objective, metric=metric or Metric(), rule=Select(**(rule or {"fraction": 0.4})))
     return next(select_many(source, [query])), source
 
 
@@ -62,6 +63,7 @@ def topics(table, names=("code", "chat", "math")):
         (Metric(weight="auto", explicit="absolute"), {"k": 30, "group_by": "topic"}),
         (Metric(name="explicit"), {"min_score": 0.5, "labels": "swap"}),
         (Metric(name="bees-mul"), {"fraction": 0.1, "labels": "drop"}),
+        (Metric(), {"band": {"explicit": [0.25, 0.75]}, "order": "score_descending", "weights": True}),
     ],
 )
 def test_every_number_on_the_page_stands_in_the_report(metric, rule):
@@ -123,15 +125,71 @@ def test_hexagons_are_those_of_the_nearest_centre():
 
 def test_rows_by_a_column_are_counted_and_averaged():
     table = topics(agreeing_table(300), ("code", "chat", None))
+    table = with_columns(table, {"stars": pa.array([i % 5 for i in range(300)])})
     table = with_columns(table, {"note": pa.array([f"a remark of row {i}" for i in range(300)])})
     found, source = found_in(table)
     by_column = summarise(found, source)["by_column"]
-    assert list(by_column) == ["topic"]  # a column of unlike texts names no groups, and none of it is shown
+    assert list(by_column) == ["topic", "stars"]  # a column of unlike texts names no groups, and none of it is shown
     kept = np.isin(np.arange(300), found.selection.positions)
-    for value in by_column["topic"]["values"]:
-        rows = np.array([each == value["value"] for each in table.column("topic").to_pylist()])
+    for column, value in ((name, value) for name in by_column for value in by_column[name]["values"]):
+        texts = table.column(column).cast(pa.string()).to_pylist()
+        rows = np.array([each == value["value"] for each in texts])
         assert (value["size"], value["selected"]) == (rows.sum(), (rows & kept).sum())
         assert value["margin_explicit"] == pytest.approx(explicit_margin(table)[rows].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "edges"),
+    [
+        (Objective(), {"reversed": (-np.inf, 0.0), "below_target": (0.0, 0.5), "done": (0.5, np.inf)}),
+        (Objective(gamma=0.1), {"reversed": (-np.inf, 0.0), "below_target": (0.0, 0.1), "done": (0.1, np.inf)}),
+        (DPO, {"reversed": (-np.inf, 0.0), "done": (0.0, np.inf)}),
+    ],
+)
+def test_reach_counts_pairs_by_the_target_of_the_objective(objective, edges):
+    table = agreeing_table(500)
+    found, source = found_in(table, objective=objective, fraction=0.3)
+    reach = summarise(found, source)["reach"]
+    implicit = implicit_margin(table, objective)
+    kept = np.isin(np.arange(500), found.selection.positions)
+    for group, rows in (("all", kept | True), ("selected", kept)):
+        counts = {name: ((implicit >= low) & (implicit < high))[rows].sum() for name, (low, high) in edges.items()}
+        assert {name: of["count"] for name, of in reach[group].items()} == counts
+        assert sum(counts.values()) == rows.sum()
+    assert reach["target"] == objective.target
+
+
+def test_the_data_map_is_that_of_the_rewards_of_all_candidates():
+    table = agreeing_table(400)
+    found, source = found_in(table)
+    report = json.loads(json.dumps(summarise(found, source)))
+    candidates = np.array(table.column("rewards_all").to_pylist())
+    kept = np.isin(np.arange(400), found.selection.positions)
+    for group, rows in (("all", kept | True), ("selected", kept)):
+        means = report["data_map"]["means"][group]
+        assert means["mean"] == pytest.approx(candidates[rows].mean(axis=1).mean(), rel=1e-5)
+        assert means["variance"] == pytest.approx(candidates[rows].var(axis=1).mean(), rel=1e-5)
+        shown = sum(report["data_map"]["cells"][group]) + report["data_map"]["outside"][group]
+        assert shown == report["data_map"]["count"][group] == rows.sum()
+    assert "mean reward of the candidates" in report_page(report, FACTS)
+    none = report_of(agreeing_table(60, rewards_all=None))
+    assert none["data_map"] is None
+    assert "mean reward of the candidates" not in report_page(none, FACTS)
+
+
+def test_rules_and_time_of_scoring_are_told():
+    report = report_of(agreeing_table(300), band={"implicit_abs": [0.1, 0.9]}, order="score_ascending", weights=True)
+    took = {"seconds": 12.5, "rows": 200, "of_rows": 300, "tokens": 5000}
+    report["scoring"] = {**took, "rows_per_second": 16.0, "tokens_per_second": 400.0}
+    page = Page(report_page(report, FACTS))
+    low, high = report["selection"]["fitted"]["bands"]["implicit_abs"]
+    text = " ".join(page.text.split())
+    assert f"band of implicit_abs {number(low)} to {number(high)} (quantiles 0.1 to 0.9)" in text
+    assert "outside select.band" in text
+    assert "order of the rows score_ascending" in text
+    weights = report["row_weights"]
+    assert f"{number(weights['lowest'])} to {number(weights['highest'])}, median {number(weights['median'])}" in text
+    assert "12.5 s for the last 200 of 300 rows, after earlier runs: 16 rows and 400 tokens a second" in text
 
 
 def test_weights_and_metrics_are_those_of_selections_made_so():
@@ -184,7 +242,18 @@ def test_what_is_not_known_is_said_and_not_drawn():
     assert "log-probabilities of the policy: the model was not run" in page.text
     assert "nan" not in page.text.lower().split()
     older = report_of(agreeing_table(60))
-    for name in ("flow", "plane", "histograms", "lengths", "by_column", "metrics", "weights", "label_audit"):
+    for name in (
+        "flow",
+        "plane",
+        "histograms",
+        "lengths",
+        "by_column",
+        "metrics",
+        "weights",
+        "label_audit",
+        "reach",
+        "data_map",
+    ):
         del older[name]
     assert "by a version that did not judge labels" in Page(report_page(older, FACTS)).text
 
@@ -221,7 +290,10 @@ def test_no_text_of_the_data_acts_on_the_page():
     corners = examples(found, source, 2)
     assert {corner.name for corner in corners} == {"agree", "reward_only", "policy_only", "both_against"}
     facts = {**FACTS, "made_from": {"source": {"path": HOSTILE}}, "scored_by": {"policy": {"name": HOSTILE}}}
-    html = report_page(summarise(found, source), facts, corners)
+    report = summarise(found, source)
+    likeliest = dict.fromkeys(("id", "reasons"), HOSTILE) | {"probability_wrong": 0.9}
+    report["label_audit"]["likeliest"] = [{**likeliest, "margin_explicit": -1.0, "margin_implicit": None}]
+    html = report_page(report, facts, corners)
     page, plain = Page(html), page_of(agreeing_table(80))
     assert "This page holds data." in page.text
     assert "This page holds data." not in plain.text
@@ -327,6 +399,21 @@ def test_a_page_lies_beside_every_subset_and_can_be_written_again(config: Path, 
     assert flow["ranked"] - flow["ranked_lower"] == flow["selected"] == report["selection"]["k"]
     assert "the prompt leaves no room for a response" in Page(written.read_text()).text
     assert str(tmp_path) not in written.read_text()
+
+
+def test_time_and_throughput_are_those_of_the_scoring(tmp_path: Path):
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": "no", "score_chosen": i, "score_rejected": 0.0}
+        for i in range(30)
+    ]
+    scored = pipeline.score(rows, reward="columns", path=tmp_path / "scored")
+    pipeline.select(scored, metric="explicit", fraction=0.5).write(tmp_path / "subset")
+    scoring = data.read_json(tmp_path / "subset", "report.json")["scoring"]
+    assert (scoring["rows"], scoring["of_rows"]) == (30, 30)
+    assert scoring["rows_per_second"] == pytest.approx(30 / scoring["seconds"])
+    assert "tokens_per_second" not in scoring  # no model read any
+    page = " ".join(Page((tmp_path / "subset" / "report.html").read_text()).text.split())
+    assert f"{number(scoring['seconds'])} s: {number(scoring['rows_per_second'])} rows a second" in page
 
 
 def test_examples_are_shown_where_they_are_asked_for(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -45,6 +45,9 @@ class CountedSource:
         yield self.table.schema.empty_table().select(list(columns))
         yield from pieces(self.table.select(list(columns)).take(pa.array(positions)), self.sizes)
 
+    def has_values(self, column) -> bool:
+        return self.table.column(column).null_count < self.table.num_rows
+
     def split(self, num_parts):
         """A pass reads each part once, so the first part alone notes the readings."""
         bounds = [0, *(int(share * self.table.num_rows) for share in sorted(self.cuts)), self.table.num_rows]

@@ -109,7 +109,7 @@ def test_rows_without_token_counts_are_left_out_and_counted(metric, rule):
 @pytest.mark.parametrize(("metric", "rule"), [(LINE, {}), (Metric(name="explicit"), {"max_length_gap": 3})])
 def test_a_set_without_token_counts_is_refused_with_the_remedy(metric, rule):
     empty = scored_table(reward_chosen=[1.0, 2.0], num_tokens_chosen=None, num_tokens_rejected=None)
-    with pytest.raises(SchemaError, match=r"null in all 2 scored rows.*add a `policy` section.*out metric\.length"):
+    with pytest.raises(SchemaError, match=r"null in all 2 scored rows.*add a `policy` section.*leave out"):
         run(empty, metric, k=1, **rule)
     with pytest.raises(SchemaError, match="num_tokens_chosen"):
         run(empty.drop_columns(["num_tokens_chosen"]), metric, k=1, **rule)

@@ -92,7 +92,8 @@ def test_only_the_columns_of_metric_and_report_are_read_and_ids_where_a_tie_is_c
     assert [set(columns) for columns in source.readings] == [{"id", "reward_chosen", "reward_rejected", *implicit}]
     assert source.taken == []
     summarise(found, source, num_examples=5)
-    assert source.taken == [(5, ("id",)), (5, ("id",))]
+    sampled = (source.table.num_rows, ("rewards_all",))
+    assert source.taken == [(5, ("id",)), (5, ("id",)), sampled]
 
 
 def test_the_columns_that_the_report_alone_wants_may_be_missing():

@@ -15,7 +15,7 @@ from pipeline.config import Storage
 from pipeline.errors import DataError
 from pipeline.metrics import explicit_margin, implicit_margin
 from tests.metrics.tables import scored_table
-from tests.selection.sources import SIMPO
+from tests.selection.sources import SIMPO, with_columns
 from tests.steps import scored_data as data
 
 
@@ -55,6 +55,33 @@ def test_planted_wrong_labels_come_first_and_their_probabilities_hold():
     for low, high in ((0.0, 0.1), (0.3, 0.7), (0.8, 1.0)):
         inside = (probability >= low) & (probability <= high)
         assert flags[inside].mean() == pytest.approx(probability[inside].mean(), abs=0.1)
+
+
+def test_the_report_names_the_likeliest_pairs_whatever_the_order_of_the_rows():
+    table, _ = world(1500, 0.05)
+    listed = api.audit(table).to_arrow().to_pylist()
+    for rows in (table, table.take(np.arange(1499, -1, -1))):
+        found = api.select(rows, fraction=0.4).report["label_audit"]["likeliest"]
+        assert [row["id"] for row in found] == [row["id"] for row in listed[:10]]
+        assert found[0] == {
+            name: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+            for name, value in listed[0].items()
+        }
+
+
+def test_each_of_several_rewards_is_a_reason_and_has_a_weight():
+    table, _ = world(4000, 0.05)
+    rng = np.random.default_rng(5)
+    other = explicit_margin(table) + rng.normal(0.0, 1.0, 4000)
+    named = {"reward_a_chosen": table.column("reward_chosen"), "reward_a_rejected": table.column("reward_rejected")}
+    named |= {"reward_b_chosen": pa.array(other), "reward_b_rejected": pa.array(np.zeros(4000))}
+    table = with_columns(table.drop_columns(["reward_chosen", "reward_rejected"]), named)
+    found = api.audit(table, above=0.5).to_arrow().to_pylist()
+    assert found
+    assert any("reward b prefers rejected" in row["reasons"] for row in found)
+    weights = api.select(table, fraction=0.4).report["label_audit"]["weights"]
+    assert set(weights) == {"reward a", "reward b", "margin_implicit"}
+    assert weights["reward a"] > weights["reward b"]
 
 
 def test_reasons_name_what_is_against_the_label():

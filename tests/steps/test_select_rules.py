@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import load_from_disk
 
 from pipeline import schema as names
 from pipeline.config import Config, Storage
@@ -249,3 +251,33 @@ def changed(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
     rows = [row for row in table.to_pylist() if row[names.STATUS] == names.KEPT]
     values = {name: value for name, value in columns.items() if name != "num_rows"}
     return pa.Table.from_pylist([{**row, **values} for row in rows][: columns.get("num_rows")], schema=table.schema)
+
+
+def test_order_and_weights_reach_every_file(scored: str, scored_rows: pa.Table, tmp_path: Path):
+    rule = {"order": "score_ascending", "weights": True, "band": {"implicit_abs": [0.1, 0.9]}}
+    output = {"rows_per_file": 40, "formats": ["hf", "parquet"]}
+    config = data.select_config(scored, tmp_path / "out", select=rule, output=output)
+    rows, selection = selected(config)
+    scores = [row[names.POTENTIAL] for row in rows]
+    assert len(rows) > 100
+    assert scores == sorted(scores)
+    assert load_from_disk(str(tmp_path / "out" / "hf"))["train"]["weight"][:] == [row["weight"] for row in rows]
+    assert sum(row["weight"] for row in rows) == pytest.approx(len(rows))
+    assert selection["select"]["order"] == "score_ascending"
+    split = data.select_config(
+        scored, tmp_path / "split", select={**rule, "split": {"test": 0.3}}, output={"slim": True, "formats": ["hf"]}
+    )
+    select_subsets(prepare_select(split))
+    loaded = load_from_disk(str(tmp_path / "split" / "hf"))
+    for name in ("train", "test"):
+        assert loaded[name].column_names == ["prompt", "chosen", "rejected", "weight"]
+        assert loaded[name]["weight"][:] == sorted(loaded[name]["weight"])  # they rise with the score
+    folders = data.select_config(
+        scored, tmp_path / "folders", select=rule, output={"partition_by": data.TOPIC, "formats": ["parquet"]}
+    )
+    select_subsets(prepare_select(folders))
+    files = sorted((tmp_path / "folders" / "parquet").rglob("*.parquet"))
+    assert {file.parent.name for file in files} > {f"{data.TOPIC}=math", f"{data.TOPIC}=code"}
+    for file in files:
+        of_file = pq.ParquetFile(file).read([names.POTENTIAL]).column(0).to_pylist()
+        assert of_file == sorted(of_file)
