@@ -27,16 +27,18 @@ class Score(Section):
 
 def why_not_lazy(metric: Metric, rule: Select) -> str | None:
     """Why a selection needs the scores of all rows; None if it does not."""
-    reason = why_no_bound(metric)
-    if reason is not None:
-        return reason
-    if rule.band:
-        return BANDS_NEED_ALL
-    if rule.deduplicate != "none":
-        return "select.deduplicate compares the texts of rows whose scores must be known: leave it out"
-    if rule.stats_from is not None:
-        return "select.stats_from brings statistics of another set: leave it out, and give fraction or k"
     read = [] if rule.where is None else [name for name in parse_where(rule.where).columns if name in LOGPS]
-    if read:
-        return f"select.where reads {', '.join(read)}, which skipped rows do not have: leave it out"
-    return None
+    reasons = {
+        "select.deduplicate compares the texts of rows whose scores must be known: leave it out": (
+            rule.deduplicate != "none"
+        ),
+        "which group a prompt's best row is of depends on all scores: leave out select.per_prompt or group_by": (
+            rule.per_prompt is not None and rule.group_by is not None
+        ),
+        "select.stats_from brings statistics of another set: leave it out, and give fraction or k": (
+            rule.stats_from is not None
+        ),
+        f"select.where reads {', '.join(read)}, which skipped rows do not have: leave it out": bool(read),
+        BANDS_NEED_ALL: bool(rule.band),
+    }
+    return why_no_bound(metric) or next((reason for reason, holds in reasons.items() if holds), None)

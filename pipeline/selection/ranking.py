@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.config import Combine, Metric, Objective, Select
+from pipeline.config.lazy import why_not_lazy
 from pipeline.errors import ConfigError, DataError, SchemaError
-from pipeline.metrics.bound import BANDS_NEED_ALL, why_no_bound
+from pipeline.metrics.bound import why_no_bound
 from pipeline.metrics.columns import BoolArray, FloatArray
 from pipeline.metrics.normalise import Fitted
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, UNIFORM, VARIANCE, Term
@@ -243,19 +244,19 @@ def _lazily(columns: Columns, query: Query) -> tuple[BoolArray, BoolArray]:
     """Rows that were not scored because others would be selected, and rows that statistics come from.
 
     Raises:
-        ConfigError: there are such rows, and the metric gives no bound of their scores.
+        ConfigError: there are such rows, and metric or rules need the scores of all.
     """
     none = np.zeros(columns.num_rows, dtype=np.bool_)
     if not columns.scoring.size or not (query.metric.reads_implicit or query.rule.band):
         return none, ~none
     skipped, _, sampled = (columns.scoring == place for place in range(len(schema.SCORINGS)))
-    reason = why_no_bound(query.metric) or (BANDS_NEED_ALL if query.rule.band else None)
+    reason = why_not_lazy(query.metric, query.rule)
     if reason is not None and skipped.any():
         raise ConfigError(
             f"{np.count_nonzero(skipped)} rows of the scored dataset were skipped by score.lazy, and {reason}; or "
             "score all rows to another path, with score.lazy: false."
         )
-    return skipped, sampled if reason is None else ~none
+    return skipped, sampled if why_no_bound(query.metric) is None else ~none
 
 
 def _read_by(query: Query) -> dict[Quantity, str]:

@@ -70,9 +70,13 @@ def score_lazily(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Ma
         begun = begin_step(scoring, config.storage)
         scored = Dataset(begun.place, work.complete(scoring, begun))
         lazy.add(scored, picked_positions(begun.plan.shards), sampled)
-    sealing = _sealing(step, lazy, queries, index)
-    begun = begin_step(sealing, config.storage)
-    manifest = work.complete(sealing, begun, engine="plain")
+    sealed = Dataset.find(run.place / sealed_name(index))
+    if sealed is None:
+        sealing = _sealing(step, lazy, queries, index)
+        begun = begin_step(sealing, config.storage)
+        manifest = work.complete(sealing, begun, engine="plain")
+    else:  # its bounds may be those of another selection, which needed the same rows
+        manifest = sealed.manifest
     return work.summary(time.monotonic() - started, manifest), manifest
 
 

@@ -45,6 +45,7 @@ CARRYING = [
                 ({}, {"name": "bees-add"}, ["metric bees-add", "use metric potential"]),
                 ({}, {"implicit": "signed"}, ["set metric.implicit: absolute"]),
                 ({}, {"normalise": "rank"}, ["set metric.normalise: zscore"]),
+                ({"per_prompt": 1, "group_by": "lang"}, {}, ["leave out select.per_prompt or group_by"]),
                 ({"deduplicate": "near"}, {}, ["select.deduplicate", "leave it out"]),
                 ({"where": "policy_logp_chosen > -9"}, {}, ["select.where reads policy_logp_chosen"]),
             )

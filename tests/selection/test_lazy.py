@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline import schema
 from pipeline.config import Metric, Objective, Select
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.metrics.ids import id_hashes
 from pipeline.selection import Query, select
 from pipeline.selection.lazy import first_rows, next_rows
@@ -84,6 +84,8 @@ RULES = st.fixed_dictionaries(
 def test_the_subset_is_that_of_all_scores_under_the_same_statistics(
     seed, size, fraction, weight, normalise, kind, rules
 ):
+    if "quotas" in rules:
+        rules.pop("per_prompt", None)  # not both: see below
     random = np.random.default_rng(seed)
     explicit, implicit = random.normal(0.3, 1, (2, size))
     if kind == "gamma":
@@ -112,3 +114,18 @@ def test_the_subset_is_that_of_all_scores_under_the_same_statistics(
     assert found.fitted.to_dict() == expected.fitted.to_dict()
     assert found.excluded == expected.excluded
     assert num_rounds <= 5 or "per_prompt" in rules
+
+
+@pytest.mark.parametrize(
+    ("metric", "rule", "problem"),
+    [
+        (Metric(name="bees-add"), {}, "metric bees-add"),
+        (Metric(), {"where": "policy_logp_chosen < 0"}, r"select\.where reads"),
+        (Metric(), {"per_prompt": 1, "group_by": "lang"}, r"leave out select\.per_prompt or group_by"),
+    ],
+)
+def test_what_needs_all_scores_is_refused_where_rows_were_skipped(metric, rule, problem):
+    table = unscored([1.0, 2.0, 3.0], [0, 1, 2], ["de"] * 3)
+    lazy = with_scores(table, [0.5, 1.0, 0.0], [schema.SAMPLED, schema.SAMPLED, schema.SKIPPED])
+    with pytest.raises(ConfigError, match=problem):
+        select(CountedSource(lazy), DPO, metric, Select(k=1, **rule))

@@ -105,6 +105,10 @@ def test_a_killed_round_goes_on_as_it_was_planned_whatever_is_wanted_now(tmp_pat
     assert there.items() <= {path: path.stat().st_mtime_ns for path in place.rglob("*.parquet")}.items()
     assert len([*(place / "rounds").iterdir()]) > len(rounds)
 
+    lighter = make_config(tmp_path, source, **models, select={"fraction": 0.5}, metric={"weight": 0.9},
+                          output={"path": str(tmp_path / "lighter")})  # fmt: skip
+    run_all(lighter)
+    assert subset_of(lighter).num_rows == subset_of(wider).num_rows
     eager = make_config(tmp_path, source, **{**models, "score": {}})
     with pytest.raises(FingerprintError, match="kind 'lazy'"):
         prepare_score(eager)
