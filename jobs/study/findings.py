@@ -98,6 +98,7 @@ def findings_of(lines: Sequence[Line]) -> dict[Arm, Finding]:
             name: statistics.fmean(line[name] for line in of_arm)
             for name in ("pairs", "tokens", "kl", "perplexity", "accuracy", "wrong_labels")
         }
+        facts["refused"] = sum(line.get("refused", False) for line in of_arm)
         wins = evidence.wins(after, start)
         results[arm] = Finding(seeds=tuple(whole), wins=wins, gains=after - start, facts=facts)
     return results
@@ -120,7 +121,8 @@ def _of_objective(objective: str, lines: Sequence[Line], part: str) -> str:
         rate = evidence.bootstrap_interval(finding.wins)
         facts = finding.facts
         rows.append((
-            _name(arm, part), str(len(finding.seeds)), f"{facts['pairs']:.0f}",
+            f"{_name(arm, part)} (refused {facts['refused']})" if facts["refused"] else _name(arm, part),
+            str(len(finding.seeds)), f"{facts['pairs']:.0f}",
             _shown(rate, "") + _other(finding.wins, rate),
             _shown(evidence.bootstrap_interval(differences[arm]), "+") if arm in differences else "",
             f"{corrected[arm]:.2f}" if arm in corrected else "",

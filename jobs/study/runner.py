@@ -144,7 +144,7 @@ class Runner:
 
     def _train(self, cell: Cell, scored: Scored, policy: Path, output: Path) -> dict[str, Any]:
         """Train on what the arm of a cell selects; facts of the pairs."""
-        subset = _selected(cell, scored)
+        subset, refused = _selected(cell, scored)
         subset.write(output.parent / "subset", formats=["hf"])
         size = self._lab.size
         same_steps = max(1, int(size.fraction * len(scored)) // size.batch_size)
@@ -158,6 +158,7 @@ class Runner:
             "steps": summary["steps"],
             "gold_margin": round(float(margins.mean()), 4),
             "wrong_labels": round(float((margins < 0).mean()), 4),
+            "refused": refused,
             "selected": hashlib.sha256(ids.encode()).hexdigest()[:12],
         }
 
@@ -192,19 +193,17 @@ class Runner:
         return train(job)
 
 
-def _selected(cell: Cell, scored: Scored) -> Subset:
-    """What the arm of a cell selects. Where no weight can be estimated, `auto` takes the default of 1."""
+def _selected(cell: Cell, scored: Scored) -> tuple[Subset, bool]:
+    """What the arm of a cell selects, and whether its metric refused the pool: then the default metric selects."""
     keys = {"objective": scored.config.objective.model_dump(), "fraction": cell.fraction, **ARMS[cell.arm]}
     sign = keys.pop("gold", None)
     if sign is None:
         try:
-            return api.select(scored, **keys)
+            return api.select(scored, **keys), False
         except DataError:
-            if keys.get("weight") != "auto":
-                raise
-            return api.select(scored, **keys | {"weight": 1.0})
+            return api.select(scored, objective=keys["objective"], fraction=cell.fraction), True
     table = scored.to_arrow()
     for reward, gold in ((s.REWARD_CHOSEN, GOLD_CHOSEN), (s.REWARD_REJECTED, GOLD_REJECTED)):
         values = pa.array(sign * table.column(gold).to_numpy())
         table = table.set_column(table.column_names.index(reward), reward, values)
-    return api.select(table, **keys)
+    return api.select(table, **keys), False

@@ -14,9 +14,10 @@ built-in trainer (TRL, LoRA) trains one epoch. All arms of one share so have equ
 
 Arms. Part main: potential with w = 1, explicit, random, and as a positive control the gold margin, which no user has.
 Part arms: potential with w = 0.5, 2.5, auto, and with the length residual; implicit smallest and largest; BeeS;
-difficulty; sigma-gap; a second random draw; all pairs, with as many steps as the others and with one epoch. No arm is
-left out after looking. The order is part main for all seeds of SimPO, then of DPO, then part arms likewise, so that a
-run that is stopped early has answered the main question first. Only whole blocks (all arms of a seed in a part) count.
+difficulty; sigma-gap; a second random draw; all pairs, with as many steps as the others and with one epoch. Where a
+metric refuses a pool, the default metric selects, and the report says how often. No arm is left out after looking. The
+order is part main for all seeds of SimPO, then of DPO, then part arms likewise, so that a run that is stopped early
+has answered the main question first. Only whole blocks (all arms of a seed in a part) count.
 
 Objectives. SimPO from the base policy. DPO from a policy after one DPO epoch on other prompts, with the base policy as
 reference, because all implicit margins of the base policy under DPO are 0.

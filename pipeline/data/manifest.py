@@ -85,6 +85,7 @@ class Manifest:
 def kind_of(place: Place) -> str:
     """The kind of a complete run there; a subset if there is none."""
     kind = str((read_sealed(place / MANIFEST_FILE, records="files") or {}).get("kind"))
+    kind = SCORED if kind == LAZY else kind
     return kind if kind in (SCORED, REWARDED) else SUBSET
 
 

@@ -27,13 +27,12 @@ from transformers import AttentionInterface
 
 from pipeline.errors import ModelError
 from pipeline.models.memory import to_device
-from pipeline.models.packing import Segment, Step
+from pipeline.models.packing import BLOCK_ROWS, Segment, Step
 
 PACKED_ATTENTION: Final = "alignpot_packed"
 
 Kernel = Literal["sdpa", "varlen"]
 
-_QUERY_BLOCK: Final = 64
 _SCORE_BLOCK: Final = 1024
 
 _PADDING: Final = 64  # rows of padding that see each other
@@ -152,9 +151,9 @@ def _blocks(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     blocks: list[Segment] = []
     for segment in segments:
         begin, end = segment.query
-        cuts = [begin, end] if segment.context else [*range(begin, end, _QUERY_BLOCK), end]
+        cuts = [*range(begin, end, BLOCK_ROWS), end] if segment.is_first else [begin, end]
         for at, until in pairwise(cuts):
-            before = ((begin, at),) if at > begin else segment.context
+            before = (*segment.context, (begin, at)) if at > begin else segment.context
             blocks.append(Segment(context=before, query=(at, until)))
     return tuple(blocks)
 

@@ -22,7 +22,7 @@ from pipeline.models.agreement import OWN_NOISE, Disagreement, excess, random_gr
 from pipeline.models.backbone import Backbone, uncompiled
 from pipeline.models.fp8 import require_fp8, use_fp8
 from pipeline.models.memory import Budget, Numbers, is_memory_error, no_smaller_steps, run_in_steps
-from pipeline.models.packing import ROW_MULTIPLE, Completion, Float64Array, Group, Int64Array
+from pipeline.models.packing import BLOCK_ROWS, ROW_MULTIPLE, Completion, Float64Array, Group, Int64Array, sharing_order
 from pipeline.models.scores import Scores
 
 _TOKENS_GPU: Final = 32768
@@ -67,7 +67,9 @@ class Engine(ABC):
         self._backbone = Backbone(model)
         if token_budget is None:
             token_budget = _TOKENS_CPU if self._backbone.device.type == "cpu" else _TOKENS_GPU
-        self._budget = Budget(tokens=token_budget, fixed=deterministic)
+        # With `deterministic` no call of attention may depend on the rows beside it, on GPUs either.
+        sharing = 0 if deterministic else BLOCK_ROWS if self._backbone.device.type == "cpu" else 1
+        self._budget = Budget(tokens=token_budget, fixed=deterministic, sharing=sharing)
         self._row_multiple = -(-token_budget // ROW_MULTIPLE) * ROW_MULTIPLE if deterministic else ROW_MULTIPLE
         self._deterministic = deterministic
         self._compiled = compiled
@@ -110,7 +112,9 @@ class Engine(ABC):
         if self._backbone.kernel == "naive":
             found = self._one_by_one(short)
         else:
-            found = run_in_steps(short, self._packed, self._budget, self._shape)
+            order = sharing_order(short)
+            found = run_in_steps([short[i] for i in order], self._packed, self._budget, self._shape)
+            found = found.put_back([len(short[i]) for i in order], order)
         values = np.full((len(fits), *self._shape), np.nan)
         values[fits] = found.values
         places = np.flatnonzero(fits).tolist()

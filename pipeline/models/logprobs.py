@@ -63,7 +63,7 @@ class LogprobEngine(Engine):
         return np.asarray([max(1, len(c.ids) - c.start) for group in groups for c in group], dtype=np.int64)
 
     def _packed(self, groups: Sequence[Group]) -> Numbers:
-        step = response_step(groups, self._row_multiple)
+        step = response_step(groups, self._row_multiple, self._budget.sharing)
         logp = self._logp(self._backbone.hidden_rows(step), step)
         return lambda: np.bincount(step.target_sequences, weights=logp(), minlength=step.num_sequences).astype(float)
 

@@ -20,7 +20,7 @@ import torch
 
 from pipeline.drops import Reason
 from pipeline.errors import ModelError
-from pipeline.models.packing import Float64Array, Group, num_packed_tokens, step_end
+from pipeline.models.packing import Float64Array, Group, Sharing, num_packed_tokens, step_end
 from pipeline.models.scores import Scores
 
 Numbers = Callable[[], Float64Array]
@@ -34,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
-    """Most tokens in one step; lowered when memory is full, unless it is fixed."""
+    """Most tokens in one step; lowered when memory is full, unless it is fixed. sharing: what its groups share."""
 
     tokens: int
     fixed: bool = False
+    sharing: Sharing = 0
 
 
 def run_in_steps(
@@ -59,7 +60,7 @@ def run_in_steps(
     num_halves = 0  # groups from `begin` on that are halves of a group that did not fit; each of them runs alone
     last: Numbers | None = None
     while begin < len(queue):
-        end = begin + 1 if num_halves else step_end(queue, begin, budget.tokens)
+        end = begin + 1 if num_halves else step_end(queue, begin, budget.tokens, budget.sharing)
         step = queue[begin:end]
         numbers: Numbers | None = None
         try:

@@ -50,7 +50,7 @@ class ClassifierEngine(Engine):
         # Transformers' classifiers read the last token that is not the padding token.
         real = [[np.flatnonzero(dialogue.ids != self._pad_id) for dialogue in group] for group in groups]
         last = [[int(indices[-1]) if len(indices) else 0 for indices in group] for group in real]
-        step = last_token_step(groups, last, self._row_multiple)
+        step = last_token_step(groups, last, self._row_multiple, self._budget.sharing)
         hidden = self._backbone.hidden_rows(step)
         # Row by row, in float32: a few logits are too little work for a matrix product. GPUs sum many rows in another
         # order than few, so the number of rows is fixed.

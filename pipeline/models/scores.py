@@ -1,7 +1,9 @@
 """What scoring gives: one number a sequence, or one for each head, or the reason why it has none."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from pipeline.drops import Reason
 from pipeline.models.packing import Float64Array
@@ -18,6 +20,14 @@ class Scores:
 
     values: Float64Array
     left_out: Mapping[int, Reason]
+
+    def put_back(self, sizes: Sequence[int], order: Sequence[int]) -> "Scores":
+        """The same for groups in their own order. sizes: of the groups here. order: where each of them stood."""
+        starts = np.cumsum([0, *sizes])
+        moved = np.argsort(np.asarray(order), kind="stable")  # the places here, by where they stood
+        here = [place for i in moved for place in range(starts[i], starts[i + 1])]
+        left_out = {there: self.left_out[place] for there, place in enumerate(here) if place in self.left_out}
+        return Scores(values=self.values[here], left_out=left_out)
 
 
 def wrong_number(name: str, num_logits: int, wanted: int) -> str:

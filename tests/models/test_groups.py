@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.models.logprobs import LogprobEngine
-from pipeline.models.packing import Completion, num_packed_tokens, response_step
+from pipeline.models.packing import BLOCK_ROWS, Completion, num_packed_tokens, response_step, sharing_order
 from pipeline.models.rewards import ClassifierEngine
 from tests.fixtures_models import tiny_model
 from tests.models.plain import plain_rewards, plain_sums
@@ -64,3 +64,47 @@ def test_a_pair_that_starts_alike_shares_beyond_the_prompt():
     expected = plain_sums(model, [pair])
     assert num_packed_tokens(pair) == 20 + 15 + 10 + 12
     np.testing.assert_allclose(LogprobEngine(model).score([pair]).values, expected, rtol=2e-5)
+
+
+def pairs_of_prompts(num_prompts: int, num_pairs: int, prompt_tokens: int) -> list[list[Completion]]:
+    """Pairs of some prompts, those of one prompt apart; some repeat a response or a whole pair."""
+    random = np.random.default_rng(num_pairs)
+
+    def tokens(low: int, high: int) -> np.ndarray:
+        return random.integers(3, 400, random.integers(low, high)).astype(np.int32)
+
+    system = tokens(70, 71)
+    prompts = [np.concatenate([system, tokens(prompt_tokens - 75, prompt_tokens - 65)]) for _ in range(num_prompts)]
+    answers = [[tokens(20, 90) for _ in range(3)] for _ in prompts]
+    groups = []
+    for _ in range(num_pairs):
+        for prompt, known in zip(prompts, answers, strict=True):
+            sides = [known[random.integers(3)] if random.random() < 0.5 else tokens(20, 90) for _ in range(2)]
+            groups.append([Completion(ids=np.concatenate([prompt, side]), start=len(prompt)) for side in sides])
+    return groups
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
+@pytest.mark.parametrize("what", ["logprob", "reward"])
+def test_pairs_of_one_prompt_share_it_and_no_number_moves(what, family):
+    groups = pairs_of_prompts(num_prompts=3, num_pairs=4, prompt_tokens=200)
+    if what == "logprob":
+        engine = LogprobEngine(tiny_model(family))
+    else:
+        engine = ClassifierEngine(tiny_model(family, classifier=True, num_labels=1))
+    assert engine.kernel == "sdpa"
+    alone = np.concatenate([engine.score([group]).values for group in groups])
+    np.testing.assert_array_equal(engine.score(groups).values, alone)
+
+
+def test_what_pairs_of_one_prompt_share_is_laid_out_once():
+    groups = pairs_of_prompts(num_prompts=3, num_pairs=4, prompt_tokens=200)
+    ordered = [groups[i] for i in sharing_order(groups)]
+    alone = sum(map(num_packed_tokens, groups))
+    in_blocks, whole = (
+        sum(segment.num_queries for segment in response_step(ordered, sharing=sharing).segments)
+        for sharing in (BLOCK_ROWS, 1)
+    )
+    assert whole < in_blocks
+    assert alone > 1.5 * in_blocks
+    assert response_step([groups[0], groups[0]], sharing=BLOCK_ROWS).ids.size == response_step(groups[:1]).ids.size

@@ -39,9 +39,9 @@ def seen_by(step, row: int) -> list[int]:
     return [*(r for context in segment.context for r in range(*context)), *range(segment.query[0], row + 1)]
 
 
-@given(groups_of_completions())
-def test_every_scored_token_is_predicted_from_exactly_the_tokens_before_it(groups):
-    step = response_step(groups)
+@given(groups_of_completions(), st.sampled_from([0, 1, 2]))
+def test_every_scored_token_is_predicted_from_exactly_the_tokens_before_it(groups, sharing):
+    step = response_step(groups, sharing=sharing)
     completions = [c for group in groups for c in group]
     assert step.num_sequences == len(completions)
     for sequence, completion in enumerate(completions):
