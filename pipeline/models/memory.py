@@ -20,7 +20,7 @@ import torch
 
 from pipeline.drops import Reason
 from pipeline.errors import ModelError
-from pipeline.models.packing import Float64Array, Group, Sharing, num_packed_tokens, step_end
+from pipeline.models.packing import Float64Array, Group, Sharing, num_step_tokens, step_end
 from pipeline.models.scores import Scores
 
 Numbers = Callable[[], Float64Array]
@@ -95,7 +95,7 @@ def _smaller(step: list[Group], budget: Budget) -> list[Group]:
     """
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
-    num_tokens = sum(num_packed_tokens(group) for group in step)
+    num_tokens = num_step_tokens(step, budget.sharing)
     if budget.fixed and num_tokens <= budget.tokens:
         raise no_smaller_steps(budget)
     if len(step) > 1:

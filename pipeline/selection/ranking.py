@@ -219,6 +219,11 @@ def _scores(
 ) -> tuple[Fitted, Quantities, FloatArray, FloatArray]:
     """What the metric takes from the rows `fitting`, all quantities, the scores of `rows` and bounds of `skipped`."""
     ranker = query.ranker
+    if fitted is None and not fitting.any():
+        raise DataError(
+            "score.lazy takes statistics from some rows, and the rules of select leave none of them. Score to another "
+            "path with more score.statistics_rows, or with score.lazy: false."
+        )
     length = fitted.length if fitted is not None else fit_length(ranker, columns.quantities, fitting)
     quantities = ranker.without_length(columns.quantities, length)
     if fitted is None:

@@ -25,7 +25,7 @@ from pipeline.data.place import Place
 from pipeline.data.run import Run, check_claim, find_plan
 from pipeline.drops import share_of_faults
 from pipeline.errors import TooManyDroppedError
-from pipeline.models.packing import num_packed_tokens
+from pipeline.models.packing import BLOCK_ROWS, num_step_tokens, sharing_order
 from pipeline.rewards.classifier import completions
 from pipeline.selection.text import aligned
 from pipeline.steps.lazy import outlook
@@ -173,7 +173,8 @@ def _model_costs(config: Config, table: pa.Table, num_left: int) -> Iterator[Mod
 
         member = members.get(role)
         groups = pair_groups(table, rows) if member is None else completions(dialogues_as_ids(table, rows, member))
-        tokens = sum(map(num_packed_tokens, groups)) * num_left / max(1, table.num_rows)
+        ordered = [groups[i] for i in sharing_order(groups)]
+        tokens = num_step_tokens(ordered, BLOCK_ROWS) * num_left / max(1, table.num_rows)
         parameters, hours = num_parameters(model), None
         if parameters is not None:
             hours = 2.0 * parameters * tokens / (given.gpu_flops * given.scoring_mfu) / 3600.0

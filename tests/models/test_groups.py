@@ -8,6 +8,7 @@ from pipeline.models.packing import BLOCK_ROWS, Completion, num_packed_tokens, r
 from pipeline.models.rewards import ClassifierEngine
 from tests.fixtures_models import tiny_model
 from tests.models.plain import plain_rewards, plain_sums
+from tests.models.test_memory import hold_at_most
 
 
 def sampled(num_completions: int) -> list[Completion]:
@@ -95,6 +96,15 @@ def test_pairs_of_one_prompt_share_it_and_no_number_moves(what, family):
     assert engine.kernel == "sdpa"
     alone = np.concatenate([engine.score([group]).values for group in groups])
     np.testing.assert_array_equal(engine.score(groups).values, alone)
+
+
+def test_a_full_memory_makes_steps_smaller_where_pairs_share():
+    groups = pairs_of_prompts(num_prompts=2, num_pairs=6, prompt_tokens=300)
+    expected = LogprobEngine(tiny_model("llama")).score(groups).values
+    model = tiny_model("llama")
+    engine = LogprobEngine(model)
+    hold_at_most(model, 700)
+    np.testing.assert_array_equal(engine.score(groups).values, expected)
 
 
 def test_what_pairs_of_one_prompt_share_is_laid_out_once():

@@ -71,11 +71,21 @@ def run_and_export(config: Config, folder: Path) -> None:
 
 
 def visible(folder: Path) -> dict[str, bytes]:
-    """Files that a reader looks at. A probe or temporary file of the dead may stay beside them."""
+    """Files that a reader looks at, without how long scoring took.
+
+    A probe or temporary file of the dead may stay beside them.
+    """
     files = {name: data for name, data in contents(folder).items() if not Path(name).name.startswith(".")}
-    scored = json.loads(files["scored/_SUCCESS.json"])
-    del scored["seal"], scored["extra"]["seconds"]
-    return files | {"scored/_SUCCESS.json": json.dumps(scored).encode()}
+    assert files.pop("subset/report.html")
+    scored, subset, report = (
+        json.loads(files[name]) for name in ("scored/_SUCCESS.json", "subset/_SUCCESS.json", "subset/report.json")
+    )
+    del scored["extra"], report["scoring"]
+    subset["beside"] = [file for file in subset["beside"] if not file["path"].startswith("report")]
+    for name, known in (("scored/_SUCCESS", scored), ("subset/_SUCCESS", subset), ("subset/report", report)):
+        del known["seal"]
+        files[f"{name}.json"] = json.dumps(known).encode()
+    return files
 
 
 @pytest.mark.parametrize("kinds", [COMMITS, pytest.param(CHANGES, marks=pytest.mark.slow)], ids=["commit", "change"])

@@ -256,7 +256,7 @@ def test_dry_run_says_what_the_run_takes_and_writes_nothing(tmp_path: Path, pair
     scores = scores_of(config)
     counted = sum(sum(scores[f"num_tokens_{part}"].to_pylist()) for part in ("prompt", "chosen", "rejected"))
     policy = {model.role: model for model in cost.models}["policy"]
-    assert 0.9 * counted < policy.tokens <= counted  # what both answers begin with is read once
+    assert 0.8 * counted < policy.tokens <= 0.9 * counted  # what answers of a prompt begin with is read once
     loaded = AutoModelForCausalLM.from_pretrained(config.policy.model)
     assert policy.parameters == sum(parameter.numel() for parameter in loaded.parameters())
     left = estimate(config, select=True)

@@ -57,7 +57,7 @@ def test_only_modules_and_config_travel_and_they_do_the_job(config: Path, untidy
     folder.mkdir()
     assert job.write(folder) == {"working_dir": str(folder)}
     sent = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    kept_here = {".md", ".typed", ".pyc"}
+    kept_here = {".md", ".png", ".typed", ".pyc"}
     package = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in kept_here}
     modules = {f"pipeline/{path.relative_to(PACKAGE)}" for path in package}
     assert sent == {name for name in modules if not name.startswith("pipeline/demo/")} | {"config.yaml"}
