@@ -67,14 +67,15 @@ def reward_only(config: RewardConfig) -> Iterator[str]:
 
 def prompts_only(config: PromptsConfig) -> Iterator[str]:
     """Write the prompts whose candidates lie inside a band."""
-    from pipeline.steps.prompts import choose_prompts
+    from pipeline.steps.prompts import choose_prompts, open_candidates
 
     with observed("prompts", config.output, config.model_dump(mode="json")) as told:
-        candidates, output = (Place.open(url, config.storage) for url in (config.candidates, config.output))
-        told.add(tell_copy, config.candidates, candidates)
+        candidates, output = open_candidates(config), Place.open(config.output, config.storage)
+        kind = candidates.manifest.kind
+        told.add(tell_copy, config.candidates, candidates.place, kind=kind)
         told.begin()
-        yield choose_prompts(config)
-        told.add(tell_copy, config.candidates, candidates, output)
+        yield choose_prompts(config, candidates, output)
+        told.add(tell_copy, config.candidates, candidates.place, output, kind=kind)
 
 
 def estimated(config: Config, *, select: bool) -> Iterator[str]:

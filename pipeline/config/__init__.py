@@ -5,7 +5,8 @@
     models       policy, reference, run             } documented at its field
     rewards      reward                             }
     services     rewards of an HTTP service         }
-    selection    objective, metric, select, output  }
+    selection    objective, metric, select          }
+    output       output                             }
     lazy         score                              }
     combine      metric.combine, select.agreement   }
     table        output.table
@@ -24,6 +25,7 @@ Each default is the vetted setting. Rules across sections are checked before any
 from pipeline.config.combine import Combine
 from pipeline.config.load import yaml_value
 from pipeline.config.models import ColumnsModel, Replicas, Run, TorchModel, VllmModel
+from pipeline.config.output import Output
 from pipeline.config.prompting import PromptsConfig, load_prompts, parse_prompts
 from pipeline.config.rewarding import RewardConfig, load_reward, parse_reward
 from pipeline.config.rewards import (
@@ -47,7 +49,7 @@ from pipeline.config.round import (
     Train,
 )
 from pipeline.config.section import NO_CREDENTIALS, carries_credentials, without_table
-from pipeline.config.selection import Explicit, Labels, Metric, Objective, Order, Output, Select
+from pipeline.config.selection import Explicit, Labels, Metric, Objective, Order, Select
 from pipeline.config.self_play import SelfPlayConfig, SelfPlayEstimate, load_any, load_self_play, parse_self_play
 from pipeline.config.services import (
     EndpointReward,

@@ -11,10 +11,11 @@ from pydantic_core import InitErrorDetails
 from pipeline.config.lazy import Score, why_not_lazy
 from pipeline.config.load import load, parse
 from pipeline.config.models import ColumnsModel, Estimate, Model, Run, TorchModel
+from pipeline.config.output import Output
 from pipeline.config.presets import PresetName, with_preset
 from pipeline.config.rewards import ColumnsReward, HasRewards, Reward, Rewards
 from pipeline.config.section import LAYOUT, PER_OUTPUT, Section, Url
-from pipeline.config.selection import Metric, Objective, Output, Select
+from pipeline.config.selection import Metric, Objective, Select
 from pipeline.config.source import NamedSource, Source, Storage, Tokens
 from pipeline.config.table import table_of_variant
 

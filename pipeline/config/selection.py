@@ -1,19 +1,19 @@
-"""The sections objective, metric, select and output: how pairs are ranked, which are kept, where they are written.
+"""The sections objective, metric and select: how pairs are ranked, and which are kept.
 
 Names, formulas and defaults of objectives and metrics stand in `pipeline.metrics`.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from pipeline.config.combine import Agreement, Combine
 from pipeline.config.section import BY_CONTENT, LAYOUT, OneOf, Section, Url
-from pipeline.config.table import Table
 from pipeline.metrics.objectives import OBJECTIVES
 from pipeline.metrics.potential import EXPLICIT, EXPLICIT_SIGNED, MEAN, METRICS
 from pipeline.metrics.ratio import RATIO_METHODS
+from pipeline.shown import listed
 from pipeline.where import parse_where
 
 Explicit = Literal["signed", "absolute", "candidates"]
@@ -249,6 +249,9 @@ class Select(Section):
     @field_validator("band", mode="before")
     @classmethod
     def _of_the_score(cls, value: Any) -> Any:
+        unknown = {*map(str, value)} - {*get_args(BandTerm)} if isinstance(value, Mapping) else set()
+        if unknown:
+            raise ValueError(f"knows no {listed(sorted(unknown))}; its terms are {', '.join(get_args(BandTerm))}")
         return {"score": value} if isinstance(value, (list, tuple)) else value
 
     @field_validator("band")
@@ -305,42 +308,3 @@ class Select(Section):
     def fingerprint(self) -> dict[str, Any]:
         """Without rules that are not set and were not there from the start."""
         return {name: value for name, value in super().fingerprint().items() if name not in self.unset}
-
-
-class Output(Section):
-    """Where the subset goes and in which formats."""
-
-    path: Url = Field(json_schema_extra=LAYOUT)
-    """Folder or URL of the subset."""
-    formats: tuple[Literal["hf", "parquet"], ...] = Field(default=("hf", "parquet"), min_length=1)
-    """`hf` is a dataset for `datasets.load_from_disk`."""
-    slim: bool = False
-    """Keep the columns prompt, chosen and rejected only."""
-    partition_by: str | None = Field(default=None, min_length=1)
-    """A column of few values, such as `source_name`: Parquet files lie in folders `COLUMN=VALUE`, as Hive, Spark and
-    DuckDB read them. The rows of a value stand together, in the order of the source. The column stays in the files."""
-    rows_per_file: int = Field(default=100_000, ge=1, json_schema_extra=LAYOUT)
-    """Most rows of one file."""
-    hub: str | None = Field(default=None, pattern=r"^[\w.-]+/[\w.-]+$", json_schema_extra=LAYOUT)
-    """`ORG/NAME` on the Hugging Face Hub: the subset is pushed there too. A new dataset is private. Subsets of a sweep
-    go to `ORG/NAME-VARIANT`. Needs HF_TOKEN or `hf auth login`."""
-    table: Table | None = Field(default=None, json_schema_extra=LAYOUT)
-    """A table of Iceberg, Delta Lake or Lance: the subset is published there too, in one commit."""
-
-    @field_validator("formats")
-    @classmethod
-    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("names a format twice")
-        return tuple(sorted(value))
-
-    @model_validator(mode="after")
-    def _partition_is_written(self) -> "Output":
-        if self.partition_by is not None and (self.slim or "parquet" not in self.formats):
-            raise ValueError("partition_by wants format parquet and slim: false")
-        return self
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Without a partition that is not asked for."""
-        found = super().fingerprint()
-        return {key: value for key, value in found.items() if key != "partition_by" or value is not None}

@@ -9,13 +9,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pipeline.config.combine import Combine
 from pipeline.config.load import load, parse, read_sections
 from pipeline.config.models import Estimate, Run, TorchModel
+from pipeline.config.output import Output
 from pipeline.config.presets import PresetName, with_preset
 from pipeline.config.rewarding import RewardConfig
 from pipeline.config.rewards import ColumnsReward, ComputedReward, ComputedRewards, HasRewards
 from pipeline.config.root import Config
 from pipeline.config.round import Evaluate, Evolve, Generate, Pairing, Prompts, Train
 from pipeline.config.section import BY_CONTENT, LAYOUT, PER_OUTPUT, Url
-from pipeline.config.selection import Metric, Objective, Output, Select
+from pipeline.config.selection import Metric, Objective, Select
 from pipeline.config.source import Storage, Tokens
 from pipeline.shown import shown_path
 

@@ -10,6 +10,7 @@
     bound        how high a score can be while the implicit margin is not known
     combine      one explicit margin of several rewards
     normalise    z-scores, robust z-scores, ranks; what a metric takes from the whole set
+    weighting    how much each kept row counts in training
     calibration  margins on the log-odds scale of the labels
     ratio        the explicit/implicit ratio set automatically
     ranker       a metric ready to score rows

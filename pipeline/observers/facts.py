@@ -105,9 +105,14 @@ class Facts:
     """By path."""
 
 
-def tell_copy(facts: Facts, subset: str, source: Place, output: Place | None = None) -> None:
-    """A dataset in another form at the place that the command makes; `output` where it is complete there."""
-    made = Dataset.find(source, kind_of(source))
+def tell_copy(
+    facts: Facts, subset: str, source: Place, output: Place | None = None, *, kind: str | None = None
+) -> None:
+    """A dataset in another form at the place that the command makes; `output` where it is complete there.
+
+    kind: of the dataset, if it is neither a subset nor scored or rewarded rows.
+    """
+    made = Dataset.find(source, kind or kind_of(source))
     facts.inputs = [Data(url=subset) if made is None else Data.of(made, subset)]
     facts.fingerprint = {"subset": facts.inputs[0].version, **facts.config}
     facts.outputs = [Data(url=facts.place) if output is None else Data.of(Dataset.open(output, EXPORT), facts.place)]

@@ -5,13 +5,14 @@
     fit         what a metric takes from the whole set
     ranking     the score of every row, or why it has none
     disagreement, labels, duplicates    rows that a rule leaves out before statistics
-    rules       score band, per_prompt, quotas, threshold, near_duplicates: which rows are kept
+    rules       score bounds, bands, per_prompt, quotas, threshold, near_duplicates: which rows are kept
     selection   `select` and `select_many`, which put these together
     lazy        which rows must still be scored, where some were skipped
     former      the rule of another selection, applied to these rows
-    split, partition    which of the kept rows are held out, and which folder each goes to
+    split, partition, order    which of the kept rows are held out, the folder of each, and the order of all
     report      what was kept, in numbers; compare: several metrics side by side
-    figures     what the pictures of a page are drawn from: plane, breakdown, alternatives, wrong_labels, members
+    figures     what the pictures of a page are drawn from: plane, reach, breakdown, data_map, alternatives,
+                wrong_labels, members
     judged      how far a pairwise judge is led by place and length
 
 Knows no files, no models and no Ray.

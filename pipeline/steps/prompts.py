@@ -57,15 +57,15 @@ class _Figures:
     keys: npt.NDArray[np.uint64]
 
 
-def choose_prompts(config: PromptsConfig) -> str:
-    """Write the prompts, unless they are there already; returns what was kept, in words.
+def choose_prompts(config: PromptsConfig, dataset: Dataset, place: Place) -> str:
+    """Write the prompts at the place, unless they are there already; returns what was kept, in words.
+
+    dataset: what `open_candidates` gave.
 
     Raises:
-        SourceError: there are no candidates at the place.
-        SchemaError: they hold no rewards of several responses.
+        SchemaError: the candidates hold no rewards of several responses.
         DataError: no prompt is inside the band.
     """
-    dataset, place = _candidates(config), Place.open(config.output, config.storage)
     column = _reward_column(dataset.schema, config.prompts.reward)
     fingerprint = {"candidates": dataset.identity, "export": "prompts", "prompts": config.prompts.fingerprint()}
     done = Dataset.find(place, EXPORT)
@@ -90,7 +90,8 @@ def choose_prompts(config: PromptsConfig) -> str:
     return _told(about, place)
 
 
-def _candidates(config: PromptsConfig) -> Dataset:
+def open_candidates(config: PromptsConfig) -> Dataset:
+    """The candidates, of whatever kind. Raises a SourceError if there is no complete dataset."""
     place = Place.open(config.candidates, config.storage)
     manifest = read_sealed(place / MANIFEST_FILE, records="files")
     if manifest is None:

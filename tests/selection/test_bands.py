@@ -159,7 +159,7 @@ def test_bands_and_orders_that_make_no_sense_are_refused():
         ([0.8, 0.2], "a lower and a higher quantile"),
         ([0.5, 0.5], "a lower and a higher quantile"),
         ([0.2, 1.5], "got 1.5"),
-        ({"reward": [0.1, 0.9]}, "reward"),
+        ({"reward": [0.1, 0.9]}, "knows no reward; its terms are score, explicit, implicit, implicit_abs, length_gap"),
         ({}, "select.band"),
     ):
         assert_refused({**ALONE, "select": {"fraction": 0.4, "band": band}}, [says])
