@@ -125,8 +125,8 @@ import signal, sys, time, ray
 ray.init(logging_level="ERROR")
 while sum(node["Alive"] for node in ray.nodes()) < 2:
     time.sleep(0.2)
-print("two nodes", flush=True)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("two nodes", flush=True)
 time.sleep(60)
 """
 
