@@ -35,8 +35,9 @@ def metrics_side_by_side(view: View) -> dict[str, Any] | None:
             scores[name] = found
     if len(scores) == 1 or view.sample.size < 2:
         return None
-    compared = compare_scores(scores, {THIS: (own, view.selected[view.sample])}, _kept_share(view))
-    return _short(compared)
+    kept = _kept_share(view)
+    compared = compare_scores(scores, {THIS: (own, view.selected[view.sample])}, kept)
+    return {**_short(compared), "overlap_by_chance": rounded(float(kept / (2 - kept)))}
 
 
 def weights_side_by_side(view: View, gap: FloatArray) -> dict[str, Any] | None:
