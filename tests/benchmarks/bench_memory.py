@@ -1,4 +1,5 @@
-"""Peak memory of the driver as the dataset grows: `python -m tests.benchmarks.bench_memory [--tiny-shards 1000000]`.
+"""Peak memory of the driver as the dataset grows: `python -m tests.benchmarks.bench_memory`, and for one engine
+`python -m tests.benchmarks.bench_memory --tiny-shards 100000 --engine ray`.
 
 The rows carry their scores (`backend: columns`), so that nothing but reading, planning, committing and selecting is
 measured. Each run is a process of its own; the figure is the largest resident set of that process, workers of Ray left
@@ -6,8 +7,8 @@ out. With Ray the driver plans, gathers summaries and selects: 600 rows beside 6
 in the same process and has its working set full only after some 60,000 rows: 60,000 beside 180,000. What Ray keeps of
 each shard is seen in runs of the same rows in 500 and 1,500 shards. The last line is a JSON object.
 
-With `--tiny-shards` the plain loop scores so many rows in shards of one row, and a hundredth of them, and nothing else
-is measured: what plan, listing and manifest hold of each shard, in bytes.
+With `--tiny-shards` one engine scores so many rows in shards of one row, and a hundredth of them, and nothing else is
+measured: what plan, listing and manifest hold of each shard, in bytes.
 """
 
 import argparse
@@ -104,21 +105,23 @@ def kib_of_a_shard() -> float:
     return (many - few) * 1024 / (num_rows // small - num_rows // large)
 
 
-def bytes_of_a_tiny_shard(num_shards: int) -> float:
-    """What the plain loop needs more for each further shard, in bytes."""
+def of_tiny_shards(num_shards: int, engine: str) -> dict[str, float]:
+    """Peaks of two runs, and what an engine needs more for each further shard, in bytes."""
     few = num_shards // 100
     with tempfile.TemporaryDirectory(prefix="alignpot-memory-") as folder:
-        peaks = [peak_mib(Path(folder) / str(size), size, "plain", 1, select=False) for size in (few, num_shards)]
-    return (peaks[1] - peaks[0]) * 2**20 / (num_shards - few)
+        peaks = [peak_mib(Path(folder) / str(size), size, engine, 1, select=False) for size in (few, num_shards)]
+    bytes_of_a_shard = (peaks[1] - peaks[0]) * 2**20 / (num_shards - few)
+    return {"mib_few": round(peaks[0]), "mib": round(peaks[1]), "bytes_of_a_shard": round(bytes_of_a_shard)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny-shards", type=int, help="shards of one row, for the plain loop alone")
+    parser.add_argument("--tiny-shards", type=int, help="shards of one row, and nothing else")
+    parser.add_argument("--engine", choices=("plain", "ray"), default="plain", help="that runs the tiny shards")
     options = parser.parse_args()
     if options.tiny_shards:
-        found = round(bytes_of_a_tiny_shard(options.tiny_shards))
-        print(json.dumps({"tiny_shards": options.tiny_shards, "bytes_of_a_shard": found}))
+        found = of_tiny_shards(options.tiny_shards, options.engine)
+        print(json.dumps({"engine": options.engine, "tiny_shards": options.tiny_shards, **found}))
         return
     figures = {engine: measure(engine, sizes) for engine, sizes in SIZES.items()}
     for engine, figure in figures.items():
