@@ -132,9 +132,11 @@ def test_bytes_are_those_of_the_loaded_weights(family, classifier, dtype, tiny_m
     assert num_bytes(TorchModel(model=str(directory), dtype=dtype)) == expected
 
 
-def test_bytes_of_a_model_that_is_on_the_hub_alone_come_from_its_headers(hub: Hub, tiny_model_dir, tmp_path, monkeypatch):
-    for name, value in {"HF_HUB_CACHE": str(tmp_path), "ENDPOINT": hub.url}.items():
-        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)  # read when it is imported
+def test_bytes_of_a_model_on_the_hub_come_from_its_headers(hub: Hub, tiny_model_dir, tmp_path, monkeypatch):
+    # Read when it is imported.
+    urls = {"ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"}
+    for name, value in {"HF_HUB_CACHE": str(tmp_path), **urls}.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     directory = tiny_model_dir("llama")
     hub.add("org/tiny", {path.name: path.read_bytes() for path in directory.iterdir()})
     assert num_bytes(TorchModel(model="org/tiny")) == num_bytes(TorchModel(model=str(directory)))

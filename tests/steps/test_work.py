@@ -71,7 +71,7 @@ class Loads(logging.Handler):
 
 
 def num_alive() -> int:
-    return sum(each.numel() for each in gc.get_objects() if isinstance(each, torch.nn.Parameter))
+    return sum(each.numel() for each in gc.get_objects() if type(each) is torch.nn.Parameter)
 
 
 def scores_of(config: Config) -> pa.Table:
@@ -79,7 +79,7 @@ def scores_of(config: Config) -> pa.Table:
 
 
 def test_models_in_turn_score_as_models_at_once_one_loaded_at_a_time_once_a_batch(tmp_path, pairs, models, caplog):
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:20])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:12])
     at_once = make_config(tmp_path / "at-once", source, **models, run={"shard_rows": 4})
     score(*prepare_score(at_once))
     gc.collect()
@@ -92,8 +92,8 @@ def test_models_in_turn_score_as_models_at_once_one_loaded_at_a_time_once_a_batc
     finally:
         logging.getLogger("pipeline.steps.work").removeHandler(loads)
     assert scores_of(in_turn).equals(scores_of(at_once))
-    # Five shards are batches of two, two and one.
-    assert [stage for stage, _ in loads.found] == ["reward", "policy", "reference"] * 3
+    # Three shards are batches of two and of one.
+    assert [stage for stage, _ in loads.found] == ["reward", "policy", "reference"] * 2
     sizes = {
         name: sum(math.prod(shape) for shape in shapes_of(Path(models[name]["model"])))
         for name in ("reward", "policy", "reference")
@@ -109,7 +109,7 @@ def shapes_of(directory: Path) -> list[list[int]]:
 
 @pytest.mark.slow
 def test_a_kill_between_turns_loses_the_batch_and_nothing_else(tmp_path, pairs, models):
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:20])
     run = {"shard_rows": 2, **IN_TURN}
     path = tmp_path / "config.yaml"
     config = make_config(tmp_path, source, **models, run=run)
@@ -117,7 +117,7 @@ def test_a_kill_between_turns_loses_the_batch_and_nothing_else(tmp_path, pairs, 
     parts = tmp_path / "scored/parts"
     kill_everything(started_until("score", path, lambda: len([*parts.glob("*.parquet")]) >= 4))
     there = {part: part.stat().st_mtime_ns for part in parts.glob("*.parquet")}
-    assert 4 <= len(there) < 30
+    assert 4 <= len(there) < 10
     assert {part.stem for part in there} == {f"{index:08d}" for index in range(len(there))}
     finish("score", path)
     assert there.items() <= {part: part.stat().st_mtime_ns for part in parts.glob("*.parquet")}.items()
