@@ -12,7 +12,7 @@ from pipeline.doctor import cluster, data, hub, machine
 from pipeline.doctor.check import Check, Finding, bad, ok
 from pipeline.errors import ConfigError
 from pipeline.models.fingerprints import is_local
-from pipeline.on_ray.shipment import AnyConfig, named_places
+from pipeline.on_ray.shipment import PROXY_KEY, AnyConfig, named_places
 from pipeline.steps.placed import layout_told
 
 _FEW_ATTEMPTS: Final = 2
@@ -57,7 +57,8 @@ def examine(
 
 def _machine_checks(config: AnyConfig | None, *, with_gpus: bool, models_run_here: bool) -> Iterator[Check]:
     models = {} if config is None else named_places(config)[1]
-    here = models if models_run_here else {}
+    at_once = {key: model for key, model in models.items() if key != PROXY_KEY}  # the proxy works before the others
+    here = at_once if models_run_here else {}
     yield Check(name="versions", look=partial(machine.versions, _extras(config, models)))
     in_turn = config is not None and config.run.placement == "in_turn"
     yield Check(name="memory", look=partial(machine.memory, here, in_turn=in_turn))
