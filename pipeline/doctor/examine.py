@@ -59,14 +59,16 @@ def _machine_checks(config: AnyConfig | None, *, with_gpus: bool, models_run_her
     models = {} if config is None else named_places(config)[1]
     at_once = {key: model for key, model in models.items() if key != PROXY_KEY}  # the proxy works before the others
     here = at_once if models_run_here else {}
+    is_lazy = isinstance(config, Config) and config.score.lazy  # rewards come before policy and reference
+    placed = {key: model for key, model in here.items() if not (is_lazy and key.startswith("reward"))}
     yield Check(name="versions", look=partial(machine.versions, _extras(config, models)))
     in_turn = config is not None and config.run.placement == "in_turn"
     yield Check(name="memory", look=partial(machine.memory, here, in_turn=in_turn))
     yield Check(name="scratch", look=machine.scratch)
     if here or with_gpus:
         yield Check(name="gpus", look=partial(machine.gpus, _reserved(config, here)), limit_s=_TORCH_S)
-    if here and isinstance(config, (Config, RewardConfig)):
-        yield Check(name="placement", look=lambda: ok(layout_told(here, config.run)), limit_s=_TORCH_S)
+    if placed and isinstance(config, (Config, RewardConfig)):
+        yield Check(name="placement", look=lambda: ok(layout_told(placed, config.run)), limit_s=_TORCH_S)
 
 
 def _extras(config: AnyConfig | None, models: dict[str, TorchModel]) -> set[str]:

@@ -118,9 +118,15 @@ def _estimate(config: Config, *, select: bool) -> RunCost:
         models=tuple(_model_costs(config, table, num_left)),
         scored_bytes=round(num_rows * scored_bytes),
         subset_bytes=_subset_bytes(config, table, num_rows * kept_share) if select else None,
-        layout=layout_told(models_of(score_stages(config)), config.run) if config.torch_models() else "",
+        layout=_layout(config) if config.torch_models() else "",
         lazy=outlook(config, run) if config.score.lazy else "",
     )
+
+
+def _layout(config: Config) -> str:
+    """Of the models that work at the same time: with score.lazy the rewards come before."""
+    stages = [stage for stage in score_stages(config) if not (config.score.lazy and stage.name == "reward")]
+    return layout_told(models_of(stages), config.run)
 
 
 def render(cost: RunCost, config: Config) -> str:
