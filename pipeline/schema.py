@@ -107,7 +107,8 @@ SCORING: Final = "scoring_outcome"  # of a lazy run: which rows policy and refer
 SKIPPED: Final = "skipped"  # not scored: the row could not be selected
 SCORED: Final = "scored"
 SAMPLED: Final = "sampled"  # scored, and one of the rows that statistics come from
-SCORINGS: Final = (SKIPPED, SCORED, SAMPLED)
+PASSED_OVER: Final = "passed_over"  # not scored: the proxy ranked the row too low, which may be wrong
+SCORINGS: Final = (SKIPPED, SCORED, SAMPLED, PASSED_OVER)
 BOUND: Final = "potential_bound"  # of a skipped row: its score is at most this
 READ_FROM: Final = b"alignpot.read_from"  # in the metadata of a shard's schema: digest of the file it was read from
 

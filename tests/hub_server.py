@@ -62,7 +62,7 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def add(self, name: str, files: dict[str, bytes]) -> str:
-        """Commit these files, and no others, to a dataset, which need not exist yet; the commit's id."""
+        """Commit these files, and no others, to a dataset or model, which need not exist yet; the commit's id."""
         return self.repos.setdefault(name, Repo()).commit(files)
 
 
@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(200, {"errors": [], "warnings": []})
             elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 raise _RefusedError(401, "RepoNotFound")
-            elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            elif match := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 self._file(match[1], self._commit_of(match[1], match[2]), match[3])
             elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(?:/([a-z]+)(?:/([^/]+)(?:/(.*))?)?)?", path):
                 self._repository(match[1], match[2], match[3] or "main", match[4] or "", parse_qs(url.query), body)

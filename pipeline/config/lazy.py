@@ -2,11 +2,20 @@
 
 from pydantic import Field
 
-from pipeline.config.section import Section
+from pipeline.config.models import TorchModel
+from pipeline.config.section import LAYOUT, Section
 from pipeline.config.selection import Metric, Select
 from pipeline.metrics.bound import BANDS_NEED_ALL, why_no_bound
 from pipeline.schema import LOGPS
 from pipeline.where import parse_where
+
+
+class Proxy(TorchModel):
+    """A small model that says which rows the policy scores. The other keys are those of a policy of backend torch."""
+
+    superset: float = Field(default=2.0, ge=1, allow_inf_nan=False, json_schema_extra=LAYOUT)
+    """How many times as many rows as are wanted the proxy leaves to the policy. `alignpot calibrate` shows the recall
+    at several sizes."""
 
 
 class Score(Section):
@@ -23,6 +32,12 @@ class Score(Section):
     """With `lazy`: rows that are scored in any case. Of them come mean and spread of the margins and an automatic
     weight. They are those with the smallest hashes of their ids, so they are the same in any order of rows. Rules that
     leave few rows, such as a narrow `select.where`, leave few of these too."""
+    proxy: Proxy | None = None
+    """With `lazy`: a small model that scores every row first, under the same objective, such as `{model: ORG/SMALL,
+    superset: 2.0}`. The policy scores the best rows by the small model's potential, `superset` times as many as are
+    wanted, and those of `statistics_rows`. The subset is approximate, and manifest, report and summary say so: a row
+    that the proxy ranks too low is `passed_over`, even if the policy would have chosen it. For objectives without a
+    reference, and without bounds of scores."""
 
 
 def why_not_lazy(metric: Metric, rule: Select) -> str | None:

@@ -234,8 +234,15 @@ class Run(Section):
     `ray`, but `plain` where no model runs and there is no cluster to join."""
     address: str | None = None
     """Ray cluster to join. Default: that of RAY_ADDRESS, otherwise a local one."""
-    placement: Literal["pooled", "colocated"] = "pooled"
-    """`pooled` gives each model its own actors; `colocated` holds all models in every actor."""
+    placement: Literal["auto", "pooled", "colocated", "in_turn"] = "auto"
+    """`pooled` gives each model its own actors; `colocated` holds all models in every actor. With `in_turn` one model
+    is in memory at a time: it is loaded, works on a batch of shards, and makes room for the next one. `auto` is
+    `pooled` if there is a GPU for each replica, or none at all. If GPUs are short, it compares the bytes of the models
+    with the free memory and takes the first that fits of pooled, colocated and in_turn. It is `pooled` too if a model
+    has `num_gpus` or `accelerator_type` of its own, or is one of vLLM."""
+    turn_shards: int = Field(default=16, ge=1)
+    """With `in_turn`: most shards of one batch, after which the next model is loaded; fewer if they take more than 256
+    MiB. A run that is killed loses at most the batch that it was at."""
     shard_rows: int | None = Field(default=None, ge=1)
     """Rows of one shard. A shard is the unit of work: it is scored and stored as a whole. Default: 256, or 8192 where
     no model runs. On GPUs another value may move a score by a rounding."""

@@ -161,6 +161,9 @@ class Config(HasRewards):
 
     @model_validator(mode="after")
     def _lazy_scores_can_be_left_out(self) -> "Config":
+        proxy = self.score.proxy
+        if proxy is not None and not self.score.lazy:
+            raise ValueError("score.proxy says which rows score.lazy leaves to the policy: set score.lazy: true")
         if not self.score.lazy or self.sweep:  # the variants of a sweep are checked one by one
             return self
         if self.select is None:
@@ -170,8 +173,18 @@ class Config(HasRewards):
             raise ValueError(f"score.lazy: {reason}, or set score.lazy: false")
         if self.all_sources() and not isinstance(self.policy, TorchModel):
             raise ValueError("score.lazy saves forwards of the policy, and none is run: set score.lazy: false")
-        if any(model.fp8 for model in self.torch_models().values()):
+        if any(model.fp8 for model in (*self.torch_models().values(), proxy) if model is not None):
             raise ValueError("score.lazy does not go with fp8, which is checked on the first rows: set one to false")
+        if proxy is not None and self.objective.reads_reference:
+            raise ValueError(
+                f"score.proxy ranks by log-probs of one model, and objective {self.objective.name} reads a reference: "
+                "choose an objective without one, such as simpo, or leave score.proxy out"
+            )
+        if proxy is not None and (self.select.min_score is not None or self.select.max_score is not None):
+            raise ValueError(
+                "score.proxy has scores of its own, which bounds of the policy's scores do not fit: leave "
+                "out select.min_score and max_score, or score.proxy"
+            )
         return self
 
     @model_validator(mode="after")

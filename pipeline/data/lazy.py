@@ -1,14 +1,20 @@
 """Where the datasets of a lazy run lie.
 
     run.json, parts/, _SUCCESS.json     pairs with their rewards and token counts, of kind LAZY
+    proxy/                              every pair as score.proxy scores it, if there is one
     rounds/0000/, 0001/, ...            the rows that policy and reference scored in each round: scored datasets
     sealed/0002/                        every row, with what the first two rounds gave: the scored dataset
 
 Each is an ordinary dataset. Rounds that come later lead to a new sealed one; readers take the last.
 """
 
+from typing import Final
+
 from pipeline.data.manifest import MANIFEST_FILE
 from pipeline.data.place import Place
+
+PROXY: Final = "proxy"
+"""Path of the pairs as the proxy scores them, below the run's."""
 
 
 def round_name(index: int) -> str:

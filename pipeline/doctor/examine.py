@@ -12,7 +12,8 @@ from pipeline.doctor import cluster, data, hub, machine
 from pipeline.doctor.check import Check, Finding, bad, ok
 from pipeline.errors import ConfigError
 from pipeline.models.fingerprints import is_local
-from pipeline.on_ray.shipment import AnyConfig, named_places
+from pipeline.on_ray.shipment import PROXY_KEY, AnyConfig, named_places
+from pipeline.steps.placed import layout_told
 
 _FEW_ATTEMPTS: Final = 2
 _TORCH_S: Final = 180.0
@@ -56,12 +57,18 @@ def examine(
 
 def _machine_checks(config: AnyConfig | None, *, with_gpus: bool, models_run_here: bool) -> Iterator[Check]:
     models = {} if config is None else named_places(config)[1]
-    here = models if models_run_here else {}
+    at_once = {key: model for key, model in models.items() if key != PROXY_KEY}  # the proxy works before the others
+    here = at_once if models_run_here else {}
+    is_lazy = isinstance(config, Config) and config.score.lazy  # rewards come before policy and reference
+    placed = {key: model for key, model in here.items() if not (is_lazy and key.startswith("reward"))}
     yield Check(name="versions", look=partial(machine.versions, _extras(config, models)))
-    yield Check(name="memory", look=partial(machine.memory, here))
+    in_turn = config is not None and config.run.placement == "in_turn"
+    yield Check(name="memory", look=partial(machine.memory, here, in_turn=in_turn))
     yield Check(name="scratch", look=machine.scratch)
     if here or with_gpus:
         yield Check(name="gpus", look=partial(machine.gpus, _reserved(config, here)), limit_s=_TORCH_S)
+    if placed and isinstance(config, (Config, RewardConfig)):
+        yield Check(name="placement", look=lambda: ok(layout_told(placed, config.run)), limit_s=_TORCH_S)
 
 
 def _extras(config: AnyConfig | None, models: dict[str, TorchModel]) -> set[str]:
@@ -76,7 +83,7 @@ def _extras(config: AnyConfig | None, models: dict[str, TorchModel]) -> set[str]
 def _reserved(config: AnyConfig | None, models: dict[str, TorchModel]) -> float:
     """GPUs that this machine must have for the numbers in the config."""
     fixed = [(model.replica_range[0], model.num_gpus) for model in models.values() if model.num_gpus != "auto"]
-    if isinstance(config, Config) and config.run.engine != "plain" and config.run.placement == "pooled":
+    if isinstance(config, Config) and config.run.engine != "plain" and config.run.placement in ("auto", "pooled"):
         return sum(replicas * num_gpus for replicas, num_gpus in fixed)
     return max((num_gpus for _, num_gpus in fixed), default=0.0)
 

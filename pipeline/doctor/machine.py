@@ -67,16 +67,17 @@ def _version(name: str) -> str | None:
     return None
 
 
-def memory(models: Mapping[str, TorchModel]) -> Finding:
-    """Free memory, and whether the weights of models that run on the CPU fit into it."""
+def memory(models: Mapping[str, TorchModel], *, in_turn: bool = False) -> Finding:
+    """Free memory, and whether the weights of models that run on the CPU fit into it. in_turn: one at a time."""
     free = _free_memory()
     on_cpu = {role: m for role, m in models.items() if m.num_gpus == 0 or not _GPU_DEVICE.exists()}
-    weights = sum(_CPU_BYTES * m.replica_range[1] * (num_parameters(m) or 0) for m in on_cpu.values())
+    sizes = [_CPU_BYTES * m.replica_range[1] * (num_parameters(m) or 0) for m in on_cpu.values()]
+    weights = max(sizes, default=0) if in_turn else sum(sizes)
     says = f"{_gb(free)} free, {os.cpu_count()} CPU cores"
     if weights > free:
         return bad(
-            f"{says}; the weights of {', '.join(on_cpu)} take {_gb(weights)} on the CPU. Use GPUs, fewer replicas or "
-            "another machine."
+            f"{says}; the weights of {', '.join(on_cpu)} take {_gb(weights)} on the CPU. Use GPUs, fewer replicas, "
+            "run.placement: in_turn or another machine."
         )
     if free < 2 * LEAST_FREE:
         return warn(f"{says}. End other programs, or use a larger machine.")

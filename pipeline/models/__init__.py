@@ -3,6 +3,7 @@
     loading             tokenizers and models of config sections; adapters: what comes with an adapter; fingerprints
     cpu, fp8            dtypes and memory of a CPU; layers in 8 bits
     prompts             messages to token ids: chat templates, response marks, truncation
+    layout              how models share GPUs, by the bytes of each
     first_rows          what the first rows show of texts and template
     packing             groups of completions of one prompt to flat steps without padding (numpy only)
     backbone            the decoder, run one packed step or one sequence at a time; attention, layers: how

@@ -6,8 +6,10 @@ and the decisive keys of the section, such as dtype and backend, are part of it.
 
 import hashlib
 import json
+import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from os import stat_result
@@ -36,6 +38,8 @@ _AGAIN: Final = "Save or download it again."
 _HUB_TIMEOUT_S: Final = 10.0
 # A file that changed this lately may change again without a new time, as file systems count in steps.
 _SETTLED_S: Final = 3.0
+
+_log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=TorchModel)
 _State = tuple[int, ...]
@@ -102,16 +106,71 @@ def check_files(model: TorchModel) -> None:
 
 def num_parameters(model: TorchModel) -> int | None:
     """Numbers in the model's safetensors files, adapters left out; None if the files are not on this machine."""
+    directory = _directory_of(model.model, model.revision)
+    return None if directory is None else sum(_numbers_by_dtype(directory).values()) or None
+
+
+def num_bytes(model: TorchModel) -> int | None:
+    """Bytes of the weights of a model and its adapter once loaded, by the headers of their files, here or on the hub.
+
+    Floating-point numbers of 16 bits and more are loaded in the dtype of the section; others stay as they are stored.
+    None if the headers cannot be read.
+    """
+    places = [(model.model, model.revision)]
+    places += [] if model.adapter is None else [(model.adapter, model.adapter_revision)]
+    total = 0
+    for name, revision in places:
+        directory = _directory_of(name, revision)
+        numbers = _numbers_on_hub(name, revision) if directory is None else _numbers_by_dtype(directory)
+        total += sum(count * _size_of(dtype, model.dtype) for dtype, count in numbers.items())
+        if not numbers:
+            return None
+    return total
+
+
+def _directory_of(name: str, revision: str) -> Path | None:
+    """The folder with the safetensors of a model, if it is on this machine; a download that was cut short is not."""
+    if is_local(name):
+        return Path(name)
+    directory = _cached_snapshot(name, revision)
+    if directory is None or not any(directory.glob("*.safetensors")):
+        return None
+    try:
+        _check_index(directory)
+    except ModelError:
+        return None
+    return directory
+
+
+def _numbers_by_dtype(directory: Path) -> Counter[str]:
+    """How many numbers of each dtype the safetensors of a folder hold, as their headers say."""
     from safetensors import safe_open
 
-    directory = Path(model.model) if is_local(model.model) else _cached_snapshot(model.model, model.revision)
-    if directory is None:
-        return None
-    count = 0
+    found: Counter[str] = Counter()
     for path in directory.glob("*.safetensors"):
         with safe_open(path, framework="np") as file:
-            count += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
-    return count or None
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                tensor = file.get_slice(name)
+                found[tensor.get_dtype()] += prod(tensor.get_shape())
+    return found
+
+
+def _numbers_on_hub(name: str, revision: str) -> Mapping[str, int]:
+    """The same of a model on the hub, by the headers alone; nothing if they cannot be read."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().get_safetensors_metadata(name, revision=revision).parameter_count
+    except Exception as error:  # noqa: BLE001 - the client's error classes vary
+        _log.info("the size of %s is not known: %s", name, type(error).__name__)
+        return {}
+    return {str(dtype): count for dtype, count in found.items()}
+
+
+def _size_of(stored: str, loaded: str) -> int:
+    bits = int(re.sub(r"\D.*", "", stored.lstrip("BFIU")) or 8)  # F16, BF16, I64, F8_E4M3, BOOL
+    is_float = stored.startswith(("F", "BF")) and bits >= 16
+    return (4 if loaded == "float32" else 2) if is_float else -(-bits // 8)
 
 
 def is_local(name: str) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Final
+from typing import Final, TypeVar
 
 import pyarrow as pa
 import ray
@@ -25,9 +25,21 @@ from pipeline.on_ray.deaths import Deaths
 from pipeline.on_ray.metrics import count_restart
 from pipeline.progress import no_bars
 from pipeline.steps.shards import AnyShard, ShardReader
-from pipeline.steps.work import Apply, Commit, ShardWork, Stage, commit_shard, read_shard
+from pipeline.steps.work import (
+    Apply,
+    Commit,
+    Ready,
+    ShardWork,
+    Stage,
+    batches,
+    commit_shard,
+    in_turn,
+    read_shard,
+)
 
 _NAMES: Final = {"policy": "PolicyLogprobActor", "reference": "ReferenceLogprobActor"}
+
+Built = TypeVar("Built")
 
 _log = logging.getLogger(__name__)
 
@@ -69,57 +81,88 @@ def _attempt(work: ShardWork, step: Callable[[ShardWork], ShardWork]) -> ShardWo
     try:
         return step(work)
     except AlignpotError as error:
-        return replace(work, table=work.table.slice(0, 0), failure=error)
+        return _given_up(work, error)
+
+
+def _given_up(work: ShardWork, error: AlignpotError) -> ShardWork:
+    return replace(work, table=work.table.slice(0, 0), failure=error)
 
 
 class StageActor:
     """Holds stages, built once in its own process, and applies them to one shard at a time.
 
+    With `take_turns` it holds one stage at a time, and applies each to all shards that came together.
+
     Calls may overlap: while the stages work on one shard, the last one leaves and the next one arrives.
     """
 
-    def __init__(self, stages: Sequence[Stage], deaths: Deaths | None = None) -> None:
+    def __init__(self, stages: Sequence[Stage], deaths: Deaths | None = None, *, take_turns: bool = False) -> None:
         no_bars()
         self._one_at_a_time = Lock()
-        self._stages: list[tuple[Stage, Apply]] = []
+        self._ready: Ready = []
+        self._turns = stages if take_turns else []
         self._unbuilt: AlignpotError | None = None
         self._deaths = deaths if deaths is not None and _was_restarted() else None
-
-        def build() -> list[tuple[Stage, Apply]]:
-            return [(stage, stage.build()) for stage in stages]
-
+        if self._deaths is not None:
+            count_restart(type(self).__name__)
         # What fails here fails again. Ray would build the actor again and again, and not say why.
         try:
-            if self._deaths is None:
-                self._stages = build()
-            else:
-                count_restart(type(self).__name__)
-                worker = f"{type(self).__name__}-{ray.get_runtime_context().get_actor_id()}"
-                self._stages = self._deaths.build(worker, build)
+            if not take_turns:
+                self._ready = self._built("", lambda: [(stage, stage.build()) for stage in stages])
         except AlignpotError as error:
             self._unbuilt = error
-        except Exception as error:  # noqa: BLE001 - the next actor would meet the same error
-            _log.exception("%s cannot be built", type(self).__name__)
-            self._unbuilt = AlignpotError(
-                f"{type(self).__name__} cannot be built: {type(error).__name__}. The log above has the traceback."
-            )
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Apply the stages to one shard."""
-        return to_block(_attempt(from_block(block), self._apply))
+        """Apply the stages to the shards of a block, each of which is one row."""
+        works = [from_block(block.slice(index, 1)) for index in range(block.num_rows)]
+        if not self._turns:
+            return pa.concat_tables([to_block(_attempt(work, self._apply)) for work in works])
+        with self._one_at_a_time:
+            done = [work for batch in batches(works, len(works)) for work in self._in_turn(batch)]
+        return pa.concat_tables([to_block(work) for work in done])
 
     def _apply(self, work: ShardWork) -> ShardWork:
         if self._unbuilt is not None:
             raise self._unbuilt
         with self._one_at_a_time:
-            for stage, apply in self._stages:
-                marked = (
-                    None
-                    if self._deaths is None
-                    else partial(self._deaths.apply, work.shard, stage.name, apply, label=stage.label)
-                )
-                work = work.after(stage.label, marked or apply)
+            return self._applied(work, self._ready)
+
+    def _in_turn(self, works: list[ShardWork]) -> list[ShardWork]:
+        failed = [work for work in works if work.failure is not None]
+        going_on = [work for work in works if work.failure is None]
+
+        def build(stage: Stage) -> Apply:
+            return self._built(f"-{stage.label}", stage.build)
+
+        try:
+            return [*failed, *in_turn(going_on, self._turns if going_on else [], build, self._applied)]
+        except AlignpotError as error:
+            return [*failed, *(_given_up(work, error) for work in going_on)]
+
+    def _applied(self, work: ShardWork, ready: Ready) -> ShardWork:
+        for stage, apply in ready:
+            marked = (
+                None
+                if self._deaths is None
+                else partial(self._deaths.apply, work.shard, stage.name, apply, label=stage.label)
+            )
+            work = work.after(stage.label, marked or apply)
         return work
+
+    def _built(self, suffix: str, build: Callable[[], Built]) -> Built:
+        """What `build` gives. Raises an AlignpotError if it fails, or if it kills this worker again and again."""
+        name = type(self).__name__
+        try:
+            if self._deaths is None:
+                return build()
+            return self._deaths.build(f"{name}-{ray.get_runtime_context().get_actor_id()}{suffix}", build)
+        except AlignpotError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the next actor would meet the same error
+            _log.exception("%s cannot be built", name)
+            raise AlignpotError(
+                f"{name} cannot be built: {type(error).__name__}. The log above has the traceback."
+            ) from None
 
 
 def _was_restarted() -> bool:

@@ -3,7 +3,8 @@
     read shard | tokenise | RewardActor pool | policy pool | reference pool | commit part
 
 Each pool works on another shard at the same time, so explicit and implicit scoring overlap. With
-`placement: colocated` one pool holds all models and runs them one after another.
+`placement: colocated` one pool holds all models and runs them one after another; with `in_turn` it holds one of them at
+a time, and a block for it has a batch of shards.
 """
 
 import os
@@ -17,12 +18,21 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.config import Run
 from pipeline.data.place import Place
+from pipeline.models.layout import Placement
 from pipeline.models.vllm_engine import GRANTED_GPUS
 from pipeline.on_ray.actors import actor_class, commit_block, from_block, read_block
 from pipeline.on_ray.deaths import Deaths
 from pipeline.on_ray.metrics import RunMetrics
-from pipeline.on_ray.placement import IO_CPUS, accelerator_of, cpus_per_actor, gpus_by_pool, num_replicas
+from pipeline.on_ray.placement import (
+    IO_CPUS,
+    accelerator_of,
+    cpus_per_actor,
+    gpus_by_pool,
+    layout_on_ray,
+    num_replicas,
+)
 from pipeline.on_ray.session import ray_session
+from pipeline.steps.placed import has_models, take_turns
 from pipeline.steps.shards import AnyShard, ShardReader
 from pipeline.steps.work import Commit, ShardWork, Stage
 
@@ -78,8 +88,10 @@ def run_on_ray(
     """
     deaths = None if dataset is None else Deaths(dataset=dataset)
     with ray_session(run, [stage.model for stage in stages if stage.model is not None]):
-        groups = _groups(stages, run)
-        gpus = gpus_by_pool(groups, may_grow=run.cluster is not None)
+        layout = layout_on_ray(stages, run)
+        groups = _groups(stages, layout.placement)
+        gpus = gpus_by_pool(groups, layout, may_grow=run.cluster is not None)
+        turn_shards = run.turn_shards if take_turns(stages, layout) else None
         # Tasks that read or commit differ from every actor in CPUs, or Ray Data fuses reading into the first pool.
         taken = {cpus_per_actor([stage]) for stage in stages}
         io_cpus = next(cpus for cpus in (IO_CPUS, 0.2, 0.15, 0.1, 0.05) if cpus not in taken)
@@ -93,7 +105,9 @@ def run_on_ray(
             num_gpus=sum(num * number for num, number in zip(gpus, workers, strict=True)),
         )
         for group, num_gpus in zip(groups, gpus, strict=True):
-            blocks = blocks.map_batches(**_pool(group, num_gpus, num_shards=len(shards), deaths=deaths))
+            in_batches = turn_shards if has_models(group) else None
+            pool = _pool(group, num_gpus, num_shards=len(shards), deaths=deaths, turn_shards=in_batches)
+            blocks = blocks.map_batches(**pool)
         blocks = blocks.map_batches(
             partial(commit_block, commit),
             batch_size=1,
@@ -111,26 +125,38 @@ def run_on_ray(
         metrics.flush()
 
 
-def _groups(stages: Sequence[Stage], run: Run) -> list[list[Stage]]:
+def _groups(stages: Sequence[Stage], placement: Placement) -> list[list[Stage]]:
     """Groups of stages that share an actor: each stage alone, or all models together."""
-    if run.placement == "pooled":
+    if placement == "pooled":
         return [[stage] for stage in stages]
     plain, with_model = [s for s in stages if s.model is None], [s for s in stages if s.model is not None]
     return [[s] for s in plain] + ([with_model] if with_model else [])
 
 
-def _pool(group: Sequence[Stage], num_gpus: float, *, num_shards: int, deaths: Deaths | None = None) -> dict[str, Any]:
-    """Arguments of the map_batches call that runs a group of stages; no more actors than there are shards."""
+def _pool(
+    group: Sequence[Stage],
+    num_gpus: float,
+    *,
+    num_shards: int,
+    deaths: Deaths | None = None,
+    turn_shards: int | None = None,
+) -> dict[str, Any]:
+    """Arguments of the map_batches call that runs a group of stages; no more actors than there are blocks for them.
+
+    turn_shards: shards of one block, if its models take turns.
+    """
     models = [stage.model for stage in group if stage.model is not None]
+    num_shards = -(-num_shards // (turn_shards or 1))
     fewest, most = (min(number, num_shards) for number in num_replicas(group))
     accelerator = accelerator_of(group)
     env = {name: value for stage in group for name, value in stage.env.items()}
     if env and num_gpus:
-        env[GRANTED_GPUS] = str(num_gpus / len(models))
+        env[GRANTED_GPUS] = str(num_gpus if turn_shards else num_gpus / len(models))
     return {
         "fn": actor_class(group),
         "fn_constructor_args": (list(group), deaths),
-        "batch_size": 1,
+        "fn_constructor_kwargs": {"take_turns": turn_shards is not None},
+        "batch_size": turn_shards or 1,
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
         "compute": ray.data.ActorPoolStrategy(

@@ -10,9 +10,11 @@ from typing import Any, Final, Literal
 
 import ray
 
-from pipeline.config import Replicas
+from pipeline.config import Replicas, Run
 from pipeline.errors import ConfigError
+from pipeline.models.layout import Layout, needs_of
 from pipeline.models.vllm_engine import num_shards
+from pipeline.steps.placed import free_on_gpus, layout_of, models_of, wants_gpu
 from pipeline.steps.work import Stage
 
 TOKENISE_CPUS: Final = 0.5
@@ -50,15 +52,36 @@ def cpus_per_actor(group: Sequence[Stage]) -> float:
     return max((stage.model.num_cpus for stage in group if stage.model is not None), default=TOKENISE_CPUS)
 
 
-def gpus_by_pool(groups: Sequence[Sequence[Stage]], *, may_grow: bool) -> list[float]:
+def layout_on_ray(stages: Sequence[Stage], run: Run) -> Layout:
+    """Where the models go on the Ray that this process has joined. Raises a ConfigError as `choose_layout`.
+
+    Bytes are compared where GPUs are short, and on a Ray of our own, to find a model that does not fit.
+    """
+    models, num_gpus = models_of(stages), int(ray.cluster_resources().get("GPU", 0))
+    wanted = sum(model.replica_range[0] for model in models.values() if model.num_gpus != 0)
+    is_short = wanted > num_gpus
+    compares = run.placement == "auto" and wanted and num_gpus and (is_short or run.cluster is None)
+    needs, free = needs_of(models) if compares else None, []
+    if needs:
+        probe = ray.remote(free_on_gpus).options(num_gpus=1)
+        found = ray.get([probe.remote() for _ in range(num_gpus if is_short else 1)])
+        free = [gpus[0] for gpus in found if gpus] * (1 if is_short else num_gpus)
+    return layout_of(run, needs, free)
+
+
+def gpus_by_pool(groups: Sequence[Sequence[Stage]], layout: Layout | None = None, *, may_grow: bool) -> list[float]:
     """GPUs that one actor of each pool reserves, from the config and the resources that Ray has now.
 
+    layout: with the shares of the groups with models, if it has some.
     may_grow: whether nodes may still join the cluster; then a shortage is only a warning.
 
     Raises a ConfigError if Ray cannot place every pool at once, and will not grow.
     """
     cluster = ray.cluster_resources()
     gpus = share_gpus(groups, cluster.get("GPU", 0.0))
+    if layout is not None and layout.shares:
+        shares = iter(layout.shares)
+        gpus = [next(shares) if wants_gpu(group) else number for group, number in zip(groups, gpus, strict=True)]
     needed = {
         "GPU": sum(num * num_replicas(group)[0] for num, group in zip(gpus, groups, strict=True)),
         "CPU": IO_CPUS + sum(cpus_per_actor(group) * num_replicas(group)[0] for group in groups),

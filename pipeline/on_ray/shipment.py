@@ -33,6 +33,7 @@ from pipeline.config import (
 )
 from pipeline.errors import ConfigError
 
+PROXY_KEY: Final = "score.proxy"
 CONFIG_FILE: Final = "config.yaml"
 JOBS: Final = {
     "run": "run",
@@ -184,4 +185,5 @@ def named_places(config: AnyConfig) -> tuple[dict[str, str], dict[str, TorchMode
     for key, source in read.items():
         places[f"{key}.path"] = source.path
         places |= {f"{key}.decontaminate[{i}]": path for i, path in enumerate(source.decontaminate)}
-    return places, config.torch_models()
+    proxy = config.score.proxy if isinstance(config, Config) else None
+    return places, config.torch_models() | ({} if proxy is None else {PROXY_KEY: proxy})

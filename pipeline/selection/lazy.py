@@ -22,7 +22,7 @@ from pipeline.metrics.ids import HashArray
 from pipeline.selection.columns import Columns
 from pipeline.selection.fit import drawn
 from pipeline.selection.ranking import Ranking
-from pipeline.selection.rules import contest, ids_at, not_determined
+from pipeline.selection.rules import Groups, candidates, contest, ids_at, not_determined
 from pipeline.selection.source import Positions, Source
 from pipeline.selection.threshold import kth_largest
 
@@ -61,6 +61,23 @@ def next_rows(source: Source, columns: Columns, ranking: Ranking) -> Positions:
             first = unscored[rows] >= _kth(highest[rows], k)
         needed[rows] = first if first.any() else reaching
     return np.flatnonzero(needed)
+
+
+def passed_over(source: Source, columns: Columns, ranking: Ranking, superset: float) -> BoolArray:
+    """Rows that a proxy leaves out, by its own scores: those below the best of each group, `superset` times the wanted.
+
+    Rows beyond `per_prompt` count among the best: which of a prompt's rows these are is for the policy to say. A row
+    without a score is not left out. bool, over the rows of the ranking. Raises as `choose`.
+    """
+    rule, scores = ranking.query.rule, candidates(ranking)[0]
+    *_, groups = contest(columns, ranking, partial(ids_at, source))
+    every = Groups.of(rule, columns, scores)
+    left_out = ~np.isnan(ranking.scores)
+    for name, k in groups.wanted.items():
+        rows = slice(None) if name is None else every.rows[name]
+        most = min(every.sizes[name], math.ceil(superset * k))
+        left_out[rows] &= ~(scores[rows] >= kth_largest(scores[rows], most))
+    return left_out
 
 
 def _kth(scores: FloatArray, k: int) -> float:

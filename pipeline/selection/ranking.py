@@ -130,8 +130,9 @@ class Ranking:
 
     scores: float64 [num_rows], NaN where a row is not ranked. fitted: what the metric took from the set. quantities:
     those of the columns, and the residual margin where the metric takes it. bounds: float64 [num_rows], the highest
-    score that a row which was not scored can have, NaN for other rows; empty if every row was to be scored.
-    excluded: rows that are not ranked, by reason. num_contradicted, num_disagreed: see Selection.
+    score that a row which was not scored can have, -inf for one that the proxy passed over, NaN for other rows; empty
+    if every row was to be scored. excluded: rows that are not ranked, by reason. num_contradicted, num_disagreed: see
+    Selection.
     """
 
     query: Query
@@ -237,6 +238,7 @@ def _scores(
         bounds = ranker.score({**read, query.implicit: np.zeros(rows.size)}, fitted)
         bounds[~skipped] = np.nan
         _check_finite(bounds, skipped)
+        bounds[skipped & (columns.scoring == schema.SCORINGS.index(schema.PASSED_OVER))] = -np.inf
     return fitted, quantities, scores, bounds
 
 
@@ -249,7 +251,8 @@ def _lazily(columns: Columns, query: Query) -> tuple[BoolArray, BoolArray]:
     none = np.zeros(columns.num_rows, dtype=np.bool_)
     if not columns.scoring.size or not (query.metric.reads_implicit or query.rule.band):
         return none, ~none
-    skipped, _, sampled = (columns.scoring == place for place in range(len(schema.SCORINGS)))
+    skipped, _, sampled, passed_over = (columns.scoring == place for place in range(len(schema.SCORINGS)))
+    skipped |= passed_over
     reason = why_not_lazy(query.metric, query.rule)
     if reason is not None and skipped.any():
         raise ConfigError(

@@ -153,10 +153,15 @@ def _share(count: int, num_rows: int) -> dict[str, int | float | None]:
 def render(report: Mapping[str, Any]) -> str:
     """The report of `summarise` as a table for the terminal; numbers that nothing gives are left out."""
     chosen = report["selection"]
-    disagreed = chosen.get("num_disagreed")
+    disagreed, passed_over = chosen.get("num_disagreed"), chosen.get("num_passed_over") or 0
     rows: list[tuple[str, ...]] = [
-        ("rows scored", f"{chosen['num_rows'] - (chosen.get('num_skipped') or 0):,}", ""),
+        ("rows scored", f"{chosen['num_rows'] - (chosen.get('num_skipped') or 0) - passed_over:,}", ""),
         *([("rows skipped", f"{skipped:,}", "")] if (skipped := chosen.get("num_skipped")) else []),
+        *(
+            [("rows passed over by score.proxy", f"{passed_over:,}", "the subset is approximate")]
+            if passed_over
+            else []
+        ),
         *((f"  {reason}", f"{count:,}", "") for reason, count in chosen["excluded"].items() if count),
         *([("rows on which judges disagree", f"{disagreed:,}", "")] if disagreed is not None else []),
         ("rows ranked and selected", f"{chosen['num_ranked']:,}", f"{chosen['k']:,}"),

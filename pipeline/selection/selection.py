@@ -43,7 +43,8 @@ class Selection:
     num_rows: rows read, repeats included. num_ranked: those with a score. num_contradicted: pairs whose label the
     reward contradicts, where select.labels is not keep. num_disagreed: rows, repeats included, whose two answers
     another row prefers the other way round; None unless select.disagreement is set. num_skipped: rows that score.lazy
-    left out of scoring; None if it was not set.
+    left out of scoring; None if it was not set. num_passed_over: rows that score.proxy left out; if there are some, the
+    selection is approximate.
     excluded: rows that could not be kept, by reason. order: see `written_order`. splits: see `split_rows`, places among
     the kept rows, in that order.
     fitted: what the metric took from the whole set. id_digest: names the set of kept ids, whatever their order.
@@ -66,6 +67,7 @@ class Selection:
     id_digest: str
     splits: Mapping[str, Positions]
     order: Positions | None = None
+    num_passed_over: int = 0
 
     @property
     def weights(self) -> FloatArray | None:
@@ -104,6 +106,7 @@ class Selection:
             "num_contradicted": self.num_contradicted,
             **({} if self.num_disagreed is None else {"num_disagreed": self.num_disagreed}),
             **({} if self.num_skipped is None else {"num_skipped": self.num_skipped}),
+            **({"approximate": True, "num_passed_over": self.num_passed_over} if self.num_passed_over else {}),
             **({"splits": self.num_by_split} if self.splits else {}),
             "id_digest": self.id_digest,
         }
@@ -284,5 +287,6 @@ def found(columns: Columns, ranking: Ranking, choice: Choice) -> Found:
         id_digest=f"{int(columns.hashes[rows].sum(dtype=np.uint64)):016x}",
         splits=splits,
         order=order,
+        num_passed_over=int(np.count_nonzero(columns.scoring == schema.SCORINGS.index(schema.PASSED_OVER))),
     )
     return Found(selection=selection, columns=columns, ranking=ranking)

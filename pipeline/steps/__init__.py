@@ -1,6 +1,7 @@
 """Steps: rows in, stages, parts out.
 
-    work          stages, and the plain loop; guard: errors and hangs of a stage; shards: the rows they work on
+    work          stages, and the plain loop; placed: where models go on GPUs; guard: errors and hangs of a stage;
+                  shards: the rows they work on
     step          one step: plan, pending shards, commits, manifest
     rows          marks rows as dropped; score_stages, reward_stage, fp8_ranks: the stages of scoring
     score         the scored dataset; rows_to_score: what it reads; lazy, lazy_rows: rounds that score only what can be

@@ -43,6 +43,7 @@ _KIND: Final = "sample"
 _FRACTION: Final = 0.4  # where select has none
 _STRETCH: Final = 16  # rows beside each other
 _SHARD_ROWS: Final = 4096
+_SUPERSETS: Final = (1, 1.5, 2, 3, 4, 6, 8)
 _COMPARED: Final = ("policy", "reference", "reward", "rewards", "tokens", "objective")
 _MODELS: Final = ("policy", "reference", "reward", "rewards")
 _TEXTS: Final = (schema.PROMPT, schema.CHOSEN, schema.REJECTED, schema.TOOLS, schema.TEMPLATE_KWARGS)
@@ -248,7 +249,16 @@ def _selection(query: Query, first: _Side, second: _Side) -> dict[str, Any]:
         "rows": int(np.count_nonzero(ranked)),
         "overlap": found["overlap"][ours][theirs],
         "rank_correlation": found["rank_correlation"][ours][theirs],
+        "recall": _recall(scores[ours], scores[theirs], Fraction(str(query.rule.fraction))),
     }
+
+
+def _recall(first: FloatArray, second: FloatArray, fraction: Fraction) -> dict[str, float]:
+    """Of the best rows by the first scores, the share that are among so many times as many by the second ones."""
+    num_best = max(1, int(fraction * first.size))
+    best, place = np.argsort(-first, kind="stable")[:num_best], np.empty(second.size, dtype=np.int64)
+    place[np.argsort(-second, kind="stable")] = np.arange(second.size)
+    return {f"{size:g}": float(np.mean(place[best] < size * num_best)) for size in _SUPERSETS}
 
 
 def render_calibration(found: Mapping[str, Any]) -> str:
@@ -269,6 +279,10 @@ def render_calibration(found: Mapping[str, Any]) -> str:
             (f"best {selection['fraction']:.0%} by metric {selection['metric']}", ""),
             ("overlap: rows in both / rows in either", _text(selection["overlap"])),
             ("rank correlation of the scores", _text(selection["rank_correlation"])),
+            *(
+                (f"of what first selects, among the best of second, {size} times as many", f"{share:.1%}")
+                for size, share in selection["recall"].items()
+            ),
         ])
     )  # fmt: skip
     rates = found["rows_per_second"]

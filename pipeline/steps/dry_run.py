@@ -29,11 +29,12 @@ from pipeline.models.packing import BLOCK_ROWS, num_step_tokens, sharing_order
 from pipeline.rewards.classifier import completions
 from pipeline.selection.text import aligned
 from pipeline.steps.lazy import outlook
+from pipeline.steps.placed import layout_told, models_of
 from pipeline.steps.refusals import words_in
 from pipeline.steps.reward_stage import dialogues_as_ids
 from pipeline.steps.rows import kept_rows, without_transient
 from pipeline.steps.score import scoring_step
-from pipeline.steps.score_stages import pair_groups
+from pipeline.steps.score_stages import pair_groups, score_stages
 from pipeline.steps.select import prepare_select
 from pipeline.steps.shards import rows_in
 from pipeline.steps.step import Step, first_rows, pending_shards, plan_of
@@ -57,7 +58,7 @@ class RunCost:
 
     num_rows, num_left: rows of the source, and those that are not scored yet. num_sampled: first rows of these that
     were read. dropped: of them, by stage and reason. template_words: see `refusals`. scored_bytes, subset_bytes: of the
-    finished datasets. lazy: what score.lazy will save, in words.
+    finished datasets. layout: where the models go, in words. lazy: what score.lazy will save, in words.
     """
 
     num_rows: int
@@ -68,6 +69,7 @@ class RunCost:
     models: tuple[ModelCost, ...]
     scored_bytes: int
     subset_bytes: int | None
+    layout: str = ""
     lazy: str = ""
 
 
@@ -116,8 +118,15 @@ def _estimate(config: Config, *, select: bool) -> RunCost:
         models=tuple(_model_costs(config, table, num_left)),
         scored_bytes=round(num_rows * scored_bytes),
         subset_bytes=_subset_bytes(config, table, num_rows * kept_share) if select else None,
+        layout=_layout(config) if config.torch_models() else "",
         lazy=outlook(config, run) if config.score.lazy else "",
     )
+
+
+def _layout(config: Config) -> str:
+    """Of the models that work at the same time: with score.lazy the rewards come before."""
+    stages = [stage for stage in score_stages(config) if not (config.score.lazy and stage.name == "reward")]
+    return layout_told(models_of(stages), config.run)
 
 
 def render(cost: RunCost, config: Config) -> str:
@@ -148,7 +157,7 @@ def render(cost: RunCost, config: Config) -> str:
             f"Assumed: {given.gpu_flops:.3g} FLOP/s of a GPU, {given.scoring_mfu:.0%} of it used. Set them under "
             "estimate.",
         ]
-    texts += [cost.lazy] if cost.lazy else []
+    texts += [text for text in (cost.layout, cost.lazy) if text]
     return "\n\n".join([*texts, "Nothing was scored or written."])
 
 

@@ -4,7 +4,6 @@ The margins that selection reads are ranked. With a reference, the implicit marg
 are often close to each other, so the check needs both models.
 """
 
-import gc
 import logging
 from collections.abc import Sequence
 from typing import Final
@@ -18,7 +17,7 @@ from pipeline.metrics.columns import FloatArray
 from pipeline.metrics.margins import explicit_margin, implicit_margin
 from pipeline.metrics.ranks import spearman
 from pipeline.steps.score_stages import score_stages
-from pipeline.steps.work import Stage, close_stage
+from pipeline.steps.work import ShardWork, Stage, in_turn
 
 NUM_RANKED: Final = 64
 LOWEST_CORRELATION: Final = 0.99
@@ -54,17 +53,8 @@ def check_ranks(config: Config, table: pa.Table) -> None:
 
 
 def _scored(table: pa.Table, stages: Sequence[Stage]) -> pa.Table:
-    import torch
-
-    for stage in stages:
-        apply = stage.build()
-        table = apply(table)
-        close_stage(apply)
-        del apply
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return table
+    [work] = in_turn([ShardWork(shard=0, table=table)], stages)
+    return work.table
 
 
 def _margins(config: Config, roles: Sequence[str], table: pa.Table) -> dict[str, FloatArray]:

@@ -20,15 +20,18 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.config import ColumnsReward, Config
 from pipeline.data.dataset import Dataset
-from pipeline.data.lazy import round_name, sealed_name
+from pipeline.data.lazy import PROXY, round_name, sealed_name
 from pipeline.data.manifest import LAZY, SCORED, Manifest
 from pipeline.data.run import Plan, Run, find_plan
-from pipeline.metrics.columns import single_array
+from pipeline.metrics.columns import BoolArray, single_array
 from pipeline.metrics.ids import HashArray, id_hashes
-from pipeline.selection.lazy import first_rows, next_rows
+from pipeline.models.fingerprints import model_fingerprint, pinned
+from pipeline.models.loading import check_models
+from pipeline.selection.columns import Columns
+from pipeline.selection.lazy import first_rows, next_rows, passed_over
 from pipeline.selection.ranking import Query, Ranking, rank
 from pipeline.selection.selection import Reader
-from pipeline.selection.source import Positions, no_positions
+from pipeline.selection.source import Positions, Source, no_positions
 from pipeline.steps.lazy_rows import LazyRows, SealedRows
 from pipeline.steps.refusals import template_words
 from pipeline.steps.score_stages import score_stages
@@ -36,17 +39,29 @@ from pipeline.steps.shards import PickedRows, picked_positions
 from pipeline.steps.step import Step, begin_step, complete_step, pending_shards
 from pipeline.steps.summary import ScoreSummary
 
+_APPROXIMATE: Final = "score.proxy: the small model scores every row first, and the subset is approximate."
 _LOGPS: Final = {"policy": schema.LOGPS[:2], "reference": schema.LOGPS[2:]}
 
 
 def lazy_step(config: Config, step: Step) -> Step:
     """The step of a scoring run without its forwards of policy and reference."""
+    proxy = {} if config.score.proxy is None else {"proxy": model_fingerprint(config.score.proxy)}
     return replace(
         step,
         kind=LAZY,
         stages=[stage for stage in step.stages if stage.name not in _LOGPS],
-        fingerprint={**step.fingerprint, "lazy": {"statistics_rows": config.score.statistics_rows}},
+        fingerprint={**step.fingerprint, "lazy": {"statistics_rows": config.score.statistics_rows, **proxy}},
     )
+
+
+def pinned_proxy(config: Config) -> Config:
+    """The config with its proxy, if it has one, as workers read it. Raises a ModelError if it cannot be used."""
+    proxy = config.score.proxy
+    if proxy is None:
+        return config
+    check_models({"policy": proxy}, config.tokens)
+    score = config.score.model_copy(update={"proxy": pinned(proxy, model_fingerprint(proxy))})
+    return config.model_copy(update={"score": score})
 
 
 def score_lazily(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]:
@@ -60,6 +75,10 @@ def score_lazily(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Ma
     rewarded = Dataset(run.place, work.complete(step, run))
     lazy, queries = LazyRows.of(rewarded, _logps(config)), _queries(config, rewarded)
     sampled, repeated = first_rows(_hashes(rewarded), config.score.statistics_rows)
+    if config.score.proxy is not None:
+        scoring = _scoring_by_proxy(config, step, rewarded)
+        begun = begin_step(scoring, config.storage)
+        lazy.pass_over(_passed_over(Dataset(begun.place, work.complete(scoring, begun)), config, queries))
     for index in itertools.count():
         scoring = _scoring_of(config, step, rewarded, no_positions(), index)
         if find_plan(run.place / round_name(index), SCORED) is None:
@@ -87,8 +106,12 @@ def outlook(config: Config, run: Run) -> str:
         return (
             "score.lazy: policy and reference will score fewer rows than that. How many is known when the rewards and "
             f"the first {config.score.statistics_rows:,} scores are there: stop the run then, and ask again."
+            f"{'' if config.score.proxy is None else f' {_APPROXIMATE}'}"
         )
     lazy, queries = LazyRows.of(rewarded, _logps(config)), _queries(config, rewarded)
+    by_proxy = Dataset.find(run.place / PROXY)
+    if config.score.proxy is not None and by_proxy is not None:
+        lazy.pass_over(_passed_over(by_proxy, config, queries))
     sampled, _ = first_rows(_hashes(rewarded), config.score.statistics_rows)
     for index in itertools.count():
         scored, plan = (find(run.place / round_name(index), SCORED) for find in (Dataset.find, find_plan))
@@ -100,6 +123,7 @@ def outlook(config: Config, run: Run) -> str:
     return (
         f"score.lazy: {num_scored:,} of {lazy.scoring.size:,} rows are scored, and about {num_wanted:,} more will be. "
         f"{saved:.0%} of the forwards of policy and reference are saved."
+        f"{'' if config.score.proxy is None else f' {_APPROXIMATE}'}"
     )
 
 
@@ -148,6 +172,26 @@ def _scoring_of(config: Config, step: Step, rewarded: Dataset, rows: Positions, 
     )
 
 
+def _scoring_by_proxy(config: Config, step: Step, rewarded: Dataset) -> Step:
+    """A round over all rows, with the proxy in the place of the policy."""
+    instead = config.model_copy(update={"policy": config.score.proxy, "reference": None})
+    scoring = _scoring_of(instead, step, rewarded, np.arange(rewarded.num_kept), 0)
+    return replace(scoring, url=f"{step.url.rstrip('/')}/{PROXY}", fingerprint={**step.fingerprint, "round": PROXY})
+
+
+def _passed_over(by_proxy: Dataset, config: Config, queries: Sequence[Query]) -> BoolArray:
+    """Kept rows that no selection needs, as the proxy ranks them; those that it dropped are for the policy."""
+    assert config.score.proxy is not None  # noqa: S101 - the caller asks
+    outcomes = [single_array(table, schema.STATUS) for table in by_proxy.tables([schema.STATUS], kept_only=False)]
+    is_kept = np.concatenate([np.zeros(0, dtype=np.bool_), *(np.asarray(each) == schema.KEPT for each in outcomes)])
+    found: BoolArray = is_kept.copy()
+    for query in queries:
+        if query.metric.reads_implicit:
+            ranked = _ranked(by_proxy, query)
+            found[is_kept] &= passed_over(by_proxy, *ranked, config.score.proxy.superset)
+    return found
+
+
 def _wanted(lazy: LazyRows, queries: Sequence[Query]) -> Positions:
     """Places of the rows that a query needs next."""
     found = [next_rows(lazy, *_ranked(lazy, query)) for query in queries if query.metric.reads_implicit]
@@ -155,8 +199,8 @@ def _wanted(lazy: LazyRows, queries: Sequence[Query]) -> Positions:
     return places
 
 
-def _ranked(lazy: LazyRows, query: Query) -> tuple[Any, Ranking]:
-    columns, repeats = Reader(lazy, [query]).for_query(query)
+def _ranked(rows: Source, query: Query) -> tuple[Columns, Ranking]:
+    columns, repeats = Reader(rows, [query]).for_query(query)
     return columns, rank(columns, query, repeats)
 
 
@@ -168,7 +212,14 @@ def _sealing(step: Step, lazy: LazyRows, queries: Sequence[Query], num_rounds: i
         bounds[lazy.places] = rankings[0].bounds
     columns = pa.schema([*step.schema, *schema.LAZY_FIELDS])
     fitted = [ranking.fitted.to_dict() for ranking in rankings]
-    counts = dict(zip(schema.SCORINGS, map(int, np.bincount(lazy.scoring[lazy.places], minlength=3)), strict=True))
+    numbers = np.bincount(lazy.scoring[lazy.places], minlength=len(schema.SCORINGS)).tolist()
+    counts = dict(zip(schema.SCORINGS, numbers, strict=True))
+    approximate: dict[str, Any] = {}
+    if not counts[schema.PASSED_OVER]:
+        del counts[schema.PASSED_OVER]
+    else:
+        of_them = _hashes(lazy.rewarded)[lazy.scoring == schema.SCORINGS.index(schema.PASSED_OVER)]
+        approximate = {"approximate": True, "passed_over_digest": f"{int(of_them.sum(dtype=np.uint64)):016x}"}
     return replace(
         step,
         kind=SCORED,
@@ -176,9 +227,9 @@ def _sealing(step: Step, lazy: LazyRows, queries: Sequence[Query], num_rounds: i
         rows=SealedRows(lazy=lazy, bounds=bounds, schema=columns),
         stages=[],
         schema=columns,
-        fingerprint={**step.fingerprint, "bounds": fitted[0]},
+        fingerprint={**step.fingerprint, "bounds": fitted[0], **approximate},
         check=None,
-        extra={"lazy": {**step.fingerprint["lazy"], **counts, "rounds": num_rounds, "fitted": fitted}},
+        extra={"lazy": {**step.fingerprint["lazy"], **counts, **approximate, "rounds": num_rounds, "fitted": fitted}},
     )
 
 

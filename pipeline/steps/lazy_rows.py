@@ -19,7 +19,7 @@ from pipeline.steps.rows import drop_rows, kept_rows, set_column
 from pipeline.steps.shards import RowShard
 
 _GONE: Final = -1
-_SKIPPED, _SCORED, _SAMPLED = range(len(schema.SCORINGS))
+_SKIPPED, _SCORED, _SAMPLED, _PASSED_OVER = range(len(schema.SCORINGS))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +61,10 @@ class LazyRows:
                 self.drops[int(rows[row])] = drop
             self.scoring[rows[~is_kept]] = _GONE
             start += table.num_rows
+
+    def pass_over(self, rows: BoolArray) -> None:
+        """Leave these rows out of all rounds, before any is added. rows: bool over all kept rows."""
+        self.scoring[rows] = _PASSED_OVER
 
     @property
     def places(self) -> Positions:
@@ -152,7 +156,7 @@ class SealedRows:
         is_kept = lazy.scoring[places] != _GONE
         for name, values in {**lazy.logps, schema.BOUND: self.bounds}.items():
             column = np.full(table.num_rows, np.nan)
-            column[rows] = values[places]
+            column[rows] = np.where(np.isneginf(values[places]), np.nan, values[places])
             table = set_column(table, name, pa.array(column, from_pandas=True))
         scoring = np.full(table.num_rows, _GONE)
         scoring[rows] = lazy.scoring[places]

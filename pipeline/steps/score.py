@@ -28,7 +28,7 @@ from pipeline.rewards.backend import Backend
 from pipeline.rewards.cache import check_cache
 from pipeline.rewards.registry import reward_backends
 from pipeline.schema import with_leads
-from pipeline.steps.lazy import lazy_step, score_lazily
+from pipeline.steps.lazy import lazy_step, pinned_proxy, score_lazily
 from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
 from pipeline.steps.rows_to_score import rows_of_dataset, rows_of_sources
@@ -70,6 +70,7 @@ def scoring_step(config: Config, pairs: Dataset | None = None) -> tuple[Config, 
     sections = {name: reward.pinned(of_members[name]) for name, reward in rewards.items()}
     source["schema"] = with_leads(source["schema"], [name for name, reward in rewards.items() if reward.compares])
     config = config.model_copy(update=pins).with_members(sections)
+    config = pinned_proxy(config)
     source["fingerprint"] = {"source": source["fingerprint"], **models}
     step = Step(kind=SCORED, url=config.scored, stages=score_stages(config), config=given, **source)
     return config, lazy_step(config, step) if config.score.lazy else step

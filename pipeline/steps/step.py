@@ -24,6 +24,7 @@ from pipeline.data.place import Place
 from pipeline.data.run import MINOR_VERSION, RUN_FILE, Plan, Run
 from pipeline.progress import progress
 from pipeline.steps.guard import guarded
+from pipeline.steps.placed import layout_here, models_of, take_turns
 from pipeline.steps.rows import without_transient
 from pipeline.steps.shards import StepRows, rows_in
 from pipeline.steps.totals import Totals
@@ -124,6 +125,8 @@ def complete_step(step: Step, run: Run, pending: NDArray[np.int64], settings: co
             from pipeline.on_ray.engine import run_on_ray
 
             engine = partial(run_on_ray, run=settings, dataset=run.place)
+        elif len(pending) and take_turns(stages, layout_here(models_of(stages), settings)):
+            engine = partial(run_plain, turn_shards=settings.turn_shards)
         for first in range(0, len(pending), WAVE_SHARDS):
             indices = pending[first : first + WAVE_SHARDS].tolist()
             wave = step.rows.shards(run.plan.shards, indices)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from pipeline import schema
 from pipeline.data.manifest import Manifest
 from pipeline.shown import shown, shown_path
 from pipeline.steps.refusals import with_words
@@ -38,6 +39,11 @@ def render_score(summary: ScoreSummary, manifest: Manifest, url: str) -> str:
             for reason, count in sorted(manifest.drops_by_reason.items())
         ),
         *([("rows skipped", f"{lazy['skipped']:,}")] if (lazy := manifest.extra.get("lazy")) else []),
+        *(
+            [("rows passed over", f"{passed_over:,} by score.proxy: a subset of this dataset is approximate")]
+            if (passed_over := (lazy or {}).get(schema.PASSED_OVER))
+            else []
+        ),
         ("shards", f"{len(manifest.files):,} ({summary.num_shards_done_now or 'none'} now)"),
         ("seconds", f"{summary.seconds:.1f}"),
     ]

@@ -1,9 +1,15 @@
 """Stages, the shards they work on, and the plain loop that applies the ones to the others."""
 
+import ctypes
+import gc
+import logging
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import takewhile
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -12,6 +18,11 @@ from pipeline.drops import StageName
 from pipeline.errors import AlignpotError
 from pipeline.faults import storage_errors
 from pipeline.steps.shards import AnyShard, ShardReader
+from pipeline.termination import raise_if_terminated
+
+_BATCH_BYTES: Final = 256 << 20
+
+_log = logging.getLogger(__name__)
 
 Apply = Callable[[pa.Table], pa.Table]
 
@@ -81,23 +92,100 @@ def commit_shard(work: ShardWork, commit: Commit) -> ShardWork:
 
 
 def run_plain(
-    reader: ShardReader, shards: Sequence[AnyShard], stages: Sequence[Stage], commit: Commit
+    reader: ShardReader,
+    shards: Sequence[AnyShard],
+    stages: Sequence[Stage],
+    commit: Commit,
+    turn_shards: int | None = None,
 ) -> Iterator[ShardWork]:
     """Run every stage over the shards in this process, one after another, and commit their parts.
 
+    turn_shards: shards of a batch, if models take turns (see `in_turn`); None holds them all at once.
+
     Yields the work on each committed shard, with the part's summary as its table. Runs on Ray must equal this.
     """
-    built: list[tuple[str, Apply]] = []
+    kept = [*stages] if turn_shards is None else [*takewhile(lambda stage: stage.model is None, stages)]
+    with held(kept) as ready:
+        works = (applied(read_shard(reader, shard), ready) for shard in shards)
+        for batch in batches(works, turn_shards or 1):
+            for work in in_turn(batch, stages[len(kept) :]):
+                yield commit_shard(work, commit)
+
+
+def batches(works: Iterable[ShardWork], most: int) -> Iterator[list[ShardWork]]:
+    """The same in lists of at most so many, and of few bytes."""
+    batch: list[ShardWork] = []
+    for work in works:
+        batch.append(work)
+        if len(batch) == most or sum(each.table.nbytes for each in batch) >= _BATCH_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def in_turn(
+    works: Sequence[ShardWork],
+    stages: Sequence[Stage],
+    build: Callable[[Stage], Apply] = lambda stage: stage.build(),
+    apply: Callable[[ShardWork, "Ready"], ShardWork] | None = None,
+) -> Iterator[ShardWork]:
+    """Apply one stage after another to all the shards. Each is built before, and freed with its memory after its turn.
+
+    build, apply: other ways to build a stage and to apply those that are ready.
+
+    Yields a shard when its last stage is through with it.
+    """
+    apply = apply or applied
+    for index, stage in enumerate(stages):
+        started = time.monotonic()
+        try:
+            with held([stage], build) as ready:
+                _log.info("%s: loaded in %.1f s, for %d shards", stage.label, time.monotonic() - started, len(works))
+                done = (apply(work, ready) for work in works)
+                if index == len(stages) - 1:
+                    yield from done
+                    return
+                works = [*done]
+        finally:
+            free_memory()
+    yield from works
+
+
+Ready = list[tuple[Stage, Apply]]
+"""Stages that are built."""
+
+
+@contextmanager
+def held(stages: Sequence[Stage], build: Callable[[Stage], Apply] = lambda stage: stage.build()) -> Iterator[Ready]:
+    """Build stages, and close them at the end. The last reference to them must be that to the list."""
+    ready: Ready = []
     try:
-        built.extend((stage.label, stage.build()) for stage in stages)
-        for shard in shards:
-            work = read_shard(reader, shard)
-            for name, apply in built:
-                work = work.after(name, apply)
-            yield commit_shard(work, commit)
+        for stage in stages:
+            ready.append((stage, build(stage)))
+        yield ready
     finally:
-        for _, apply in built:
-            close_stage(apply)
+        while ready:
+            close_stage(ready.pop()[1])
+
+
+def applied(work: ShardWork, ready: Ready) -> ShardWork:
+    """A shard after the stages that are ready."""
+    raise_if_terminated()
+    for stage, apply in ready:
+        work = work.after(stage.label, apply)
+    return work
+
+
+def free_memory() -> None:
+    """Give back the memory of models that nothing refers to any more: of this process, and of its GPU."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def close_stage(apply: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import pipeline
 from pipeline.cli import app
 from pipeline.errors import ConfigError, DataError
+from pipeline.steps.calibrate import _recall
 from tests.steps.conftest import write_jsonl
 
 NUM_ROWS = 60
@@ -70,12 +72,26 @@ def test_differences_ranks_and_overlap_are_those_of_numpy(config: dict[str, Any]
     assert 0.9 < numbers["rank_correlation"] < 1.0
     assert found["selection"]["fraction"] == 0.25
     assert 0.0 < found["selection"]["overlap"] <= 1.0
+    recall = found["selection"]["recall"]
+    assert list(recall) == ["1", "1.5", "2", "3", "4", "6", "8"]
+    shares = list(recall.values())
+    assert 0 < shares[0] <= shares[1] <= shares[2] <= shares[3]
+    assert shares[4:] == [1.0, 1.0, 1.0]  # four times a quarter is every row
     assert [name for name, *_ in found["differs"]] == ["reward.function"]
     for side, rates in found["rows_per_second"].items():
         assert found["hours_for_a_million_rows"][side]["reward"] * rates["reward"] == pytest.approx(
             1e6 / 3600, rel=1e-3
         )
     assert not (tmp_path / "scored").exists()
+
+
+def test_recall_is_the_share_of_what_one_selects_among_the_best_of_the_other() -> None:
+    first, noise = np.random.default_rng(0).normal(size=(2, 500))
+    second = first + noise
+    best = {*np.argsort(-first)[:50].tolist()}
+    for size, share in _recall(first, second, Fraction("0.1")).items():
+        superset = {*np.argsort(-second)[: round(float(size) * 50)].tolist()}
+        assert share == pytest.approx(len(best & superset) / 50)
 
 
 def nearly_the_length(rows: list[dict[str, Any]]) -> list[float]:

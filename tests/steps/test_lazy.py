@@ -1,6 +1,9 @@
 """Lazy scoring from source to subset: as scores of all rows would have it, nothing scored twice, through kills."""
 
+import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.errors import DataError, FingerprintError, SourceError
+from pipeline.errors import ConfigError, DataError, FingerprintError, SourceError
 from pipeline.steps.dry_run import estimate, render
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
@@ -116,3 +119,64 @@ def test_a_killed_round_goes_on_as_it_was_planned_whatever_is_wanted_now(tmp_pat
                        output={"path": str(tmp_path / "all")})  # fmt: skip
     with pytest.raises(DataError, match="were skipped by"):
         select_subsets(prepare_select(more))
+
+
+@pytest.fixture
+def by_proxy(models: dict, tiny_model_dir: Callable[..., Path]) -> Callable[[float], dict]:
+    """The models for simpo, with a proxy of its own seed."""
+    proxy = {"model": str(tiny_model_dir("llama", seed=2)), "dtype": "float32"}
+    alone = {**{name: models[name] for name in ("policy", "reward")}, "objective": {"name": "simpo"}}
+    return lambda superset: {**alone, "score": {**models["score"], "proxy": {**proxy, "superset": superset}}}
+
+
+def test_a_proxy_leaves_its_best_rows_to_the_policy_and_the_subset_is_called_approximate(tmp_path, source, by_proxy):
+    few = make_config(tmp_path, source, **by_proxy(1.5), select={"fraction": 0.2})
+    assert "the subset is approximate" in render(estimate(few, select=True), few)
+    shown = run_all(few)
+    scored = scored_of(few)
+    outcomes = Counter(scored["scoring_outcome"].drop_null().to_pylist())
+    wanted = subset_of(few).num_rows
+    # The sample, the second of two rows with one id, and the superset as far as it can still be selected.
+    assert 0 < outcomes["sampled"] + outcomes["scored"] <= 8 + 4 + math.ceil(1.5 * wanted)
+    assert outcomes["passed_over"] > 10
+    is_passed = pa.compute.equal(scored["scoring_outcome"], "passed_over")
+    assert scored.filter(is_passed)["policy_logp_chosen"].null_count == outcomes["passed_over"]
+    place = Place.open(few.scored, few.storage)
+    assert Dataset.open(place).manifest.extra["lazy"].items() >= {"approximate": True, **outcomes}.items()
+    assert f"{outcomes['passed_over']:,} by score.proxy: a subset of this dataset is approximate" in shown
+    assert "rows passed over by score.proxy" in shown
+    folder = tmp_path / "subset"
+    assert json.loads((folder / "report.json").read_text())["selection"]["approximate"] is True
+    assert "The selection is approximate." in (folder / "report.html").read_text()
+
+    proxy = pq.read_table(tmp_path / "scored/proxy/parts")
+    assert proxy.num_rows == scored.num_rows - scored["status"].to_pylist().count("dropped")
+
+    # A superset that holds every row: the same ids as without the proxy, under the same statistics, and none twice.
+    there = {path: path.stat().st_mtime_ns for path in (tmp_path / "scored").rglob("*.parquet")}
+    whole = make_config(tmp_path, source, **by_proxy(1000), select={"fraction": 0.2},
+                        output={"path": str(tmp_path / "whole")})  # fmt: skip
+    run_all(whole)
+    assert there.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "scored").rglob("*.parquet")}.items()
+    sections = by_proxy(1)
+    sections["score"] = {name: value for name, value in sections["score"].items() if name != "proxy"}
+    full = make_config(tmp_path / "full", source, **sections, select={"fraction": 0.2})
+    shown = run_all(full)
+    assert subset_of(whole)["id"].equals(subset_of(full)["id"])
+    assert "approximate" not in shown
+    assert "approximate" not in json.dumps(json.loads((tmp_path / "whole/report.json").read_text())["selection"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"score": {"lazy": False}}, "score.proxy says which rows score.lazy leaves"),
+        ({"objective": {"name": "dpo"}}, "objective dpo reads a reference"),
+        ({"select": {"min_score": 0.5}}, "leave out select.min_score"),
+    ],
+)
+def test_a_proxy_is_refused_where_it_cannot_rank(changes, reason, tmp_path, source, models, by_proxy):
+    sections = {**by_proxy(2), "reference": models["reference"], "select": {"fraction": 0.2}}
+    sections |= {name: {**sections[name], **change} for name, change in changes.items()}
+    with pytest.raises(ConfigError, match=reason):
+        make_config(tmp_path, source, **sections)

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import Generate, TorchModel
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models.layout import Layout
 from pipeline.models.vllm_engine import gpu_share
 from pipeline.on_ray.actors import StageActor, from_block, to_block
-from pipeline.on_ray.engine import _pool, shards_at_hand
+from pipeline.on_ray.engine import _groups, _pool, shards_at_hand
 from pipeline.on_ray.placement import gpus_by_pool, share_gpus
 from pipeline.steps.work import ShardWork, Stage
 
@@ -159,3 +160,57 @@ def test_an_actor_works_on_one_shard_at_a_time_though_calls_overlap():
 def test_calls_of_an_engine_with_an_environment_of_its_own_do_not_overlap():
     assert _pool([engine("auto")], 1, num_shards=4)["max_concurrency"] == 1
     assert _pool(pool(("auto", 1)), 1, num_shards=4)["max_concurrency"] == 2
+
+
+def test_an_actor_whose_stages_take_turns_gives_each_all_shards_of_a_block():
+    calls: list[tuple[str, int | None]] = []
+
+    def stage(name: str, fails_on: int | None = None) -> Stage:
+        def build():
+            calls.append((name, None))
+
+            def apply(table):
+                calls.append((name, table["id"][0].as_py()))
+                if fails_on == calls[-1][1]:
+                    raise ModelError("no number")
+                return table.append_column(name, table["id"])
+
+            return apply
+
+        return Stage(name=name, build=build, model=TorchModel(model="m"))
+
+    shards = [ShardWork(shard=i, table=pa.table({"id": [i]})) for i in range(2)]
+    block = pa.concat_tables(map(to_block, shards))
+    done = StageActor([stage("reward"), stage("policy")], take_turns=True)(block)
+    works = [from_block(done.slice(i, 1)) for i in range(2)]
+    assert calls == [(name, of) for name in ("reward", "policy") for of in (None, 0, 1)]
+    assert [work.table.to_pylist() for work in works] == [[{"id": i, "reward": i, "policy": i}] for i in range(2)]
+    assert [[timing.stage for timing in work.timings] for work in works] == [["reward", "policy"]] * 2
+
+    done = StageActor([stage("reward"), stage("policy", fails_on=1)], take_turns=True)(block)
+    assert [str(from_block(done.slice(i, 1)).failure) for i in range(2)] == ["no number"] * 2
+
+
+@pytest.mark.parametrize(("num_shards", "most"), [(64, 4), (3, 2), (2, 1)])
+def test_a_pool_that_takes_turns_gets_batches_and_no_more_actors_than_batches(num_shards, most):
+    asked = _pool(pool((0, 4), (0, 1)), 0, num_shards=num_shards, turn_shards=2)
+    assert (asked["batch_size"], asked["compute"].max_size) == (2, most)
+    assert asked["fn_constructor_kwargs"] == {"take_turns": True}
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [("pooled", [["tokenise"], ["reward"], ["policy"]]), ("in_turn", [["tokenise"], ["reward", "policy"]])],
+)
+def test_models_that_take_turns_share_actors(placement, expected):
+    stages = [Stage(name="tokenise", build=list)]
+    stages += [Stage(name=name, build=list, model=TorchModel(model="m")) for name in ("reward", "policy")]
+    assert [[stage.name for stage in group] for group in _groups(stages, placement)] == expected
+
+
+def test_shares_of_a_layout_go_to_the_pools_with_a_gpu(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    groups = [[Stage(name="tokenise", build=list)], pool(("auto", 1)), pool((0, 1)), pool(("auto", 1))]
+    layout = Layout(placement="pooled", shares=(0.7, 0.2))
+    assert gpus_by_pool(groups, layout, may_grow=False) == [0, 0.7, 0, 0.2]
+    assert gpus_by_pool(groups, Layout(placement="pooled"), may_grow=False) == [0, 0.5, 0, 0.5]

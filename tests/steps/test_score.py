@@ -18,7 +18,7 @@ import yaml
 from pipeline.config import Config, resolved
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.errors import FingerprintError, TooManyDroppedError
+from pipeline.errors import ConfigError, FingerprintError, TooManyDroppedError
 from pipeline.steps.dry_run import dry_run, estimate
 from pipeline.steps.score import check_dropped, prepare_score, score
 from pipeline.steps.work import Stage
@@ -80,8 +80,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
         ({"engine": "plain", "shard_rows": 7}, 1),
         pytest.param({"engine": "ray", "shard_rows": 30, "placement": "colocated"}, 2, marks=pytest.mark.soak),
         ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 1),
+        pytest.param(
+            {"engine": "ray", "shard_rows": 9, "placement": "in_turn", "turn_shards": 2}, 1, marks=pytest.mark.slow
+        ),
     ],
-    ids=["plain-7", "ray-30-colocated-2", "ray-9-colocated-1"],
+    ids=["plain-7", "ray-30-colocated-2", "ray-9-colocated-1", "ray-9-in-turn"],
 )
 @pytest.mark.usefixtures("local_ray")
 def test_layout_does_not_move_a_score_or_the_selection(
@@ -264,6 +267,36 @@ def test_dry_run_says_what_the_run_takes_and_writes_nothing(tmp_path: Path, pair
     bad = make_config(tmp_path, write_jsonl(tmp_path / "bad.jsonl", rows[-1:]), scored=str(tmp_path / "b"), **models)
     with pytest.raises(TooManyDroppedError, match="100% of the first 1 rows"):
         list(dry_run(bad, select=False))
+
+
+@pytest.mark.parametrize(
+    ("free", "run", "layout"),
+    [
+        ([], {}, "colocated (all models at once, in one process)."),
+        ([3_000_000_000], {}, "colocated (all models at once, in one process; weights: reward 0.0 GB"),
+        ([2_700_000_000], {}, "in_turn (one model at a time; weights: reward 0.0 GB, policy 0.0 GB, reference 0.0 GB;"),
+        ([2_700_000_000], {"placement": "colocated"}, "colocated"),
+        ([2_700_000_000], {"engine": "ray"}, "in_turn"),
+        ([3_000_000_000] * 3, {"engine": "ray"}, "pooled"),
+        ([3_000_000_000], {"engine": "ray", "address": "nowhere:6379"}, "auto (decided when the run starts"),
+    ],
+)
+def test_dry_run_names_the_layout_by_the_bytes_of_models_and_gpus(
+    free, run, layout, tmp_path, pairs, models, monkeypatch
+):
+    # The tiny models take 2.69 GB each by the estimate: 1.07 of CUDA, 1.61 of logits.
+    monkeypatch.setattr("pipeline.steps.placed.free_on_gpus", lambda: free)
+    config = make_config(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", pairs[:4]), **models, run=run)
+    assert f"\nrun.placement: {layout}" in next(dry_run(config, select=False))
+
+
+def test_a_model_that_fits_no_gpu_ends_the_run_before_it_loads(tmp_path, pairs, models, monkeypatch):
+    monkeypatch.setattr("pipeline.steps.placed.free_on_gpus", lambda: [2_000_000_000])
+    config = make_config(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", pairs[:4]), **models)
+    scoring = prepare_score(config)
+    with pytest.raises(ConfigError, match=r"^reward takes 2\.7 GB of a GPU .* and 2\.0 GB are free"):
+        score(*scoring)
+    assert not (tmp_path / "scored/parts").exists()
 
 
 @pytest.mark.slow
