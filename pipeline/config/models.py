@@ -239,6 +239,11 @@ class Run(Section):
     shard_rows: int | None = Field(default=None, ge=1)
     """Rows of one shard. A shard is the unit of work: it is scored and stored as a whole. Default: 256, or 8192 where
     no model runs. On GPUs another value may move a score by a rounding."""
+    group_prompts: bool = False
+    """Bring the rows of a prompt into one shard, where the source has them apart: models then compute the prompt once
+    for all of them. The pairs are first written to `pairs/` below the scored path. The scored dataset and its subsets
+    have their rows in another order; ids, scores and what is selected are the same. `--dry-run` counts tokens without
+    it. For `run` and `score`; it decides when a run begins."""
     stage_timeout_s: float = Field(default=3600.0, gt=0, le=1e6)
     """Seconds that a stage may work on one shard. A process that takes longer counts as hung and is ended."""
     max_dropped: float = Field(default=0.1, ge=0, le=1)
