@@ -21,19 +21,26 @@ SEEDS: Final = 5
 def margins_like(implicit: FloatArray, num_rows: int, seed: int) -> tuple[FloatArray, FloatArray]:
     """Explicit margins, normal; and implicit ones, drawn from the real ones and smoothed, so that few are equal."""
     random = np.random.default_rng(seed)
-    drawn = random.choice(implicit, num_rows)
-    return random.normal(0.5, 1.0, num_rows), drawn + random.normal(0.0, 0.1 * implicit.std(), num_rows)
+    return random.normal(0.5, 1.0, num_rows), _smoothed(implicit, random.integers(implicit.size, size=num_rows), random)
 
 
-def moved_by_the_sample(implicit: FloatArray, num_rows: int) -> dict[str, dict[str, float]]:
-    """Share of a subset's ids that differ with statistics of a sample, by fraction: mean and highest of some seeds."""
+def _smoothed(values: FloatArray, rows: Any, random: np.random.Generator) -> FloatArray:
+    return values[rows] + random.normal(0.0, 0.1 * values.std(), rows.size)
+
+
+def moved_by_the_sample(explicit: FloatArray, implicit: FloatArray, num_rows: int) -> dict[str, dict[str, float]]:
+    """Share of a subset's ids that differ with statistics of a sample, by fraction: mean and highest of some seeds.
+
+    Rows are drawn from these, both margins of a row together, and smoothed.
+    """
     moved: dict[float, list[float]] = {0.1: [], 0.4: []}
     for seed in range(SEEDS):
-        explicit, i = margins_like(implicit, num_rows, seed)
-        i = np.abs(i)
+        random = np.random.default_rng(seed)
+        rows = random.integers(implicit.size, size=num_rows)
+        e, i = _smoothed(explicit, rows, random), np.abs(_smoothed(implicit, rows, random))
         sample = np.random.default_rng([seed, 1]).choice(num_rows, min(DRAWN, num_rows), replace=False)
 
-        def potential(rows: Any, e: FloatArray = explicit, i: FloatArray = i) -> FloatArray:
+        def potential(rows: Any, e: FloatArray = e, i: FloatArray = i) -> FloatArray:
             return (e - e[rows].mean()) / e[rows].std() - (i - i[rows].mean()) / i[rows].std()
 
         whole, of_sample = potential(slice(None)), potential(sample)

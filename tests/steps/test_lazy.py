@@ -141,11 +141,12 @@ def tokens_run(config: Config) -> int:
 @pytest.mark.parametrize("lazy", [{}, {"lazy": True, "statistics_rows": 8}], ids=["all", "lazy"])
 def test_rows_of_a_prompt_come_together_and_change_nothing(lazy, tmp_path, pairs, models):
     """Four pairs a prompt, apart from each other: fewer tokens, and the rows, scores and subset that there were."""
+
     def answer(row: dict, side: str) -> str:
         return row[side][0]["content"][:60]
 
     rows = [
-        {"id": f"{i}-{part}", "prompt": f"{i} {'Read this twice. ' * 20}",
+        {"id": f"{i}-{part}", "prompt": f"{i} {'Read this twice. ' * 30}",
          **{side: answer(pairs[i + 12 * part], side) for side in ("chosen", "rejected")}}
         for i, part in itertools.product(range(12), range(4))
     ]  # fmt: skip
@@ -169,7 +170,8 @@ def test_rows_of_a_prompt_come_together_and_change_nothing(lazy, tmp_path, pairs
     first.unlink()
     (tmp_path / "together/scored/_SUCCESS.json").unlink()
     run_all(together)
-    assert (tmp_path / "together/scored/run.json").read_bytes() == plan and first.exists()
+    assert (tmp_path / "together/scored/run.json").read_bytes() == plan
+    assert first.exists()
 
     expected, found = (scored_of(config, kept_only=False).sort_by("source_row") for config in (apart, together))
     assert expected["status"].to_pylist().count("dropped") == 1
