@@ -235,7 +235,9 @@ class Run(Section):
     address: str | None = None
     """Ray cluster to join. Default: that of RAY_ADDRESS, otherwise a local one."""
     placement: Literal["pooled", "colocated"] = "pooled"
-    """`pooled` gives each model its own actors; `colocated` holds all models in every actor."""
+    """`pooled` gives each model its own actors; `colocated` holds all models in every actor. There, and in the plain
+    loop, a policy with a LoRA adapter and the reference that is its base hold their weights once; scores are the same.
+    Not with `fp8` or `compile`, nor with an adapter that brings whole modules."""
     shard_rows: int | None = Field(default=None, ge=1)
     """Rows of one shard. A shard is the unit of work: it is scored and stored as a whole. Default: 256, or 8192 where
     no model runs. On GPUs another value may move a score by a rounding."""
