@@ -1,7 +1,7 @@
 """What lazy scoring saves: tokens and seconds of the policy beside scoring every row, and what its sample moves.
 
     python -m tests.benchmarks.bench_lazy [--pairs 300] [--max-chars 300] [--statistics-rows 24]
-        [--fractions 0.05 0.1 0.25 0.4 1.0] [--classifier 0.1] [--judged 40] [--resampled 1000000]
+        [--fractions 0.05 0.1 0.25 0.4 1.0] [--classifier 0.1] [--replay] [--judged 40] [--resampled 1000000]
 
 SmolLM2-135M-Instruct scores HH-RLHF's pairs (ALIGNPOT_SHARED or ../shared), else our demo pairs, in the plain loop of
 this process, under simpo. Rewards stand in columns; those of HH-RLHF are made up: their margins are normal. Then the
@@ -36,10 +36,11 @@ from pipeline.models.packing import BLOCK_ROWS, num_step_tokens, sharing_order
 from pipeline.models.prompts import PairTokenizer, TokenizedPair
 from pipeline.steps.score import prepare_score, score
 from pipeline.steps.select import prepare_select, select_subsets
-from tests.benchmarks.lazy_margins import DRAWN, moved_by_the_sample, share_scored
+from tests.benchmarks.lazy_margins import DRAWN, margins_like, moved_by_the_sample, share_scored
 from tests.benchmarks.scoring_data import machine, read_rows, shared_data
 from tests.models.pairs import Row, pair_groups
 
+TOKENS = ["num_tokens_prompt", "num_tokens_chosen", "num_tokens_rejected"]
 SCORES = ["id", "policy_logp_chosen", "policy_logp_rejected"]
 
 
@@ -50,9 +51,14 @@ def short_rows(count: int, max_chars: int) -> tuple[str, list[Row]]:
     return name, [row for row, size in zip(rows, sizes, strict=True) if size <= max_chars][:count]
 
 
+def made_up(count: int) -> FloatArray:
+    """Explicit margins."""
+    return np.random.default_rng(0).normal(0.5, 1.0, count)
+
+
 def written_pairs(folder: Path, rows: list[Row]) -> Path:
     """The pairs with ids and rewards, as a file."""
-    margins = np.random.default_rng(0).normal(0.5, 1.0, len(rows))
+    margins = made_up(len(rows))
     path = folder / "pairs.jsonl"
     with path.open("w") as file:
         for index, (row, margin) in enumerate(zip(rows, margins.tolist(), strict=True)):
@@ -134,6 +140,25 @@ def compare_runs(
     return ratios, explicit_margin(table, "signed"), implicit_margin(table, ordinary.objective)
 
 
+def replayed(config: Config, args: argparse.Namespace) -> tuple[dict[str, Any], FloatArray, FloatArray]:
+    """As `compare_runs`, with one run of the models: the rounds go over its margins. Ratios are those of tokens."""
+    timed(config)
+    table = Dataset.open(Place.open(config.scored, config.storage)).table()
+    num_tokens = sum(table[name].to_numpy() for name in TOKENS)
+    implicit, of_model = implicit_margin(table, config.objective), explicit_margin(table, "signed")
+    ratios: dict[str, Any] = {}
+    for name, explicit in (("columns", made_up(implicit.size)), ("classifier", of_model)):
+        shares = {
+            fraction: share_scored(
+                explicit, implicit, fraction, num_tokens=num_tokens, statistics_rows=args.statistics_rows
+            )
+            for fraction in args.fractions
+        }
+        ratios[name] = {str(fraction): (round(1 / share, 2), rounds) for fraction, (share, rounds) in shares.items()}
+    print(f"tokens of the policy, fewer by, and rounds: {ratios}", flush=True)
+    return ratios, of_model, implicit
+
+
 def judged_margins(folder: Path, count: int) -> tuple[FloatArray, FloatArray]:
     """Both margins of answers to AlpacaEval that a judge rewarded: one pair a prompt, of short texts."""
     path = shared_data() / "alpaca_eval_onpolicy.parquet"
@@ -190,6 +215,7 @@ def main() -> None:
     parser.add_argument("--max-chars", type=int, default=300)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.1, 0.25, 0.4, 1.0])
     parser.add_argument("--classifier", type=float, nargs="*", default=[0.1])
+    parser.add_argument("--replay", action="store_true", help="run the models once, and only the rounds over margins")
     parser.add_argument("--judged", type=int, default=40)
     parser.add_argument("--resampled", type=int, default=1_000_000)
     args = parser.parse_args()
@@ -199,23 +225,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         source = written_pairs(folder, rows)
-        ratios, _, implicit = compare_runs(folder, source, args, args.fractions)
-        if args.classifier:
-            model = build_reward_model(ensure_smollm2(), ensure_smollm2().parent)
-            reward = {"backend": "classifier", "model": str(model), "dtype": "bfloat16", "num_gpus": 0}
+        model = build_reward_model(ensure_smollm2(), ensure_smollm2().parent)
+        reward = {"backend": "classifier", "model": str(model), "dtype": "bfloat16", "num_gpus": 0}
+        if args.replay:
+            config = config_of(folder, source, "ordinary", 1.0, reward=reward)
+            ratios, *real["reward model"] = replayed(config, args)
+            implicit = real["reward model"][1]
+        else:
+            ratios, _, implicit = compare_runs(folder, source, args, args.fractions)
+        if args.classifier and not args.replay:
             found = compare_runs(folder / "classifier", source, args, args.classifier, reward=reward)
             ratios["classifier"], real["reward model"] = found[0], found[1:]
         if args.judged:
             real["judge"] = judged_margins(folder, args.judged)
     at_scale = {}
     for fraction, weight in [*((fraction, 1.0) for fraction in args.fractions), (0.1, 0.25), (0.1, 4.0)]:
-        share, num_rounds = share_scored(implicit, args.resampled, fraction, weight)
+        share, num_rounds = share_scored(*margins_like(implicit, args.resampled, seed=0), fraction, weight)
         at_scale[f"{fraction} w={weight}"] = round(1 / share, 2)
         print(f"{args.resampled} rows, fraction {fraction}, w {weight}: {share:.1%} are scored, in {num_rounds} rounds")
-    made = np.random.default_rng(0).normal(0.5, 1.0, implicit.size)
     moved = {
         name: moved_by_the_sample(*margins, args.resampled)
-        for name, margins in {"made-up rewards": (made, implicit), **real}.items()
+        for name, margins in {"made-up rewards": (made_up(implicit.size), implicit), **real}.items()
     }
     print(f"share of the ids of a subset that statistics of {DRAWN} rows move: {moved}")
     shared = tokens_of_four_pairs(args.pairs)

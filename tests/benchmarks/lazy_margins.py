@@ -51,9 +51,17 @@ def moved_by_the_sample(explicit: FloatArray, implicit: FloatArray, num_rows: in
     return {str(at): {"mean": float(np.mean(shares)), "highest": max(shares)} for at, shares in moved.items()}
 
 
-def share_scored(implicit: FloatArray, num_rows: int, fraction: float, weight: float) -> tuple[float, int]:
-    """Share of the rows that the rounds score, and how many rounds there are."""
-    explicit, i = margins_like(implicit, num_rows, seed=0)
+def share_scored(
+    explicit: FloatArray,
+    implicit: FloatArray,
+    fraction: float,
+    weight: float = 1.0,
+    *,
+    num_tokens: FloatArray | None = None,
+    statistics_rows: int = DRAWN,
+) -> tuple[float, int]:
+    """Share of the tokens (None: of the rows) that the rounds score, and how many rounds there are."""
+    num_rows, i = explicit.size, np.abs(implicit)
     table = pa.table({
         schema.ID: [f"{row:08d}" for row in range(num_rows)],
         schema.REWARD_CHOSEN: explicit,
@@ -62,7 +70,7 @@ def share_scored(implicit: FloatArray, num_rows: int, fraction: float, weight: f
     })  # fmt: skip
     rule = Select(fraction=fraction)
     query = Query(objective=Objective(name="dpo", beta=1.0), metric=Metric(weight=weight), rule=rule)
-    sample, _ = first_rows(id_hashes(table[schema.ID].combine_chunks()), DRAWN)
+    sample, _ = first_rows(id_hashes(table[schema.ID].combine_chunks()), statistics_rows)
     outcomes = np.where(sample, schema.SCORINGS.index(schema.SAMPLED), 0)
     place = table.schema.get_field_index(schema.POLICY_LOGP_CHOSEN)
     num_rounds = 1
@@ -73,6 +81,6 @@ def share_scored(implicit: FloatArray, num_rows: int, fraction: float, weight: f
         columns, repeats = Reader(source, [query]).for_query(query)
         rows = next_rows(source, columns, rank(columns, query, repeats))
         if not rows.size:
-            return float(np.count_nonzero(outcomes)) / num_rows, num_rounds
+            return float(np.average(outcomes > 0, weights=num_tokens)), num_rounds
         outcomes[rows] = schema.SCORINGS.index(schema.SCORED)
         num_rounds += 1
