@@ -15,7 +15,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.errors import DataError, FingerprintError, SourceError
+from pipeline.errors import DataError, FingerprintError, IntegrityError, SourceError
 from pipeline.models.packing import BLOCK_ROWS, num_step_tokens, sharing_order
 from pipeline.steps.dry_run import estimate, render
 from pipeline.steps.grouped import as_planned
@@ -168,12 +168,12 @@ def test_rows_of_a_prompt_come_together_and_change_nothing(lazy, tmp_path, pairs
     ungrouped = make_config(tmp_path / "together", source, **keys)
     plan = (tmp_path / "together/scored/run.json").read_bytes()
     run_all(ungrouped)
-    first = min((tmp_path / "together/scored/parts").iterdir())
-    first.unlink()
+    part = min((tmp_path / "together/scored/parts").iterdir())
+    part.unlink()
     (tmp_path / "together/scored/_SUCCESS.json").unlink()
     run_all(together)
     assert (tmp_path / "together/scored/run.json").read_bytes() == plan
-    assert first.exists()
+    assert part.exists()
 
     expected, found = (scored_of(config, kept_only=False).sort_by("source_row") for config in (apart, together))
     assert expected["status"].to_pylist().count("dropped") == 1
@@ -182,3 +182,9 @@ def test_rows_of_a_prompt_come_together_and_change_nothing(lazy, tmp_path, pairs
     late = make_config(tmp_path / "apart", source, **keys, run=run)
     score(*prepare_score(late))
     assert not (tmp_path / "apart/scored/pairs").exists()
+
+    _, step, begun = prepare_score(together)
+    rows, (first, *others) = as_planned(step, begun).rows, begun.plan.shards
+    for wrong, problem in ((others, "lack rows"), ([first, *others, first], "are not rows")):
+        with pytest.raises(IntegrityError, match=problem):
+            rows.check(wrong, begun.place)
