@@ -235,8 +235,10 @@ class Run(Section):
     address: str | None = None
     """Ray cluster to join. Default: that of RAY_ADDRESS, otherwise a local one."""
     placement: Literal["auto", "pooled", "colocated", "in_turn"] = "auto"
-    """`pooled` gives each model its own actors; `colocated` holds all models in every actor. With `in_turn` one model
-    is in memory at a time: it is loaded, works on a batch of shards, and makes room for the next one. `auto` is
+    """`pooled` gives each model its own actors; `colocated` holds all models in every actor. There, and in the plain
+    loop, a policy with a LoRA adapter and the reference that is its base hold their weights once; scores are the same.
+    Not with `fp8` or `compile`, nor with an adapter that brings whole modules. With `in_turn` one model is in memory
+    at a time: it is loaded, works on a batch of shards, and makes room for the next one. `auto` is
     `pooled` if there is a GPU for each replica, or none at all. If GPUs are short, it compares the bytes of the models
     with the free memory and takes the first that fits of pooled, colocated and in_turn. It is `pooled` too if a model
     has `num_gpus` or `accelerator_type` of its own, or is one of vLLM."""
@@ -246,6 +248,11 @@ class Run(Section):
     shard_rows: int | None = Field(default=None, ge=1)
     """Rows of one shard. A shard is the unit of work: it is scored and stored as a whole. Default: 256, or 8192 where
     no model runs. On GPUs another value may move a score by a rounding."""
+    group_prompts: bool = False
+    """Bring the rows of a prompt into one shard, where the source has them apart: models then compute the prompt once
+    for all of them. The pairs are first written to `pairs/` below the scored path. The scored dataset and its subsets
+    have their rows in another order; ids, scores and what is selected are the same. `--dry-run` counts tokens without
+    it. For `run` and `score`; it decides when a run begins."""
     stage_timeout_s: float = Field(default=3600.0, gt=0, le=1e6)
     """Seconds that a stage may work on one shard. A process that takes longer counts as hung and is ended."""
     max_dropped: float = Field(default=0.1, ge=0, le=1)

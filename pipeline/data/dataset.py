@@ -123,8 +123,10 @@ class Dataset:
             return (table.select(wanted) for file in files for table in arrow_tables(self.place, file))
         return self._part_tables(files, wanted, kept_only=kept_only)
 
-    def take(self, positions: Positions, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The kept rows at ascending positions, of which only the row groups that hold some are read.
+    def take(
+        self, positions: Positions, columns: Sequence[str] | None = None, *, kept_only: bool = True
+    ) -> Iterator[pa.Table]:
+        """The rows at ascending positions among the kept ones or all; only row groups that hold some are read.
 
         Raises as `tables`.
         """
@@ -132,10 +134,10 @@ class Dataset:
         files = self._files()
         if not all(file.footer_digest for file in files):
             return _taken(positions, self.tables(wanted))
-        firsts = np.cumsum([0, *(file.num_kept for file in files)])
+        firsts = np.cumsum([0, *(file.num_kept if kept_only else file.num_rows for file in files)])
         cuts = np.searchsorted(positions, firsts)
         some = (
-            (file, positions[start:stop] - first)
+            (file if kept_only else dataclasses.replace(file, num_kept=file.num_rows), positions[start:stop] - first)
             for file, first, start, stop in zip(files, firsts[:-1], cuts[:-1], cuts[1:], strict=True)
             if stop > start
         )

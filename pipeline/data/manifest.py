@@ -15,6 +15,7 @@ from pipeline.errors import FingerprintError, IntegrityError
 
 MANIFEST_FILE: Final = "_SUCCESS.json"
 SCORED: Final = "scored"
+PAIRS: Final = "pairs"
 LAZY: Final = "lazy"
 """Pairs with their rewards; rounds of scoring and the scored datasets made of them lie below, see `data.lazy`."""
 REWARDED: Final = "rewarded"

@@ -1,6 +1,7 @@
 """Models: loading, prompts, packing, and the engines that score completions and dialogues.
 
-    loading             tokenizers and models of config sections; adapters: what comes with an adapter; fingerprints
+    loading             tokenizers and models of config sections; adapters: what comes with an adapter; shared: one
+                        set of weights with and without it; fingerprints
     cpu, fp8            dtypes and memory of a CPU; layers in 8 bits
     prompts             messages to token ids: chat templates, response marks, truncation
     layout              how models share GPUs, by the bytes of each

@@ -24,6 +24,7 @@ from pipeline.errors import ModelError
 from pipeline.models.attention import PACKED_ATTENTION, Kernel, attending
 from pipeline.models.memory import to_device
 from pipeline.models.packing import ROW_MULTIPLE, Completion, Int64Array, Step
+from pipeline.models.shared import Unadapted
 
 _KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 # Rotary embeddings of these kinds depend on the longest sequence of a forward.
@@ -35,7 +36,7 @@ _FEED_FORWARDS: Final = ("mlp", "feed_forward", "block_sparse_moe")
 
 
 class Backbone:
-    """A transformers model, or the one inside a peft model whose adapter is unmerged.
+    """A transformers model, or the one inside a peft model whose adapter is unmerged, or that without its adapter.
 
     Attributes:
         model: the model with its head; `name` is its class, for messages, and `config` its text configuration.
@@ -48,7 +49,11 @@ class Backbone:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = model.get_base_model() if hasattr(model, "peft_config") else model
+        self._adapter_off: Callable[[], AbstractContextManager[Any]] = nullcontext
+        if isinstance(model, Unadapted):
+            self.model, self._adapter_off = model.model, model.turned_off
+        else:
+            self.model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.config = self.model.config.get_text_config()
         self.device = next(self.model.parameters()).device
         self.dtype = next(p.dtype for p in self.model.parameters() if p.dtype.is_floating_point)
@@ -84,6 +89,7 @@ class Backbone:
         decoder = self.model.base_model
         in_float32 = self.device.type == "cpu" and self.dtype in _HALF_PRECISION
         with (
+            self._adapter_off(),
             self._attention(PACKED_ATTENTION),
             attending(step, self.kernel, self.device) as attended,
             _last_norm_in_float32(decoder) if in_float32 else nullcontext() as last_norm,
@@ -97,7 +103,7 @@ class Backbone:
     def forward_one(self, completion: Completion) -> Any:
         """The model's own output for one sequence, without padding, by its own attention."""
         ids = to_device(completion.ids, self.device)[None]
-        with self._attention(self.plain_attention), uncompiled():
+        with self._adapter_off(), self._attention(self.plain_attention), uncompiled():
             return self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def compile(self) -> None:

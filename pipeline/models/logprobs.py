@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from pipeline.models.engine import Engine
-from pipeline.models.loading import load_causal_lm
 from pipeline.models.memory import Numbers, from_device, to_device
 from pipeline.models.packing import ROW_MULTIPLE, Completion, Group, Int64Array, Step, response_step
+from pipeline.models.shared import load_shared
 
 _HEAD_BYTES_CPU: Final = 128 << 20
 _HEAD_BYTES_GPU: Final = 512 << 20
@@ -32,7 +32,7 @@ class LogprobEngine(Engine):
     Arguments as in Engine.
     """
 
-    _load_model = staticmethod(load_causal_lm)
+    _load_model = staticmethod(load_shared)
     _quantity = "mean log-prob per token"
 
     def _attach_head(self) -> bool:

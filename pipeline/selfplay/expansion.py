@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pipeline import schema
 from pipeline.config import Config, Run, SelfPlayConfig, TorchModel
 from pipeline.data.dataset import Dataset
-from pipeline.data.manifest import SUBSET, Manifest
+from pipeline.data.manifest import PAIRS, SUBSET, Manifest
 from pipeline.data.place import Place
 from pipeline.data.sealed import digest
 from pipeline.errors import DataError, TooManyDroppedError
@@ -43,7 +43,6 @@ from pipeline.steps.work import Apply, Stage
 PROMPTS: Final = "prompts"
 CANDIDATES: Final = "candidates"
 ANNOTATED: Final = "annotated"
-PAIRS: Final = "pairs"
 
 _PAIR_SHARD_ROWS: Final = 4096
 _REWARDS: Final = frozenset({"reward", "rewards"})

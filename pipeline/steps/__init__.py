@@ -5,7 +5,8 @@
     step          one step: plan, pending shards, commits, manifest
     rows          marks rows as dropped; score_stages, reward_stage, fp8_ranks: the stages of scoring
     score         the scored dataset; rows_to_score: what it reads; lazy, lazy_rows: rounds that score only what can be
-                  selected; dry_run: what it would take; refusals: what a chat template says in refusing rows
+                  selected; grouped: shards by prompt; dry_run: what it would take; refusals: what a chat template says
+                  in refusing rows
     reward        rewards alone; annotate: their stages, also of self-play; prompts: prompts by their rewards
     select        subsets; pages: their pages, written again; compare: metrics side by side; calibrate: two configs side
                   by side; suspicious: pairs for people to look at

@@ -28,6 +28,7 @@ from pipeline.errors import TooManyDroppedError
 from pipeline.models.packing import BLOCK_ROWS, num_step_tokens, sharing_order
 from pipeline.rewards.classifier import completions
 from pipeline.selection.text import aligned
+from pipeline.steps.grouped import as_planned
 from pipeline.steps.lazy import outlook
 from pipeline.steps.placed import layout_told, models_of
 from pipeline.steps.refusals import words_in
@@ -101,6 +102,7 @@ def _estimate(config: Config, *, select: bool) -> RunCost:
     plan, place = plan_of(step), Place.open(config.scored, config.storage)
     check_claim(place, step.kind, plan.fingerprint)
     run = Run(place, find_plan(place, step.kind) or plan)
+    step = as_planned(step, run)
     if select:
         prepare_select(config, run.plan)
     pending = pending_shards(step, run)

@@ -20,7 +20,7 @@ from pipeline.data.commit import check_writable
 from pipeline.data.dataset import Dataset
 from pipeline.data.manifest import LAZY, SCORED, Manifest, find_manifest
 from pipeline.data.place import Place
-from pipeline.data.run import RUN_FILE, Run
+from pipeline.data.run import RUN_FILE, Run, find_plan
 from pipeline.errors import TooManyDroppedError
 from pipeline.models.fingerprints import model_fingerprint, pinned
 from pipeline.models.loading import check_models
@@ -28,6 +28,7 @@ from pipeline.rewards.backend import Backend
 from pipeline.rewards.cache import check_cache
 from pipeline.rewards.registry import reward_backends
 from pipeline.schema import with_leads
+from pipeline.steps.grouped import as_planned, grouped
 from pipeline.steps.lazy import lazy_step, pinned_proxy, score_lazily
 from pipeline.steps.refusals import template_words, with_words
 from pipeline.steps.reward_stage import extra_columns
@@ -38,7 +39,7 @@ from pipeline.steps.summary import ScoreSummary
 
 
 def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config, Step, Run]:
-    """Check source, storage and models, and write or find the plan.
+    """Check source, storage and models, and write or find the plan. To group prompts, the pairs are written first.
 
     pairs: a dataset of ours to score, in place of the config's source.
 
@@ -48,8 +49,10 @@ def prepare_score(config: Config, pairs: Dataset | None = None) -> tuple[Config,
     Raises an AlignpotError if anything is wrong, before any weights are read.
     """
     config, step = scoring_step(config, pairs)
-    run = begin_step(step, config.storage)
-    step.rows.check(run.plan.shards, run.place / RUN_FILE)
+    begun = find_plan(Place.open(step.url, config.storage), step.kind)
+    wanted = grouped(config, step) if config.run.group_prompts and begun is None else step
+    run = begin_step(wanted, config.storage)
+    as_planned(step, run).rows.check(run.plan.shards, run.place / RUN_FILE)
     return config, step, run
 
 
@@ -81,6 +84,7 @@ def score(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Manifest]
 
     Raises the AlignpotError that stopped the run; parts committed so far stay.
     """
+    step = as_planned(step, run)
     if config.score.lazy:
         return score_lazily(config, step, run)
     started = time.monotonic()

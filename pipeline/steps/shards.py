@@ -122,7 +122,7 @@ class OwnRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickedShard:
-    """Some kept rows of a dataset. rows: their positions as `_packed` writes them."""
+    """Some rows of a dataset. rows: their positions as `_packed` writes them."""
 
     index: int
     rows: str
@@ -135,11 +135,15 @@ class PickedShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickedRows:
-    """The kept rows of a dataset of ours at these ascending positions. A stored plan names its own."""
+    """Rows of a dataset of ours, shard after shard in the order of these positions. A stored plan names its own.
+
+    kept_only: positions are among the kept rows. Otherwise they are among all rows, and each must be there once.
+    """
 
     rows: Dataset
     positions: NDArray[np.int64]
     shard_rows: int
+    kept_only: bool = True
 
     @property
     def reader(self) -> "PickedRows":
@@ -149,21 +153,25 @@ class PickedRows:
     def read(self, shard: PickedShard) -> pa.Table:
         """The rows of one shard."""
         none = self.rows.schema.empty_table()
-        return pa.concat_tables([none, *self.rows.take(_unpacked(shard.rows))])
+        return pa.concat_tables([none, *self.rows.take(_unpacked(shard.rows), kept_only=self.kept_only)])
 
     def plan(self) -> Sequence[Mapping[str, Any]]:
         """The shards for run.json."""
-        pieces = (self.positions[i : i + self.shard_rows] for i in range(0, self.positions.size, self.shard_rows))
+        firsts = range(0, self.positions.size, self.shard_rows)
+        pieces = (np.sort(self.positions[first : first + self.shard_rows]) for first in firsts)
         return Records.of(({"num_rows": rows.size, "rows": _packed(rows)} for rows in pieces), dict)
 
     def check(self, stored: Sequence[Mapping[str, Any]], where: Place) -> None:
-        """Raise an IntegrityError if run.json at `where` names rows that are not there, or one twice."""
-        last, size = -1, self.rows.num_kept
+        """Raise an IntegrityError if run.json at `where` names rows that are not there, or one twice, or too few."""
+        named = np.zeros(self.rows.num_kept if self.kept_only else self.rows.manifest.num_rows, dtype=np.bool_)
         for shard in stored:
             rows = _unpacked(shard["rows"])
-            if rows.size != shard["num_rows"] or rows[0] <= last or (np.diff(rows) <= 0).any() or rows[-1] >= size:
+            is_right = 0 < rows.size == shard["num_rows"] and (np.diff(rows, prepend=-1) > 0).all()
+            if not is_right or rows[-1] >= named.size or named[rows].any():
                 raise IntegrityError(f"{where} is damaged: its shards are not rows of {self.rows.place}.")
-            last = rows[-1]
+            named[rows] = True
+        if not self.kept_only and not named.all():
+            raise IntegrityError(f"{where} is damaged: its shards lack rows of {self.rows.place}.")
 
     def shards(self, stored: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[PickedShard]:
         """As in SourceRows."""

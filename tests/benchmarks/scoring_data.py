@@ -14,11 +14,15 @@ def read_rows(data: Path | None, count: int) -> tuple[str, list[Row]]:
     """The first pairs of `data`, of HH-RLHF's harmless set if it is at hand, or of the demo's; and their name."""
     if data is not None:
         return data.name, hh_pairs(data, count)
-    shared = Path(os.environ.get("ALIGNPOT_SHARED", Path(__file__).resolve().parents[3] / "shared"))
-    path = shared / "data" / "hh_harmless.jsonl.gz"
+    path = shared_data() / "hh_harmless.jsonl.gz"
     if path.exists():
         return "HH-RLHF harmless", hh_pairs(path, count)
     return "demo pairs", demo_pairs(count)
+
+
+def shared_data() -> Path:
+    """Where real data sets lie beside the repository."""
+    return Path(os.environ.get("ALIGNPOT_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
 
 
 def machine() -> dict[str, Any]:

@@ -151,3 +151,21 @@ def test_the_head_of_a_reward_adapter_is_loaded(tiny_model_dir, tmp_path):
     assert engine.score([(Completion(ids=IDS, start=0),)]).values[0] == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(ModelError, match=r"brings \[?'?score\.weight'?\]?, for which the model has no place"):
         load_causal_lm(section(tiny_model_dir("llama"), tmp_path))
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": ["q_proj", "down_proj"]}, {"modules_to_save": ["lm_head"]}])
+def test_an_adapter_and_its_base_run_on_one_set_of_weights_unless_it_changes_the_base(
+    settings, tiny_model_dir, tmp_path
+):
+    base = tiny_model_dir("llama", tie_word_embeddings=False)
+    torch.manual_seed(4)
+    lora(tiny_model("llama", tie_word_embeddings=False), **settings).save_pretrained(tmp_path)
+    sections = {"policy": section(base, tmp_path), "reference": TorchModel(model=str(base), dtype="float32")}
+    groups = [(Completion(ids=IDS, start=30),), (Completion(ids=IDS[::-1].copy(), start=20),)]
+    alone = {role: LogprobEngine(load_causal_lm(model)).score(groups).values for role, model in sections.items()}
+    engines = {role: LogprobEngine.load(model) for role, model in sections.items()}
+    for role in ("policy", "reference", "policy", "reference"):
+        np.testing.assert_array_equal(engines[role].score(groups).values, alone[role])
+    assert not np.equal(alone["policy"], alone["reference"]).any()
+    policy, reference = (engine._backbone.model for engine in engines.values())
+    assert (policy is reference) == ("modules_to_save" not in settings)

@@ -1,5 +1,9 @@
-"""Lazy scoring from source to subset: as scores of all rows would have it, nothing scored twice, through kills."""
+"""Lazy scoring from source to subset: as scores of all rows would have it, nothing scored twice, through kills.
 
+And rows of a prompt that the source has apart, scored together.
+"""
+
+import itertools
 import json
 import math
 import shutil
@@ -14,11 +18,15 @@ import pytest
 from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
-from pipeline.errors import ConfigError, DataError, FingerprintError, SourceError
+from pipeline.errors import ConfigError, DataError, FingerprintError, IntegrityError, SourceError
+from pipeline.models.packing import BLOCK_ROWS, num_step_tokens, sharing_order
 from pipeline.steps.dry_run import estimate, render
+from pipeline.steps.grouped import as_planned
+from pipeline.steps.rows import kept_rows
 from pipeline.steps.score import prepare_score, score
+from pipeline.steps.score_stages import pair_groups, score_stages
 from pipeline.steps.select import prepare_select, select_subsets
-from tests.steps.conftest import make_config, run_all, write_jsonl
+from tests.steps.conftest import make_config, run_all, shuffled, write_jsonl
 
 LOGPS = ["policy_logp_chosen", "policy_logp_rejected", "reference_logp_chosen", "reference_logp_rejected"]
 
@@ -180,3 +188,67 @@ def test_a_proxy_is_refused_where_it_cannot_rank(changes, reason, tmp_path, sour
     sections |= {name: {**sections[name], **change} for name, change in changes.items()}
     with pytest.raises(ConfigError, match=reason):
         make_config(tmp_path, source, **sections)
+
+
+def tokens_run(config: Config) -> int:
+    """Tokens that the policy runs for the shards of a plan."""
+    config, step, run = prepare_score(config)
+    step, tokenise = as_planned(step, run), score_stages(config)[0].build()
+    total = 0
+    for shard in step.rows.shards(run.plan.shards, range(len(run.plan.shards))):
+        table = tokenise(step.rows.reader.read(shard))
+        groups = pair_groups(table, kept_rows(table))
+        total += num_step_tokens([groups[i] for i in sharing_order(groups)], BLOCK_ROWS)
+    return total
+
+
+@pytest.mark.parametrize(
+    "lazy", [{}, pytest.param({"lazy": True, "statistics_rows": 8}, marks=pytest.mark.slow)], ids=["all", "lazy"]
+)
+def test_rows_of_a_prompt_come_together_and_change_nothing(lazy, tmp_path, pairs, models):
+    """Four pairs a prompt, apart from each other: fewer tokens, and the rows, scores and subset that there were."""
+
+    def answer(row: dict, side: str) -> str:
+        return row[side][0]["content"][:60]
+
+    rows = [
+        {"id": f"{i}-{part}", "prompt": f"{i} {'Read this twice. ' * 30}",
+         **{side: answer(pairs[i + 12 * part], side) for side in ("chosen", "rejected")}}
+        for i, part in itertools.product(range(12), range(4))
+    ]  # fmt: skip
+    rows = shuffled([*rows[1:], {**rows[0], "chosen": None}])
+    source = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    keys = {**models, "score": lazy, "select": {"fraction": 0.3}}
+    apart = make_config(tmp_path / "apart", source, **keys)
+    run_all(apart)
+    run = {"engine": "plain", "shard_rows": 16, "group_prompts": True}
+    together = make_config(tmp_path / "together", source, **keys, run=run)
+    assert "rows" in render(estimate(together, select=True), together)
+    assert not (tmp_path / "together/scored").exists()
+    prepare_score(together)
+    assert tokens_run(apart) > 1.5 * tokens_run(together)
+
+    # Whoever goes on with it does what was planned.
+    ungrouped = make_config(tmp_path / "together", source, **keys)
+    plan = (tmp_path / "together/scored/run.json").read_bytes()
+    run_all(ungrouped)
+    part = min((tmp_path / "together/scored/parts").iterdir())
+    part.unlink()
+    (tmp_path / "together/scored/_SUCCESS.json").unlink()
+    run_all(together)
+    assert (tmp_path / "together/scored/run.json").read_bytes() == plan
+    assert part.exists()
+
+    expected, found = (scored_of(config, kept_only=False).sort_by("source_row") for config in (apart, together))
+    assert expected["status"].to_pylist().count("dropped") == 1
+    assert found.equals(expected)
+    assert subset_of(together).equals(subset_of(apart))
+    late = make_config(tmp_path / "apart", source, **keys, run=run)
+    score(*prepare_score(late))
+    assert not (tmp_path / "apart/scored/pairs").exists()
+
+    _, step, begun = prepare_score(together)
+    rows, (first, *others) = as_planned(step, begun).rows, begun.plan.shards
+    for wrong, problem in ((others, "lack rows"), ([first, *others, first], "are not rows")):
+        with pytest.raises(IntegrityError, match=problem):
+            rows.check(wrong, begun.place)
