@@ -306,23 +306,25 @@ def push(
         return push_subset(place, repo, public=public)
 
 
-def publish(
+def publish(  # noqa: PLR0913 - each option is a key of the config, or of `storage`
     dataset: str | Path,
     target: str,
     *,
     mode: str = "append",
     tag: str | None = None,
+    partition: Mapping[str, Any] | None = None,
     split: str = schema.TRAIN,
     storage: Mapping[str, Any] | Storage | None = None,
 ) -> str:
     """Publish a subset, or the kept rows of a scored dataset, in a table, in one commit, unless it is there.
 
     target: `iceberg://CATALOG/NAMESPACE.TABLE`, `delta://PATH` or `lance://PATH`. mode: append or replace. tag: for
-    lance, a name of the version. split: of a subset, which rows. Returns what was done, in words.
+    lance, a name of the version. partition: of a partitioned table, the value of each column. split: of a subset, which
+    rows. Returns what was done, in words.
     """
     from pipeline.exports.tables.publish import publish as publish_rows
 
-    section, table = _storage(storage), parse_target(target, mode=mode, tag=tag)
+    section, table = _storage(storage), parse_target(target, mode=mode, tag=tag, partition=partition)
     place = _place(dataset, section)
     with observed("publish", table.url, {"mode": mode, "split": split}) as told:
         told.add(tell_copy, str(dataset), place)

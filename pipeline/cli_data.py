@@ -79,7 +79,7 @@ def push(
 
 
 @data.command()
-def publish(
+def publish(  # noqa: PLR0913, PLR0917 - each option is a key of the config
     dataset: Annotated[str, typer.Argument(help="A subset or a scored dataset.", show_default=False)],
     table: Annotated[
         str,
@@ -87,7 +87,11 @@ def publish(
             metavar="URL", help="iceberg://CATALOG/NAMESPACE.TABLE, delta://PATH, lance://PATH.", show_default=False
         ),
     ],
-    mode: Annotated[str, typer.Option(help="append the rows, or replace those of the table.")] = "append",
+    mode: Annotated[str, typer.Option(help="append the rows, or replace those of the table or partition.")] = "append",
+    partition: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="Of a partitioned table: the partition. Once for each column."),
+    ] = None,
     tag: Annotated[str | None, typer.Option(help="For lance: a name of the version.")] = None,
     split: Annotated[str, typer.Option(help="Of a subset with held-out rows, which ones.")] = "train",
     endpoint_url: EndpointUrl = None,
@@ -95,7 +99,11 @@ def publish(
     """Publish rows in a table in one commit; nothing if they are there already."""
     from pipeline import api
 
-    say(api.publish(dataset, table, mode=mode, tag=tag, split=split, storage=storage_of(endpoint_url)))
+    values = dict(text.partition("=")[::2] for text in partition or [])
+    if not all("=" in text for text in partition or []):
+        raise ConfigError("--partition: wanted COLUMN=VALUE, such as day=2026-11-29.")
+    storage = storage_of(endpoint_url)
+    say(api.publish(dataset, table, mode=mode, tag=tag, partition=values or None, split=split, storage=storage))
 
 
 @data.command()

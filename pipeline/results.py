@@ -146,4 +146,5 @@ class Subset(Rows):
         if section.hub is not None:
             api.push(path, section.hub, storage=storage)
         if section.table is not None:
-            api.publish(path, section.table.url, mode=section.table.mode, tag=section.table.tag, storage=storage)
+            table = section.table.model_dump(include={"mode", "tag", "partition"})
+            api.publish(path, section.table.url, **table, storage=storage)

@@ -1,9 +1,10 @@
 """The section output.table: which table of a data platform gets the subset, and what becomes of the rows there."""
 
+import datetime
 import re
-from typing import Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline.config.load import parse
 from pipeline.config.section import LAYOUT, Section, Url
@@ -13,6 +14,11 @@ from pipeline.shown import shown_path
 Mode = Literal["append", "replace"]
 _TARGET: Final = re.compile(r"(?P<kind>iceberg|delta|lance)://(?P<path>.+)", re.DOTALL)
 _NAME: Final = re.compile(r"[^/]+/[^/.]+(\.[^/.]+)+")
+
+
+def _as_text(value: Any) -> Any:
+    """YAML makes dates of texts; of other values it would not be known how they were written."""
+    return str(value) if type(value) is datetime.date else value
 
 
 class Table(Section):
@@ -26,7 +32,12 @@ class Table(Section):
     """For iceberg `CATALOG/NAMESPACE.TABLE`, with a catalog that pyiceberg knows; else folder or URL of the table. A
     table that does not exist is created. Subsets of a sweep go to tables whose names end with that of the variant."""
     mode: Mode = "append"
-    """`append` adds the rows, unless they were published there before. `replace` makes them the only ones."""
+    """`append` adds the rows, unless they were published there before. `replace` makes them the only ones, of the table
+    or of `partition`."""
+    partition: dict[str, Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]] | None = None
+    """For a table of iceberg or delta that is partitioned by the values of columns: the value of each of them as a
+    text, as in `{day: 2026-11-29, round: '3'}`. The rows go there; rows that lack the columns get them. The table must
+    exist."""
     tag: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """For lance: names the version that holds the rows."""
 
@@ -36,6 +47,8 @@ class Table(Section):
             raise ValueError("path of an Iceberg table must be CATALOG/NAMESPACE.TABLE")
         if self.tag is not None and self.kind != "lance":
             raise ValueError(f"tag is for lance; leave it out for {self.kind}")
+        if self.partition is not None and self.kind == "lance":
+            raise ValueError("Lance has no partitions; leave partition out, and give another table or a tag")
         return self
 
     @property
@@ -51,8 +64,9 @@ def table_of_variant(kind: str, path: str, variant: str) -> str:
     return f"{path.rstrip('/')}-{variant}"
 
 
-def parse_target(url: str, *, mode: str, tag: str | None = None) -> Table:
-    """The table that a URL names: `iceberg://CATALOG/NAMESPACE.TABLE`, `delta://PATH` or `lance://PATH`.
+def parse_target(url: str, **keys: Any) -> Table:
+    """The table that a URL names: `iceberg://CATALOG/NAMESPACE.TABLE`, `delta://PATH` or `lance://PATH`. keys: further
+    ones of the section.
 
     Raises:
         ConfigError: another kind of URL, or keys that do not fit it.
@@ -62,4 +76,4 @@ def parse_target(url: str, *, mode: str, tag: str | None = None) -> Table:
         raise ConfigError(
             f"{shown_path(url)} is no table; wanted iceberg://CATALOG/NAMESPACE.TABLE, delta://PATH or lance://PATH."
         )
-    return parse(Table, {**match.groupdict(), "mode": mode, "tag": tag}, "the table")
+    return parse(Table, {**match.groupdict(), **keys}, "the table")

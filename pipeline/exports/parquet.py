@@ -1,7 +1,7 @@
 """The rows of a dataset as Parquet files on local disk, for those who keep files of their own."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,15 +20,19 @@ _CHUNKED: Final = {  # a later push then uploads only what differs
 }
 
 
-def write_parquet(dataset: Dataset, columns: Sequence[str], folder: Path) -> list[Path]:
+def write_parquet(
+    dataset: Dataset, columns: Sequence[str], folder: Path, constants: Mapping[str, pa.Scalar] | None = None
+) -> list[Path]:
     """Write the kept rows to new files in `folder`; no rows make one file without any.
 
-    The bytes depend on the rows alone, not on how the dataset was cut.
+    constants: further columns, each with one value for all rows, which is not null. The bytes depend on the rows alone,
+    not on how the dataset was cut.
     """
     num_files = max(1, -(-dataset.num_kept // ROWS_PER_FILE))
     paths = [folder / f"{index:05d}.parquet" for index in range(num_files)]
-    empty = dataset.schema.empty_table().select(columns)
-    groups = _groups(dataset.tables(columns), empty)
+    added = constants or {}
+    empty = _extended(dataset.schema.empty_table().select(columns), added)
+    groups = _groups((_extended(table, added) for table in dataset.tables(columns)), empty)
     for path in paths:
         with (
             storage_errors(str(folder)),
@@ -37,6 +41,13 @@ def write_parquet(dataset: Dataset, columns: Sequence[str], folder: Path) -> lis
             for _, group in zip(range(ROWS_PER_FILE // _ROWS_PER_GROUP), groups, strict=False):
                 file.write_table(group)
     return paths
+
+
+def _extended(table: pa.Table, constants: Mapping[str, pa.Scalar]) -> pa.Table:
+    for name, value in constants.items():
+        field = pa.field(name, value.type, nullable=False)
+        table = table.append_column(field, pa.repeat(value, table.num_rows))
+    return table
 
 
 def _groups(tables: Iterable[pa.Table], rest: pa.Table) -> Iterator[pa.Table]:

@@ -54,6 +54,29 @@ class Tables:
             found = table.to_pyarrow_table() if kind == "delta" else table.to_table()
         return sorted(found.to_pylist(), key=lambda row: row["id"])
 
+    def create(self, kind: str, schema: pa.Schema, *partitioned_by: str) -> None:
+        """A table without rows whose partitions are the values of these columns."""
+        if kind == "iceberg":
+            table = self.catalog().create_table("prefs.pairs", schema)
+            with table.update_spec() as spec:
+                for name in partitioned_by:
+                    spec.add_identity(name)
+        else:
+            from deltalake import DeltaTable, Schema
+
+            DeltaTable.create(self.folder / kind, schema=Schema.from_arrow(schema), partition_by=[*partitioned_by])
+
+    def files(self, kind: str, **partition: str) -> dict[str, bytes]:
+        """The files of a table, or those of one partition, by name."""
+        if kind == "iceberg":
+            expression = " and ".join(f"{name} = '{text}'" for name, text in partition.items()) or None
+            scan = self.open(kind).scan(**({} if expression is None else {"row_filter": expression}))
+            paths = [task.file.file_path.removeprefix("file://") for task in scan.plan_files()]
+        else:
+            own = [(name, "=", text) for name, text in partition.items()]
+            paths = self.open(kind).file_uris(file_pruning_predicate=own or None)
+        return {path: Path(path).read_bytes() for path in paths}
+
     def append(self, kind: str, rows: pa.Table) -> None:
         """As somebody else does."""
         if kind == "iceberg":

@@ -151,13 +151,44 @@ def test_targets_that_are_refused(tables: Tables, subset: str, monkeypatch):
     refused(tables.url("delta"), ConfigError, r"pip install 'alignpot\[tables\]'")
 
 
-@pytest.mark.parametrize("what", ["partitions", "not null"])
-def test_table_with_rules_of_its_own_is_refused(what: str, tables: Tables, subset: str):
-    from deltalake import DeltaTable, Schema
-
-    columns = [field.with_nullable(what == "partitions" or field.name != "id") for field in SCHEMA]
-    partitions = ["label"] if what == "partitions" else None
-    schema = Schema.from_arrow(pa.schema(columns))
-    DeltaTable.create(tables.folder / "delta", schema=schema, partition_by=partitions)
-    with pytest.raises(StorageError, match="has partitions"):
+def test_table_with_rules_of_its_own_is_refused(tables: Tables, subset: str):
+    tables.create("delta", pa.schema([field.with_nullable(field.name != "id") for field in SCHEMA]))
+    with pytest.raises(StorageError, match="columns that must not be null"):
         publish(subset, tables.url("delta"))
+
+
+@pytest.mark.parametrize("kind", ["iceberg", "delta"])
+def test_partitions_that_are_refused(kind: str, tables: Tables, subset: str):
+    def refused(words: str, error: type[Exception] = ConfigError, **options) -> None:
+        with pytest.raises(error, match=words):
+            publish(subset, tables.url(kind), **options)
+
+    refused("there is no table yet.* must be created before", partition={"day": "2026-11-29"})
+    tables.create(kind, pa.schema([*SCHEMA, pa.field("day", pa.date32())]), "day")
+    refused("is partitioned by day, and the partition that is given names no column", mode="replace")
+    refused("names label", partition={"label": "a"})
+    refused("day is date32.*, and 2026-11-31 is none", partition={"day": "2026-11-31"})
+    with pytest.raises(ConfigError, match="Lance has no partitions"):
+        publish(subset, tables.url("lance"), partition={"day": "2026-11-29"})
+
+
+def test_tables_whose_partitions_are_no_plain_values_are_refused(tables: Tables, subset: str):
+    from pyiceberg.transforms import BucketTransform
+
+    tables.create("iceberg", SCHEMA)
+    with tables.open("iceberg").update_spec() as spec:
+        spec.add_field("id", BucketTransform(4), "shard")
+    with pytest.raises(StorageError, match=r"is partitioned by shard \(bucket\[4\]\)"):
+        publish(subset, tables.url("iceberg"), partition={"shard": "1"})
+    tables.create("delta", SCHEMA, "potential")
+    with pytest.raises(SchemaError, match="partitioned by potential, which is double"):
+        publish(subset, tables.url("delta"), partition={"potential": "1"})
+
+
+def test_files_of_before_an_iceberg_table_was_partitioned_are_refused(tables: Tables, subset: str):
+    """They may hold rows of the partition among others."""
+    publish(subset, tables.url("iceberg"))
+    with tables.open("iceberg").update_spec() as spec:
+        spec.add_identity("id")
+    with pytest.raises(StorageError, match="files of before it was partitioned so"):
+        publish(subset, tables.url("iceberg"), mode="replace", partition={"id": good_rows()[3]["id"]})

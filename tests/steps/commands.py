@@ -49,16 +49,19 @@ class Command(ForkServerProcess):
         return self.exitcode
 
 
-def start(command: str, path: Path) -> Command:
-    """`alignpot COMMAND CONFIG`; what it prints goes beside the config."""
+def start(command: str, path: Path, before: Callable[[], None] | None = None) -> Command:
+    """`alignpot COMMAND CONFIG`; what it prints goes beside the config. before: called first, in the process."""
     words = [command, str(path)]
-    process = Command(target=_run, args=(words, path.with_suffix(".log"), dict(os.environ)), name=" ".join(words))
+    arguments = (words, path.with_suffix(".log"), dict(os.environ), before)
+    process = Command(target=_run, args=arguments, name=" ".join(words))
     process.start()
     return process
 
 
-def _run(words: list[str], log: Path, environment: Mapping[str, str]) -> None:
+def _run(words: list[str], log: Path, environment: Mapping[str, str], before: Callable[[], None] | None) -> None:
     os.setsid()
+    if before is not None:
+        before()
     os.environ.clear()
     # Ray read its mode of authentication when it was imported; one of the tests' own Ray would be news to it.
     os.environ.update({name: value for name, value in environment.items() if name != "RAY_AUTH_MODE"})

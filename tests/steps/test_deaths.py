@@ -1,23 +1,29 @@
 """A driver that dies before any change it makes to storage, and is run again, ends as if nothing had happened."""
 
 import json
-import os
+import random
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
+import yaml
+from ray.cluster_utils import Cluster
 
-from pipeline.config import Config, Storage
+from pipeline.config import Config, Storage, resolved
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from tests.exports.conftest import contents, export
+from tests.soak import patiently
+from tests.steps.commands import start
 from tests.steps.conftest import make_config, run_all, write_jsonl
+from tests.steps.storage_changes import CHANGES, COMMITS, Trap, is_change
 
-COMMITS = ("os.link",)
-CHANGES = (*COMMITS, "open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate")
+NUM_DEATHS = 20
+SEED = 7
 
 
 class Death(BaseException):
@@ -48,11 +54,7 @@ class Mortal:
         return False
 
     def _on_event(self, event: str, arguments: tuple) -> None:
-        if not self._kinds or event not in CHANGES:
-            return
-        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & os.O_CREAT):
-            return
-        if event == "os.mkdir" and Path(arguments[0]).is_dir():
+        if not self._kinds or not is_change(event, arguments):
             return
         with self._lock:
             self._left -= self._left > 0 and event in self._kinds
@@ -120,3 +122,59 @@ def test_death_before_any_change_of_storage_is_made_good_by_running_again(
     manifest = Dataset.open(Place.open(config.scored, Storage())).manifest
     assert (manifest.num_rows, manifest.num_kept, manifest.num_dropped) == (13, 12, 1)
     assert "(none now)" in run_all(config)
+
+
+def run_until(config: Path, trap: Trap, number: int) -> bool:
+    """Run as a process of its own, which dies before a change of storage. False if there were fewer."""
+    config.with_suffix(".log").unlink(missing_ok=True)
+    driver = start("run", config, trap.watch)
+    trap.set(driver.pid, number)
+    code = driver.wait(timeout=300)
+    assert code in (0, -signal.SIGKILL), config.with_suffix(".log").read_text()
+    return code != 0
+
+
+@pytest.mark.soak
+@pytest.mark.ray
+@pytest.mark.timeout(3600)
+def test_driver_killed_on_ray_is_made_good_by_running_again(
+    tmp_path: Path, pairs: list[dict], monkeypatch: pytest.MonkeyPatch
+):
+    """Killed before changes of storage that are drawn at random, its own ones and those of its workers, and again while
+    it goes on. The Ray goes on too, and the dead driver's workers until it ends them."""
+    work, control = tmp_path / "work", tmp_path / "control"
+    control.mkdir()
+    trap, chance = Trap(control, work), random.Random(SEED)
+    for name, value in trap.environment().items():
+        monkeypatch.setenv(name, value)
+    reward = {"backend": "function", "function": "tests.rewards.functions:length", "isolate": False, "num_cpus": 0.5}
+    config = make_config(
+        work,
+        write_jsonl(tmp_path / "pairs.jsonl", [*pairs, {**pairs[0], "id": "same", "rejected": pairs[0]["chosen"]}]),
+        reward=reward,
+        metric={"name": "explicit"},
+        run={"engine": "ray", "shard_rows": 7, "max_dropped": 0.5},
+        output={"rows_per_file": 9},
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(resolved(config)))
+    cluster = patiently(
+        lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    )
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        assert not run_until(path, trap, sys.maxsize)
+        whole, num_changes, deaths = visible(work), trap.num_seen(), []
+        while len(deaths) < NUM_DEATHS:
+            shutil.rmtree(work)
+            while run_until(path, trap, chance.randint(1, num_changes)):
+                deaths.append(trap.num_seen())
+            trap.num_seen()
+            assert visible(work) == whole
+            print(f"of {num_changes} changes, died at {deaths}", flush=True)
+        assert not run_until(path, trap, sys.maxsize)
+        assert "(none now)" in path.with_suffix(".log").read_text()
+    finally:
+        cluster.shutdown()
+    manifest = Dataset.open(Place.open(config.scored, Storage())).manifest
+    assert (manifest.num_rows, manifest.num_kept, manifest.num_dropped) == (61, 60, 1)

@@ -8,6 +8,7 @@ table. Delta keeps it, and refuses a commit if the same application has committe
 import json
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import pyarrow as pa
@@ -48,16 +49,18 @@ class DeltaLakeTable:
 
     def __init__(self, place: Place, table: DeltaTable | None, options: dict[str, str] | None) -> None:
         self._place, self._table, self._options = place, table, options
+        self._partitioned_by: tuple[str, ...] = ()
         if table is None:
             return
         about = table.metadata()
         mapped = about.configuration.get("delta.columnMapping.mode", "none") != "none"
         checked = any(key.startswith("delta.constraints.") for key in about.configuration)
-        checked |= not all(field.nullable for field in table.schema().fields)
-        if about.partition_columns or mapped or checked:
+        self._partitioned_by = tuple(about.partition_columns)
+        checked |= not all(field.nullable or field.name in self._partitioned_by for field in table.schema().fields)
+        if mapped or checked:
             raise StorageError(
-                f"{place} has partitions, column mapping, constraints or columns that must not be null, which are not "
-                "supported. Give another table."
+                f"{place} has column mapping, constraints or columns that must not be null, which are not supported. "
+                "Give another table."
             )
 
     @property
@@ -65,12 +68,19 @@ class DeltaLakeTable:
         """Its columns; None if there is no table."""
         return None if self._table is None else pa.schema(self._table.schema().to_arrow())
 
-    def holds(self, mark: str, mode: Mode) -> bool:
-        """Whether the transactions in the log say so."""
+    @property
+    def partitioned_by(self) -> tuple[str, ...]:
+        """Its partition columns."""
+        return self._partitioned_by
+
+    def holds(self, rows: Rows, mode: Mode) -> bool:
+        """Whether the transactions in the log say so or, to replace a partition, its files."""
         if self._table is None:
             return False
-        published = self._table.transaction_version(_APPLICATION + mark)
-        replaced = self._table.transaction_version(_REPLACED)
+        if rows.partition and mode == "replace":
+            return rows.are_all(self._files_of(rows))
+        published = self._table.transaction_version(_APPLICATION + rows.mark)
+        replaced = self._table.transaction_version(_REPLACED + rows.partition_key)
         if published is None:
             return False
         if mode == "replace":
@@ -80,7 +90,7 @@ class DeltaLakeTable:
     def commit(self, rows: Rows, mode: Mode) -> str:
         """Copy the files, then commit them; the version of the table."""
         version = 0 if self._table is None else self._table.version() + 1
-        applications = [_APPLICATION + rows.mark, *([_REPLACED] if mode == "replace" else [])]
+        applications = [_APPLICATION + rows.mark, *([_REPLACED + rows.partition_key] if mode == "replace" else [])]
         properties = CommitProperties(
             app_transactions=[Transaction(name, version) for name in applications],
             custom_metadata={FINGERPRINT: rows.mark, MODE: mode},
@@ -94,7 +104,14 @@ class DeltaLakeTable:
             if self._table is not None:
                 write = "append" if mode == "append" else "overwrite"
                 actions: list[AddAction | RemoveAction] = [*files]
-                self._table.create_write_transaction(actions, write, self._table.schema(), commit_properties=properties)
+                self._table.create_write_transaction(
+                    actions,
+                    write,
+                    self._table.schema(),
+                    [*self._partitioned_by],
+                    [(name, "=", text) for name, text in rows.partition_texts.items()] or None,
+                    commit_properties=properties,
+                )
             else:
                 create_table_with_add_actions(
                     location_of(self._place),
@@ -111,6 +128,15 @@ class DeltaLakeTable:
             raise
         return str(version)
 
+    def _files_of(self, rows: Rows) -> Iterator[tuple[str, int]]:
+        """The files of the partition of these rows, by path and number of rows."""
+        own = {name: value.as_py() for name, value in rows.partition.items()}
+        actions = pa.table(self._table.get_add_actions()) if self._table is not None else pa.table({})
+        known = [name for name in ("path", "num_records", "partition") if name in actions.column_names]
+        for action in actions.select(known).to_pylist():
+            if action.get("partition") == own:
+                yield action["path"], action.get("num_records") or 0
+
     def _files(self, rows: Rows) -> list[AddAction]:
         taken = [] if self._table is None else self._table.file_uris()
         taken_names = {uri.rpartition("/")[2] for uri in taken}
@@ -123,7 +149,7 @@ class DeltaLakeTable:
                 AddAction(
                     path=name,
                     size=piece.file.size,
-                    partition_values={},
+                    partition_values=rows.partition_texts,
                     modification_time=int(time.time() * 1000),
                     data_change=True,
                     stats=json.dumps({"numRecords": piece.file.num_rows}),

@@ -52,9 +52,14 @@ class LanceTable:
         """Its columns; None if there is no dataset."""
         return None if self._dataset is None else self._dataset.schema
 
-    def holds(self, mark: str, mode: Mode) -> bool:
+    @property
+    def partitioned_by(self) -> tuple[str, ...]:
+        """None: Lance has no partitions."""
+        return ()
+
+    def holds(self, rows: Rows, mode: Mode) -> bool:
         """Whether the schema's metadata says so, and the tag is there."""
-        version = self._published(mark, mode)
+        version = self._published(rows.mark, mode)
         return version is not None and (self._tag is None or self._tagged() == version)
 
     def commit(self, rows: Rows, mode: Mode) -> str:

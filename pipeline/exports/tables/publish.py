@@ -20,7 +20,7 @@ from pipeline.data.run import RUN_FILE
 from pipeline.data.table_libraries import library_errors
 from pipeline.errors import ConfigError, TemporaryError
 from pipeline.exports.tables.rows import Rows
-from pipeline.exports.tables.table import Overtaken, Table, check_columns, check_types
+from pipeline.exports.tables.table import Overtaken, Table, check_columns, check_types, partition_of
 from pipeline.schema import TRAIN
 from pipeline.shown import shown_path
 
@@ -32,11 +32,12 @@ def check_target(target: config.Table, storage: config.Storage) -> None:
     """Check before any work that the table can be opened and its folder written.
 
     Raises:
-        ConfigError: the library is not installed, the catalog is not described, or the folder holds a dataset.
+        ConfigError: the library is not installed, the catalog is not described, the folder holds a dataset, or the
+            table has other partitions.
         StorageError: no permission, or a store that cannot create an object only if it is absent.
         TemporaryError: the catalog or the store does not answer.
     """
-    open_table(target, storage)
+    partition_of(open_table(target, storage), target, shown_path(target.url))
     _check_folder(target, storage)
 
 
@@ -47,8 +48,8 @@ def publish(source: Place, target: config.Table, storage: config.Storage, split:
 
     Raises:
         SourceError: no complete dataset.
-        ConfigError: no such split.
-        SchemaError: the table cannot hold a column, or has others.
+        ConfigError: no such split, or no such partition.
+        SchemaError: the table cannot hold a column, or has others, or rows belong to another partition.
         TemporaryError: the store or the catalog does not answer, or others commit all the time.
     """
     where = shown_path(target.url)
@@ -59,21 +60,25 @@ def publish(source: Place, target: config.Table, storage: config.Storage, split:
         if name != split and dataset.manifest.kind == SUBSET
     )
     with ExitStack() as stack:
-        rows = Rows(dataset, split, stack)
+        table = open_table(target, storage)
+        rows = Rows(dataset, split, stack, partition_of(table, target, where))
         check_types(rows, target.kind, where)
         for attempt in range(_TRIES):
-            table = open_table(target, storage)
-            if table.holds(rows.mark, target.mode):
+            with library_errors(where):
+                is_held = table.holds(rows, target.mode)
+            if is_held:
                 by = "published in the meantime" if attempt else "already published"
                 return f"{by}, nothing changed: {where}{others}"
             check_columns(table, rows, where)
             if not attempt:
+                rows.check_partition(where)
                 _check_folder(target, storage)
             try:
                 with library_errors(where):
                     version = table.commit(rows, target.mode)
             except Overtaken:
                 time.sleep(random.uniform(0, _FIRST_WAIT_S * 2**attempt))  # noqa: S311
+                table = open_table(target, storage)
             else:
                 return f"published {rows.num_rows:,} pairs: {where}, version {version}{others}"
     raise TemporaryError(f"{where}: others commit there all the time. Run the same command again.")

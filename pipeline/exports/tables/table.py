@@ -6,18 +6,19 @@ from typing import Final, Protocol
 import pyarrow as pa
 from pyarrow import types as pat
 
+from pipeline import config
 from pipeline.config.table import Mode
-from pipeline.errors import SchemaError, TemporaryError
+from pipeline.errors import ConfigError, SchemaError, TemporaryError
 from pipeline.exports.tables.rows import Rows
-from pipeline.shown import listed
+from pipeline.shown import listed, shown
 from pipeline.sources.columns import TEXTS, plain_type
 
 FINGERPRINT: Final = "alignpot.fingerprint"
 """Key of a commit: the digest that tells its rows from others."""
 MODE: Final = "alignpot.mode"
 PUBLISHED: Final = "alignpot.published."
-"""Start of the keys of a table, one for each digest whose rows were published since the last replacement. Unlike old
-commits, they are never cleaned up."""
+"""Start of the keys of a table, one for each digest whose rows were published since the last replacement, of their
+partition if there is one. Unlike old commits, they are never cleaned up."""
 
 _Check = Callable[[pa.DataType], bool]
 _ANYWHERE: Final[tuple[_Check, ...]] = (
@@ -26,6 +27,7 @@ _ANYWHERE: Final[tuple[_Check, ...]] = (
     *(pat.is_binary, pat.is_large_binary, pat.is_date32, pat.is_decimal128),
     lambda kind: pat.is_timestamp(kind) and kind.unit == "us" and kind.tz in (None, "UTC"),
 )
+_PARTITIONING: Final[tuple[_Check, ...]] = (pat.is_string, pat.is_signed_integer, pat.is_date32, pat.is_boolean)
 _LISTS: Final = (pat.is_list, pat.is_large_list, pat.is_fixed_size_list)
 _SMALL: Final = (pat.is_int8, pat.is_int16)
 _FURTHER: Final[dict[str, tuple[_Check, ...]]] = {
@@ -50,8 +52,12 @@ class Table(Protocol):
     def columns(self) -> pa.Schema | None:
         """Its columns; None if there is no table."""
 
-    def holds(self, mark: str, mode: Mode) -> bool:
-        """Whether nothing is left to do: the rows of `mark` were appended or, to replace, are the only ones."""
+    @property
+    def partitioned_by(self) -> tuple[str, ...]:
+        """The columns whose values, as they are, divide the rows into partitions."""
+
+    def holds(self, rows: Rows, mode: Mode) -> bool:
+        """Whether nothing is left to do: the rows were appended or, to replace, are all of the table or partition."""
 
     def commit(self, rows: Rows, mode: Mode) -> str:
         """Write the files and make one commit, which holds the mark; returns the version that it made.
@@ -59,6 +65,37 @@ class Table(Protocol):
         Raises:
             Overtaken: nothing was committed, or it is not known.
         """
+
+
+def partition_of(table: Table, target: config.Table, where: str) -> dict[str, pa.Scalar]:
+    """The value of each column that the table is partitioned by, as the table holds it.
+
+    Raises:
+        ConfigError: the table is not there, it is partitioned by other columns, or a value is none of its column.
+        SchemaError: partitions of a type that is not supported.
+    """
+    given = target.partition or {}
+    if {*given} != {*table.partitioned_by}:
+        by = f"is partitioned by {listed(table.partitioned_by)}" if table.partitioned_by else "has no partitions"
+        raise ConfigError(
+            f"{where}: {'there is no table yet' if table.columns is None else f'the table {by}'}, and the partition "
+            f"that is given names {listed([*given]) or 'no column'}. Give a value for each column that partitions the "
+            "table, as in partition: {day: 2026-11-29}. A partitioned table must be created before."
+        )
+    return {name: _value(table, name, given[name], where) for name in table.partitioned_by}
+
+
+def _value(table: Table, name: str, text: str, where: str) -> pa.Scalar:
+    kind = _plain(table.columns.field(name).type) if table.columns is not None else pa.null()
+    if not any(check(kind) for check in _PARTITIONING):
+        raise SchemaError(
+            f"{where} is partitioned by {name}, which is {kind}. Supported are texts, whole numbers, dates and "
+            "booleans. Give another table."
+        )
+    try:
+        return pa.scalar(text).cast(kind)
+    except pa.ArrowInvalid:
+        raise ConfigError(f"{where}: partition: {name} is {kind}, and {shown(text)} is none. Correct it.") from None
 
 
 def check_types(rows: Rows, kind: str, where: str) -> None:
