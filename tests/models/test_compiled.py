@@ -26,8 +26,8 @@ def num_graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gemma2", marks=pytest.mark.slow),
-                                    pytest.param("qwen3_moe", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma2", marks=pytest.mark.soak),
+                                    pytest.param("qwen3_moe", marks=pytest.mark.soak)])  # fmt: skip
 def test_compiled_layers_give_the_plain_sums_and_nothing_is_compiled_after_the_start(family, groups):
     model = tiny_model(family)
     expected = plain_sums(model, groups)
@@ -54,7 +54,7 @@ def test_more_layers_are_compiled_no_more_often():
     assert counts[0] == counts[1]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_half_precision_is_as_exact_compiled_as_not(groups):
     exact = plain_sums(tiny_model("llama"), groups)
     plain, found = (
@@ -98,7 +98,7 @@ def test_compiled_rewards_equal_plain_ones(groups):
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_layers_rounded_to_8_bits_may_be_compiled(groups):
     expected = LogprobEngine(tiny_model("llama"), fp8=True).score(groups).values
     exact = LogprobEngine(tiny_model("llama")).score(groups).values

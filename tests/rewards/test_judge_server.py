@@ -103,7 +103,7 @@ def test_a_request_without_room_for_an_answer_drops_its_row(in_process: dict[str
     assert [row["drop_reason"] for row in found] == [None, "reward_error", None]
 
 
-@pytest.mark.parametrize("judge", ["served", "in_process"])
+@pytest.mark.parametrize("judge", ["served", pytest.param("in_process", marks=pytest.mark.soak)])
 def test_votes_and_ratings_of_self_play(
     judge: str, source: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
 ):

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif("not __import__('importlib.util').util.find_spec('vllm')", reason="no vLLM"),
 ]
 
-NUM_PAIRS, NUM_FEW = 200, 40
+NUM_PAIRS, NUM_FEW = 60, 30
 MOST_TOKENS = 400
 
 
@@ -111,6 +111,7 @@ def in_process(model: Path) -> dict[str, Any]:
     return {"backend": "vllm", "model": str(model), "dtype": "float32", "num_gpus": 0, "max_length": MOST_TOKENS}
 
 
+@pytest.mark.soak
 def test_self_play_is_judged_by_the_server_and_by_vllm_in_this_process(
     url: str, model: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path
 ):

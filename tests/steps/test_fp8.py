@@ -60,7 +60,7 @@ def scores_of(config: Config) -> np.ndarray:
     return np.stack([table[name].to_numpy() for name in LOGPS])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_scores_in_fp8_are_close_and_the_same_on_ray(

@@ -63,7 +63,7 @@ def test_make_pairs_prefers_what_the_judge_prefers_and_says_why() -> None:
     assert "temperature" not in {row["label"] for row in rows.values() if row["id"].startswith("b-1")}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.smollm2
 def test_sampling_repeats_with_the_same_seed(smollm2_dir: Path) -> None:
     prompts = load_prompts()[:3]
