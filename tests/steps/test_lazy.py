@@ -62,7 +62,7 @@ def scored_of(config: Config, **keys) -> pa.Table:
     "run",
     [
         {"engine": "plain"},
-        pytest.param({"engine": "ray", "placement": "colocated"}, marks=[pytest.mark.ray, pytest.mark.slow]),
+        pytest.param({"engine": "ray", "placement": "colocated"}, marks=[pytest.mark.ray, pytest.mark.soak]),
     ],
     ids=["plain", "ray"],
 )
