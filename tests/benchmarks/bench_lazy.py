@@ -9,9 +9,9 @@ demo's reward model gives them, which scores every row. Before any number counts
 1.0 equal those of an ordinary run to the bit, and each lazy subset is, id for id and score for score, the one that
 those scores give. Then come margins like the real ones, a million of them, without a model: the share of the rows that
 the same rounds score, with 20,000 rows for statistics; and how many ids of a subset differ between statistics of all
-rows and of 20,000, also with both margins of one pair (of the reward model, and of `--judged` answers that a judge
-rewarded). At last, without a model too, the tokens of four pairs a prompt, shuffled, whose blocks are shared. The last
-line is a JSON object with the ratios.
+rows and of 20,000, also with both margins of one pair (of the reward model, and, where AlpacaEval is at hand too, of
+`--judged` pairs of answers that a judge rewarded). At last, without a model too, the tokens of four pairs a prompt,
+shuffled, whose blocks are shared. The last line is a JSON object with the ratios.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from tests.benchmarks.lazy_margins import DRAWN, margins_like, moved_by_the_samp
 from tests.benchmarks.scoring_data import machine, read_rows, shared_data
 from tests.models.pairs import Row, pair_groups
 
+JUDGED = shared_data() / "alpaca_eval_onpolicy.parquet"
 TOKENS = ["num_tokens_prompt", "num_tokens_chosen", "num_tokens_rejected"]
 SCORES = ["id", "policy_logp_chosen", "policy_logp_rejected"]
 
@@ -161,8 +162,7 @@ def replayed(config: Config, args: argparse.Namespace) -> tuple[dict[str, Any], 
 
 def judged_margins(folder: Path, count: int) -> tuple[FloatArray, FloatArray]:
     """Both margins of answers to AlpacaEval that a judge rewarded: one pair a prompt, of short texts."""
-    path = shared_data() / "alpaca_eval_onpolicy.parquet"
-    table = pq.read_table(path, columns=["prompt", "all_generated_responses", "all_rm_scores"])
+    table = pq.read_table(JUDGED, columns=["prompt", "all_generated_responses", "all_rm_scores"])
     rows, prompts = [], set()
     for row in table.to_pylist():
         texts, rewards = row["all_generated_responses"], np.asarray(row["all_rm_scores"], dtype=float)
@@ -236,7 +236,7 @@ def main() -> None:
         if args.classifier and not args.replay:
             found = compare_runs(folder / "classifier", source, args, args.classifier, reward=reward)
             ratios["classifier"], real["reward model"] = found[0], found[1:]
-        if args.judged:
+        if args.judged and JUDGED.exists():
             real["judge"] = judged_margins(folder, args.judged)
     at_scale = {}
     for fraction, weight in [*((fraction, 1.0) for fraction in args.fractions), (0.1, 0.25), (0.1, 4.0)]:

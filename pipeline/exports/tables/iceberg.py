@@ -127,7 +127,10 @@ class IcebergTable:
             else:
                 change.add_files(urls, snapshot_properties=about)
             change.set_properties({PUBLISHED + rows.mark: f"{mode} {rows.partition_key}".rstrip()})
-            return str(change.table_metadata.current_snapshot_id)
+            snapshot = change.table_metadata.current_snapshot_id
+        if self._table is None and self._catalog.load_table(self._name).snapshot_by_id(snapshot) is None:
+            raise Overtaken  # some catalogs let two create a table at once, one over the other
+        return str(snapshot)
 
     def _there(self, table: PyIcebergTable, rows: Rows) -> dict[str, Any]:
         """What is to be read of the partition of these rows, or of the table, by file."""
