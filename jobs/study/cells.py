@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from jobs.study.worlds import WORLDS, WorldSettings
 from pipeline.config import Objective
 
-Part = Literal["main", "arms", "starts", "sizes", "rounds", "worlds"]
+Part = Literal["control", "main", "arms", "starts", "sizes", "rounds", "worlds"]
 Start = Literal["base", "warm", "over"]
 
 BEFORE: Final = "before training"
@@ -40,6 +40,8 @@ ARMS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 MAIN_ARMS: Final = tuple(ARMS)[:4]
 FEW_ARMS: Final = MAIN_ARMS[:3]
+CONTROL_ARMS: Final = ("gold margin", "gold margin, reversed", "random, draw 1", "random, draw 2")
+"""Planted: the first differs from the third and the second, the fourth does not differ from the third."""
 OTHER_ARMS: Final = tuple(ARMS)[4:-1]
 OBJECTIVES: Final[Mapping[str, Objective]] = {
     "simpo": Objective(name="simpo", beta=2.0),
@@ -48,8 +50,11 @@ OBJECTIVES: Final[Mapping[str, Objective]] = {
 MAIN_START: Final[Mapping[str, Start]] = {"simpo": "base", "dpo": "warm"}
 """Under DPO the base policy is the reference, so that all its implicit margins are 0."""
 MAIN_WORLD: Final = "noisy proxy"
+COIN_WORLD: Final = "labels by a coin"
+"""Half of the pairs are the wrong way round, so that what is selected by the gold margin teaches good or bad."""
 ALL_WORLDS: Final[Mapping[str, WorldSettings]] = {
     MAIN_WORLD: WorldSettings(reward_noise=0.5),
+    COIN_WORLD: WorldSettings(flips=0.5),
     **{name: WORLDS[name] for name in ("clean", "noisy reward", "flipped labels", "length bias", "reward x 10")},
 }
 _FRACTIONS: Final = (0.1, 0.25, 0.5, 1.0)
@@ -97,12 +102,13 @@ def cells_of(part: Part, objective: str, seed: int, fraction: float, arms: tuple
     starts: tuple[Start, ...] = ("base", "warm", "over") if objective == "simpo" else ("warm", "over")
     sizes = [*((arm, share) for share in _FRACTIONS[:-1] for arm in FEW_ARMS), (FEW_ARMS[-1], 1.0)]
     layouts: dict[Part, list[dict[str, Any]]] = {
+        "control": [{"world": COIN_WORLD, "arm": arm} for arm in CONTROL_ARMS],
         "main": [{"arm": arm} for arm in arms],
         "arms": [{"arm": arm, "fraction": ARMS[arm].get("fraction", fraction)} for arm in OTHER_ARMS],
         "starts": [{"start": each, "arm": arm} for each in starts for arm in FEW_ARMS],
         "sizes": [{"arm": arm, "fraction": share} for arm, share in sizes],
         "rounds": [{"arm": arm, "num_rounds": _NUM_ROUNDS} for arm in FEW_ARMS],
-        "worlds": [{"world": world, "arm": arm} for world in ALL_WORLDS for arm in FEW_ARMS],
+        "worlds": [{"world": world, "arm": arm} for world in ALL_WORLDS if world != COIN_WORLD for arm in FEW_ARMS],
     }
     shared = {"part": part, "seed": seed, "objective": objective, "start": start, "fraction": fraction}
     cells = [Cell(**shared | layout) for layout in layouts[part]]

@@ -10,7 +10,8 @@ one round. What a round scored is never scored again. `selection.lazy` says whic
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -33,11 +34,13 @@ from pipeline.selection.ranking import Query, Ranking, rank
 from pipeline.selection.selection import Reader
 from pipeline.selection.source import Positions, Source, no_positions
 from pipeline.steps.lazy_rows import LazyRows, SealedRows
+from pipeline.steps.placed import layout_here, models_of, take_turns
 from pipeline.steps.refusals import template_words
 from pipeline.steps.score_stages import score_stages
 from pipeline.steps.shards import PickedRows, picked_positions
 from pipeline.steps.step import Step, begin_step, complete_step, pending_shards
 from pipeline.steps.summary import ScoreSummary
+from pipeline.steps.work import Stage, built_once
 
 _APPROXIMATE: Final = "score.proxy: the small model scores every row first, and the subset is approximate."
 _LOGPS: Final = {"policy": schema.LOGPS[:2], "reference": schema.LOGPS[2:]}
@@ -79,16 +82,17 @@ def score_lazily(config: Config, step: Step, run: Run) -> tuple[ScoreSummary, Ma
         scoring = _scoring_by_proxy(config, step, rewarded)
         begun = begin_step(scoring, config.storage)
         lazy.pass_over(_passed_over(Dataset(begun.place, work.complete(scoring, begun)), config, queries))
-    for index in itertools.count():
-        scoring = _scoring_of(config, step, rewarded, no_positions(), index)
-        if find_plan(run.place / round_name(index), SCORED) is None:
-            wanted = _wanted(lazy, queries) if index else np.flatnonzero(sampled | repeated)
-            if not wanted.size or not any(query.metric.reads_implicit for query in queries):
-                break
-            scoring = _scoring_of(config, step, rewarded, wanted, index)
-        begun = begin_step(scoring, config.storage)
-        scored = Dataset(begun.place, work.complete(scoring, begun))
-        lazy.add(scored, picked_positions(begun.plan.shards), sampled)
+    with work.stages_of_rounds() as stages:
+        for index in itertools.count():
+            wanted = no_positions()
+            if find_plan(run.place / round_name(index), SCORED) is None:
+                wanted = _wanted(lazy, queries) if index else np.flatnonzero(sampled | repeated)
+                if not wanted.size or not any(query.metric.reads_implicit for query in queries):
+                    break
+            scoring = _scoring_of(config, step, rewarded, wanted, index, stages)
+            begun = begin_step(scoring, config.storage)
+            scored = Dataset(begun.place, work.complete(scoring, begun))
+            lazy.add(scored, picked_positions(begun.plan.shards), sampled)
     sealed = Dataset.find(run.place / sealed_name(index))
     if sealed is None:
         sealing = _sealing(step, lazy, queries, index)
@@ -145,6 +149,18 @@ class _Work:
         self.busy_s.update(totals.busy_s)
         return manifest
 
+    @contextmanager
+    def stages_of_rounds(self) -> Iterator[list[Stage]]:
+        """Policy and reference, built once for all rounds where they all stay in the memory of this process."""
+        settings, stages = self.config.run, _round_stages(self.config)
+        if settings.on_ray(runs_models=True) or take_turns(stages, layout_here(models_of(stages), settings)):
+            yield stages
+            return
+        # From the second round on, the models themselves take the memory by which `auto` would decide.
+        self.config = self.config.model_copy(update={"run": settings.model_copy(update={"placement": "pooled"})})
+        with built_once(stages) as stages:
+            yield stages
+
     def summary(self, seconds: float, manifest: Manifest) -> ScoreSummary:
         """Of all steps."""
         return ScoreSummary(
@@ -156,16 +172,22 @@ class _Work:
         )
 
 
-def _scoring_of(config: Config, step: Step, rewarded: Dataset, rows: Positions, index: int) -> Step:
-    """A round: policy and reference over these rows."""
-    held = config.with_members({name: ColumnsReward(backend="columns") for name in config.members})
+def _round_stages(config: Config) -> list[Stage]:
+    """Policy and reference, over rows that have their rewards."""
+    return score_stages(config.with_members({name: ColumnsReward(backend="columns") for name in config.members}))
+
+
+def _scoring_of(
+    config: Config, step: Step, rewarded: Dataset, rows: Positions, index: int, stages: Sequence[Stage]
+) -> Step:
+    """A round: these stages over these rows."""
     shard_rows = config.run.shard_rows or 256
     return replace(
         step,
         kind=SCORED,
         url=f"{step.url.rstrip('/')}/{round_name(index)}",
         rows=PickedRows(rows=rewarded, positions=rows, shard_rows=shard_rows),
-        stages=score_stages(held),
+        stages=stages,
         fingerprint={**step.fingerprint, "round": index},
         source_format="alignpot",
         check=None,
@@ -175,7 +197,8 @@ def _scoring_of(config: Config, step: Step, rewarded: Dataset, rows: Positions, 
 def _scoring_by_proxy(config: Config, step: Step, rewarded: Dataset) -> Step:
     """A round over all rows, with the proxy in the place of the policy."""
     instead = config.model_copy(update={"policy": config.score.proxy, "reference": None})
-    scoring = _scoring_of(instead, step, rewarded, np.arange(rewarded.num_kept), 0)
+    rows, stages = np.arange(rewarded.num_kept), _round_stages(instead)
+    scoring = _scoring_of(instead, step, rewarded, rows, 0, stages)
     return replace(scoring, url=f"{step.url.rstrip('/')}/{PROXY}", fingerprint={**step.fingerprint, "round": PROXY})
 
 

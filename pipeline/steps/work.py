@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any, Final
 
@@ -167,6 +168,27 @@ def held(stages: Sequence[Stage], build: Callable[[Stage], Apply] = lambda stage
     finally:
         while ready:
             close_stage(ready.pop()[1])
+
+
+@contextmanager
+def built_once(stages: Sequence[Stage]) -> Iterator[list[Stage]]:
+    """The same stages for several runs of the plain loop: each is built in the first run, and closed at the end."""
+    built: dict[int, Apply] = {}
+
+    def build(index: int) -> Apply:
+        if index not in built:
+            built[index] = stages[index].build()
+
+        def apply(table: pa.Table) -> pa.Table:  # without a method to close it
+            return built[index](table)
+
+        return apply
+
+    try:
+        yield [replace(stage, build=partial(build, index)) for index, stage in enumerate(stages)]
+    finally:
+        while built:
+            close_stage(built.popitem()[1])
 
 
 def applied(work: ShardWork, ready: Ready) -> ShardWork:

@@ -19,6 +19,7 @@ from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.data.place import Place
 from pipeline.errors import ConfigError, DataError, FingerprintError, IntegrityError, SourceError
+from pipeline.models.logprobs import LogprobEngine
 from pipeline.models.packing import BLOCK_ROWS, num_step_tokens, sharing_order
 from pipeline.steps.dry_run import estimate, render
 from pipeline.steps.grouped import as_planned
@@ -97,11 +98,16 @@ def test_a_lazy_run_selects_what_all_scores_select_and_scores_no_row_twice(run, 
     assert rounds[0] < rounds[1] == rounds[2] < 42
 
 
-def test_a_killed_round_goes_on_as_it_was_planned_whatever_is_wanted_now(tmp_path, source, models):
+def test_a_killed_round_goes_on_as_it_was_planned_whatever_is_wanted_now(tmp_path, source, models, monkeypatch):
     config = make_config(tmp_path, source, **models, select={"fraction": 0.05})
+    loaded = []
+    load = LogprobEngine.load
+    monkeypatch.setattr(LogprobEngine, "load", lambda section: loaded.append(section.model) or load(section))
     score(*prepare_score(config))
     place = tmp_path / "scored"
     rounds = sorted(path.name for path in (place / "rounds").iterdir())
+    assert len(rounds) > 1
+    assert loaded == [config.policy.model, config.reference.model]  # once for all rounds
     last = place / "rounds" / rounds[-1]
     shutil.rmtree(place / "sealed")
     (last / "_SUCCESS.json").unlink()
