@@ -41,7 +41,7 @@ ARMS: Final[Mapping[str, Mapping[str, Any]]] = {
 MAIN_ARMS: Final = tuple(ARMS)[:4]
 FEW_ARMS: Final = MAIN_ARMS[:3]
 CONTROL_ARMS: Final = ("gold margin", "gold margin, reversed", "random, draw 1", "random, draw 2")
-"""Planted: the first differs from the third and the second, the fourth does not differ from the third."""
+"""A planted difference, of the first two, and a planted null, of the last two."""
 OTHER_ARMS: Final = tuple(ARMS)[4:-1]
 OBJECTIVES: Final[Mapping[str, Objective]] = {
     "simpo": Objective(name="simpo", beta=2.0),
@@ -98,7 +98,7 @@ def cells_of(part: Part, objective: str, seed: int, fraction: float, arms: tuple
 
     arms: those of part main. The others, in part arms, are compared with what is measured there.
     """
-    start = MAIN_START[objective]
+    start = "base" if part == "control" else MAIN_START[objective]
     starts: tuple[Start, ...] = ("base", "warm", "over") if objective == "simpo" else ("warm", "over")
     sizes = [*((arm, share) for share in _FRACTIONS[:-1] for arm in FEW_ARMS), (FEW_ARMS[-1], 1.0)]
     layouts: dict[Part, list[dict[str, Any]]] = {

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from jobs.study import evidence
-from jobs.study.cells import BEFORE, OBJECTIVES
+from jobs.study.cells import BEFORE, CONTROL_ARMS, OBJECTIVES
 from jobs.study.evidence import FloatArray
 from jobs.study.table import markdown
 from pipeline.errors import DataError
@@ -133,7 +133,7 @@ def _of_objective(objective: str, lines: Sequence[Line], part: str) -> str:
         picture.append(f"{_name(arm, part):<34}{_bar(rate)}")
     axis = " " * 34 + "0" + " " * (_WIDTH // 2 - 2) + "0.5" + " " * (_WIDTH // 2 - 2) + "1"
     return "\n\n".join((
-        f"**{objective}**, {len(lines)} lines. {_detectable(differences)}".rstrip(),
+        f"**{objective}**, {len(lines)} lines. {_detectable(differences)} {_planted(found, part)}".rstrip(),
         markdown(_HEADER, rows),
         "\n".join(["```text", axis, *picture, "```"]),
     ))  # fmt: skip
@@ -176,6 +176,16 @@ def _detectable(differences: Mapping[Arm, FloatArray]) -> str:
         f"A true difference of {alone:.2f} from {BASELINE} would be found with 80 % power, one of {among:.2f} after "
         f"Holm's correction over {len(differences)} comparisons."
     )
+
+
+def _planted(found: Mapping[Arm, Finding], part: str) -> str:
+    """The difference that part control plants."""
+    if part != "control":
+        return ""
+    best, worst = (next(finding for arm, finding in found.items() if arm[4] == name) for name in CONTROL_ARMS[:2])
+    difference = best.minus(worst)
+    shown = _shown(evidence.bootstrap_interval(difference), "+")
+    return f"Planted: {' minus '.join(CONTROL_ARMS[:2])} is {shown}, p = {evidence.p_value(difference):.1g}."
 
 
 def _bar(rate: Interval) -> str:

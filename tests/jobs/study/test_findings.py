@@ -1,6 +1,7 @@
 """The report of the training study, from lines as runs leave them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -52,6 +53,14 @@ def test_an_arm_that_was_planted_to_be_better_is_found_and_an_equal_one_is_not()
     assert "would be found with 80 % power" in text
     bars = {arm: next(bar for bar in text.splitlines() if bar.startswith(f"{arm} ")) for arm in p_of}
     assert bars["gold margin"].index("o", 34) > bars["explicit"].index("o", 34)  # the mean, beyond the name
+
+
+def test_the_control_names_the_difference_that_was_planted_and_finds_no_other():
+    effects = {"gold margin": 0.3, "gold margin, reversed": -0.3, RANDOM: 0.0, "random, draw 2": 0.0}
+    text = findings.report([{**each, "part": "control"} for each in lines(effects)], "cpu", "control")
+    [told] = re.findall(r"Planted: gold margin minus gold margin, reversed is \+0\.\d+ \[\+0.*\], p = (.*)\.", text)
+    assert float(told) < 0.001
+    assert float(row(text, "random, draw 2")[6]) > 0.2
 
 
 def test_only_whole_blocks_count():

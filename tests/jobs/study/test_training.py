@@ -10,7 +10,7 @@ import time
 import pytest
 
 from jobs.study import training
-from jobs.study.cells import ARMS, BEFORE, MAIN_ARMS, cells_of
+from jobs.study.cells import ARMS, BEFORE, CONTROL_ARMS, MAIN_ARMS, cells_of
 
 _PATIENCE_S = 300
 
@@ -49,6 +49,13 @@ def test_every_arm_is_run_once_in_parts_main_and_arms():
     assert [cell.arm for cell in cells] == [BEFORE, *[*ARMS][:-1]]
     assert {cell.fraction for cell in cells if cell.arm in MAIN_ARMS} == {0.25}
     assert {cell.fraction for cell in cells if cell.arm.startswith("all pairs")} == {1.0}
+
+
+def test_the_control_starts_from_the_policy_that_is_its_reference():
+    before, *cells = cells_of("control", "dpo", 0, 0.35)
+    assert before.arm == BEFORE
+    assert {cell.start for cell in (before, *cells)} == {"base"}
+    assert tuple(cell.arm for cell in cells) == CONTROL_ARMS
 
 
 def test_other_prompts_or_sizes_are_another_setup(tmp_path):
