@@ -29,9 +29,10 @@ class Score(Section):
     skipped. Needs a `select` section, and a metric with a bound: potential with the absolute implicit margin, without
     ranks. A later run that needs more rows, for a larger fraction or another weight, scores these alone."""
     statistics_rows: int = Field(default=20_000, ge=2)
-    """With `lazy`: rows that are scored in any case. Of them come mean and spread of the margins and an automatic
-    weight. They are those with the smallest hashes of their ids, so they are the same in any order of rows. Rules that
-    leave few rows, such as a narrow `select.where`, leave few of these too."""
+    """With `lazy`: rows that are scored in any case. Of them come mean and spread of the implicit margin and an
+    automatic weight; those of the explicit margin come from all rows. They are those with the smallest hashes of their
+    ids, so they are the same in any order of rows. Rules that leave few rows, such as a narrow `select.where`, leave
+    few of these too."""
     proxy: Proxy | None = None
     """With `lazy`: a small model that scores every row first, under the same objective, such as `{model: ORG/SMALL,
     superset: 2.0}`. The policy scores the best rows by the small model's potential, `superset` times as many as are

@@ -34,10 +34,13 @@ _BLOCK: Final = 2**18
 _NAMES: Final[Mapping[Term, str]] = {EXPLICIT_SIGNED: "the explicit margin", IMPLICIT: "the implicit margin"}
 
 
-def fit(ranker: Ranker, quantities: Quantities, ranked: BoolArray, hashes: HashArray) -> Fitted:
+def fit(
+    ranker: Ranker, quantities: Quantities, ranked: BoolArray, hashes: HashArray, rewarded: BoolArray | None = None
+) -> Fitted:
     """Fit a metric to the rows that are ranked.
 
-    quantities: all that the ranker's terms are made of. ranked: bool [num_rows]. hashes: of the ids.
+    quantities: all that the ranker's terms are made of. ranked: bool [num_rows]. hashes: of the ids. rewarded: bool
+    [num_rows], rows by which the explicit margin is normalised, if these are more.
 
     Raises:
         DataError: a margin has no spread, or the rows do not determine what is to be fitted.
@@ -46,16 +49,17 @@ def fit(ranker: Ranker, quantities: Quantities, ranked: BoolArray, hashes: HashA
     normalisers: dict[str, Normaliser] = {}
     moments: dict[Term, Moments] = {}
     sample: Terms = {}
+    rows = dict.fromkeys(ranker.terms, ranked) | ({} if rewarded is None else {EXPLICIT: rewarded})
     if needs & {"moments"} or ("ratio" in needs and metric.ratio == "std"):
-        moments = {term: ranked_moments(ranker.term(quantities, term), ranked) for term in ranker.terms}
+        moments = {term: ranked_moments(ranker.term(quantities, term), rows[term]) for term in ranker.terms}
     for term in ranker.terms:
         if "moments" in needs:
             normalisers[term] = checked_scale(moments[term].mean(), moments[term].std(), name=term,
                                               num_rows=moments[term].count)  # fmt: skip
         elif "medians" in needs:
-            normalisers[term] = _robust_scale(ranker.term(quantities, term)[ranked], term)
+            normalisers[term] = _robust_scale(ranker.term(quantities, term)[rows[term]], term)
         elif "ranks" in needs:
-            normalisers[term] = Ranks(ordered=np.sort(ranker.term(quantities, term)[ranked]))
+            normalisers[term] = Ranks(ordered=np.sort(ranker.term(quantities, term)[rows[term]]))
     if ranker.sampled_terms:
         sample = _drawn_terms(ranker, quantities, ranked, hashes)
     return Fitted(

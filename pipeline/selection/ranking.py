@@ -202,7 +202,7 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
     skipped = skipped & rows
     rows &= ~skipped
     _check_rankable(columns, query, num_unique, rows, excluded)
-    fitted, quantities, scores, bounds = _scores(columns, query, rows, skipped, rows & sampled, fitted)
+    fitted, quantities, scores, bounds = _scores(columns, query, rows, skipped, sampled, fitted)
     fitted = fitted if fitted.bands else replace(fitted, bands=fit_bands(query, quantities, scores))
     return Ranking(
         query=query,
@@ -217,19 +217,23 @@ def rank(columns: Columns, query: Query, duplicates: Positions, fitted: Fitted |
 
 
 def _scores(
-    columns: Columns, query: Query, rows: BoolArray, skipped: BoolArray, fitting: BoolArray, fitted: Fitted | None
+    columns: Columns, query: Query, rows: BoolArray, skipped: BoolArray, sampled: BoolArray, fitted: Fitted | None
 ) -> tuple[Fitted, Quantities, FloatArray, FloatArray]:
-    """What the metric takes from the rows `fitting`, all quantities, the scores of `rows` and bounds of `skipped`."""
-    ranker = query.ranker
+    """What the metric takes from the rows, all quantities, the scores of `rows` and bounds of `skipped`.
+
+    Statistics of the explicit margin come from all of them, since rewards are known; others from those in the sample.
+    """
+    ranker, fitting, rewarded = query.ranker, rows & sampled, rows | skipped
     if fitted is None and not fitting.any():
         raise DataError(
             "score.lazy takes statistics from some rows, and the rules of select leave none of them. Score to another "
             "path with more score.statistics_rows, or with score.lazy: false."
         )
-    length = fitted.length if fitted is not None else fit_length(ranker, columns.quantities, fitting)
+    length = fitted.length if fitted is not None else fit_length(ranker, columns.quantities, rewarded)
     quantities = ranker.without_length(columns.quantities, length)
     if fitted is None:
-        fitted = replace(fit(ranker, quantities, fitting, columns.hashes), length=length, members=columns.members)
+        fitted = fit(ranker, quantities, fitting, columns.hashes, rewarded)
+        fitted = replace(fitted, length=length, members=columns.members)
     read = {q: quantities[q] for q in map(ranker.quantity, ranker.terms)}
     scores, bounds = ranker.score(read, fitted), np.zeros(0)
     scores[~rows] = np.nan

@@ -41,7 +41,7 @@ def moved_by_the_sample(explicit: FloatArray, implicit: FloatArray, num_rows: in
         sample = np.random.default_rng([seed, 1]).choice(num_rows, min(DRAWN, num_rows), replace=False)
 
         def potential(rows: Any, e: FloatArray = e, i: FloatArray = i) -> FloatArray:
-            return (e - e[rows].mean()) / e[rows].std() - (i - i[rows].mean()) / i[rows].std()
+            return (e - e.mean()) / e.std() - (i - i[rows].mean()) / i[rows].std()
 
         whole, of_sample = potential(slice(None)), potential(sample)
         for fraction, shares in moved.items():

@@ -116,6 +116,25 @@ def test_the_subset_is_that_of_all_scores_under_the_same_statistics(
     assert num_rounds <= 5 or "per_prompt" in rules
 
 
+def test_rewards_of_rows_without_scores_count_in_the_statistics():
+    random = np.random.default_rng(0)
+    explicit, implicit = random.normal(0.3, 1, (2, 200))
+    table = unscored(explicit, range(200), ["de"] * 200)
+    query = Query(objective=DPO, metric=Metric(), rule=Select(fraction=0.05))
+    lazy, _ = scored_lazily(table, implicit, query, 20)
+    outcomes = np.array(lazy[schema.SCORING].to_pylist())
+    assert (outcomes == schema.SKIPPED).any()
+    scales = select(CountedSource(lazy), DPO, query.metric, query.rule).fitted.normalisers
+    of_sample = np.abs(implicit[outcomes == schema.SAMPLED])
+    expected = {
+        "margin_explicit": (explicit.mean(), explicit.std()),
+        "margin_implicit_abs": (of_sample.mean(), of_sample.std()),
+    }
+    assert {term: (scale.center, scale.spread) for term, scale in scales.items()} == {
+        term: pytest.approx(values) for term, values in expected.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("metric", "rule", "problem"),
     [
