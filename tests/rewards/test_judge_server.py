@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif("not __import__('importlib.util').util.find_spec('vllm')", reason="no vLLM"),
 ]
 
-NUM_PAIRS = 24
+NUM_PAIRS = 12
 
 
 @pytest.fixture(scope="module")
