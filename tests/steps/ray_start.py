@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 RAY = Path(sys.executable).parent / "ray"
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 300.0
 _STAGES = "ray::MapWorker"  # in the names of processes that run our stages
 _STARTED = "Ray runtime started"
 _MOST_TRIES = 3
