@@ -6,7 +6,8 @@ ends within a tick or two; code in C finishes first.
 
 No exception leaves the call that it was meant for. The thrower marks its aim before it checks that the call still runs.
 The caller marks the end of the call before it checks for an aim. So either the thrower holds back, or the caller waits
-for the exception, inside the `try` that catches it.
+for the exception, inside the `try` that catches it. An exception that has not hit is not taken back, by throwing None:
+CPython would keep its mark that one is on the way, and from then on 3.11 would hang in every function that is traced.
 """
 
 import ctypes
@@ -61,9 +62,19 @@ def limited(function: Callable[[], T], seconds: float) -> T:
             if call.aimed:
                 while call.thrown < call.aimed:
                     time.sleep(0)
-                _throw_into(ctypes.c_ulong(thread), None)  # takes back what has not hit yet
+                _wait_for_hit(thread)
     except _TimeUp:
         raise TimeoutError(f"took longer than {seconds:g} s") from None
+
+
+def _wait_for_hit(thread: int) -> None:
+    """Let the last exception hit this thread here: one that is thrown now takes the place of one that has not hit."""
+    try:
+        _throw_into(ctypes.c_ulong(thread), ctypes.py_object(_TimeUp))
+        while True:
+            time.sleep(0)
+    except _TimeUp:
+        pass
 
 
 def _watch() -> None:

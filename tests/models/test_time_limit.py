@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -65,6 +66,23 @@ def test_a_forked_process_has_its_own_limit():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
+def test_functions_can_be_traced_after_a_call_that_hung():
+    script = """
+import sys
+from pipeline.models.time_limit import limited
+def hang():
+    while True:
+        pass
+try:
+    limited(hang, 0.01)
+except TimeoutError:
+    sys.settrace(lambda *event: None)
+    (lambda: print("traced"))()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "traced\n"
+
+
 @pytest.fixture
 def _threads_take_turns_often():
     usual = sys.getswitchinterval()
@@ -78,8 +96,7 @@ def test_no_exception_gets_out_of_the_call_that_it_was_meant_for(monkeypatch):
     throw = time_limit._throw_into
 
     def slowly(thread, error):  # so that many a call ends while it is aimed at
-        if error is not None:
-            time.sleep(0.0005)
+        time.sleep(0.0005)
         throw(thread, error)
 
     monkeypatch.setattr(time_limit, "_throw_into", slowly)
