@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
@@ -51,17 +51,32 @@ def actors(layout, needs: list[Need], num_gpus: int) -> list[tuple[float, int]]:
     return [(share, size) for share, size, number in shares for _ in range(number)]
 
 
+ONE_LARGE = need("a", 31.3, work=0.5, least=0.1)
+TWO_SMALL = need("b", 0.4, work=1.4, least=0, replicas=2)
+"""Two of the large one do not fit, all three apart do."""
+
+
 @given(NEEDS, FREE, st.randoms(use_true_random=False))
+@example(
+    [need("a", 31.3, work=0.5, least=0.1), need("b", 0.4, work=1.4, least=0, replicas=2)], [40 * GB], random.Random(0)
+)
 def test_every_actor_finds_a_gpu_with_enough_memory_whatever_the_order(
     needs: list[Need], free: list[int], order: random.Random
 ):
     room = min(free)
     copies, largest = max(each.replicas for each in needs), max(map(least, needs))
-    if largest > room or -(-copies // len(free)) > room // largest:
-        with pytest.raises(ConfigError, match="are free" if largest > room else "lower replicas to"):
+    if largest > room:
+        with pytest.raises(ConfigError, match="are free"):
             choose_layout(needs, free)
         return
-    layout = choose_layout(needs, free)
+    try:
+        layout, refusal = choose_layout(needs, free), ""
+    except ConfigError as error:
+        refusal = str(error)
+    if refusal:
+        assert "lower replicas to" in refusal
+        assert -(-copies // len(free)) > room // largest
+        return
     placed = actors(layout, needs, len(free))
     order.shuffle(placed)
     left, taken = [1.0] * len(free), [0] * len(free)
