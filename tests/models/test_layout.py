@@ -53,13 +53,11 @@ def actors(layout, needs: list[Need], num_gpus: int) -> list[tuple[float, int]]:
 
 ONE_LARGE = need("a", 31.3, work=0.5, least=0.1)
 TWO_SMALL = need("b", 0.4, work=1.4, least=0, replicas=2)
-"""Two of the large one do not fit, all three apart do."""
+"""Two copies of both models do not fit 40 GB; one large model and two small ones do."""
 
 
 @given(NEEDS, FREE, st.randoms(use_true_random=False))
-@example(
-    [need("a", 31.3, work=0.5, least=0.1), need("b", 0.4, work=1.4, least=0, replicas=2)], [40 * GB], random.Random(0)
-)
+@example([ONE_LARGE, TWO_SMALL], [40 * GB], random.Random(0))
 def test_every_actor_finds_a_gpu_with_enough_memory_whatever_the_order(
     needs: list[Need], free: list[int], order: random.Random
 ):
