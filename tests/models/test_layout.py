@@ -113,6 +113,7 @@ TWO_8B = [need("reward", 1.2), need("policy", 16), need("reference", 16)]
         (TWO_8B, [23], "in_turn", (1.0,)),
         (TWO_8B, [25, 25], "pooled", (0.171, 0.763, 0.763)),
         ([need("reward", 16), *TWO_8B[1:]], [23, 23], "in_turn", (1.0,)),
+        ([ONE_LARGE, TWO_SMALL], [40], "pooled", (0.822, 0.072)),
         ([need("policy", 20)], [23], "pooled", (1.0,)),
         ([need("policy", 3, replicas=3)], [23], "pooled", (1 / 3,)),
     ],
