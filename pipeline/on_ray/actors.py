@@ -1,6 +1,6 @@
 """What Ray runs for a shard: read tasks, actors that hold stages, and commit tasks.
 
-A shard travels as the only row of a block, which holds its whole table as Arrow IPC. Ray Data splits and merges blocks
+A shard travels as one row of a block, which holds its whole table as Arrow IPC. Ray Data splits and merges blocks
 between operators, and asks for a batch size in rows where GPUs are reserved. Nothing smaller than a row can be split
 off, and a batch of one row is one shard. Decoding copies nothing.
 
@@ -63,10 +63,14 @@ def from_block(block: pa.Table) -> ShardWork:
     return ShardWork(shard=shard, table=table, timings=timings, failure=failure)
 
 
-def read_block(reader: ShardReader, shard: AnyShard) -> Iterator[pa.Table]:
-    """Read one shard; a task of Ray Data gives its blocks one by one."""
-    nothing = ShardWork(shard=shard.index, table=pa.table({}))
-    yield to_block(_attempt(nothing, lambda _: read_shard(reader, shard)))
+def read_block(reader: ShardReader, shards: Sequence[AnyShard]) -> Iterator[pa.Table]:
+    """Read the shards of one block; a task of Ray Data gives its blocks one by one."""
+
+    def read(shard: AnyShard) -> ShardWork:
+        nothing = ShardWork(shard=shard.index, table=pa.table({}))
+        return _attempt(nothing, lambda _: read_shard(reader, shard))
+
+    yield pa.concat_tables([to_block(read(shard)) for shard in shards])
 
 
 def commit_block(commit: Commit, block: pa.Table) -> pa.Table:

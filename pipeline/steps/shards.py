@@ -122,9 +122,10 @@ class OwnRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickedShard:
-    """Some rows of a dataset. rows: their positions as `_packed` writes them."""
+    """`num_rows` rows of a dataset. rows: their positions as `_packed` writes them."""
 
     index: int
+    num_rows: int
     rows: str
 
     @property
@@ -175,7 +176,8 @@ class PickedRows:
 
     def shards(self, stored: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[PickedShard]:
         """As in SourceRows."""
-        return [PickedShard(index=index, rows=stored[index]["rows"]) for index in indices]
+        wanted = ((index, stored[index]) for index in indices)
+        return [PickedShard(index=index, num_rows=shard["num_rows"], rows=shard["rows"]) for index, shard in wanted]
 
 
 def picked_positions(stored: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:

@@ -118,11 +118,12 @@ class Deadly:
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
-    ("rows", "num_deaths", "most_deaths", "hang"),
+    ("rows", "num_deaths", "most_deaths", "hang", "many_blocks"),
     [
-        pytest.param({4, 5}, 1, 1, False, id="dies once"),
-        pytest.param({6, 7, 13}, 10**6, 7, False, id="dies on rows of two shards", marks=pytest.mark.soak),
-        pytest.param({6}, 10**6, 3, True, id="hangs", marks=pytest.mark.soak),
+        pytest.param({4, 5}, 1, 1, False, 1024, id="dies once"),
+        pytest.param({6, 7, 13}, 10**6, 7, False, 1024, id="dies on rows of two shards", marks=pytest.mark.soak),
+        pytest.param({2, 6, 7}, 10**6, 7, False, 2, id="dies on rows of a block of two", marks=pytest.mark.soak),
+        pytest.param({6}, 10**6, 3, True, 1024, id="hangs", marks=pytest.mark.soak),
     ],
 )
 def test_worker_that_dies_is_replaced_and_the_row_that_kills_it_dropped(
@@ -130,12 +131,14 @@ def test_worker_that_dies_is_replaced_and_the_row_that_kills_it_dropped(
     num_deaths: int,
     most_deaths: int,
     hang: bool,
+    many_blocks: int,
     tmp_path: Path,
     pairs: list[dict],
     monkeypatch: pytest.MonkeyPatch,
 ):
     marks = tmp_path / "deaths"
     marks.mkdir()
+    monkeypatch.setattr("pipeline.on_ray.engine._MANY_BLOCKS", many_blocks)
     deadly = Stage(name="policy", build=partial(Deadly, marks, rows, num_deaths, hang=hang))
     monkeypatch.setattr("pipeline.steps.score.score_stages", lambda config: [deadly])
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:20])

@@ -14,7 +14,7 @@ import ray
 
 from pipeline.config import Run
 from pipeline.data.parts import PartSummary
-from pipeline.on_ray.engine import run_on_ray
+from pipeline.on_ray.engine import in_blocks, run_on_ray
 from pipeline.on_ray.metrics import exported_names
 from pipeline.steps.work import Apply, Stage
 from tests.steps.kept import Keep
@@ -25,6 +25,7 @@ NUM_SHARDS = 8
 @dataclass(frozen=True)
 class Numbered:
     index: int
+    num_rows: int = 1
     file: str = "rows"
 
 
@@ -70,7 +71,11 @@ def leave_as_it_is() -> Apply:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_a_ray_of_our_own_reads_and_commits_no_more_shards_at_once_than_there_are_cores(tmp_path: Path):
+@pytest.mark.parametrize("many_blocks", [1024, NUM_SHARDS // 2], ids=["a_block_each", "two_in_a_block"])
+def test_a_ray_of_our_own_reads_and_commits_no_more_shards_at_once_than_there_are_cores(
+    many_blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.on_ray.engine._MANY_BLOCKS", many_blocks)
     times, keep = Times(tmp_path / "times"), Keep(tmp_path / "parts")
     times.folder.mkdir()
     keep.folder.mkdir()
@@ -82,6 +87,17 @@ def test_a_ray_of_our_own_reads_and_commits_no_more_shards_at_once_than_there_ar
     cores = max(2, os.cpu_count() or 1)
     assert times.most_at_once("read") <= cores
     assert times.most_at_once("commit") <= cores
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "num_rows", "blocks", "most"),
+    [(2047, 1, 2047, 1), (2048, 1, 1024, 2), (16384, 1, 1024, 16), (16384, 100, 8192, 2), (16384, 129, 16384, 1)],
+)
+def test_very_many_small_shards_travel_together(num_shards: int, num_rows: int, blocks: int, most: int):
+    shards = [Numbered(index, num_rows) for index in range(num_shards)]
+    packed = in_blocks(shards)
+    assert (len(packed), max(map(len, packed))) == (blocks, most)
+    assert [shard for block in packed for shard in block] == shards
 
 
 OUR_DROP = "of_this_test/source"
