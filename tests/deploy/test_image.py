@@ -135,7 +135,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 def test_nodes_of_a_batch_job_make_one_cluster_and_end_with_the_code_of_the_command(tmp_path: Path):
     """SIGTERM reaches the command, whose exit code the head ends with; the other node ends with 0. The head's Ray fails
@@ -174,7 +174,7 @@ def test_nodes_of_a_batch_job_make_one_cluster_and_end_with_the_code_of_the_comm
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 def test_a_ray_that_does_not_start_is_temporary(tmp_path: Path):
     """The port of a head is among those that Ray keeps for its workers."""

@@ -101,7 +101,7 @@ def test_published_once_appended_to_and_replaced(kind: str, from_s3: bool, table
         assert {task.file.file_path.startswith(folder) for task in tasks} == {from_s3}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["iceberg", *(pytest.param(k, marks=pytest.mark.soak) for k in ("delta", "lance"))])
 def test_killed_publishers_leave_one_commit_and_no_key(kind: str, tables: TablesOnS3):
     storage = tables.s3.storage
     subset = write_subset(tables.s3.url("subset"), good_rows(), storage)

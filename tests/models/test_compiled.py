@@ -43,7 +43,7 @@ def test_compiled_layers_give_the_plain_sums_and_nothing_is_compiled_after_the_s
         np.testing.assert_array_equal(alone, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_more_layers_are_compiled_no_more_often():
     counts = []
     for num_layers in (3, 6):
@@ -73,7 +73,7 @@ def test_a_model_without_packed_steps_says_that_it_is_not_compiled(groups, caplo
     np.testing.assert_allclose(engine.score(groups).values, plain_sums(model, groups), rtol=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_an_adapter_is_compiled_with_its_layers(groups):
     from peft import LoraConfig, get_peft_model
 

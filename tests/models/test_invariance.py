@@ -94,7 +94,7 @@ def test_scores_do_not_depend_on_shards(what, dtype):
 
 @pytest.mark.slow
 @pytest.mark.smollm2
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.soak)])
 def test_smollm2_scores_do_not_depend_on_order_budget_shards_or_threads(smollm2_dir, dtype):
     model, tokenizer = smollm2(smollm2_dir, dtype)
     tokenizer = PairTokenizer(tokenizer, Tokens())

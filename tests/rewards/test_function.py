@@ -218,7 +218,7 @@ def test_on_ray_the_rewards_are_those_of_the_plain_loop(config: Callable[..., An
     assert on_ray.drop_columns("source_file").equals(here.drop_columns("source_file"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_round_of_self_play_with_a_function(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
     given = settings(tmp_path, tiny_model_dir("llama", seed=1), tmp_path, rounds=1, train=None)
     list(self_play(parse_self_play(given | {"reward": section("length", arguments={"per": 2.0})})))

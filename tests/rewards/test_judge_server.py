@@ -24,7 +24,7 @@ from tests.steps.conftest import PAIRS, make_config, write_jsonl
 from tests.steps.test_self_play import settings
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     pytest.mark.smollm2,
     pytest.mark.timeout(1800),
     pytest.mark.skipif("not __import__('importlib.util').util.find_spec('vllm')", reason="no vLLM"),
@@ -48,10 +48,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("source") / "pairs.jsonl", short)
 
 
-def scored(
-    folder: Path, source: Path, reward: dict[str, Any], engine: str = "plain"
-) -> tuple[Any, list[dict[str, Any]]]:
-    run = {"engine": engine, "shard_rows": 16, "max_dropped": 1.0}
+def scored(folder: Path, source: Path, reward: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+    run = {"engine": "plain", "shard_rows": 16, "max_dropped": 1.0}
     config = make_config(folder, source, metric={"name": "explicit"}, reward=reward, run=run, select={"fraction": 1.0})
     *_, run = prepared = prepare_score(config)
     score(*prepared)
@@ -74,8 +72,8 @@ def leads_of(rows: list[dict[str, Any]]) -> np.ndarray:
     return np.array([[row["lead_chosen"], row["lead_rejected"]] for row in rows if row["drop_reason"] is None])
 
 
-@pytest.mark.ray
 def test_margins_by_log_probabilities(served: dict[str, Any], in_process: dict[str, Any], source: Path, tmp_path: Path):
+    """By a server and in the actor, where one row more has a request that leaves no room for an answer."""
     config, rows = scored(tmp_path / "served", source, served)
     lost = Counter(row["drop_reason"] for row in rows if row["drop_reason"])
     assert {*lost} <= {"no_verdict"}
@@ -89,21 +87,15 @@ def test_margins_by_log_probabilities(served: dict[str, Any], in_process: dict[s
     assert (counted["count"], counted["of"]) == (flips, len(leads))
     assert report["flow"]["dropped"] == dict(lost)
 
-    _, others = scored(tmp_path / "actor", source, in_process, "ray")
-    assert [(row["id"], row["drop_reason"]) for row in others] == [(row["id"], row["drop_reason"]) for row in rows]
+    long = {"id": "long", "prompt": "Count.", "chosen": "one two " * 1100, "rejected": "No."}
+    pairs = [*map(json.loads, source.read_text().splitlines()), long]
+    _, others = scored(tmp_path / "actor", write_jsonl(tmp_path / "pairs.jsonl", pairs), in_process)
+    outcomes = {row["id"]: row["drop_reason"] for row in others}
+    assert outcomes == {"long": "reward_error", **{row["id"]: row["drop_reason"] for row in rows}}
     np.testing.assert_allclose(leads_of(others), leads, rtol=0, atol=1e-4)
 
 
-def test_a_request_without_room_for_an_answer_drops_its_row(in_process: dict[str, Any], tmp_path: Path):
-    rows = [
-        {"id": f"r{i}", "prompt": "Count.", "chosen": "one two " * n, "rejected": "No."}
-        for i, n in enumerate((2, 1100, 3))
-    ]
-    _, found = scored(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", rows), in_process)
-    assert [row["drop_reason"] for row in found] == [None, "reward_error", None]
-
-
-@pytest.mark.parametrize("judge", ["served", pytest.param("in_process", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("judge", ["served", "in_process"])
 def test_votes_and_ratings_of_self_play(
     judge: str, source: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
 ):

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif("not __import__('importlib.util').util.find_spec('vllm')", reason="no vLLM"),
 ]
 
-NUM_PAIRS, NUM_FEW = 60, 30
+NUM_PAIRS, NUM_FEW = 24, 12
 MOST_TOKENS = 400
 
 
@@ -93,6 +93,7 @@ def test_a_server_gives_the_classifiers_own_rewards(url: str, model: Path, sourc
     assert_equal(scored(tmp_path, source, endpoint(url, model)), expected, NUM_PAIRS)
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 def test_on_ray_too(url: str, model: Path, few: Path, expected: Any, tmp_path: Path):
     assert_equal(scored(tmp_path, few, endpoint(url, model, replicas=2), engine="ray"), expected)
@@ -128,5 +129,6 @@ def test_self_play_is_judged_by_the_server_and_by_vllm_in_this_process(
     np.testing.assert_allclose(*(np.array(rewards, dtype=float) for rewards in found), rtol=0, atol=1e-4)
 
 
+@pytest.mark.soak
 def test_vllm_in_this_process_gives_the_classifiers_own_rewards(model: Path, few: Path, expected: Any, tmp_path: Path):
     assert_equal(scored(tmp_path, few, in_process(model)), expected)

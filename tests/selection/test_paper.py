@@ -80,8 +80,8 @@ def test_the_preset_keeps_the_authors_pairs(metric, seed):
         assert len(near) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_preset_keeps_the_authors_pairs_of_a_hundred_thousand(seed):
     table = scored_table(100_000, seed=seed)
     ids = np.array(table.column("id").to_pylist())

@@ -127,7 +127,7 @@ def test_rewards_that_do_not_fit_are_refused(tmp_path: Path, sections: dict, wor
         play_config(tmp_path, **sections)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_rounds_of_self_play_with_several_rewards(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
     given = settings(tmp_path, tiny_model_dir("llama", seed=1), tmp_path, rounds=1)
     several = {

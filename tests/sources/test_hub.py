@@ -123,7 +123,7 @@ def test_only_a_source_can_lie_on_the_hub():
         Place.open(f"hf://datasets/{NAME}", Storage())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 def test_tasks_of_ray_read_the_same_commit(hub: Hub, files, tmp_path: Path):
     ray.shutdown()  # workers of a Ray that is up already know neither the hub of this test nor that it may be asked

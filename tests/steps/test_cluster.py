@@ -76,7 +76,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[
         patch.setenv("RAY_AUTH_TOKEN", "canary-token-" + os.urandom(16).hex())
         patch.setenv("RAY_health_check_period_ms", "1000")  # a dead node is noticed after 5 of them
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        with ray_cluster(tmp_path_factory.mktemp("cluster"), num_nodes=2, num_cpus=3) as cluster:
+        with ray_cluster(tmp_path_factory.mktemp("cluster"), num_nodes=2, num_cpus=2) as cluster:
             yield cluster
 
 
@@ -152,6 +152,7 @@ def submitted_script(config: Path, head: str, checkout: Path) -> "subprocess.Com
     )
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(1200)  # six jobs, each with processes of its own: on a busy machine they take minutes
 def test_submitted_job_writes_the_subset_and_passes_its_exit_code_on(
     tmp_path: Path,

@@ -83,7 +83,7 @@ def test_scores_in_fp8_are_close_and_the_same_on_ray(
     np.testing.assert_allclose(found["plain"], found["own"], rtol=0.05)
 
 
-@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.ray])])
+@pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=[pytest.mark.soak, pytest.mark.ray])])
 def test_what_little_two_models_differ_by_is_lost_in_fp8_and_stops_the_run(
     engine: str,
     tmp_path: Path,

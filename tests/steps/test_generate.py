@@ -80,7 +80,7 @@ def plainly(folder: Path, stages: list[Stage], size: int, table: pa.Table = TABL
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.usefixtures("local_ray")
 def test_new_prompts_on_ray_equal_those_of_a_plain_loop(tmp_path, tiny_model_dir, tiny_reward_dir):
     policy = TorchModel(model=str(tiny_model_dir("llama")), dtype="float32")

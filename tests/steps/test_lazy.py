@@ -209,7 +209,7 @@ def tokens_run(config: Config) -> int:
 
 
 @pytest.mark.parametrize(
-    "lazy", [{}, pytest.param({"lazy": True, "statistics_rows": 8}, marks=pytest.mark.slow)], ids=["all", "lazy"]
+    "lazy", [{}, pytest.param({"lazy": True, "statistics_rows": 8}, marks=pytest.mark.soak)], ids=["all", "lazy"]
 )
 def test_rows_of_a_prompt_come_together_and_change_nothing(lazy, tmp_path, pairs, models):
     """Four pairs a prompt, apart from each other: fewer tokens, and the rows, scores and subset that there were."""

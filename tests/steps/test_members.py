@@ -164,7 +164,7 @@ def test_calls_take_several_rewards(pairs: list[dict]) -> None:
     assert kept.report["selection"]["metric"]["combine"]["members"] == ["human", "length"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 def test_on_ray_the_rewards_are_those_of_the_plain_loop(config: Callable[..., Config], local_ray: None) -> None:
     del local_ray

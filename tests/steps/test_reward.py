@@ -135,7 +135,7 @@ def test_a_run_that_stopped_goes_on_and_a_complete_one_does_nothing(
         prepare_reward(other)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 def test_on_ray_the_rewards_are_those_of_the_plain_loop(config: Path) -> None:
     loaded = yaml.safe_load(config.read_text())

@@ -79,12 +79,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
     [
         ({"engine": "plain", "shard_rows": 7}, 1),
         pytest.param({"engine": "ray", "shard_rows": 30, "placement": "colocated"}, 2, marks=pytest.mark.soak),
-        ({"engine": "ray", "shard_rows": 9, "placement": "colocated"}, 1),
+        ({"engine": "ray", "shard_rows": 12, "placement": "colocated"}, 1),
         pytest.param(
-            {"engine": "ray", "shard_rows": 9, "placement": "in_turn", "turn_shards": 2}, 1, marks=pytest.mark.slow
+            {"engine": "ray", "shard_rows": 9, "placement": "in_turn", "turn_shards": 2}, 1, marks=pytest.mark.soak
         ),
     ],
-    ids=["plain-7", "ray-30-colocated-2", "ray-9-colocated-1", "ray-9-in-turn"],
+    ids=["plain-7", "ray-30-colocated-2", "ray-12-colocated-1", "ray-9-in-turn"],
 )
 @pytest.mark.usefixtures("local_ray")
 def test_layout_does_not_move_a_score_or_the_selection(

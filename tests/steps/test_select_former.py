@@ -127,7 +127,7 @@ def test_groups_keep_their_own_thresholds(
     assert {row[names.ID] for row in rows} == wanted
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.usefixtures("local_ray")

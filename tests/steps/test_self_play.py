@@ -213,7 +213,7 @@ def test_dry_run_counts_the_prompts_that_are_there_and_touches_nothing(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_dpo_trains_on_the_reference_log_probs_that_were_scored(tiny, tmp_path: Path):
     play(tiny(rounds=1, objective={"name": "dpo", "beta": 0.1}, train={"method": "dpo"}))
     table = pq.read_table(next((tmp_path / "run/round-1/base/subset/parquet").glob("*")))
@@ -266,7 +266,7 @@ def model_that_ends(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_killed_in_step_after_step_the_run_ends_with_the_same_rows_and_does_nothing_twice(
     tiny_model_dir: Callable[..., Path], tmp_path: Path

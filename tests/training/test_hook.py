@@ -58,7 +58,7 @@ def test_a_policy_comes_back_with_its_summary_and_is_kept(make_job, capfd):
     assert {path.name: path.stat().st_mtime_ns for path in job.output.iterdir()} == before
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_training_leaves_nothing_but_hidden_files_and_runs_again(make_job, tmp_path):
     job = make_job(max_steps=100_000)
     file = tmp_path / "job.json"

@@ -262,7 +262,7 @@ def test_an_objective_without_beta_needs_one_in_the_settings(make_job):
     assert run(make_job(objective=Objective(name="orpo"), beta=2.0, max_steps=1))["steps"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.smollm2
 def test_smollm2_learns_pairs_and_is_saved_as_it_came(make_job, smollm2_dir, tmp_path):
     from jobs.demo_data.sample_pairs import read_pairs

@@ -80,7 +80,7 @@ def test_choose_strength_regularises_noise_hard() -> None:
     assert choose_strength(signal, prompts, 0) >= 0.003
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.smollm2
 def test_reward_model_scores_as_the_head_was_fitted(smollm2_dir: Path, tmp_path: Path) -> None:
     import torch
