@@ -1,4 +1,4 @@
-"""A judge that vLLM runs, behind a server and in the actor.
+"""A judge that vLLM runs, behind a server and in this process.
 
 The model is small: that all is counted is tested, not that it is right.
 """
@@ -73,7 +73,7 @@ def leads_of(rows: list[dict[str, Any]]) -> np.ndarray:
 
 
 def test_margins_by_log_probabilities(served: dict[str, Any], in_process: dict[str, Any], source: Path, tmp_path: Path):
-    """By a server and in the actor, where one row more has a request that leaves no room for an answer."""
+    """By a server and in this process, which gets one row more: its request leaves no room for an answer."""
     config, rows = scored(tmp_path / "served", source, served)
     lost = Counter(row["drop_reason"] for row in rows if row["drop_reason"])
     assert {*lost} <= {"no_verdict"}
