@@ -22,6 +22,8 @@ from tests.fixtures_storage import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.s3]
 KINDS = ["iceberg", "delta", "lance"]
+FROM_S3 = [("iceberg", True), ("delta", False), ("lance", True)]
+OTHERS = [pytest.param(kind, not from_s3, marks=pytest.mark.soak) for kind, from_s3 in FROM_S3]
 
 
 class TablesOnS3:
@@ -83,8 +85,7 @@ def tables(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> TablesOnS3:
     return found
 
 
-@pytest.mark.parametrize("from_s3", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "from_s3"), [*FROM_S3, *OTHERS])
 def test_published_once_appended_to_and_replaced(kind: str, from_s3: bool, tables: TablesOnS3, tmp_path: Path):
     storage = tables.s3.storage
     folder = tables.s3.url("subset") if from_s3 else str(tmp_path)
@@ -160,9 +161,16 @@ def losing_answers(catalog: str, status: int) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("age", ["new", "old"])
-@pytest.mark.parametrize("status", [0, 500, 503, 504, 429])
-def test_commit_of_a_rest_catalog_whose_answer_is_lost(status: int, age: str, tables: TablesOnS3, monkeypatch):
+@pytest.mark.parametrize(
+    ("age", "status"),
+    [
+        *(("new", status) for status in (500, 429)),
+        *(("old", status) for status in (0, 503)),
+        *(pytest.param("new", status, marks=pytest.mark.soak) for status in (0, 503, 504)),
+        *(pytest.param("old", status, marks=pytest.mark.soak) for status in (500, 429, 504)),
+    ],
+)
+def test_commit_of_a_rest_catalog_whose_answer_is_lost(age: str, status: int, tables: TablesOnS3, monkeypatch):
     storage = tables.s3.storage
     subset = write_subset(tables.s3.url("subset"), good_rows(), storage)
     if age == "old":

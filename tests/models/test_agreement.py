@@ -81,7 +81,7 @@ def test_rewards_that_break_after_the_start_stop_the_run(monkeypatch):
     [
         *((family, torch.float32) for family in ("llama", "gemma2", "mixtral")),
         ("llama", torch.bfloat16),
-        *(pytest.param(family, torch.bfloat16, marks=pytest.mark.slow) for family in ("gemma2", "mixtral")),
+        *(pytest.param(family, torch.bfloat16, marks=pytest.mark.soak) for family in ("gemma2", "mixtral")),
     ],
 )
 def test_a_sound_engine_is_compared_once_on_few_rows_and_its_numbers_stay(family, dtype, monkeypatch):

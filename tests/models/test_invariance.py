@@ -92,9 +92,9 @@ def test_scores_do_not_depend_on_shards(what, dtype):
         assert_same([found[row] for row in whole], list(whole.values()), dtype)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.smollm2
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_smollm2_scores_do_not_depend_on_order_budget_shards_or_threads(smollm2_dir, dtype):
     model, tokenizer = smollm2(smollm2_dir, dtype)
     tokenizer = PairTokenizer(tokenizer, Tokens())

@@ -210,7 +210,7 @@ def test_the_examples_of_the_page_work() -> None:
     assert rewards("same_maths", r"It is \boxed{\frac{1}{2}}", row={"answer": "0.5"}) == [1.0]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.ray
 def test_on_ray_the_rewards_are_those_of_the_plain_loop(config: Callable[..., Any]) -> None:
     here = scored(config("by_word", version="plain", timeout_s=5))

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif("not __import__('importlib.util').util.find_spec('vllm')", reason="no vLLM"),
 ]
 
-NUM_PAIRS, NUM_FEW = 24, 12
+NUM_PAIRS, NUM_FEW = 12, 8
 MOST_TOKENS = 400
 
 

@@ -42,8 +42,7 @@ def kept_by(duplicates, texts):
     return np.flatnonzero(duplicates.admit(texts)).tolist()
 
 
-@pytest.mark.parametrize("limit", [0.5, 0.7, 0.8, 0.9])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("limit", "seed"), [(0.5, 0), (0.7, 1), (0.8, 0), (0.9, 1)])
 def test_near_agrees_with_greedy_on_true_jaccard_where_similarities_lie_apart(limit, seed):
     rng = random.Random(seed)
     texts = []

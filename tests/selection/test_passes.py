@@ -82,8 +82,8 @@ def reports(scored, metric, rules=RULES, passes=None):
 def test_order_parts_blocks_and_threads_do_not_move_a_bit(metric, monkeypatch):
     monkeypatch.setattr(fit, "DRAWN_ROWS", 40)
     table = rows(SETTINGS.index(metric) % 4)
-    some = RULES[1 + SETTINGS.index(metric) % 3 :: 3]  # each rule with a third of the metrics
-    rules = [RULES[0], *(KEEPING_LABELS[1:3] if metric.ratio == "bradley-terry" else some)]
+    others = (KEEPING_LABELS if metric.ratio == "bradley-terry" else RULES)[1:]
+    rules = [RULES[0], others[SETTINGS.index(metric) % len(others)]]
     usual = reports(source_of(table), metric, rules)
 
     @settings(max_examples=2, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])

@@ -20,6 +20,7 @@ from tests.steps.conftest import make_config, write_jsonl
 
 IMPLICIT = {"metric": {"name": "implicit"}}
 LOGPS = ["policy_logp_chosen", "policy_logp_rejected"]
+NUM_PAIRS = 16  # the fewest whose ranks are compared
 
 
 def section(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def scores_of(config: Config) -> np.ndarray:
 def test_scores_in_fp8_are_close_and_the_same_on_ray(
     tmp_path: Path, pairs: list[dict], tiny_model_dir: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ):
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:24])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:NUM_PAIRS])
     folder = tiny_model_dir("llama", seed=1)
     found = {}
     with caplog.at_level(logging.INFO, logger="pipeline"):
@@ -94,10 +95,10 @@ def test_what_little_two_models_differ_by_is_lost_in_fp8_and_stops_the_run(
     if engine == "ray":
         request.getfixturevalue("local_ray")
     models = {"policy": section(nearly(tmp_path / "policy")), "reference": section(tiny_model_dir("llama", seed=1))}
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:24])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:NUM_PAIRS])
     config = make_config(tmp_path, source, **models, objective={"name": "dpo"}, run={"engine": engine}, **IMPLICIT)
     with pytest.raises(
-        ModelError, match=r"implicit \(dpo\) margins of the first 24 rows.*fp8 from policy and reference"
+        ModelError, match=r"implicit \(dpo\) margins of the first 16 rows.*fp8 from policy and reference"
     ):
         score(*prepare_score(config))
     assert not list(Path(config.scored).rglob("*.parquet"))
@@ -105,9 +106,9 @@ def test_what_little_two_models_differ_by_is_lost_in_fp8_and_stops_the_run(
 
 def test_rewards_that_rank_otherwise_stop_the_run(tmp_path: Path, pairs: list[dict]):
     reward = section(with_outliers(tmp_path / "reward"), backend="classifier")
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:24])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:NUM_PAIRS])
     config = make_config(tmp_path, source, reward=reward, metric={"name": "explicit"})
-    with pytest.raises(ModelError, match=r"explicit margins of the first 24 rows have a rank correlation of -?0\."):
+    with pytest.raises(ModelError, match=r"explicit margins of the first 16 rows have a rank correlation of -?0\."):
         score(*prepare_score(config))
 
 
@@ -115,7 +116,7 @@ def test_equal_models_have_equal_margins_in_fp8_too(
     tmp_path: Path, pairs: list[dict], tiny_model_dir: Callable[..., Path]
 ):
     model = section(tiny_model_dir("llama", seed=1))
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:24])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:NUM_PAIRS])
     scores_of(make_config(tmp_path, source, policy=model, reference=model, objective={"name": "dpo"}, **IMPLICIT))
 
 
@@ -129,7 +130,7 @@ def test_too_few_rows_to_rank_are_named(
 
 
 def test_the_plan_tells_fp8(tmp_path: Path, pairs: list[dict], tiny_model_dir: Callable[..., Path]):
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:24])
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:NUM_PAIRS])
     policy = section(tiny_model_dir("llama", seed=1))
     config = make_config(tmp_path, source, policy=policy, objective={"name": "simpo"}, **IMPLICIT)
     prepare_score(config)

@@ -109,7 +109,7 @@ def test_threads_and_ray_write_the_same_bytes_on_s3_and_on_disk(
 
 
 @pytest.mark.parametrize("variants", BOTH)
-@pytest.mark.parametrize("shard_rows", [5, 64, 1000])
+@pytest.mark.parametrize("shard_rows", [5, 1000])
 def test_layout_of_the_scored_dataset_moves_no_byte(
     shard_rows: int,
     variants: dict[str, dict],

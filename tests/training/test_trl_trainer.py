@@ -146,8 +146,8 @@ def test_the_output_is_a_whole_model_without_pickles(make_job):
     "changes",
     [
         {},
-        pytest.param({"adapter": "lora", "rank": 4}, marks=pytest.mark.slow),
-        pytest.param({**DPO, "precomputed_reference": False}, marks=pytest.mark.slow),
+        pytest.param({"adapter": "lora", "rank": 4}, marks=pytest.mark.soak),
+        pytest.param({**DPO, "precomputed_reference": False}, marks=pytest.mark.soak),
     ],
 )
 def test_the_same_job_gives_the_same_weights_and_another_seed_others(changes, make_job):

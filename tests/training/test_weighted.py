@@ -15,7 +15,7 @@ PLAIN = {"options": {"optim": "sgd", "max_grad_norm": 0.0}, "learning_rate": 1.0
 METHODS = [
     {"method": "simpo"},
     {"method": "dpo", "objective": Objective(name="dpo", beta=0.1), "precomputed_reference": False},
-    pytest.param({"method": "dpo", "objective": Objective(name="dpo", beta=0.1)}, marks=pytest.mark.slow),
+    pytest.param({"method": "dpo", "objective": Objective(name="dpo", beta=0.1)}, marks=pytest.mark.soak),
 ]
 
 

@@ -19,7 +19,8 @@ _PATIENCE_S = 300
 def test_a_study_that_was_killed_goes_on_where_it_stopped(smollm2_dir, tmp_path, capsys):
     del smollm2_dir  # the study finds it by itself
     results = tmp_path / "results.jsonl"
-    arguments = ["--scale", "tiny", "--objectives", "simpo", "--results", str(results), "--work", str(tmp_path)]
+    arguments = ["--scale", "tiny", "--objectives", "simpo", "--seeds", "1"]
+    arguments += ["--results", str(results), "--work", str(tmp_path)]
     first = subprocess.Popen([sys.executable, "-m", "jobs.study.training", "--part", "main", *arguments])
     deadline = time.monotonic() + _PATIENCE_S
     while first.poll() is None and not results.is_file() and time.monotonic() < deadline:
@@ -32,13 +33,13 @@ def test_a_study_that_was_killed_goes_on_where_it_stopped(smollm2_dir, tmp_path,
     training.main(["--part", "main", *arguments])
     assert results.read_text().startswith(before)
     lines = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [(line["seed"], line["arm"]) for line in lines] == [
-        (seed, arm) for seed in (0, 1) for arm in (BEFORE, *training.TINY_ARMS)
-    ]
-    best, worst = lines[1], lines[2]
+    assert [(line["seed"], line["arm"]) for line in lines] == [(0, arm) for arm in (BEFORE, *training.TINY_ARMS)]
+    best, worst = lines[1:]
     assert best["gold_margin"] > worst["gold_margin"]
     assert best["steps"] == worst["steps"] > 0
     assert best["kl"] != 0  # the policy was trained
+    with results.open("a") as file:  # one seed has no interval, and a second one would only take as long again
+        file.writelines(json.dumps({**line, "seed": 1}) + "\n" for line in lines)
     training.main([*arguments, "--report"])
     out = capsys.readouterr().out
     assert all(f"| {arm} | 2 |" in out for arm in training.TINY_ARMS)
