@@ -1,5 +1,6 @@
 """Fixtures and settings that more than one folder of tests uses."""
 
+import gc
 import os
 
 import pytest
@@ -13,6 +14,16 @@ settings.load_profile("no deadline")
 
 # Ray's workers would wait for everything else on the machine: here for the tests of the other process, for minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection passes over what was imported until now: TRL's trainers ask for it after every training."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -34,7 +34,7 @@ def shapes_of_products(model, run) -> set[tuple[str, int]]:
 
 @pytest.mark.parametrize(("engine", "options"), [(LogprobEngine, {}), (ClassifierEngine, LABELS)])
 def test_every_forward_has_one_shape_whatever_is_scored_together(engine, options, groups):
-    model = tiny_model("llama", **options)
+    model, groups = tiny_model("llama", **options), groups[:4]
     scoring = engine(model, token_budget=BUDGET, deterministic=True)
     together = shapes_of_products(model, lambda: scoring.score(groups))
     alone = shapes_of_products(model, lambda: [scoring.score([group]) for group in groups])
@@ -88,7 +88,7 @@ def test_a_full_memory_is_an_error_where_steps_must_keep_their_shape(groups):
 
 
 def test_a_group_beyond_the_budget_costs_no_other_row(groups):
-    model = tiny_model("llama")
+    model, groups = tiny_model("llama"), groups[:4]
     expected = LogprobEngine(model, token_budget=BUDGET, deterministic=True).score(groups).values
     engine = LogprobEngine(model, token_budget=BUDGET, deterministic=True)
     hold_at_most(model, BUDGET)
@@ -101,7 +101,7 @@ def test_a_group_beyond_the_budget_costs_no_other_row(groups):
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_layers_rounded_to_8_bits_keep_the_shape(compiled, groups):
-    model = tiny_model("llama")
+    model, groups = tiny_model("llama"), groups[:4]
     exact = LogprobEngine(tiny_model("llama")).score(groups)
     engine = LogprobEngine(model, token_budget=BUDGET, fp8=True, compiled=compiled, deterministic=True)
     together = engine.score(groups).values

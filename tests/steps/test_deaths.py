@@ -98,14 +98,14 @@ def test_death_before_any_change_of_storage_is_made_good_by_running_again(
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     monkeypatch.setattr("os.fsync", lambda _: None)  # a process dies here, not the machine
-    rows = [{**row, "reward_chosen": float(i % 3), "reward_rejected": 0.5} for i, row in enumerate(pairs[:12])]
+    rows = [{**row, "reward_chosen": float(i % 3), "reward_rejected": 0.5} for i, row in enumerate(pairs[:8])]
     config = make_config(
         work,
         write_jsonl(tmp_path / "pairs.jsonl", [*rows, {**rows[0], "id": "same", "rejected": rows[0]["chosen"]}]),
         reward={"backend": "columns"},
         metric={"name": "explicit"},
-        run={"shard_rows": 7, "max_dropped": 0.5},
-        output={"rows_per_file": 3},
+        run={"shard_rows": 5, "max_dropped": 0.5},
+        output={"rows_per_file": 2},
     )
     run_and_export(config, work)
     whole = visible(work)
@@ -120,7 +120,7 @@ def test_death_before_any_change_of_storage_is_made_good_by_running_again(
     assert number > len(whole)
     assert not [path for path in scratch.rglob("*") if path.is_file()]
     manifest = Dataset.open(Place.open(config.scored, Storage())).manifest
-    assert (manifest.num_rows, manifest.num_kept, manifest.num_dropped) == (13, 12, 1)
+    assert (manifest.num_rows, manifest.num_kept, manifest.num_dropped) == (9, 8, 1)
     assert "(none now)" in run_all(config)
 
 

@@ -304,7 +304,7 @@ def test_a_model_that_fits_no_gpu_ends_the_run_before_it_loads(tmp_path, pairs, 
 def test_faults_of_an_object_store_move_no_row(tmp_path: Path, pairs: list[dict], s3: S3Server):
     rows = [{**row, "reward_chosen": float(i % 7), "reward_rejected": 0.5} for i, row in enumerate(pairs)]
     source = write_jsonl(tmp_path / "pairs.jsonl", rows)
-    explicit = {"reward": {"backend": "columns"}, "metric": {"name": "explicit"}, "run": {"shard_rows": 6}}
+    explicit = {"reward": {"backend": "columns"}, "metric": {"name": "explicit"}, "run": {"shard_rows": 10}}
     run_all(make_config(tmp_path, source, **explicit))
     expected = {name: digest for name, digest in objects(tmp_path / "subset").items() if name.startswith("parquet/")}
 

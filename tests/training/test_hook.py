@@ -42,7 +42,7 @@ def wait_for(condition) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_policy_comes_back_with_its_summary_and_is_kept(make_job, capfd):
     job = make_job()
     summary = train(job)
