@@ -75,6 +75,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", "canary-token-" + os.urandom(16).hex())
         patch.setenv("RAY_health_check_period_ms", "1000")  # a dead node is noticed after 5 of them
+        patch.setenv("PYTHONPATH", str(ROOT))  # a function that gives rewards is importable on every node
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         with ray_cluster(tmp_path_factory.mktemp("cluster"), num_nodes=2, num_cpus=2) as cluster:
             yield cluster
@@ -101,16 +102,18 @@ class Faults:
 
 @pytest.mark.timeout(1200)
 def test_submitted_job_outlives_a_node_workers_and_a_store_that_fails(
-    tmp_path: Path, pairs: list[dict], models: dict, s3: S3Server, cluster: RayCluster
+    tmp_path: Path, pairs: list[dict], s3: S3Server, cluster: RayCluster
 ):
+    """Workers are killed so often that models, which take a worker 10 seconds to load, are left to the next test."""
     rows = [{**pair, "id": f"{pair['id']}-{copy}"} for copy in range(4) for pair in pairs]
-    models = {"reward": {**models["reward"], "replicas": 2}, "metric": {"name": "explicit"}}
-    plain = make_config(tmp_path / "plain", write_jsonl(tmp_path / "plain.jsonl", rows), **models)
+    reward = {"backend": "function", "function": "tests.rewards.functions:length", "num_cpus": 0.5, "replicas": 2}
+    explicit = {"reward": reward, "metric": {"name": "explicit"}}
+    plain = make_config(tmp_path / "plain", write_jsonl(tmp_path / "plain.jsonl", rows), **explicit)
     run_all(plain)
     faults = Faults(cluster)
     with faulty(s3.endpoint_url, faults.at_request) as endpoint_url:
         storage = s3.storage.model_copy(update={"endpoint_url": endpoint_url, "max_attempts": 10})
-        config = on_s3(s3, tmp_path, rows, storage, **models, run={"engine": "ray", "shard_rows": 4})
+        config = on_s3(s3, tmp_path, rows, storage, **explicit, run={"engine": "ray", "shard_rows": 4})
         path = tmp_path / "job.yaml"
         path.write_text(yaml.safe_dump(resolved(config)))
         for _ in range(4):
