@@ -70,7 +70,7 @@ def test_one_of_two_racing_processes_wins_each_object(tmp_path):
     assert {path.stat().st_size for path in tmp_path.iterdir()} == {3_000_000}
 
 
-@pytest.mark.parametrize("kind", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.mark.parametrize("kind", ["local", pytest.param("s3", marks=[pytest.mark.s3, pytest.mark.slow])])
 def test_killed_writer_leaves_only_whole_objects(request, tmp_path, kind):
     if kind == "s3":
         s3 = request.getfixturevalue("s3")

@@ -203,6 +203,7 @@ def test_weights_that_do_not_fit_into_memory_are_named(config: Path):
     assert "replicas" in found.findings["memory"].says
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_faults_of_a_store_are_named(config: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch):
     base = s3.url("doctor")

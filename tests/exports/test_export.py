@@ -69,7 +69,7 @@ def test_killed_export_goes_on_to_the_same_bytes(to: str, subset: str, tmp_path:
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("to", ["trl", "nemo-rl"])
+@pytest.mark.parametrize("to", ["trl", pytest.param("nemo-rl", marks=pytest.mark.slow)])
 def test_export_from_s3_to_s3_is_that_of_the_local_disk(to: str, subset: str, s3, tmp_path: Path):
     url = write_subset(s3.url("subset"), good_rows(), s3.storage)
     output = s3.url(f"out-{to}")

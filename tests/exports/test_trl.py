@@ -141,6 +141,7 @@ def test_other_trl_is_refused(monkeypatch: pytest.MonkeyPatch):
         checked_dpo_trainer()
 
 
+@pytest.mark.slow
 def test_reference_of_the_pipeline_gives_the_loss_that_trl_computes(
     tmp_path: Path, tiny_model_dir: Callable[..., Path], model_dir: Path
 ):

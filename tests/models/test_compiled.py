@@ -26,6 +26,7 @@ def num_graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", pytest.param("gemma2", marks=pytest.mark.soak),
                                     pytest.param("qwen3_moe", marks=pytest.mark.soak)])  # fmt: skip
 def test_compiled_layers_give_the_plain_sums_and_nothing_is_compiled_after_the_start(family, groups):
@@ -90,6 +91,7 @@ def test_an_adapter_is_compiled_with_its_layers(groups):
     np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_compiled_rewards_equal_plain_ones(groups):
     model = tiny_model("llama", classifier=True, num_labels=1)
     expected = plain_rewards(model, groups)

@@ -67,7 +67,7 @@ def test_on_its_own_rows_it_keeps_what_it_kept(metric, rule):
     assert {name: cut.k for name, cut in found.cuts.items()} == {name: cut.k for name, cut in former.cuts.items()}
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.integers(0, 99), st.randoms(use_true_random=False), st.floats(0, 1), st.sampled_from(RULES))
 def test_rows_are_judged_one_by_one_in_any_order_and_partition(seed, random, share, rule):
     former, table = run(rows(0), Metric(), **rule), rows(seed).slice(0, 70)

@@ -84,6 +84,7 @@ def test_scores_in_fp8_are_close_and_the_same_on_ray(
     np.testing.assert_allclose(found["plain"], found["own"], rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["plain", pytest.param("ray", marks=[pytest.mark.soak, pytest.mark.ray])])
 def test_what_little_two_models_differ_by_is_lost_in_fp8_and_stops_the_run(
     engine: str,
@@ -112,6 +113,7 @@ def test_rewards_that_rank_otherwise_stop_the_run(tmp_path: Path, pairs: list[di
         score(*prepare_score(config))
 
 
+@pytest.mark.slow
 def test_equal_models_have_equal_margins_in_fp8_too(
     tmp_path: Path, pairs: list[dict], tiny_model_dir: Callable[..., Path]
 ):

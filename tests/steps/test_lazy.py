@@ -59,6 +59,7 @@ def scored_of(config: Config, **keys) -> pa.Table:
     return Dataset.open(Place.open(config.scored, config.storage)).table(**keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "run",
     [

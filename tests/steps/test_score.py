@@ -73,20 +73,24 @@ def expected(tmp_path_factory: pytest.TempPathFactory, pairs: list[dict], models
     return scores_of(config), selected_ids(config)
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("run", "replicas"),
     [
         ({"engine": "plain", "shard_rows": 7}, 1),
-        pytest.param({"engine": "ray", "shard_rows": 30, "placement": "colocated"}, 2, marks=pytest.mark.soak),
-        ({"engine": "ray", "shard_rows": 12, "placement": "colocated"}, 1),
         pytest.param(
-            {"engine": "ray", "shard_rows": 9, "placement": "in_turn", "turn_shards": 2}, 1, marks=pytest.mark.soak
+            {"engine": "ray", "shard_rows": 30, "placement": "colocated"}, 2, marks=[pytest.mark.ray, pytest.mark.soak]
+        ),
+        pytest.param(
+            {"engine": "ray", "shard_rows": 12, "placement": "colocated"}, 1, marks=[pytest.mark.ray, pytest.mark.slow]
+        ),
+        pytest.param(
+            {"engine": "ray", "shard_rows": 9, "placement": "in_turn", "turn_shards": 2},
+            1,
+            marks=[pytest.mark.ray, pytest.mark.soak],
         ),
     ],
     ids=["plain-7", "ray-30-colocated-2", "ray-12-colocated-1", "ray-9-in-turn"],
 )
-@pytest.mark.usefixtures("local_ray")
 def test_layout_does_not_move_a_score_or_the_selection(
     run: dict,
     replicas: int,
@@ -95,7 +99,10 @@ def test_layout_does_not_move_a_score_or_the_selection(
     models: dict,
     expected: tuple[pa.Table, list[str]],
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ):
+    if run["engine"] == "ray":
+        request.getfixturevalue("local_ray")
     # More shards than that go in waves, each with actors of its own.
     monkeypatch.setattr("pipeline.steps.step.WAVE_SHARDS", 5)
     source = write_jsonl(tmp_path / "pairs.jsonl", shuffled(pairs, seed=replicas))

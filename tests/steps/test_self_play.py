@@ -100,6 +100,7 @@ def played(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Callable[..
     return Played(run=work / "run", config=config, shown=play(config), after_one=after_one)
 
 
+@pytest.mark.slow
 def test_two_rounds_end_with_a_policy_that_was_trained_on_the_selected_pairs(played: Played):
     first, second = report(played.run, 1), report(played.run, 2)
     assert f"policy: {second['training']['policy']}" in played.shown
@@ -110,6 +111,7 @@ def test_two_rounds_end_with_a_policy_that_was_trained_on_the_selected_pairs(pla
     assert first["margins"]["implicit_before"] != first["margins"]["implicit_after"]
 
 
+@pytest.mark.slow
 def test_every_prompt_is_trained_on_or_held_out_and_accounted_for_in_every_step(played: Played):
     held_out, others = (rows(played.run / name) for name in ("held_out", "prompts"))
     assert {row["id"] for row in [*held_out, *others]} == {
@@ -130,6 +132,7 @@ def test_every_prompt_is_trained_on_or_held_out_and_accounted_for_in_every_step(
     assert {row["prompt_id"] for row in rows(base / "scored") if row["status"] == "kept"} == paired
 
 
+@pytest.mark.slow
 def test_pairs_are_the_policys_own_answers_and_the_reward_prefers_the_chosen_one(played: Played):
     base = played.run / "round-1/base"
     answers = {row["id"]: row for row in rows(base / "annotated")}
@@ -140,6 +143,7 @@ def test_pairs_are_the_policys_own_answers_and_the_reward_prefers_the_chosen_one
         assert pair["reward_chosen"] > pair["reward_rejected"]
 
 
+@pytest.mark.slow
 def test_a_second_round_adds_to_the_first_and_a_finished_run_is_left_as_it_is(played: Played):
     before = written(played.run)
     assert {path: before[path] for path in played.after_one} == played.after_one

@@ -39,6 +39,7 @@ def test_subset_opens_in_datasets_and_pyarrow_with_equal_rows(subset: Path, tmp_
     assert set(from_disk[0]["prompt"][0]) == {"role", "content"}
 
 
+@pytest.mark.slow
 def test_trl_takes_five_real_steps_on_the_subset(subset: Path, tmp_path: Path, tiny_model_dir: Callable[..., Path]):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer

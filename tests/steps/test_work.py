@@ -78,6 +78,7 @@ def scores_of(config: Config) -> pa.Table:
     return Dataset.open(Place.open(config.scored, config.storage)).table(None, kept_only=False).sort_by("id")
 
 
+@pytest.mark.slow
 def test_models_in_turn_score_as_models_at_once_one_loaded_at_a_time_once_a_batch(tmp_path, pairs, models, caplog):
     source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:12])
     at_once = make_config(tmp_path / "at-once", source, **models, run={"shard_rows": 4})

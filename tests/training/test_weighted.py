@@ -19,6 +19,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_weight_multiplies_the_gradient_of_its_pair(method, make_job, tmp_path, tiny_model_dir):
     data = scored(rows(), tiny_model_dir("llama"))
