@@ -136,10 +136,11 @@ def test_pools_overlap_in_time_and_move_no_score(
     assert summary.overlap_s > 0
 
 
-def test_second_run_scores_nothing_and_needs_no_model_load(
+def test_second_run_scores_nothing_and_needs_no_model_load_whatever_the_speed_settings(
     tmp_path: Path, pairs: list[dict], models: dict, monkeypatch
 ):
-    config = make_config(tmp_path, write_jsonl(tmp_path / "pairs.jsonl", pairs), **models)
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs[:20])
+    config = make_config(tmp_path, source, **models)
     first = run_all(config)
 
     def refuse(*_: object) -> None:
@@ -151,14 +152,9 @@ def test_second_run_scores_nothing_and_needs_no_model_load(
     second = run_all(config)
     assert "(none now)" in second
     assert "(none now)" not in first
-    assert {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*")) if p.is_file()} == before
-
-
-def test_performance_settings_are_no_part_of_the_fingerprint(tmp_path: Path, pairs: list[dict], models: dict):
-    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
-    run_all(make_config(tmp_path, source, **models))
     other = {**models, "policy": {**models["policy"], "replicas": 2, "token_budget": 512, "num_threads": 2}}
     assert "(none now)" in run_all(make_config(tmp_path, source, **other, run={"shard_rows": 3}))
+    assert {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*")) if p.is_file()} == before
 
 
 @pytest.mark.parametrize(
