@@ -23,6 +23,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
+    """Else extension modules that look for leaks at the end would report all of it."""
     gc.unfreeze()
 
 
