@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ def test_scores_in_fp8_are_close_and_the_same_on_ray(
                 "run": {"engine": engine, "shard_rows": 100},
             }
             found[name] = scores_of(make_config(tmp_path / name, source, **options, **IMPLICIT))
-    assert "rank correlation of implicit (cpo) margins with those without fp8: 0.99" in caplog.text
+    told = re.search(r"rank correlation of implicit \(cpo\) margins with those without fp8: ([\d.]+)", caplog.text)
+    assert told is not None
+    assert float(told[1]) >= 0.99
     assert np.array_equal(found["plain"], found["ray"])
     assert not np.array_equal(found["plain"], found["own"])
     np.testing.assert_allclose(found["plain"], found["own"], rtol=0.05)
