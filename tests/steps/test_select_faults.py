@@ -28,8 +28,9 @@ def expected(scored: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return data.objects(output)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize(("engine", "num_kills"), [("plain", 2), pytest.param("ray", 1, marks=pytest.mark.ray)])
+@pytest.mark.parametrize(
+    ("engine", "num_kills"), [("plain", 2), pytest.param("ray", 1, marks=[pytest.mark.ray, pytest.mark.soak])]
+)
 def test_selection_that_was_killed_ends_as_if_it_had_not_been(
     engine: str, num_kills: int, scored: str, expected: dict[str, bytes], tmp_path: Path
 ):
